@@ -1,1 +1,3 @@
 //! Placeholder.
+#[path = "../kernels/mod.rs"]
+pub mod kernels;

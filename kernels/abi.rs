@@ -1,0 +1,1 @@
+// Generated from abi.h by `cargo xtask abi`.

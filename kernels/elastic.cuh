@@ -1,0 +1,127 @@
+// Elastic kernels: thread blocks that take tiles from a counter and leave SMs that their tenant no longer holds.
+//
+// A kernel is written as a loop over tiles whose arithmetic knows only the tile's number:
+//
+//     extern "C" __global__ void my_kernel(MyArgs args, Tiles tiles) {
+//         ElasticTiles queue(tiles);
+//         for (uint32_t tile; queue.next(tile);) { ... the tile ... }
+//     }
+//
+// next() synchronises the block, so shared memory of the previous tile may be overwritten after it returns. All threads of the block
+// must call it. It returns false once for every block, and the block must then return.
+//
+// What a launch promises, whatever happens to the grant while it runs:
+//   * Every tile is done exactly once.
+//   * The owner (the launch whose completion stream order waits for) completes only when every tile is *finished*, by whomever it was
+//     taken: the last block of the owner to leave waits for tiles that joiners still hold.
+//   * At least block 0 of the owner stays, so that a grant of zero SMs cannot hang a stream.
+//   * A joiner (a second launch on the same counter, to grow again) takes tiles of its own epoch only and never touches a later launch's.
+//   * The counter is back at zero, one epoch on, when the owner completes: replayed graphs need no reset node.
+//
+// TileProgress, one for each chain of launches that run one after another:
+//
+//   | step                | taken (epoch:32, count:32)   | finished          | departed        |
+//   |---------------------|------------------------------|-------------------|-----------------|
+//   | owner takes a tile  | +1                           |                   |                 |
+//   | joiner takes a tile | +1 by compare-and-swap, only |                   |                 |
+//   |                     | while the epoch is its own   |                   |                 |
+//   | a block leaves      |                              | + tiles it did    | +1 (owner only) |
+//   | last owner block,   | epoch + 1, count 0           | 0                 | 0               |
+//   | finished == count   |                              |                   |                 |
+#pragma once
+#include <cstdint>
+
+#include "abi.h"
+
+__device__ __forceinline__ uint32_t sm_id() {
+    uint32_t id;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
+    return id;
+}
+
+class ElasticTiles {
+  public:
+    __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), done_(0) {}
+
+    // The next tile for this block, the same in every thread; false when the block must leave.
+    __device__ bool next(uint32_t &tile) {
+        __shared__ uint32_t taken;
+        // The previous tile is finished in every thread, and its stores are ordered before what thread 0 publishes when it leaves.
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const bool owner = tiles_.joins == 0;
+            const bool may_run = holds_this_sm() || (owner && blockIdx.x == 0);
+            uint32_t mine = may_run ? (owner ? take() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
+            if (mine < tiles_.count) {
+                ++done_;
+            } else {
+                leave(owner);
+            }
+            taken = mine;
+        }
+        __syncthreads();
+        tile = taken;
+        return tile < tiles_.count;
+    }
+
+  private:
+    __device__ TileProgress *progress() const { return reinterpret_cast<TileProgress *>(tiles_.progress); }
+
+    __device__ bool holds_this_sm() const {
+        if (tiles_.grant == 0) return true;
+        const uint32_t sm = sm_id();
+        // Volatile: the grant changes while the kernel runs, so neither a register nor L1 may answer for it.
+        const volatile uint32_t *grant = reinterpret_cast<const volatile uint32_t *>(tiles_.grant);
+        return (grant[sm / 32] >> (sm % 32)) & 1u;
+    }
+
+    // The owner's blocks know that the epoch cannot change under them: it does so only after the last of them has left.
+    __device__ uint32_t take() { return static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)); }
+
+    __device__ uint32_t take_in_epoch(uint32_t epoch) {
+        volatile unsigned long long *word = &progress()->taken;
+        for (unsigned long long seen = *word;;) {
+            const uint32_t count = static_cast<uint32_t>(seen);
+            if (static_cast<uint32_t>(seen >> 32) != epoch || count >= tiles_.count) return tiles_.count;
+            const unsigned long long before = atomicCAS(&progress()->taken, seen, seen + 1);
+            if (before == seen) return count;
+            seen = before;
+        }
+    }
+
+    __device__ void leave(bool owner) {
+        __threadfence();
+        atomicAdd(&progress()->finished, done_);
+        if (!owner) return;
+        __threadfence();
+        if (atomicAdd(&progress()->departed, 1u) != gridDim.x - 1) return;
+        // Last block of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
+        volatile uint32_t *finished = &progress()->finished;
+        while (*finished < tiles_.count) __nanosleep(64);
+        __threadfence();
+        const unsigned long long epoch = progress()->taken >> 32;
+        progress()->finished = 0;
+        progress()->departed = 0;
+        __threadfence();
+        *reinterpret_cast<volatile unsigned long long *>(&progress()->taken) = ((epoch + 1) & 0xffffffffull) << 32;
+    }
+
+    const Tiles &tiles_;
+    uint32_t done_;
+};
+
+// For kernels too short to be worth polling for (norms, embeddings): blocks stride over the tiles they were launched for.
+class StridedTiles {
+  public:
+    __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) {}
+
+    __device__ bool next(uint32_t &tile) {
+        tile = next_;
+        next_ += gridDim.x;
+        return tile < count_;
+    }
+
+  private:
+    uint32_t count_;
+    uint32_t next_;
+};

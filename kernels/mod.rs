@@ -1,0 +1,17 @@
+//! The kernels, one room per operator: the device code (`.cu`, `.cuh`) and its host side (`.rs`: descriptor, shapes, launch at any SM count)
+//! side by side. A descriptor implements [`Kernel`](smidgen_runtime::launch::Kernel) and says nothing of SMs; the runtime decides those.
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, non_camel_case_types)]
+pub mod abi;
+// One line a room, added by the room's author:
+pub mod gemm;
+
+pub mod attention;
+
+pub mod norm;
+
+pub mod embedding;
+
+pub mod activation;
+
+pub mod sampling;

@@ -1,0 +1,22 @@
+//! What can go wrong at the interception point.
+
+use crate::device::DeviceError;
+
+/// Why a launch did not happen.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LaunchError {
+    /// The kernel cannot do this shape.
+    #[error("{kernel} cannot do this shape: {reason}")]
+    Unsupported {
+        /// The kernel's key.
+        kernel: String,
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// The tenant was dismissed, or is not in the plan.
+    #[error("this tenant was dismissed; admit it again to launch")]
+    Dismissed,
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}

@@ -1,0 +1,111 @@
+//! What an engine tells the runtime about a kernel: its key, its cost, and its launch at any SM count.
+
+use std::mem::{MaybeUninit, size_of};
+
+use crate::device::{DevicePtr, Sms, Topology};
+
+use super::{KernelKey, LaunchError};
+
+/// The largest parameter struct a kernel may take, bytes (three 128-byte tensor maps and their companions fit).
+pub const MAX_PARAM_BYTES: usize = 768;
+
+/// A kernel descriptor: shapes and device pointers, nothing about SMs.
+///
+/// # Safety
+/// [`configure`](Kernel::configure) must return parameters of the type that the named `__global__` function takes as its first argument (its
+/// second is a [`TilesArg`]), and every pointer in them must stay valid until the launch has completed.
+pub unsafe trait Kernel {
+    /// What the profiler measures this launch as, and the plan places it by.
+    fn key(&self) -> KernelKey;
+
+    /// The least the launch must do, for rooflines and for the simulator where no profile exists.
+    fn work(&self) -> Work;
+
+    /// The launch that uses at most `sms` SMs. The arithmetic of the outputs must not depend on `sms`.
+    ///
+    /// # Errors
+    /// [`LaunchError::Unsupported`] for a shape that the kernel cannot do.
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError>;
+}
+
+/// The least that a launch must do, whatever the implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Work {
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: u64,
+    /// Bytes through device memory, each input read once and each output written once.
+    pub bytes: u64,
+}
+
+/// A configured launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// Name of the `extern "C" __global__` function.
+    pub symbol: &'static str,
+    /// Thread blocks. Persistent kernels ask for no more than fit on their SMs at once.
+    pub grid: u32,
+    /// Threads in a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, bytes.
+    pub shared_bytes: u32,
+    /// Thread blocks of this kernel that fit on one SM at once.
+    pub blocks_per_sm: u32,
+    /// Tiles to be done. An elastic kernel's blocks take them from a counter; others stride over them.
+    pub tiles: u32,
+    /// Whether blocks poll the grant before each tile.
+    pub elastic: bool,
+    /// The kernel's first parameter.
+    pub params: Params,
+}
+
+impl Launch {
+    /// The grid of a persistent kernel: as many blocks as `sms` SMs hold at once, never more than there are tiles.
+    pub const fn persistent_grid(tiles: u32, sms: Sms, blocks_per_sm: u32) -> u32 {
+        let resident = sms.get() * blocks_per_sm;
+        let grid = if tiles < resident { tiles } else { resident };
+        if grid == 0 { 1 } else { grid }
+    }
+}
+
+/// A kernel's first parameter, kept inline so that a launch allocates nothing.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Params {
+    bytes: [MaybeUninit<u8>; MAX_PARAM_BYTES],
+}
+
+impl Params {
+    /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
+    pub fn new<T: Copy + 'static>(args: T) -> Self {
+        const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
+        let mut params = Self { bytes: [MaybeUninit::uninit(); MAX_PARAM_BYTES] };
+        // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
+        unsafe { params.bytes.as_mut_ptr().cast::<T>().write(args) };
+        params
+    }
+
+    /// Where the struct begins, for the driver.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.bytes.as_ptr().cast()
+    }
+}
+
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Params(..)")
+    }
+}
+
+/// Every kernel's second parameter, `Tiles` in kernels/elastic.cuh: where tiles are counted and which SMs may take them.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct TilesArg {
+    /// The `TileProgress` of this launch, zero before the first use; it resets itself.
+    pub progress: DevicePtr,
+    /// The tenant's grant, one bit per SM in `%smid` order; null where every SM is granted.
+    pub grant: DevicePtr,
+    /// Tiles to be done.
+    pub count: u32,
+    /// 0 for the launch that owns the counter; for a joining launch, 1 + the epoch that it may take tiles of, modulo 2^32 - 1.
+    pub joins: u32,
+}

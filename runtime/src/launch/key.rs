@@ -1,0 +1,188 @@
+//! Kernel keys: what the profiler measures and the runtime looks up. A key is a kernel's name, shape and precision; on the launch path it
+//! is compared by a 64-bit fingerprint whose string part is hashed when the program is compiled.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// FNV-1a, 64 bits (Fowler, Noll and Vo; parameters from draft-eastlake-fnv).
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+const fn fnv(text: &[u8], mut hash: u64) -> u64 {
+    let mut at = 0;
+    while at < text.len() {
+        hash = (hash ^ text[at] as u64).wrapping_mul(FNV_PRIME);
+        at += 1;
+    }
+    hash
+}
+
+/// The name of a kernel as profiles know it, hashed at compile time: make it a `const`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelName {
+    text: &'static str,
+    hash: u64,
+}
+
+impl KernelName {
+    /// A name of lower-case letters, digits and underscores.
+    pub const fn new(text: &'static str) -> Self {
+        Self { text, hash: fnv(text.as_bytes(), FNV_OFFSET) }
+    }
+
+    /// The name as text.
+    pub const fn text(self) -> &'static str {
+        self.text
+    }
+}
+
+/// The element type a kernel computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// FP16 operands, FP32 accumulation.
+    #[default]
+    F16,
+    /// FP32 throughout.
+    F32,
+}
+
+impl Precision {
+    fn text(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// Kernel name, shape (at most 6 extents) and precision, written `gemm_bias[1024x768x3072]f16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelKey {
+    name: KernelName,
+    shape: [u32; 6],
+    rank: u8,
+    precision: Precision,
+}
+
+impl KernelKey {
+    /// A key for an FP16 kernel. Extents beyond six do not compile.
+    pub const fn new<const RANK: usize>(name: KernelName, extents: [u32; RANK]) -> Self {
+        const { assert!(RANK <= 6, "a kernel key holds at most 6 extents") };
+        let mut shape = [0; 6];
+        let mut at = 0;
+        while at < RANK {
+            shape[at] = extents[at];
+            at += 1;
+        }
+        Self { name, shape, rank: RANK as u8, precision: Precision::F16 }
+    }
+
+    /// The same key at another precision.
+    pub const fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The kernel's name.
+    pub const fn name(&self) -> &'static str {
+        self.name.text
+    }
+
+    /// The shape's extents.
+    pub fn shape(&self) -> &[u32] {
+        &self.shape[..self.rank as usize]
+    }
+
+    /// The number by which keys are compared on the launch path.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.name.hash, self.shape(), self.precision)
+    }
+}
+
+impl fmt::Display for KernelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[", self.name.text)?;
+        for (at, extent) in self.shape().iter().enumerate() {
+            write!(f, "{}{extent}", if at > 0 { "x" } else { "" })?;
+        }
+        write!(f, "]{}", self.precision.text())
+    }
+}
+
+/// A kernel key as a 64-bit number: equal for equal keys, whether built from a [`KernelKey`] or parsed from its text in a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Fingerprint(pub u64);
+
+impl Fingerprint {
+    fn of(name_hash: u64, shape: &[u32], precision: Precision) -> Self {
+        let mut hash = name_hash;
+        for &extent in shape {
+            hash = (hash ^ u64::from(extent)).wrapping_mul(FNV_PRIME).rotate_left(29);
+        }
+        Self((hash ^ ((shape.len() as u64) << 8) ^ precision as u64).wrapping_mul(FNV_PRIME))
+    }
+}
+
+/// A text that is no kernel key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a kernel key; one reads like `gemm_bias[1024x768x3072]f16`")]
+pub struct ParseKeyError(String);
+
+impl FromStr for Fingerprint {
+    type Err = ParseKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+        let parse = || {
+            let (name, rest) = text.split_once('[')?;
+            let (extents, precision) = rest.split_once(']')?;
+            let precision = [Precision::F16, Precision::F32].into_iter().find(|p| p.text() == precision)?;
+            let shape = if extents.is_empty() {
+                Vec::new()
+            } else {
+                extents.split('x').map(|extent| extent.parse().ok()).collect::<Option<Vec<u32>>>()?
+            };
+            (shape.len() <= 6 && !name.is_empty()).then(|| Self::of(fnv(name.as_bytes(), FNV_OFFSET), &shape, precision))
+        };
+        parse().ok_or_else(|| ParseKeyError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_read_back_from_its_text_has_the_same_fingerprint() {
+        const NAME: KernelName = KernelName::new("gemm_bias");
+        for key in [
+            KernelKey::new(NAME, []),
+            KernelKey::new(NAME, [1]),
+            KernelKey::new(NAME, [1024, 768, 3072]),
+            KernelKey::new(NAME, [1024, 768, 3072]).with_precision(Precision::F32),
+        ] {
+            assert_eq!(key.to_string().parse(), Ok(key.fingerprint()), "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_that_differ_in_one_place_have_different_fingerprints() {
+        let base = KernelKey::new(KernelName::new("gemm"), [8, 16]);
+        for other in [
+            KernelKey::new(KernelName::new("gemv"), [8, 16]),
+            KernelKey::new(KernelName::new("gemm"), [16, 8]),
+            KernelKey::new(KernelName::new("gemm"), [8, 16, 0]),
+            base.with_precision(Precision::F32),
+        ] {
+            assert_ne!(base.fingerprint(), other.fingerprint(), "{other}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_key_is_named_in_the_error() {
+        for text in ["", "gemm", "gemm[8x]f16", "gemm[8]f64", "[8]f16", "gemm[1x2x3x4x5x6x7]f16"] {
+            let error = text.parse::<Fingerprint>().unwrap_err();
+            assert!(error.to_string().contains(&format!("`{text}`")));
+        }
+    }
+}

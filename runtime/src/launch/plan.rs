@@ -1,0 +1,96 @@
+//! Plans: the placements of all kernels of all tenants, immutable, swapped whole by one pointer store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::device::{PartitionId, Priority, Sms};
+use crate::partition::TpcSet;
+use crate::tenant::TenantId;
+
+use super::Fingerprint;
+
+/// What one launch gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// SMs to size the grid for.
+    pub sms: Sms,
+    /// The partition whose stream takes the launch.
+    pub partition: PartitionId,
+    /// Its order among blocks that wait for an SM.
+    pub priority: Priority,
+}
+
+impl Placement {
+    /// The whole GPU at normal priority.
+    pub const fn whole(sms: Sms) -> Self {
+        Self { sms, partition: PartitionId::WHOLE, priority: Priority::Normal }
+    }
+}
+
+/// Which means confine a tenant's kernels, from soft to hard. Every result names those that were in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Walls {
+    /// Persistent grids no larger than the granted SMs.
+    pub grid: bool,
+    /// A grant that elastic kernels poll.
+    pub grant: bool,
+    /// Green contexts.
+    pub partition: bool,
+}
+
+/// One tenant's part of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantPlan {
+    /// The TPCs that the tenant's elastic kernels may use.
+    pub grant: TpcSet,
+    /// For kernels that were never profiled or never seen when the plan was made.
+    pub default: Placement,
+    /// By kernel key.
+    pub kernels: HashMap<Fingerprint, Placement>,
+    /// What confines this tenant.
+    pub walls: Walls,
+}
+
+impl TenantPlan {
+    /// The placement of a kernel.
+    pub fn placement(&self, kernel: Fingerprint) -> Placement {
+        self.kernels.get(&kernel).copied().unwrap_or(self.default)
+    }
+
+    /// Every partition and priority that launches under this plan may use.
+    pub fn streams(&self) -> impl Iterator<Item = (PartitionId, Priority)> {
+        std::iter::once(&self.default).chain(self.kernels.values()).map(|placement| (placement.partition, placement.priority))
+    }
+}
+
+/// The placements of all kernels of all tenants.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// The policy that made it.
+    pub policy: &'static str,
+    /// By tenant.
+    pub tenants: HashMap<TenantId, TenantPlan>,
+}
+
+/// The current plan. Sessions read it with one atomic load.
+#[derive(Debug)]
+pub struct PlanCell(pub(crate) ArcSwap<Plan>);
+
+impl PlanCell {
+    /// A cell that holds `plan`.
+    pub fn new(plan: Plan) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(plan)))
+    }
+
+    /// The plan now in force.
+    pub fn current(&self) -> Arc<Plan> {
+        self.0.load_full()
+    }
+
+    /// Puts `plan` in force; sessions follow at their next launch.
+    pub fn publish(&self, plan: Plan) {
+        self.0.store(Arc::new(plan));
+    }
+}

@@ -1,0 +1,11 @@
+//! Which SMs: sets of TPCs, the ladder of partitions made at start, and KRISP's allocation of SMs to kernels.
+//!
+//! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, once, off the launch path; [`krisp`] chooses sets from counts of who
+//! runs where. Nothing in this room launches anything.
+
+pub mod krisp;
+mod ladder;
+mod tpc_set;
+
+pub use ladder::{Ladder, LadderError, rungs};
+pub use tpc_set::TpcSet;

@@ -1,0 +1,98 @@
+//! The profile file: JSON, one object, every sample kept.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Sms;
+use crate::launch::Work;
+
+use super::Curve;
+
+/// The version of this schema. A file of another version is refused.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Where and how the samples were taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// GPU name, as the driver gives it.
+    pub gpu: String,
+    /// SMs of that GPU.
+    pub sms: Sms,
+    /// Kernel-mode driver version.
+    pub driver: String,
+    /// Hash of the kernels' sources and compiler.
+    pub kernel_build: String,
+    /// The command that measured.
+    pub command: String,
+    /// Commit of the sources, empty where unknown.
+    pub commit: String,
+    /// Day of the measurement, `2026-11-21`.
+    pub date: String,
+    /// Whether the latencies come from the simulator's own model, and nothing was measured.
+    pub simulated: bool,
+}
+
+/// What limits a kernel on the whole GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// Arithmetic.
+    Compute,
+    /// Bytes through device memory.
+    Memory,
+    /// Neither: launch and dependency latency.
+    Latency,
+}
+
+/// The samples at one SM count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplePoint {
+    /// SMs of the partition the kernel ran in.
+    pub sms: Sms,
+    /// Median of the kept samples, microseconds.
+    pub median_us: f64,
+    /// Every sample, microseconds, in the order taken.
+    pub samples_us: Vec<f64>,
+    /// How many of them were left out of the median as outliers.
+    pub rejected: u32,
+}
+
+/// What was measured of one kernel key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelProfile {
+    /// The least it must do.
+    pub work: Work,
+    /// Thread blocks that fit on one SM at once.
+    pub blocks_per_sm: u32,
+    /// What limits it on the whole GPU.
+    pub bound: Bound,
+    /// The fewest SMs within the profile's tolerance of the whole GPU's latency.
+    pub minimum_sms: Sms,
+    /// By rising SM count.
+    pub points: Vec<SamplePoint>,
+}
+
+impl KernelProfile {
+    /// The curve of the medians; `None` if the points make no curve.
+    pub fn curve(&self) -> Option<Curve> {
+        Curve::new(self.points.iter().map(|point| (point.sms, point.median_us)).collect())
+    }
+}
+
+/// A profile file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// [`SCHEMA_VERSION`].
+    pub schema: u32,
+    /// Where and how it was measured.
+    pub provenance: Provenance,
+    /// The tolerance at which minimum SM counts were chosen: 0.02 is 2%.
+    pub tolerance: f64,
+    /// By kernel key, written as `gemm_bias[1024x768x3072]f16`.
+    pub kernels: BTreeMap<String, KernelProfile>,
+}

@@ -1,0 +1,33 @@
+//! Who shares the GPU: tenants, their class and their objective.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A tenant's number, never used again after it is dismissed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TenantId(pub u32);
+
+/// What a tenant is served for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Each request counts: it has an objective for its latency.
+    Latency,
+    /// Only the sum of finished requests counts.
+    #[default]
+    Throughput,
+}
+
+/// One model being served, as the engine announces it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantSpec {
+    /// A name for reports.
+    pub name: String,
+    /// What it is served for.
+    pub class: Class,
+    /// The latency that a latency tenant's requests should keep.
+    pub slo: Option<Duration>,
+    /// Device memory it will take: weights, cache and activations.
+    pub memory_bytes: u64,
+}
