@@ -8,3 +8,4 @@ mod schema;
 
 pub use curve::Curve;
 pub use schema::{Bound, KernelProfile, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+mod store; pub use store::ProfileStore;
