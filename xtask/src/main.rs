@@ -7,6 +7,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod abi;
+mod cargo;
+mod kernels;
 mod nvcc;
 mod toolchain;
 
@@ -21,6 +23,12 @@ struct Arguments {
 enum Chore {
     /// Find a CUDA compiler, or install the pinned one into .toolchain/
     Toolchain,
+    /// Compile the kernels
+    Kernels {
+        /// Print the registers, shared memory and spills of each kernel
+        #[arg(long)]
+        report: bool,
+    },
     /// Regenerate kernels/abi.rs from kernels/abi.h
     Abi {
         /// Change nothing; fail if the bindings do not follow from the header
@@ -48,6 +56,7 @@ fn main() -> ExitCode {
 fn run(chore: Chore, root: &Path) -> Result<()> {
     match chore {
         Chore::Toolchain => println!("{}", toolchain::ensure_nvcc(root)?),
+        Chore::Kernels { report } => kernels::run(root, report)?,
         Chore::Abi { check, header, bindings } => {
             let header = header.unwrap_or_else(|| root.join("kernels/abi.h"));
             let bindings = bindings.unwrap_or_else(|| root.join("kernels/abi.rs"));
