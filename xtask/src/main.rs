@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod abi;
+mod cargo;
+mod kernels;
 mod nvcc;
 mod toolchain;
 
@@ -20,6 +23,24 @@ struct Arguments {
 enum Chore {
     /// Find a CUDA compiler, or install the pinned one into .toolchain/
     Toolchain,
+    /// Compile the kernels
+    Kernels {
+        /// Print the registers, shared memory and spills of each kernel
+        #[arg(long)]
+        report: bool,
+    },
+    /// Regenerate kernels/abi.rs from kernels/abi.h
+    Abi {
+        /// Change nothing; fail if the bindings do not follow from the header
+        #[arg(long)]
+        check: bool,
+        /// The header [default: kernels/abi.h]
+        #[arg(long)]
+        header: Option<PathBuf>,
+        /// The bindings [default: kernels/abi.rs]
+        #[arg(long)]
+        bindings: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -35,6 +56,12 @@ fn main() -> ExitCode {
 fn run(chore: Chore, root: &Path) -> Result<()> {
     match chore {
         Chore::Toolchain => println!("{}", toolchain::ensure_nvcc(root)?),
+        Chore::Kernels { report } => kernels::run(root, report)?,
+        Chore::Abi { check, header, bindings } => {
+            let header = header.unwrap_or_else(|| root.join("kernels/abi.h"));
+            let bindings = bindings.unwrap_or_else(|| root.join("kernels/abi.rs"));
+            abi::run(root, &header, &bindings, check)?;
+        }
     }
     Ok(())
 }

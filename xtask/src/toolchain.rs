@@ -56,6 +56,8 @@ pub fn install(root: &Path, folder: &str, what: &str, wheels: &[&str]) -> Result
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-compile"]);
     pip.args(["--only-binary=:all:", "--target"]).arg(&unpacked).args(wheels);
+    // Nothing outside the folder is touched, so pip's warning against running as root does not apply.
+    pip.env("PIP_ROOT_USER_ACTION", "ignore");
     let status = pip.status().context("cannot run python3, which is needed to download it: install python3 and its pip")?;
     if !status.success() {
         remove_if_there(&unpacked)?;
