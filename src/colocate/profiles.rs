@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use smidgen_runtime::device::Device;
-use smidgen_runtime::profile::{Profile, ProfileError, ProfileStore};
+use smidgen_runtime::profile::{Machine, Profile, ProfileError, ProfileStore};
 
 use crate::fatbin::BUILD_HASH;
 
@@ -13,10 +13,10 @@ use crate::fatbin::BUILD_HASH;
 /// # Errors
 /// The first profile that cannot be read or belongs to another GPU, by name.
 pub fn load(paths: &[PathBuf], device: &dyn Device) -> Result<Arc<ProfileStore>, ProfileError> {
+    let machine = Machine::of(device, BUILD_HASH);
     let mut store = ProfileStore::default();
     for path in paths {
-        let profile = Profile::read(path)?;
-        for warning in store.add(path, &profile, device.topology(), device.is_simulated(), BUILD_HASH)? {
+        for warning in store.add(path, Profile::read(path)?, &machine)? {
             tracing::warn!("{warning}");
         }
     }
