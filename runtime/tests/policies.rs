@@ -135,6 +135,18 @@ fn krisp_o_keeps_off_the_tpcs_that_others_are_expected_to_occupy() {
 }
 
 #[test]
+fn krisp_o_weighs_occupancy_by_time_not_by_number_of_kernels() {
+    let gpu = gpu(2, &[8, 8, 8]);
+    // Two short kernels of the first tenant run on the first GPC and a long one everywhere; the second tenant never leaves the second GPC.
+    let wide = tenant(1, &[kernel(1, 1, 16, 1.0), kernel(2, 1, 8, 1.0), kernel(3, 1, 48, 1000.0)]);
+    let narrow = tenant(2, &[kernel(4, 1, 16, 10.0)]);
+    let draft = Krisp::overlapping().plan(&gpu, &[wide, narrow, tenant(3, &[kernel(5, 1, 32, 10.0)])]);
+    assert_eq!(placement(&draft, 1, 1).tpcs, TpcSet::range(0, 8));
+    assert_eq!(placement(&draft, 2, 4).tpcs, TpcSet::range(8, 16));
+    assert_eq!(placement(&draft, 3, 5).tpcs, TpcSet::range(0, 8) | TpcSet::range(16, 24));
+}
+
+#[test]
 fn the_distribution_decides_how_many_gpcs_a_kernel_is_spread_over() {
     let gpu = h200();
     let gpcs_of = |name: &str| {
