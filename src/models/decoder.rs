@@ -277,6 +277,11 @@ impl Decoder {
         })
     }
 
+    /// Tokens to choose from.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocab
+    }
+
     fn embed(&self, rows: u32, ids: &Buffer, batch: &DecoderBatch) -> Embed {
         Embed {
             rows,

@@ -173,6 +173,11 @@ impl Encoder {
         Ok(())
     }
 
+    /// Width of the output.
+    pub fn hidden(&self) -> usize {
+        self.config.hidden
+    }
+
     fn embedding(&self, batch: &EncoderBatch) -> Embed {
         let bert = BertEmbedding {
             positions: batch.positions.ptr(),

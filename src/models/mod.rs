@@ -6,6 +6,7 @@
 
 mod decoder;
 mod encoder;
+mod solo;
 mod tensors;
 mod workload;
 
@@ -21,6 +22,7 @@ use crate::weights::{Checkpoint, WeightsError};
 
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
 pub use encoder::{Encoder, EncoderBatch};
+pub use solo::{Generation, Solo, SoloError};
 pub use tensors::TensorSource;
 
 /// Seed of the presets' weights: the same bits on every machine.
