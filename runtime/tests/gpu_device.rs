@@ -19,8 +19,7 @@ use smidgen_runtime::partition::TpcSet;
 ///
 /// `record_sms` writes the SM of each block to `args.out[block]` and keeps the SM for `args.number` cycles, so that later blocks go elsewhere.
 /// `echo` writes `args.number`, `tiles.count` and `tiles.joins` to `args.out`.
-const PTX: &str = r"
-.version 7.0
+const PTX: &str = r".version 7.0
 .target sm_80
 .address_size 64
 
