@@ -68,17 +68,17 @@ pub fn table(profile: &Profile) -> String {
     let mut lines = vec![heading(profile)];
     let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0).max("kernel".len());
     lines.push(format!(
-        "{:width$}  {:>8}  {:>6}  {:>10}  {:>7}  {:>10}  {:<7}  {:>7}  {:>12}",
-        "kernel", "launches", "time %", "us, all", "min SMs", "us, min", "bound", "% peak", "SM-time -%"
+        "{:width$}  {:>8}  {:>6}  {:>10}  {:>7}  {:>10}  {:<7}  {:>7}  {:>15}",
+        "kernel", "launches", "time %", "us, all", "min SMs", "us, min", "bound", "% peak", "SM-time saved %"
     ));
     for row in &rows {
         lines.push(format!(
-            "{:width$}  {:>8}  {:>6.1}  {:>10.2}  {:>7}  {:>10.2}  {:<7}  {:>7.1}  {:>12.1}",
+            "{:width$}  {:>8}  {:>6.1}  {:>10.2}  {:>7}  {:>10.2}  {:<7}  {:>7.1}  {:>15.1}",
             row.key,
             row.launches,
             row.share * 100.0,
             row.whole_us,
-            row.minimum_sms,
+            row.minimum_sms.0,
             row.minimum_us,
             bound_text(row.bound),
             row.of_peak * 100.0,
