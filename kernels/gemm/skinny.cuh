@@ -57,29 +57,34 @@ __device__ __forceinline__ void gemm_skinny(const GemmArgs &args, const Tiles &t
     for (uint32_t tile; queue.next(tile);) {
         const uint32_t first_col = tile * Shape::BLOCK_N;
 
-        const auto copy_rows = [&](uint32_t target, uint64_t matrix, uint32_t stride, uint32_t first_row, uint32_t matrix_rows, uint32_t count, uint32_t step) {
-            const uint32_t at = (step * Shape::WARPS + warp) * CHUNK_K + copy_col;
-            const uint32_t valid_bytes = at < args.k ? min(args.k - at, 8u) * 2 : 0;
-#pragma unroll
-            for (uint32_t row = copy_row; row < count + copy_row; row += 4) {
-                const uint32_t matrix_row = first_row + row;
-                const __half *source = reinterpret_cast<const __half *>(matrix) + static_cast<uint64_t>(matrix_row) * stride + at;
-                cp_async_16(target + swizzled_128(row, lane % 8), source, matrix_row < matrix_rows ? valid_bytes : 0);
-            }
-        };
+        const __half *a_source = reinterpret_cast<const __half *>(args.a) + static_cast<uint64_t>(copy_row) * args.lda + copy_col;
+        const __half *b_source = reinterpret_cast<const __half *>(args.b) + static_cast<uint64_t>(first_col + copy_row) * args.ldb + copy_col;
+
         const auto fill = [&](uint32_t step) {
             if (step < steps) {
                 const uint32_t stage = ring + step % STAGES * Shape::STAGE_BYTES;
-                copy_rows(stage + Shape::A_BYTES, args.b, args.ldb, first_col, args.n, Shape::BLOCK_N, step);
-                copy_rows(stage, args.a, args.lda, 0, args.m, Shape::BLOCK_M, step);
+                const uint32_t at = (step * Shape::WARPS + warp) * CHUNK_K;
+                const uint32_t valid_bytes = at + copy_col < args.k ? min(args.k - at - copy_col, 8u) * 2 : 0;
+                // Four rows at a time: fully unrolled, the addresses of all rows would be kept in registers, and spilled.
+                const __half *source = b_source + at;
+#pragma unroll 4
+                for (uint32_t row = copy_row; row < Shape::BLOCK_N + copy_row; row += 4, source += 4 * static_cast<uint64_t>(args.ldb)) {
+                    cp_async_16(stage + Shape::A_BYTES + swizzled_128(row, lane % 8), source, first_col + row < args.n ? valid_bytes : 0);
+                }
+                source = a_source + at;
+#pragma unroll 4
+                for (uint32_t row = copy_row; row < Shape::BLOCK_M + copy_row; row += 4, source += 4 * static_cast<uint64_t>(args.lda)) {
+                    cp_async_16(stage + swizzled_128(row, lane % 8), source, row < args.m ? valid_bytes : 0);
+                }
             }
             // A group for each step, also for those beyond k, so that counting groups counts steps.
             cp_async_commit();
         };
 
         float sums[M_TILES][N_TILES][4] = {};
-#pragma unroll
+#pragma unroll 1
         for (uint32_t step = 0; step < STAGES - 1; ++step) fill(step);
+#pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
             cp_async_wait<STAGES - 2>();
             // All lanes' copies of this step have arrived, and all lanes have read the stage that is filled next.
