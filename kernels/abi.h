@@ -56,9 +56,79 @@ typedef enum GemmEpilogue {
 
 // ---- norm/ ----
 
+// Layer norm and RMS norm, see norm/norm.cu.
+typedef struct NormArgs {
+    uint64_t x;        // half [rows, width]
+    uint64_t residual; // half [rows, width], or 0
+    uint64_t sum;      // half [rows, width]: receives x + residual, or 0
+    uint64_t weight;   // half [width]
+    uint64_t bias;     // half [width]; RMS norm has none
+    uint64_t y;        // half [rows, width]
+    uint32_t rows;
+    uint32_t width;
+    float epsilon;
+} NormArgs;
+
 // ---- embedding/ ----
 
-// ---- activation/ ----
+// Token embeddings, see embedding/embedding.cu.
+typedef struct EmbedArgs {
+    uint64_t ids;            // uint32 [rows]
+    uint64_t words;          // half [vocabulary, width]
+    uint64_t positions;      // uint32 [rows]; BERT only, as all below to epsilon
+    uint64_t position_table; // half [max_positions, width]
+    uint64_t type_table;     // half [*, width], whose row 0 is added; or 0
+    uint64_t weight;         // half [width]
+    uint64_t bias;           // half [width]
+    uint64_t y;              // half [rows, width]
+    uint32_t rows;
+    uint32_t width;
+    uint32_t vocabulary;
+    uint32_t max_positions;
+    float epsilon;
+} EmbedArgs;
+
+// ---- pooling/ ----
+
+// Rows picked or averaged, see pooling/pooling.cu.
+typedef struct PoolArgs {
+    uint64_t x;       // half [*, width]
+    uint64_t starts;  // uint32 [rows]: the row to pick, or the first to average
+    uint64_t lengths; // uint32 [rows]: how many to average
+    uint64_t y;       // [rows, width], half if picked, float if averaged
+    uint32_t rows;
+    uint32_t width;
+    uint32_t normalise; // 1: divide each average by its Euclidean length
+} PoolArgs;
 
 // ---- sampling/ ----
+
+// How one row's next token is drawn, see sampling/sample.cu.
+typedef struct SampleParams {
+    float temperature; // 0: the most likely token
+    float top_p;       // in (0, 1]; 1 keeps all
+    uint32_t top_k;    // 0 keeps all
+    float draw;        // uniform in [0, 1)
+} SampleParams;
+
+typedef struct SampleArgs {
+    uint64_t logits;  // float [rows, vocabulary]
+    uint64_t params;  // SampleParams [rows]
+    uint64_t tokens;  // uint32 [rows]: receives the token drawn
+    uint64_t positions; // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t lengths;   // uint32 [rows]: each gains 1, or 0 for none
+    uint32_t rows;
+    uint32_t vocabulary;
+} SampleArgs;
+
+// ---- random/ ----
+
+// Normally distributed weights, see random/random.cu.
+typedef struct RandomArgs {
+    uint64_t y; // half [count]
+    uint64_t count;
+    uint64_t seed;
+    float mean;
+    float deviation;
+} RandomArgs;
 

@@ -6,7 +6,7 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,10 +33,10 @@ pub fn run(root: &Path, header: &Path, bindings: &Path, check: bool) -> Result<(
     fs::write(bindings, current).with_context(|| format!("cannot write {}", bindings.display()))
 }
 
-/// Makes a libclang available to this process and hands back the folder to name in `LIBCLANG_PATH`, if it had to be installed.
-pub fn ensure_libclang(root: &Path) -> Result<Option<PathBuf>> {
+/// Loads a libclang into this process: the one that `LIBCLANG_PATH` names, the system's, or else the pinned wheel's.
+pub fn ensure_libclang(root: &Path) -> Result<()> {
     if clang_sys::is_loaded() || clang_sys::load().is_ok() {
-        return Ok(None);
+        return Ok(());
     }
     toolchain::install(root, LIBCLANG_FOLDER, "libclang (25 MB to download)", &[LIBCLANG_WHEEL])?;
     let folder = root.join(LIBCLANG_FOLDER).join("clang/native");
@@ -45,7 +45,7 @@ pub fn ensure_libclang(root: &Path) -> Result<Option<PathBuf>> {
     if let Err(reason) = clang_sys::load() {
         bail!("the libclang that was just installed does not load: {reason}");
     }
-    Ok(Some(folder))
+    Ok(())
 }
 
 fn generate(root: &Path, header: &Path) -> Result<String> {
