@@ -8,7 +8,19 @@
 //! | [`config`] | architectures, read from `config.json` and checked |
 //! | [`presets`] | architectures of well-known models |
 //! | [`weights`] | safetensors checkpoints, parameter names, random weights |
+//! | [`kernels`] | one room per operator: device code, descriptors, launch heuristics |
+//! | [`models`] | forward passes as launches through one session |
+//! | [`serve`] | one tenant's requests: arrivals, latencies |
+//! | [`colocate`] | several tenants side by side under one policy after another |
+//! | [`cuda`], [`fatbin`] | the GPU with the kernels built into this binary |
 
+pub mod colocate;
 pub mod config;
+pub mod cuda;
+pub mod fatbin;
+#[path = "../kernels/mod.rs"]
+pub mod kernels;
+pub mod models;
 pub mod presets;
+pub mod serve;
 pub mod weights;
