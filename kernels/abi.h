@@ -20,6 +20,38 @@ typedef struct Tiles {
 
 // ---- gemm/ ----
 
+// C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32.
+typedef struct GemmArgs {
+    uint64_t a;           // [m, k]
+    uint64_t b;           // [n, k]: a weight as model files store it
+    uint64_t c;           // [m, n]; [m, n / 2] for the SiLU gate
+    uint64_t bias;        // [n], or 0
+    uint64_t residual;    // [m, n], or 0
+    uint32_t m;
+    uint32_t n;
+    uint32_t k;
+    uint32_t lda;         // elements from one row to the next
+    uint32_t ldb;
+    uint32_t ldc;
+    uint32_t ld_residual;
+    uint32_t epilogue;    // GemmEpilogue, for kernels that were not compiled for one
+    float scale;          // factor of the sums
+    uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
+} GemmArgs;
+
+// What is done to a sum before it is stored. x = scale * sum + bias where there is a bias.
+typedef enum GemmEpilogue {
+    GEMM_PLAIN = 0,         // scale * sum
+    GEMM_PLAIN_F32 = 1,     // scale * sum, stored as FP32
+    GEMM_BIAS = 2,          // x
+    GEMM_BIAS_GELU = 3,     // gelu(x) with the error function
+    GEMM_BIAS_GELU_TANH = 4, // gelu(x) in its tanh approximation
+    GEMM_BIAS_RELU = 5,     // max(x, 0)
+    GEMM_RESIDUAL = 6,      // sum + residual
+    GEMM_BIAS_RESIDUAL = 7, // x + residual
+    GEMM_SILU_GATE = 8      // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
+} GemmEpilogue;
+
 // ---- attention/ ----
 
 // ---- norm/ ----
@@ -91,12 +123,14 @@ typedef struct SampleArgs {
 
 // ---- random/ ----
 
-// Normally distributed weights, see random/random.cu.
+// Random weights, see random/random.cu.
 typedef struct RandomArgs {
-    uint64_t y; // half [count]
+    uint64_t y; // half
     uint64_t count;
-    uint64_t seed;
-    float mean;
-    float deviation;
+    uint64_t columns;
+    uint64_t stride; // elements from row to row
+    uint64_t key;
+    float half_width; // 0 for a constant
+    float constant;
 } RandomArgs;
 
