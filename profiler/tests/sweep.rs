@@ -1,6 +1,9 @@
 //! A sweep as its caller meets it, on a device whose kernels take scripted times.
 
-mod support;
+mod support {
+    pub mod device;
+    pub mod kernel;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +17,8 @@ use smidgen_runtime::launch::{Kernel, KernelKey, Work};
 use smidgen_runtime::partition::{Ladder, rungs};
 use smidgen_runtime::profile::{Bound, KernelProfile, PeakSource, Peaks, Profile, SamplePoint};
 
-use support::{GEMM, NORM, Script, ScriptedDevice, ScriptedKernel, TILES, request};
+use support::device::{Script, ScriptedDevice};
+use support::kernel::{GEMM, NORM, ScriptedKernel, TILES, request};
 
 const GEMM_KEY: &str = "gemm[1024x768x3072]f16";
 const NORM_KEY: &str = "norm[1024x768]f16";
