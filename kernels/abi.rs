@@ -39,6 +39,75 @@ const _: () = {
     ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
     ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
 };
+#[doc = " C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmArgs {
+    #[doc = " [m, k]"]
+    pub a: u64,
+    #[doc = " [n, k]: a weight as model files store it"]
+    pub b: u64,
+    #[doc = " [m, n]; [m, n / 2] for the SiLU gate"]
+    pub c: u64,
+    #[doc = " [n], or 0"]
+    pub bias: u64,
+    #[doc = " [m, n], or 0"]
+    pub residual: u64,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    #[doc = " elements from one row to the next"]
+    pub lda: u32,
+    pub ldb: u32,
+    pub ldc: u32,
+    pub ld_residual: u32,
+    #[doc = " GemmEpilogue, for kernels that were not compiled for one"]
+    pub epilogue: u32,
+    #[doc = " factor of the sums"]
+    pub scale: f32,
+    #[doc = " whether C, bias and residual may be accessed four elements at a time"]
+    pub vectorised: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 80usize];
+    ["Alignment of GemmArgs"][::std::mem::align_of::<GemmArgs>() - 8usize];
+    ["Offset of field: GemmArgs::a"][::std::mem::offset_of!(GemmArgs, a) - 0usize];
+    ["Offset of field: GemmArgs::b"][::std::mem::offset_of!(GemmArgs, b) - 8usize];
+    ["Offset of field: GemmArgs::c"][::std::mem::offset_of!(GemmArgs, c) - 16usize];
+    ["Offset of field: GemmArgs::bias"][::std::mem::offset_of!(GemmArgs, bias) - 24usize];
+    ["Offset of field: GemmArgs::residual"][::std::mem::offset_of!(GemmArgs, residual) - 32usize];
+    ["Offset of field: GemmArgs::m"][::std::mem::offset_of!(GemmArgs, m) - 40usize];
+    ["Offset of field: GemmArgs::n"][::std::mem::offset_of!(GemmArgs, n) - 44usize];
+    ["Offset of field: GemmArgs::k"][::std::mem::offset_of!(GemmArgs, k) - 48usize];
+    ["Offset of field: GemmArgs::lda"][::std::mem::offset_of!(GemmArgs, lda) - 52usize];
+    ["Offset of field: GemmArgs::ldb"][::std::mem::offset_of!(GemmArgs, ldb) - 56usize];
+    ["Offset of field: GemmArgs::ldc"][::std::mem::offset_of!(GemmArgs, ldc) - 60usize];
+    ["Offset of field: GemmArgs::ld_residual"][::std::mem::offset_of!(GemmArgs, ld_residual) - 64usize];
+    ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
+    ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
+    ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+};
+#[doc = " scale * sum"]
+pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
+#[doc = " scale * sum, stored as FP32"]
+pub const GemmEpilogue_GEMM_PLAIN_F32: GemmEpilogue = 1;
+#[doc = " x"]
+pub const GemmEpilogue_GEMM_BIAS: GemmEpilogue = 2;
+#[doc = " gelu(x) with the error function"]
+pub const GemmEpilogue_GEMM_BIAS_GELU: GemmEpilogue = 3;
+#[doc = " gelu(x) in its tanh approximation"]
+pub const GemmEpilogue_GEMM_BIAS_GELU_TANH: GemmEpilogue = 4;
+#[doc = " max(x, 0)"]
+pub const GemmEpilogue_GEMM_BIAS_RELU: GemmEpilogue = 5;
+#[doc = " sum + residual"]
+pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
+#[doc = " x + residual"]
+pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
+#[doc = " columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up"]
+pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
+#[doc = " What is done to a sum before it is stored. x = scale * sum + bias where there is a bias."]
+pub type GemmEpilogue = ::std::os::raw::c_uint;
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
