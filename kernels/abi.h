@@ -123,12 +123,14 @@ typedef struct SampleArgs {
 
 // ---- random/ ----
 
-// Normally distributed weights, see random/random.cu.
+// Random weights, see random/random.cu.
 typedef struct RandomArgs {
-    uint64_t y; // half [count]
+    uint64_t y; // half
     uint64_t count;
-    uint64_t seed;
-    float mean;
-    float deviation;
+    uint64_t columns;
+    uint64_t stride; // elements from row to row
+    uint64_t key;
+    float half_width; // 0 for a constant
+    float constant;
 } RandomArgs;
 

@@ -265,24 +265,30 @@ const _: () = {
     ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
 };
-#[doc = " Normally distributed weights, see random/random.cu."]
+#[doc = " Random weights, see random/random.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RandomArgs {
-    #[doc = " half [count]"]
+    #[doc = " half"]
     pub y: u64,
     pub count: u64,
-    pub seed: u64,
-    pub mean: f32,
-    pub deviation: f32,
+    pub columns: u64,
+    #[doc = " elements from row to row"]
+    pub stride: u64,
+    pub key: u64,
+    #[doc = " 0 for a constant"]
+    pub half_width: f32,
+    pub constant: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RandomArgs"][::std::mem::size_of::<RandomArgs>() - 32usize];
+    ["Size of RandomArgs"][::std::mem::size_of::<RandomArgs>() - 48usize];
     ["Alignment of RandomArgs"][::std::mem::align_of::<RandomArgs>() - 8usize];
     ["Offset of field: RandomArgs::y"][::std::mem::offset_of!(RandomArgs, y) - 0usize];
     ["Offset of field: RandomArgs::count"][::std::mem::offset_of!(RandomArgs, count) - 8usize];
-    ["Offset of field: RandomArgs::seed"][::std::mem::offset_of!(RandomArgs, seed) - 16usize];
-    ["Offset of field: RandomArgs::mean"][::std::mem::offset_of!(RandomArgs, mean) - 24usize];
-    ["Offset of field: RandomArgs::deviation"][::std::mem::offset_of!(RandomArgs, deviation) - 28usize];
+    ["Offset of field: RandomArgs::columns"][::std::mem::offset_of!(RandomArgs, columns) - 16usize];
+    ["Offset of field: RandomArgs::stride"][::std::mem::offset_of!(RandomArgs, stride) - 24usize];
+    ["Offset of field: RandomArgs::key"][::std::mem::offset_of!(RandomArgs, key) - 32usize];
+    ["Offset of field: RandomArgs::half_width"][::std::mem::offset_of!(RandomArgs, half_width) - 40usize];
+    ["Offset of field: RandomArgs::constant"][::std::mem::offset_of!(RandomArgs, constant) - 44usize];
 };

@@ -95,8 +95,11 @@ fn read_text(text: &str) -> (PathBuf, Result<Profile, ProfileError>) {
 fn a_written_profile_reads_back_the_same_from_a_folder_that_was_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b/p.json");
-    profile().write(&path).unwrap();
-    assert_eq!(Profile::read(&path).unwrap(), profile());
+    let mut written = profile();
+    // A figure that a parser without care reads back one bit off.
+    written.peaks.bytes_per_s = 1_571_920_847_491.505_1;
+    written.write(&path).unwrap();
+    assert_eq!(Profile::read(&path).unwrap(), written);
 }
 
 #[test]

@@ -7,16 +7,16 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::encoder::RaggedShape;
-use super::tensors::{TensorSource, Wanted, bytes_of_u32, ptr, upload, upload_u32};
+use super::tensors::{Loader, bytes_of_u32, ptr, upload, upload_u32};
 use super::BuildError;
-use crate::config::DecoderConfig;
+use crate::config::{Activation, DecoderConfig};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Mask, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::{Sample, SampleParams};
-use crate::weights::{LayerParameter, Parameter};
+use crate::weights::{LayerParameter, Parameter, Weights};
 
 /// A decoder's weights.
 pub struct Decoder {
@@ -98,53 +98,26 @@ pub enum LogitRows {
 }
 
 impl Decoder {
-    /// Reads or makes the weights.
+    /// Puts the weights on the device.
     ///
     /// # Errors
-    /// The first parameter that is missing or misshapen; a bias that this engine has no kernel for; what the device says.
-    pub fn new(config: &DecoderConfig, tensors: &mut TensorSource, session: &mut Session) -> Result<Self, BuildError> {
+    /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
+    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
         if config.mlp_bias {
             return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
         }
-        if config.activation != crate::config::Activation::Silu {
+        if config.activation != Activation::Silu {
             return Err(BuildError::Unsupported("`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`"));
         }
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let (query, kv) = (config.query_width(), config.kv_width());
-        let words = tensors.matrix(session, &[Wanted { parameter: Parameter::TokenEmbedding, rows: config.vocab, columns: hidden }])?;
-        let head = match config.tied_embeddings {
-            true => None,
-            false => Some(tensors.matrix(session, &[Wanted { parameter: Parameter::Head, rows: config.vocab, columns: hidden }])?),
-        };
-        let norm = tensors.scale(session, Wanted { parameter: Parameter::FinalNormWeight, rows: 1, columns: hidden })?;
-        let frequencies: Vec<u8> = config.rope.inverse_frequencies(config.head_dim).iter().flat_map(|turn| turn.to_le_bytes()).collect();
-        let inverse_frequencies = upload(session, &frequencies)?;
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            use LayerParameter as P;
-            let wanted = |parameter, rows, columns| Wanted { parameter: Parameter::Layer(index, parameter), rows, columns };
-            let bias = |tensors: &mut TensorSource, session: &mut Session, parts: &[Wanted]| {
-                config.attention_bias.then(|| tensors.bias(session, parts)).transpose()
-            };
-            layers.push(Layer {
-                attention_norm: tensors.scale(session, wanted(P::AttentionNormWeight, 1, hidden))?,
-                qkv: tensors.matrix(
-                    session,
-                    &[wanted(P::QueryWeight, query, hidden), wanted(P::KeyWeight, kv, hidden), wanted(P::ValueWeight, kv, hidden)],
-                )?,
-                qkv_bias: bias(
-                    tensors,
-                    session,
-                    &[wanted(P::QueryBias, 1, query), wanted(P::KeyBias, 1, kv), wanted(P::ValueBias, 1, kv)],
-                )?,
-                attention_output: tensors.matrix(session, &[wanted(P::AttentionOutputWeight, hidden, query)])?,
-                attention_output_bias: bias(tensors, session, &[wanted(P::AttentionOutputBias, 1, hidden)])?,
-                mlp_norm: tensors.scale(session, wanted(P::MlpNormWeight, 1, hidden))?,
-                gate_up: tensors.interleaved(session, wanted(P::GateWeight, inner, hidden), wanted(P::UpWeight, inner, hidden))?,
-                down: tensors.matrix(session, &[wanted(P::DownWeight, hidden, inner)])?,
-            });
-        }
-        Ok(Self { config: config.clone(), words, head, norm, inverse_frequencies, layers })
+        let mut loader = Loader::new(weights, session);
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            head: (!config.tied_embeddings).then(|| loader.load(Parameter::OutputHead)).transpose()?,
+            norm: loader.load(Parameter::FinalNormWeight)?,
+            inverse_frequencies: loader.upload_f32(&config.rope.inverse_frequencies(config.head_dim))?,
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, config, index)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Device memory of the weights and one batch of `batch` sequences whose caches hold `seq` tokens and the next, bytes.
@@ -366,6 +339,26 @@ impl Decoder {
 
     fn qkv_width(&self) -> u32 {
         (self.config.query_width() + 2 * self.config.kv_width()) as u32
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let at = |parameter| Parameter::layer(index, parameter);
+        let mut bias = |parts: &[Parameter]| config.attention_bias.then(|| loader.stacked(parts)).transpose();
+        let qkv_bias = bias(&[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
+        let attention_output_bias = bias(&[at(P::AttentionOutputBias)])?;
+        Ok(Self {
+            attention_norm: loader.load(at(P::AttentionNormWeight))?,
+            qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
+            qkv_bias,
+            attention_output: loader.load(at(P::AttentionOutputWeight))?,
+            attention_output_bias,
+            mlp_norm: loader.load(at(P::FeedForwardNormWeight))?,
+            gate_up: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?,
+            down: loader.load(at(P::DownWeight))?,
+        })
     }
 }
 

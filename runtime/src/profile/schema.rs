@@ -54,6 +54,8 @@ pub struct Peaks {
 pub enum PeakSource {
     /// Whoever ran the profiler named them.
     Given,
+    /// The data sheet of the GPU.
+    Datasheet,
     /// They are the best rates that any kernel of this profile reached, so that they say nothing of what the GPU could do.
     Reached,
 }
