@@ -1,0 +1,121 @@
+// Attention where every sequence brings many queries: encoders (bidirectional) and the first pass of decoders (causal).
+//   out[i] = sum over keys j that i sees of softmax_j(scale * q[i] . k[j]) * v[j],   for each query head, its key head = head / (heads / kv_heads)
+//   qkv: [rows, qkv_stride] fp16, out: [rows, output_stride] fp16; scores, softmax and sums fp32
+//
+// Elastic, and persistent: a tile is 64 queries of one head of one sequence. The host knows only the greatest length, so it counts tiles as
+// if all sequences had it; a tile past its sequence's end is over at once, which makes padding cost nothing. Tiles with the most keys before
+// them come first when causal: the last tiles to be taken are then short ones, and no SM waits long for another.
+//
+// Four warps of 16 queries share each block of keys and values, which two stages of asynchronous copies bring from L2: one is computed on
+// while the other fills. Compute bound from about 200 keys: 4 * 64 * keys * D flops a tile for 4 * keys * D bytes.
+#pragma once
+#include "attention/flash.cuh"
+#include "elastic.cuh"
+
+namespace attention {
+
+template <int D>
+struct Prefill {
+    static constexpr int WARPS = 4;
+    static constexpr int THREADS = WARPS * 32;
+    static constexpr int QUERIES = WARPS * QUERY_ROWS;
+    static constexpr int KEYS = D <= 128 ? 64 : 32;
+    // Blocks that must fit on an SM: bounds the registers, and prefill.rs counts on it.
+    static constexpr int BLOCKS_PER_SM = D <= 64 ? 4 : D <= 128 ? 3 : 2;
+
+    struct Stage {
+        __half keys[KEYS * PITCH<D>];
+        __half values[KEYS * PITCH<D>];
+    };
+    struct Shared {
+        Stage stages[2];
+        // Queries that go to registers borrow the second stage before its first use.
+        __half queries[Queries<D>::IN_REGISTERS ? 8 : QUERIES * PITCH<D>];
+    };
+
+    __device__ static void tile(const AttentionPrefillArgs &args, uint32_t tile, Shared &shared) {
+        const uint32_t head = tile % args.heads;
+        const uint32_t sequence = tile / args.heads % args.sequences;
+        const uint32_t query_block = div_ceil(args.max_length, QUERIES) - 1 - tile / args.heads / args.sequences;
+
+        const int length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
+        const size_t start = reinterpret_cast<const uint32_t *>(args.starts)[sequence];
+        const int first_query = query_block * QUERIES;
+        if (first_query >= length) return;
+
+        const Mask mask(length, args.window, args.causal);
+        const float scale_log2 = args.scale * 1.4426950408889634f;
+        const int thread = threadIdx.x, lane = thread % 32, first_row = first_query + thread / 32 * QUERY_ROWS;
+
+        const uint32_t kv_head = head / (args.heads / args.kv_heads);
+        const __half *const sequence_rows = reinterpret_cast<const __half *>(args.qkv) + start * args.qkv_stride;
+        const __half *const key_rows = sequence_rows + (args.heads + kv_head) * args.head_dim;
+        const bool aligned = on_16_bytes(args.qkv, args.qkv_stride, args.head_dim);
+        const auto rows_from = [&](const __half *column, int row) {
+            return Rows{column + row * size_t(args.qkv_stride), args.qkv_stride, length - row, int(args.head_dim)};
+        };
+        const auto copy_block = [&](int block) {
+            Stage &stage = shared.stages[block % 2];
+            copy_rows<D, KEYS, THREADS>(stage.keys, rows_from(key_rows, block * KEYS), aligned, thread);
+            copy_rows<D, KEYS, THREADS>(stage.values, rows_from(key_rows + args.kv_heads * args.head_dim, block * KEYS), aligned, thread);
+            cp_async_commit();
+        };
+
+        // All keys that any of the tile's queries sees, in blocks that start at multiples of KEYS wherever the tile is.
+        const int first_block = mask.first(first_query) / KEYS;
+        const int end_block = div_ceil(mask.end(min(first_query + QUERIES, length) - 1), KEYS);
+
+        __half *const shared_queries = Queries<D>::IN_REGISTERS ? shared.stages[(first_block + 1) % 2].keys : shared.queries;
+        copy_rows<D, QUERIES, THREADS>(shared_queries, rows_from(sequence_rows + head * args.head_dim, first_query), aligned, thread);
+        copy_block(first_block);
+        cp_async_wait<0>();
+        __syncthreads();
+        const Queries<D> queries(shared_queries + thread / 32 * QUERY_ROWS * PITCH<D>);
+
+        Partial<D> partial;
+        for (int block = first_block; block < end_block; ++block) {
+            cp_async_wait<0>();
+            // This block has arrived for all threads, and none still reads the stage that the next one is copied to.
+            __syncthreads();
+            if (block + 1 < end_block) copy_block(block + 1);
+            const int first_key = block * KEYS;
+            const bool seen = first_key < mask.end(first_row + QUERY_ROWS - 1) && first_key + KEYS > mask.first(first_row);
+            const Stage &stage = shared.stages[block % 2];
+            if (seen) partial.template attend<KEYS>(queries, stage.keys, stage.values, first_key, first_row, mask, scale_log2);
+        }
+
+        __half *const output = reinterpret_cast<__half *>(args.output);
+        const bool in_pairs = ((args.output | 2 * (args.output_stride | args.head_dim)) & 3) == 0;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = first_row + lane / 4 + half * 8;
+            const float factor = 1.0f / quad_sum(partial.sum[half]);
+            if (row >= length) continue;
+            __half *const columns = output + (start + row) * args.output_stride + head * args.head_dim;
+#pragma unroll
+            for (int i = 0; i < D / 8; ++i) {
+                const int column = i * 8 + lane % 4 * 2;
+                const float left = partial.output[i][half * 2] * factor, right = partial.output[i][half * 2 + 1] * factor;
+                if (in_pairs) {
+                    if (column < args.head_dim) *reinterpret_cast<uint32_t *>(columns + column) = pack_halves(left, right);
+                } else {
+                    if (column < args.head_dim) columns[column] = __float2half_rn(left);
+                    if (column + 1 < args.head_dim) columns[column + 1] = __float2half_rn(right);
+                }
+            }
+        }
+    }
+};
+
+} // namespace attention
+
+// The kernel for heads of up to D columns. A macro, since the host finds kernels by their C names.
+#define ATTENTION_PREFILL(D)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(attention::Prefill<D>::THREADS, attention::Prefill<D>::BLOCKS_PER_SM)                    \
+        attention_prefill_d##D(const __grid_constant__ AttentionPrefillArgs args, const __grid_constant__ Tiles tiles) {                  \
+        extern __shared__ uint4 dynamic_shared[];                                                                                         \
+        ElasticTiles queue(tiles);                                                                                                        \
+        for (uint32_t tile; queue.next(tile);) {                                                                                          \
+            attention::Prefill<D>::tile(args, tile, *reinterpret_cast<attention::Prefill<D>::Shared *>(dynamic_shared));                  \
+        }                                                                                                                                 \
+    }
