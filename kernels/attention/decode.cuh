@@ -20,7 +20,7 @@ struct Decode {
     static constexpr int KEYS = 16;
     static constexpr int STAGES = 2;
     // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it.
-    static constexpr int BLOCKS_PER_SM = D <= 64 ? 2 : 1;
+    static constexpr int BLOCKS_PER_SM = D <= 32 ? 3 : D <= 96 ? 2 : 1;
 
     struct Stage {
         __half keys[KEYS * PITCH<D>];
@@ -59,7 +59,8 @@ struct Decode {
         const Mask mask(length, args.window, true);
         const Range range{mask.first(length - 1), length};
 
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head_dim = args.head_dim;
+        // Broadcast, so that the compiler knows that a warp does not part ways over its number.
+        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32, head_dim = args.head_dim;
         const float scale_log2 = args.scale * 1.4426950408889634f;
 
         const size_t cache = (size_t(sequence) * args.kv_heads + kv_head) * args.capacity * head_dim;
@@ -72,11 +73,9 @@ struct Decode {
             const auto rows_from = [&](const __half *base) {
                 return Rows{base + size_t(row) * head_dim, args.head_dim, length - row, head_dim};
             };
-            if (block < end_block) {
-                copy_rows<D, KEYS, 32>(shared.stages[warp][stage].keys, rows_from(keys), cache_aligned, lane);
-                copy_rows<D, KEYS, 32>(shared.stages[warp][stage].values, rows_from(values), cache_aligned, lane);
-            }
-            cp_async_commit(); // an empty group too: the wait below counts groups
+            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].keys, rows_from(keys), cache_aligned, lane);
+            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].values, rows_from(values), cache_aligned, lane);
+            cp_async_commit();
         };
 
         if (warp == 0) {
@@ -93,25 +92,28 @@ struct Decode {
         const Queries<D> queries(shared.queries);
 
         Partial<D> partial;
-        for (int stage = 0; block < end_block; block += WARPS, stage = (stage + 1) % STAGES) {
+        int stage = 0;
+        do { // once even for a warp without keys: it attends to zeros, which are masked
             cp_async_wait<STAGES - 1>();
             __syncwarp(); // what the other lanes copied is there too
             const Stage &now = shared.stages[warp][stage];
             partial.template attend<KEYS>(queries, now.keys, now.values, block * KEYS, 0, range, scale_log2);
             __syncwarp(); // no lane still reads what is now overwritten
             copy_block(stage, block + STAGES * WARPS);
-        }
+            stage = (stage + 1) % STAGES;
+            block += WARPS;
+        } while (block < end_block);
 
+        partial.finish();
         cp_async_wait<0>();
         __syncthreads(); // results lie where the stages were
         Result &mine = shared.results[warp];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = lane / 4 + half * 8;
-            const float sum = quad_sum(partial.sum[half]);
             if (row >= rows) continue;
             mine.highest[row] = partial.highest[half] * scale_log2;
-            mine.sum[row] = sum;
+            mine.sum[row] = partial.sum[half];
 #pragma unroll
             for (int i = 0; i < D / 8; ++i) {
                 *reinterpret_cast<float2 *>(&mine.output[row][i * 8 + lane % 4 * 2]) =

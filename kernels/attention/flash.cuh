@@ -137,7 +137,13 @@ template <int D>
 struct Partial {
     float output[D / 8][4] = {}; // not yet divided by sum; [.][0..1] of the first row, [.][2..3] of the second
     float highest[2] = {-INFINITY, -INFINITY};
-    float sum[2] = {}; // of this lane's columns only; quad_sum() makes it the row's
+    float sum[2] = {}; // of this lane's columns only, until finish()
+
+    // Makes `sum` the row's. Every lane of the warp calls it, before the lanes part ways over which rows they write.
+    __device__ __forceinline__ void finish() {
+        sum[0] = quad_sum(sum[0]);
+        sum[1] = quad_sum(sum[1]);
+    }
 
     // Takes in KEYS keys and values, the first of them at position `first_key`. The warp's first query is at position `first_row`.
     template <int KEYS, class Visible>
@@ -148,7 +154,7 @@ struct Partial {
         // As B operands, keys are read as they lie (8 keys by 8 columns, a key's columns side by side) ...
         const uint32_t key_address = shared_address(keys + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8);
         float scores[KEYS / 8][4] = {};
-#pragma unroll (Queries<D>::IN_REGISTERS ? D / 16 : 2)
+#pragma unroll
         for (int step = 0; step < D / 16; ++step) {
             uint32_t a[4];
             queries.operand(step, a);
@@ -165,10 +171,11 @@ struct Partial {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = first_row + lane / 4 + half * 8;
-                const int first = mask.first(row) - first_key, end = mask.end(row) - first_key;
+                // Counted from this lane's first column, so that each column's number is a constant.
+                const int first = mask.first(row) - first_key - lane % 4 * 2, end = mask.end(row) - first_key - lane % 4 * 2;
 #pragma unroll
                 for (int i = 0; i < KEYS / 4; ++i) {
-                    const int key = i / 2 * 8 + lane % 4 * 2 + i % 2;
+                    const int key = i / 2 * 8 + i % 2;
                     if (key < first || key >= end) scores[i / 2][half * 2 + i % 2] = -INFINITY;
                 }
             }

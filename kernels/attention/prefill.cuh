@@ -21,7 +21,7 @@ struct Prefill {
     static constexpr int QUERIES = WARPS * QUERY_ROWS;
     static constexpr int KEYS = D <= 128 ? 64 : 32;
     // Blocks that must fit on an SM: bounds the registers, and prefill.rs counts on it.
-    static constexpr int BLOCKS_PER_SM = D <= 64 ? 4 : D <= 128 ? 3 : 2;
+    static constexpr int BLOCKS_PER_SM = D <= 32 ? 4 : D <= 80 ? 3 : 2;
 
     struct Stage {
         __half keys[KEYS * PITCH<D>];
@@ -33,22 +33,32 @@ struct Prefill {
         __half queries[Queries<D>::IN_REGISTERS ? 8 : QUERIES * PITCH<D>];
     };
 
-    __device__ static void tile(const AttentionPrefillArgs &args, uint32_t tile, Shared &shared) {
-        const uint32_t head = tile % args.heads;
-        const uint32_t sequence = tile / args.heads % args.sequences;
-        const uint32_t query_block = div_ceil(args.max_length, QUERIES) - 1 - tile / args.heads / args.sequences;
+    // What a tile is of. Those with the most keys before them come first.
+    struct Place {
+        int head, length, first_query;
+        size_t start; // the sequence's first row
 
-        const int length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
-        const size_t start = reinterpret_cast<const uint32_t *>(args.starts)[sequence];
-        const int first_query = query_block * QUERIES;
+        __device__ Place(const AttentionPrefillArgs &args, uint32_t tile) {
+            const uint32_t sequence = tile / args.heads % args.sequences;
+            head = tile % args.heads;
+            length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
+            start = reinterpret_cast<const uint32_t *>(args.starts)[sequence];
+            first_query = (div_ceil(args.max_length, QUERIES) - 1 - tile / args.heads / args.sequences) * QUERIES;
+        }
+    };
+
+    __device__ static void tile(const AttentionPrefillArgs &args, uint32_t tile, Shared &shared) {
+        const Place place(args, tile);
+        const int length = place.length, first_query = place.first_query;
         if (first_query >= length) return;
 
         const Mask mask(length, args.window, args.causal);
         const float scale_log2 = args.scale * 1.4426950408889634f;
-        const int thread = threadIdx.x, lane = thread % 32, first_row = first_query + thread / 32 * QUERY_ROWS;
+        // The warp's number is broadcast, so that the compiler knows that a warp does not part ways over it.
+        const int thread = threadIdx.x, warp = __shfl_sync(0xffffffff, thread / 32, 0), first_row = first_query + warp * QUERY_ROWS;
 
-        const uint32_t kv_head = head / (args.heads / args.kv_heads);
-        const __half *const sequence_rows = reinterpret_cast<const __half *>(args.qkv) + start * args.qkv_stride;
+        const uint32_t kv_head = place.head / (args.heads / args.kv_heads);
+        const __half *const sequence_rows = reinterpret_cast<const __half *>(args.qkv) + place.start * args.qkv_stride;
         const __half *const key_rows = sequence_rows + (args.heads + kv_head) * args.head_dim;
         const bool aligned = on_16_bytes(args.qkv, args.qkv_stride, args.head_dim);
         const auto rows_from = [&](const __half *column, int row) {
@@ -66,11 +76,11 @@ struct Prefill {
         const int end_block = div_ceil(mask.end(min(first_query + QUERIES, length) - 1), KEYS);
 
         __half *const shared_queries = Queries<D>::IN_REGISTERS ? shared.stages[(first_block + 1) % 2].keys : shared.queries;
-        copy_rows<D, QUERIES, THREADS>(shared_queries, rows_from(sequence_rows + head * args.head_dim, first_query), aligned, thread);
+        copy_rows<D, QUERIES, THREADS>(shared_queries, rows_from(sequence_rows + place.head * args.head_dim, first_query), aligned, thread);
         copy_block(first_block);
         cp_async_wait<0>();
         __syncthreads();
-        const Queries<D> queries(shared_queries + thread / 32 * QUERY_ROWS * PITCH<D>);
+        const Queries<D> queries(shared_queries + warp * QUERY_ROWS * PITCH<D>);
 
         Partial<D> partial;
         for (int block = first_block; block < end_block; ++block) {
@@ -78,23 +88,22 @@ struct Prefill {
             // This block has arrived for all threads, and none still reads the stage that the next one is copied to.
             __syncthreads();
             if (block + 1 < end_block) copy_block(block + 1);
-            const int first_key = block * KEYS;
-            const bool seen = first_key < mask.end(first_row + QUERY_ROWS - 1) && first_key + KEYS > mask.first(first_row);
             const Stage &stage = shared.stages[block % 2];
-            if (seen) partial.template attend<KEYS>(queries, stage.keys, stage.values, first_key, first_row, mask, scale_log2);
+            partial.template attend<KEYS>(queries, stage.keys, stage.values, block * KEYS, first_row, mask, scale_log2);
         }
 
+        partial.finish();
         __half *const output = reinterpret_cast<__half *>(args.output);
         const bool in_pairs = ((args.output | 2 * (args.output_stride | args.head_dim)) & 3) == 0;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = first_row + lane / 4 + half * 8;
-            const float factor = 1.0f / quad_sum(partial.sum[half]);
+            const int row = first_row + thread % 32 / 4 + half * 8;
             if (row >= length) continue;
-            __half *const columns = output + (start + row) * args.output_stride + head * args.head_dim;
+            const float factor = 1.0f / partial.sum[half];
+            __half *const columns = output + (place.start + row) * args.output_stride + place.head * args.head_dim;
 #pragma unroll
             for (int i = 0; i < D / 8; ++i) {
-                const int column = i * 8 + lane % 4 * 2;
+                const int column = i * 8 + thread % 4 * 2;
                 const float left = partial.output[i][half * 2] * factor, right = partial.output[i][half * 2 + 1] * factor;
                 if (in_pairs) {
                     if (column < args.head_dim) *reinterpret_cast<uint32_t *>(columns + column) = pack_halves(left, right);
