@@ -20,6 +20,38 @@ typedef struct Tiles {
 
 // ---- gemm/ ----
 
+// C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32.
+typedef struct GemmArgs {
+    uint64_t a;           // [m, k]
+    uint64_t b;           // [n, k]: a weight as model files store it
+    uint64_t c;           // [m, n]; [m, n / 2] for the SiLU gate
+    uint64_t bias;        // [n], or 0
+    uint64_t residual;    // [m, n], or 0
+    uint32_t m;
+    uint32_t n;
+    uint32_t k;
+    uint32_t lda;         // elements from one row to the next
+    uint32_t ldb;
+    uint32_t ldc;
+    uint32_t ld_residual;
+    uint32_t epilogue;    // GemmEpilogue, for kernels that were not compiled for one
+    float scale;          // factor of the sums
+    uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
+} GemmArgs;
+
+// What is done to a sum before it is stored. x = scale * sum + bias where there is a bias.
+typedef enum GemmEpilogue {
+    GEMM_PLAIN = 0,         // scale * sum
+    GEMM_PLAIN_F32 = 1,     // scale * sum, stored as FP32
+    GEMM_BIAS = 2,          // x
+    GEMM_BIAS_GELU = 3,     // gelu(x) with the error function
+    GEMM_BIAS_GELU_TANH = 4, // gelu(x) in its tanh approximation
+    GEMM_BIAS_RELU = 5,     // max(x, 0)
+    GEMM_RESIDUAL = 6,      // sum + residual
+    GEMM_BIAS_RESIDUAL = 7, // x + residual
+    GEMM_SILU_GATE = 8      // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
+} GemmEpilogue;
+
 // ---- attention/ ----
 
 // Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are
@@ -78,9 +110,81 @@ typedef struct RotaryArgs {
 
 // ---- norm/ ----
 
+// Layer norm and RMS norm, see norm/norm.cu.
+typedef struct NormArgs {
+    uint64_t x;        // half [rows, width]
+    uint64_t residual; // half [rows, width], or 0
+    uint64_t sum;      // half [rows, width]: receives x + residual, or 0
+    uint64_t weight;   // half [width]
+    uint64_t bias;     // half [width]; RMS norm has none
+    uint64_t y;        // half [rows, width]
+    uint32_t rows;
+    uint32_t width;
+    float epsilon;
+} NormArgs;
+
 // ---- embedding/ ----
 
-// ---- activation/ ----
+// Token embeddings, see embedding/embedding.cu.
+typedef struct EmbedArgs {
+    uint64_t ids;            // uint32 [rows]
+    uint64_t words;          // half [vocabulary, width]
+    uint64_t positions;      // uint32 [rows]; BERT only, as all below to epsilon
+    uint64_t position_table; // half [max_positions, width]
+    uint64_t type_table;     // half [*, width], whose row 0 is added; or 0
+    uint64_t weight;         // half [width]
+    uint64_t bias;           // half [width]
+    uint64_t y;              // half [rows, width]
+    uint32_t rows;
+    uint32_t width;
+    uint32_t vocabulary;
+    uint32_t max_positions;
+    float epsilon;
+} EmbedArgs;
+
+// ---- pooling/ ----
+
+// Rows picked or averaged, see pooling/pooling.cu.
+typedef struct PoolArgs {
+    uint64_t x;       // half [*, width]
+    uint64_t starts;  // uint32 [rows]: the row to pick, or the first to average
+    uint64_t lengths; // uint32 [rows]: how many to average
+    uint64_t y;       // [rows, width], half if picked, float if averaged
+    uint32_t rows;
+    uint32_t width;
+    uint32_t normalise; // 1: divide each average by its Euclidean length
+} PoolArgs;
 
 // ---- sampling/ ----
+
+// How one row's next token is drawn, see sampling/sample.cu.
+typedef struct SampleParams {
+    float temperature; // 0: the most likely token
+    float top_p;       // in (0, 1]; 1 keeps all
+    uint32_t top_k;    // 0 keeps all
+    float draw;        // uniform in [0, 1)
+} SampleParams;
+
+typedef struct SampleArgs {
+    uint64_t logits;  // float [rows, vocabulary]
+    uint64_t params;  // SampleParams [rows]
+    uint64_t tokens;  // uint32 [rows]: receives the token drawn
+    uint64_t positions; // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t lengths;   // uint32 [rows]: each gains 1, or 0 for none
+    uint32_t rows;
+    uint32_t vocabulary;
+} SampleArgs;
+
+// ---- random/ ----
+
+// Random weights, see random/random.cu.
+typedef struct RandomArgs {
+    uint64_t y; // half
+    uint64_t count;
+    uint64_t columns;
+    uint64_t stride; // elements from row to row
+    uint64_t key;
+    float half_width; // 0 for a constant
+    float constant;
+} RandomArgs;
 

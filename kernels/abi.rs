@@ -1,1 +1,225 @@
-// Generated from abi.h by `cargo xtask abi`.
+//! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
+#![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
+
+#[doc = " Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TileProgress {
+    pub taken: ::std::os::raw::c_ulonglong,
+    pub finished: u32,
+    pub departed: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TileProgress"][::std::mem::size_of::<TileProgress>() - 16usize];
+    ["Alignment of TileProgress"][::std::mem::align_of::<TileProgress>() - 8usize];
+    ["Offset of field: TileProgress::taken"][::std::mem::offset_of!(TileProgress, taken) - 0usize];
+    ["Offset of field: TileProgress::finished"][::std::mem::offset_of!(TileProgress, finished) - 8usize];
+    ["Offset of field: TileProgress::departed"][::std::mem::offset_of!(TileProgress, departed) - 12usize];
+};
+#[doc = " Every kernel's second parameter. The runtime crate's TilesArg is the same struct."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Tiles {
+    #[doc = " TileProgress*"]
+    pub progress: u64,
+    #[doc = " one bit per SM in %smid order; 0 where every SM is granted"]
+    pub grant: u64,
+    #[doc = " tiles to be done"]
+    pub count: u32,
+    #[doc = " 0 for the owner; 1 + epoch for a joiner"]
+    pub joins: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Tiles"][::std::mem::size_of::<Tiles>() - 24usize];
+    ["Alignment of Tiles"][::std::mem::align_of::<Tiles>() - 8usize];
+    ["Offset of field: Tiles::progress"][::std::mem::offset_of!(Tiles, progress) - 0usize];
+    ["Offset of field: Tiles::grant"][::std::mem::offset_of!(Tiles, grant) - 8usize];
+    ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
+    ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
+};
+#[doc = " Layer norm and RMS norm, see norm/norm.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct NormArgs {
+    #[doc = " half [rows, width]"]
+    pub x: u64,
+    #[doc = " half [rows, width], or 0"]
+    pub residual: u64,
+    #[doc = " half [rows, width]: receives x + residual, or 0"]
+    pub sum: u64,
+    #[doc = " half [width]"]
+    pub weight: u64,
+    #[doc = " half [width]; RMS norm has none"]
+    pub bias: u64,
+    #[doc = " half [rows, width]"]
+    pub y: u64,
+    pub rows: u32,
+    pub width: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 64usize];
+    ["Alignment of NormArgs"][::std::mem::align_of::<NormArgs>() - 8usize];
+    ["Offset of field: NormArgs::x"][::std::mem::offset_of!(NormArgs, x) - 0usize];
+    ["Offset of field: NormArgs::residual"][::std::mem::offset_of!(NormArgs, residual) - 8usize];
+    ["Offset of field: NormArgs::sum"][::std::mem::offset_of!(NormArgs, sum) - 16usize];
+    ["Offset of field: NormArgs::weight"][::std::mem::offset_of!(NormArgs, weight) - 24usize];
+    ["Offset of field: NormArgs::bias"][::std::mem::offset_of!(NormArgs, bias) - 32usize];
+    ["Offset of field: NormArgs::y"][::std::mem::offset_of!(NormArgs, y) - 40usize];
+    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 48usize];
+    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 52usize];
+    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 56usize];
+};
+#[doc = " Token embeddings, see embedding/embedding.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbedArgs {
+    #[doc = " uint32 [rows]"]
+    pub ids: u64,
+    #[doc = " half [vocabulary, width]"]
+    pub words: u64,
+    #[doc = " uint32 [rows]; BERT only, as all below to epsilon"]
+    pub positions: u64,
+    #[doc = " half [max_positions, width]"]
+    pub position_table: u64,
+    #[doc = " half [*, width], whose row 0 is added; or 0"]
+    pub type_table: u64,
+    #[doc = " half [width]"]
+    pub weight: u64,
+    #[doc = " half [width]"]
+    pub bias: u64,
+    #[doc = " half [rows, width]"]
+    pub y: u64,
+    pub rows: u32,
+    pub width: u32,
+    pub vocabulary: u32,
+    pub max_positions: u32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 88usize];
+    ["Alignment of EmbedArgs"][::std::mem::align_of::<EmbedArgs>() - 8usize];
+    ["Offset of field: EmbedArgs::ids"][::std::mem::offset_of!(EmbedArgs, ids) - 0usize];
+    ["Offset of field: EmbedArgs::words"][::std::mem::offset_of!(EmbedArgs, words) - 8usize];
+    ["Offset of field: EmbedArgs::positions"][::std::mem::offset_of!(EmbedArgs, positions) - 16usize];
+    ["Offset of field: EmbedArgs::position_table"][::std::mem::offset_of!(EmbedArgs, position_table) - 24usize];
+    ["Offset of field: EmbedArgs::type_table"][::std::mem::offset_of!(EmbedArgs, type_table) - 32usize];
+    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 40usize];
+    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 48usize];
+    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 56usize];
+    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 64usize];
+    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 68usize];
+    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 72usize];
+    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 76usize];
+    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 80usize];
+};
+#[doc = " Rows picked or averaged, see pooling/pooling.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PoolArgs {
+    #[doc = " half [*, width]"]
+    pub x: u64,
+    #[doc = " uint32 [rows]: the row to pick, or the first to average"]
+    pub starts: u64,
+    #[doc = " uint32 [rows]: how many to average"]
+    pub lengths: u64,
+    #[doc = " [rows, width], half if picked, float if averaged"]
+    pub y: u64,
+    pub rows: u32,
+    pub width: u32,
+    #[doc = " 1: divide each average by its Euclidean length"]
+    pub normalise: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PoolArgs"][::std::mem::size_of::<PoolArgs>() - 48usize];
+    ["Alignment of PoolArgs"][::std::mem::align_of::<PoolArgs>() - 8usize];
+    ["Offset of field: PoolArgs::x"][::std::mem::offset_of!(PoolArgs, x) - 0usize];
+    ["Offset of field: PoolArgs::starts"][::std::mem::offset_of!(PoolArgs, starts) - 8usize];
+    ["Offset of field: PoolArgs::lengths"][::std::mem::offset_of!(PoolArgs, lengths) - 16usize];
+    ["Offset of field: PoolArgs::y"][::std::mem::offset_of!(PoolArgs, y) - 24usize];
+    ["Offset of field: PoolArgs::rows"][::std::mem::offset_of!(PoolArgs, rows) - 32usize];
+    ["Offset of field: PoolArgs::width"][::std::mem::offset_of!(PoolArgs, width) - 36usize];
+    ["Offset of field: PoolArgs::normalise"][::std::mem::offset_of!(PoolArgs, normalise) - 40usize];
+};
+#[doc = " How one row's next token is drawn, see sampling/sample.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleParams {
+    #[doc = " 0: the most likely token"]
+    pub temperature: f32,
+    #[doc = " in (0, 1]; 1 keeps all"]
+    pub top_p: f32,
+    #[doc = " 0 keeps all"]
+    pub top_k: u32,
+    #[doc = " uniform in [0, 1)"]
+    pub draw: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleParams"][::std::mem::size_of::<SampleParams>() - 16usize];
+    ["Alignment of SampleParams"][::std::mem::align_of::<SampleParams>() - 4usize];
+    ["Offset of field: SampleParams::temperature"][::std::mem::offset_of!(SampleParams, temperature) - 0usize];
+    ["Offset of field: SampleParams::top_p"][::std::mem::offset_of!(SampleParams, top_p) - 4usize];
+    ["Offset of field: SampleParams::top_k"][::std::mem::offset_of!(SampleParams, top_k) - 8usize];
+    ["Offset of field: SampleParams::draw"][::std::mem::offset_of!(SampleParams, draw) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleArgs {
+    #[doc = " float [rows, vocabulary]"]
+    pub logits: u64,
+    #[doc = " SampleParams [rows]"]
+    pub params: u64,
+    #[doc = " uint32 [rows]: receives the token drawn"]
+    pub tokens: u64,
+    #[doc = " uint32 [rows]: each gains 1, or 0 for none"]
+    pub positions: u64,
+    #[doc = " uint32 [rows]: each gains 1, or 0 for none"]
+    pub lengths: u64,
+    pub rows: u32,
+    pub vocabulary: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 48usize];
+    ["Alignment of SampleArgs"][::std::mem::align_of::<SampleArgs>() - 8usize];
+    ["Offset of field: SampleArgs::logits"][::std::mem::offset_of!(SampleArgs, logits) - 0usize];
+    ["Offset of field: SampleArgs::params"][::std::mem::offset_of!(SampleArgs, params) - 8usize];
+    ["Offset of field: SampleArgs::tokens"][::std::mem::offset_of!(SampleArgs, tokens) - 16usize];
+    ["Offset of field: SampleArgs::positions"][::std::mem::offset_of!(SampleArgs, positions) - 24usize];
+    ["Offset of field: SampleArgs::lengths"][::std::mem::offset_of!(SampleArgs, lengths) - 32usize];
+    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
+    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
+};
+#[doc = " Random weights, see random/random.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RandomArgs {
+    #[doc = " half"]
+    pub y: u64,
+    pub count: u64,
+    pub columns: u64,
+    #[doc = " elements from row to row"]
+    pub stride: u64,
+    pub key: u64,
+    #[doc = " 0 for a constant"]
+    pub half_width: f32,
+    pub constant: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RandomArgs"][::std::mem::size_of::<RandomArgs>() - 48usize];
+    ["Alignment of RandomArgs"][::std::mem::align_of::<RandomArgs>() - 8usize];
+    ["Offset of field: RandomArgs::y"][::std::mem::offset_of!(RandomArgs, y) - 0usize];
+    ["Offset of field: RandomArgs::count"][::std::mem::offset_of!(RandomArgs, count) - 8usize];
+    ["Offset of field: RandomArgs::columns"][::std::mem::offset_of!(RandomArgs, columns) - 16usize];
+    ["Offset of field: RandomArgs::stride"][::std::mem::offset_of!(RandomArgs, stride) - 24usize];
+    ["Offset of field: RandomArgs::key"][::std::mem::offset_of!(RandomArgs, key) - 32usize];
+    ["Offset of field: RandomArgs::half_width"][::std::mem::offset_of!(RandomArgs, half_width) - 40usize];
+    ["Offset of field: RandomArgs::constant"][::std::mem::offset_of!(RandomArgs, constant) - 44usize];
+};

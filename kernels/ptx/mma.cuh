@@ -65,9 +65,9 @@ __device__ __forceinline__ void ldmatrix_x2_transposed(uint32_t (&matrices)[2], 
 
 // sum += a * b, FP16 operands, FP32 sums; layouts at the top of this file.
 __device__ __forceinline__ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Two floats rounded to halves in one register, `low` in the lower half: the operand format of the next product.
@@ -79,3 +79,8 @@ __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
 // Byte offset of 16-byte chunk `chunk` (0 to 7) of row `row` in a shared-memory tile with rows of 64 halves (128 bytes). The chunk's number is
 // XORed with the row's lowest three bits, so that the eight rows that ldmatrix reads at one column lie in different banks.
 __device__ __forceinline__ uint32_t swizzled_128(uint32_t row, uint32_t chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
+// Four words to a 16-byte aligned shared-memory address.
+__device__ __forceinline__ void store_shared_16(uint32_t target, const uint32_t (&words)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}

@@ -22,4 +22,8 @@ pub mod launch;
 pub mod partition;
 pub mod policy;
 pub mod profile;
+pub mod runtime;
+pub mod telemetry;
 pub mod tenant;
+
+pub use runtime::{AdmitError, Runtime};

@@ -1,16 +1,21 @@
 //! Where every kernel launch passes: from a description of the work to a launch on the right SMs.
 //!
-//! An engine implements [`Kernel`] for its descriptors and calls `Session::launch`. The session reads the current [`Plan`] (one atomic
+//! An engine implements [`Kernel`] for its descriptors and calls [`Session::launch`]. The session reads the current [`Plan`] (one atomic
 //! load), finds the [`Placement`] of the kernel's [`KernelKey`], asks the kernel for its launch at that SM count, hops to the placement's
 //! stream if it differs from the last one, attaches the tenant's grant, and launches. Nothing in this room allocates, locks or
 //! makes a system call on that path, once a kernel key has been seen.
 
+mod capture;
 mod error;
+pub mod grant;
 mod kernel;
 mod key;
 mod plan;
+mod session;
 
+pub use capture::CapturedGraph;
 pub use error::LaunchError;
 pub use kernel::{Kernel, Launch, MAX_PARAM_BYTES, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
+pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};

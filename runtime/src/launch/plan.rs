@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 
 use crate::device::{PartitionId, Priority, Sms};
 use crate::partition::TpcSet;
@@ -74,14 +74,14 @@ pub struct Plan {
     pub tenants: HashMap<TenantId, TenantPlan>,
 }
 
-/// The current plan. Sessions read it with one atomic load.
-#[derive(Debug)]
-pub struct PlanCell(pub(crate) ArcSwap<Plan>);
+/// The current plan, shared by the runtime that publishes and the sessions that read it with one atomic load.
+#[derive(Debug, Clone)]
+pub struct PlanCell(Arc<ArcSwap<Plan>>);
 
 impl PlanCell {
     /// A cell that holds `plan`.
-    pub fn new(plan: Plan) -> Arc<Self> {
-        Arc::new(Self(ArcSwap::from_pointee(plan)))
+    pub fn new(plan: Plan) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(plan)))
     }
 
     /// The plan now in force.
@@ -93,4 +93,11 @@ impl PlanCell {
     pub fn publish(&self, plan: Plan) {
         self.0.store(Arc::new(plan));
     }
+
+    /// A reader that remembers what it last saw, so that reading an unchanged plan is one load and one comparison.
+    pub(super) fn reader(&self) -> PlanReader {
+        Cache::new(Arc::clone(&self.0))
+    }
 }
+
+pub(super) type PlanReader = Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>;

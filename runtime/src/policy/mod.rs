@@ -2,6 +2,22 @@
 //!
 //! A policy names TPC sets, not partitions: it can be computed, tested and compared with no device. [`crate::Runtime`] turns its [`Draft`]
 //! into a [`Plan`](crate::launch::Plan) by making the partitions.
+//!
+//! | policy | a tenant's kernels get | walls | profiles |
+//! |---|---|---|---|
+//! | [`Exclusive`] | the whole GPU, one tenant at a time | none | no |
+//! | [`DefaultSharing`] | the whole GPU, all at once | none | no |
+//! | [`StaticEqual`] | an equal part | grid, grant, partition | no |
+//! | [`ModelRightsize`] | a part sized to the tenant's whole request | grid, grant, partition | yes |
+//! | [`Krisp::isolated`] | each its own minimum, inside the tenant's region | grid, grant, partition | yes |
+//! | [`Krisp::overlapping`] | each its own minimum, anywhere | grid, partition | yes |
+//!
+//! What they have in common:
+//! - Every launch has [`Priority::Normal`]: none of these policies knows classes or objectives.
+//! - Tenants are taken in the order of their numbers, so that their order in the slice decides nothing.
+//! - A tenant of whose request nothing is known (no kernel seen, or none profiled) gets an equal share of the GPU.
+//! - Where a policy keeps tenants apart but they outnumber the TPCs, each gets one TPC, in turn, and some share one: the walls
+//!   stand, but around a tenant and its companions. [`shared_tpcs`] tells.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +26,68 @@ use std::time::Duration;
 use crate::device::{Priority, Sms, Topology};
 use crate::launch::{Fingerprint, Walls, Work};
 use crate::partition::TpcSet;
+use crate::partition::krisp::Distribution;
 use crate::profile::Curve;
 use crate::tenant::{Class, TenantId};
+
+mod default_sharing;
+mod division;
+mod exclusive;
+mod krisp;
+mod model_rightsize;
+mod static_equal;
+
+pub use default_sharing::DefaultSharing;
+pub use exclusive::Exclusive;
+pub use krisp::Krisp;
+pub use model_rightsize::ModelRightsize;
+pub use static_equal::StaticEqual;
+
+/// How much slower than on the whole GPU a right-sized kernel or request may be, unless told otherwise: 2%.
+pub const DEFAULT_TOLERANCE: f64 = 0.02;
+
+/// Every name that [`by_name`] knows.
+pub const NAMES: [&str; 10] = [
+    "exclusive",
+    "default-sharing",
+    "static-equal",
+    "model-rightsize",
+    "krisp-o",
+    "krisp-o-packed",
+    "krisp-o-distributed",
+    "krisp-i",
+    "krisp-i-packed",
+    "krisp-i-distributed",
+];
+
+/// The policy of that name, with [`DEFAULT_TOLERANCE`].
+///
+/// # Errors
+/// [`UnknownPolicy`] lists the names that exist.
+pub fn by_name(name: &str) -> Result<Box<dyn Policy>, UnknownPolicy> {
+    let (packed, distributed) = (Distribution::Packed, Distribution::Distributed);
+    Ok(match name {
+        "exclusive" => Box::new(Exclusive),
+        "default-sharing" => Box::new(DefaultSharing),
+        "static-equal" => Box::new(StaticEqual),
+        "model-rightsize" => Box::new(ModelRightsize::default()),
+        "krisp-o" => Box::new(Krisp::overlapping()),
+        "krisp-o-packed" => Box::new(Krisp::overlapping().with_distribution(packed)),
+        "krisp-o-distributed" => Box::new(Krisp::overlapping().with_distribution(distributed)),
+        "krisp-i" => Box::new(Krisp::isolated()),
+        "krisp-i-packed" => Box::new(Krisp::isolated().with_distribution(packed)),
+        "krisp-i-distributed" => Box::new(Krisp::isolated().with_distribution(distributed)),
+        _ => return Err(UnknownPolicy { name: name.to_owned() }),
+    })
+}
+
+/// A name that no policy has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no policy `{name}`; there are {}", NAMES.join(", "))]
+pub struct UnknownPolicy {
+    /// The name asked for.
+    pub name: String,
+}
 
 /// What a policy knows of one kernel of a tenant.
 #[derive(Debug, Clone)]
@@ -55,9 +131,9 @@ pub struct DraftPlacement {
 pub struct TenantDraft {
     /// The TPCs that elastic kernels may use.
     pub grant: TpcSet,
-    /// For kernels without a profile.
+    /// For every kernel that `kernels` does not name.
     pub default: DraftPlacement,
-    /// By kernel.
+    /// Kernels placed on their own, by a policy that works kernel by kernel.
     pub kernels: BTreeMap<Fingerprint, DraftPlacement>,
     /// What confines the tenant.
     pub walls: Walls,
@@ -65,6 +141,16 @@ pub struct TenantDraft {
 
 /// A plan before its partitions are made.
 pub type Draft = BTreeMap<TenantId, TenantDraft>;
+
+/// The TPCs that more than one tenant may use. Empty wherever a policy kept tenants apart.
+pub fn shared_tpcs(draft: &Draft) -> TpcSet {
+    let mut seen = TpcSet::EMPTY;
+    draft.values().fold(TpcSet::EMPTY, |shared, tenant| {
+        let twice = seen & tenant.grant;
+        seen = seen | tenant.grant;
+        shared | twice
+    })
+}
 
 /// Decides which SMs every kernel of every tenant gets.
 pub trait Policy: Send + Sync {
@@ -77,3 +163,33 @@ pub trait Policy: Send + Sync {
     /// A draft with one entry for each tenant. Equal inputs give equal drafts; no tenant gets an empty set.
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft;
 }
+
+/// The tenants by rising number, each once.
+fn in_order(tenants: &[TenantDemand]) -> Vec<&TenantDemand> {
+    let mut tenants: Vec<&TenantDemand> = tenants.iter().collect();
+    tenants.sort_by_key(|tenant| tenant.id);
+    tenants.dedup_by_key(|tenant| tenant.id);
+    tenants
+}
+
+impl DraftPlacement {
+    /// As many SMs as `tpcs` have, at normal priority.
+    fn over(topology: &Topology, tpcs: TpcSet) -> Self {
+        Self { sms: topology.sms_of(tpcs), tpcs, priority: Priority::Normal }
+    }
+}
+
+impl TenantDraft {
+    /// Every kernel on all of `tpcs`.
+    fn over(topology: &Topology, tpcs: TpcSet, walls: Walls) -> Self {
+        Self { grant: tpcs, default: DraftPlacement::over(topology, tpcs), kernels: BTreeMap::new(), walls }
+    }
+}
+
+/// Everybody on the whole GPU, nobody confined.
+fn unconfined(topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+    tenants.iter().map(|tenant| (tenant.id, TenantDraft::over(topology, topology.all_tpcs(), Walls::default()))).collect()
+}
+
+/// All three walls around each tenant.
+const WALLED: Walls = Walls { grid: true, grant: true, partition: true };

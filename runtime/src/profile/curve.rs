@@ -47,10 +47,109 @@ impl Curve {
         self.points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min)
     }
 
-    /// The fewest measured SMs on which the kernel is within `tolerance` (0.02 is 2%) of its latency on the most SMs, as KRISP defines it.
+    /// The fewest measured SMs on which the kernel is within `tolerance` (0.02 is 2%) of its latency on the most SMs, as KRISP (HPCA 2023)
+    /// defines it. A count stands only if the next one up keeps the tolerance too: more SMs never make a kernel need more, so a lone dip
+    /// is noise, and giving a kernel too few SMs costs more than giving it a rung too many.
     pub fn minimum_sms(&self, tolerance: f64) -> Sms {
-        let whole = self.points[self.points.len() - 1].1;
-        let enough = |point: &&(Sms, f64)| point.1 <= whole * (1.0 + tolerance);
-        self.points.iter().find(enough).map_or(self.points[self.points.len() - 1].0, |point| point.0)
+        let (most, whole) = self.points[self.points.len() - 1];
+        let enough = |&(_, us): &(Sms, f64)| us <= whole * (1.0 + tolerance);
+        self.points.windows(2).find(|pair| enough(&pair[0]) && enough(&pair[1])).map_or(most, |pair| pair[0].0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn curve(points: &[(u16, f64)]) -> Curve {
+        Curve::new(points.iter().map(|&(sms, us)| (Sms(sms), us)).collect()).unwrap()
+    }
+
+    fn any_curve() -> impl Strategy<Value = Curve> {
+        prop::collection::btree_map(1_u16..=256, 0.1_f64..1e5, 1..20)
+            .prop_map(|points| Curve::new(points.into_iter().map(|(sms, us)| (Sms(sms), us)).collect()).unwrap())
+    }
+
+    #[test]
+    fn points_that_make_no_curve_are_refused() {
+        for points in [
+            vec![],
+            vec![(Sms(0), 1.0)],
+            vec![(Sms(2), 1.0), (Sms(2), 2.0)],
+            vec![(Sms(2), 0.0)],
+            vec![(Sms(2), -1.0)],
+            vec![(Sms(2), f64::NAN)],
+            vec![(Sms(2), f64::INFINITY)],
+        ] {
+            assert_eq!(Curve::new(points.clone()), None, "{points:?}");
+        }
+    }
+
+    #[test]
+    fn the_minimum_is_the_first_count_of_the_flat_end() {
+        let staircase = curve(&[(2, 80.0), (8, 20.0), (16, 10.1), (32, 10.0), (66, 10.15), (132, 10.0)]);
+        assert_eq!(staircase.minimum_sms(0.02), Sms(16));
+        assert_eq!(staircase.minimum_sms(0.001), Sms(132));
+        assert_eq!(staircase.minimum_sms(1.0), Sms(8));
+    }
+
+    #[test]
+    fn a_lone_dip_below_the_knee_is_not_taken_for_it() {
+        assert_eq!(curve(&[(8, 20.0), (16, 9.9), (32, 15.0), (66, 10.0), (132, 10.0)]).minimum_sms(0.02), Sms(66));
+    }
+
+    #[test]
+    fn a_kernel_that_scales_to_the_last_sm_needs_them_all() {
+        assert_eq!(curve(&[(66, 20.0), (132, 10.0)]).minimum_sms(0.02), Sms(132));
+        assert_eq!(curve(&[(132, 10.0)]).minimum_sms(0.02), Sms(132));
+    }
+
+    proptest! {
+        #[test]
+        fn at_a_measured_count_the_curve_is_the_measurement(curve in any_curve()) {
+            for &(sms, us) in curve.points() {
+                prop_assert!((curve.at(sms) - us).abs() <= 1e-9 * us, "{sms}: {} against {us}", curve.at(sms));
+            }
+        }
+
+        #[test]
+        fn between_two_measured_counts_latency_moves_one_way_and_stays_between_them(curve in any_curve()) {
+            for pair in curve.points().windows(2) {
+                let ((low, left), (high, right)) = (pair[0], pair[1]);
+                let direction = (right - left).signum();
+                let slack = 1e-9 * left.max(right);
+                let mut last = left;
+                for sms in low.0..=high.0 {
+                    let us = curve.at(Sms(sms));
+                    prop_assert!((us - last) * direction >= -slack, "{sms}: {us} after {last}");
+                    prop_assert!(us >= left.min(right) - slack && us <= left.max(right) + slack, "{sms}: {us}");
+                    last = us;
+                }
+            }
+        }
+
+        #[test]
+        fn outside_the_measured_counts_nothing_gets_faster(curve in any_curve()) {
+            let (first, last) = (curve.points()[0], curve.points()[curve.points().len() - 1]);
+            for sms in 0..=first.0.0 {
+                prop_assert!(curve.at(Sms(sms)) >= first.1 * (1.0 - 1e-9));
+            }
+            prop_assert_eq!(curve.at(Sms(last.0.0 + 100)), last.1);
+        }
+
+        #[test]
+        fn the_minimum_is_a_measured_count_within_the_tolerance(curve in any_curve(), tolerance in 0.001_f64..0.5) {
+            let minimum = curve.minimum_sms(tolerance);
+            let whole = curve.points()[curve.points().len() - 1].1;
+            let point = curve.points().iter().find(|point| point.0 == minimum);
+            prop_assert!(point.is_some_and(|point| point.1 <= whole * (1.0 + tolerance)));
+        }
+
+        #[test]
+        fn a_wider_tolerance_never_asks_for_more_sms(curve in any_curve(), narrow in 0.001_f64..0.5, more in 0.0_f64..0.5) {
+            prop_assert!(curve.minimum_sms(narrow + more) <= curve.minimum_sms(narrow));
+        }
     }
 }

@@ -1,10 +1,19 @@
 //! What the profiler measured, and where it is kept.
 //!
 //! A [`Profile`] holds, for each kernel key, every latency sample at every rung of the ladder, the [`Curve`] of their medians, the minimum SM
-//! count at a stated tolerance, and the provenance without which none of it means anything.
+//! count at a stated tolerance, and the provenance without which none of it means anything. It is one JSON file, read and written whole
+//! ([`Profile::read`], [`Profile::write`]); nothing that fails validation gets in or out. A [`ProfileStore`] is what policies see: the
+//! kernels of all profiles that were admitted for one machine, by fingerprint. docs/profiling.md explains the file field by field.
 
+mod check;
 mod curve;
+mod error;
+mod file;
+mod layout;
 mod schema;
+mod store;
 
 pub use curve::Curve;
-pub use schema::{Bound, KernelProfile, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+pub use error::{ProfileError, ProfileWarning};
+pub use schema::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+pub use store::{Machine, ProfileStore};

@@ -24,6 +24,8 @@ pub struct Provenance {
     pub driver: String,
     /// Hash of the kernels' sources and compiler.
     pub kernel_build: String,
+    /// The model whose request was measured, as `--model` names it.
+    pub model: String,
     /// The command that measured.
     pub command: String,
     /// Commit of the sources, empty where unknown.
@@ -32,6 +34,30 @@ pub struct Provenance {
     pub date: String,
     /// Whether the latencies come from the simulator's own model, and nothing was measured.
     pub simulated: bool,
+}
+
+/// The rates that kernels are held against to say what limits them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peaks {
+    /// Floating-point operations a second.
+    pub flops_per_s: f64,
+    /// Bytes through device memory a second.
+    pub bytes_per_s: f64,
+    /// Where the two come from.
+    pub source: PeakSource,
+}
+
+/// Where [`Peaks`] come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeakSource {
+    /// Whoever ran the profiler named them.
+    Given,
+    /// The data sheet of the GPU.
+    Datasheet,
+    /// They are the best rates that any kernel of this profile reached, so that they say nothing of what the GPU could do.
+    Reached,
 }
 
 /// What limits a kernel on the whole GPU.
@@ -66,6 +92,8 @@ pub struct SamplePoint {
 pub struct KernelProfile {
     /// The least it must do.
     pub work: Work,
+    /// Launches of it in the request that was recorded last; 0 if that request did not launch it.
+    pub launches: u32,
     /// Thread blocks that fit on one SM at once.
     pub blocks_per_sm: u32,
     /// What limits it on the whole GPU.
@@ -74,6 +102,13 @@ pub struct KernelProfile {
     pub minimum_sms: Sms,
     /// By rising SM count.
     pub points: Vec<SamplePoint>,
+}
+
+impl SamplePoint {
+    /// How many samples the median is taken of.
+    pub fn kept(&self) -> usize {
+        self.samples_us.len().saturating_sub(self.rejected as usize)
+    }
 }
 
 impl KernelProfile {
@@ -93,6 +128,8 @@ pub struct Profile {
     pub provenance: Provenance,
     /// The tolerance at which minimum SM counts were chosen: 0.02 is 2%.
     pub tolerance: f64,
+    /// What [`KernelProfile::bound`] was judged by.
+    pub peaks: Peaks,
     /// By kernel key, written as `gemm_bias[1024x768x3072]f16`.
     pub kernels: BTreeMap<String, KernelProfile>,
 }

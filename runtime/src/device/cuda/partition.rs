@@ -1,0 +1,143 @@
+//! Partitions: green contexts over any set of TPCs.
+//!
+//! One split of the SMs, made when the device is opened, yields the groups that partitions are joined from: group *i* is TPC *i*. Groups of
+//! one split may be joined in any combination and may appear in several green contexts; groups of different splits may not be mixed.
+//! Clusters larger than a group are refused inside such partitions, because the split gives up the co-scheduling of SMs for its granularity.
+//!
+//! The driver documents two cases in which a partition's kernels may reach SMs outside it: under MPS with an active-thread percentage, and
+//! on compute capability 9.x once a module that uses dynamic parallelism is loaded (cuda.h, "Green Contexts").
+
+use cudarc::driver::sys::{CUdevResource, CUdevSmResourceSplit_flags, CUdevice};
+use parking_lot::Mutex;
+
+use super::status::tolerate;
+use super::{driver, topology};
+use crate::device::{DeviceError, PartitionId, Sms};
+use crate::partition::TpcSet;
+
+/// The fewest SMs that a group may have: one TPC.
+const SMALLEST_GROUP: u32 = 2;
+
+/// The SMs of a GPU in groups of equal size, and those left over.
+pub struct Split {
+    groups: Vec<CUdevResource>,
+    left_over: Sms,
+}
+
+impl Split {
+    /// The finest split: SMs are grouped whether or not they can be scheduled together.
+    pub fn finest(device: CUdevice) -> Result<Self, DeviceError> {
+        let split = Self::new(device, CUdevSmResourceSplit_flags::CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING as u32)?;
+        if split.groups.is_empty() {
+            return Err(DeviceError::Driver {
+                call: "cuDevSmResourceSplitByCount",
+                status: "the driver made no group of SMs".to_owned(),
+                sticky: false,
+            });
+        }
+        Ok(split)
+    }
+
+    /// The finest split whose groups keep large clusters possible.
+    pub fn coscheduled(device: CUdevice) -> Result<Self, DeviceError> {
+        Self::new(device, 0)
+    }
+
+    fn new(device: CUdevice, flags: u32) -> Result<Self, DeviceError> {
+        let whole = driver::device_sm_resource(device)?;
+        let (groups, left_over) = driver::sm_resource_split(&whole, flags, SMALLEST_GROUP)?;
+        Ok(Self { groups, left_over: topology::sms(driver::resource_sms(&left_over)) })
+    }
+
+    pub fn groups(&self) -> u16 {
+        u16::try_from(self.groups.len()).unwrap_or(u16::MAX)
+    }
+
+    pub fn sms_per_group(&self) -> Sms {
+        self.groups.first().map_or(Sms(0), |group| topology::sms(driver::resource_sms(group)))
+    }
+
+    pub fn left_over(&self) -> Sms {
+        self.left_over
+    }
+
+    /// The groups that `tpcs` names.
+    fn join(&self, tpcs: TpcSet) -> Result<Vec<CUdevResource>, DeviceError> {
+        let bad = || DeviceError::BadPartition { asked: tpcs, tpcs: self.groups() };
+        let groups: Option<Vec<_>> = tpcs.iter().map(|tpc| self.groups.get(usize::from(tpc)).copied()).collect();
+        groups.filter(|groups| !groups.is_empty()).ok_or_else(bad)
+    }
+}
+
+/// A green context that is destroyed when dropped.
+struct GreenContext(driver::GreenContext);
+
+impl GreenContext {
+    fn sms(&self) -> Result<Sms, DeviceError> {
+        driver::green_context_sms(self.0).map(topology::sms)
+    }
+}
+
+impl Drop for GreenContext {
+    fn drop(&mut self) {
+        tolerate(driver::green_context_destroy(self.0));
+    }
+}
+
+/// The partitions of a device, which live as long as it does.
+pub struct Partitions {
+    device: CUdevice,
+    /// An error here is not one of opening the device: under MPS the driver may refuse to split while everything else works.
+    split: Result<Split, DeviceError>,
+    /// The lock also keeps to one thread at a time what cuda.h allows only one thread at a time.
+    contexts: Mutex<Vec<GreenContext>>,
+}
+
+impl Partitions {
+    pub fn of(device: CUdevice) -> Self {
+        Self { device, split: Split::finest(device), contexts: Mutex::default() }
+    }
+
+    pub fn split(&self) -> Result<&Split, DeviceError> {
+        self.split.as_ref().map_err(Clone::clone)
+    }
+
+    /// A partition over exactly these TPCs.
+    pub fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
+        let mut groups = self.split()?.join(tpcs)?;
+        let asked = topology::sms(groups.iter().map(driver::resource_sms).sum());
+        let mut contexts = self.contexts.lock();
+        let context = GreenContext(driver::green_context_create(self.device, &mut groups)?);
+        let granted = context.sms()?;
+        if granted != asked {
+            return Err(DeviceError::ShortPartition { asked, granted });
+        }
+        contexts.push(context);
+        // The whole GPU is number 0, so that the first green context is number 1.
+        Ok(PartitionId(contexts.len() as u32))
+    }
+
+    /// The SM count of a partition other than the whole GPU, read back from the driver.
+    pub fn sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
+        self.with(partition, "cuGreenCtxGetDevResource", GreenContext::sms)
+    }
+
+    /// A stream inside a partition other than the whole GPU.
+    pub fn create_stream(&self, partition: PartitionId, priority: i32) -> Result<driver::Stream, DeviceError> {
+        self.with(partition, "cuGreenCtxStreamCreate", |context| driver::green_context_stream_create(context.0, priority))
+    }
+
+    fn with<T>(
+        &self,
+        partition: PartitionId,
+        call: &'static str,
+        run: impl FnOnce(&GreenContext) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let contexts = self.contexts.lock();
+        let context = (partition.0 as usize).checked_sub(1).and_then(|index| contexts.get(index));
+        context.map_or_else(
+            || Err(DeviceError::Driver { call, status: format!("this device has no partition {}", partition.0), sticky: false }),
+            run,
+        )
+    }
+}

@@ -1,0 +1,87 @@
+//! Driver statuses as errors: their name, their meaning, and whether the context survives them.
+
+use std::ffi::CStr;
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use crate::device::DeviceError;
+
+/// The error that `status` of the driver function `call` stands for.
+pub fn check(call: &'static str, status: CUresult) -> Result<(), DeviceError> {
+    match status {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        status => Err(error(call, status)),
+    }
+}
+
+/// `status` of `call` as an error, whatever it is.
+#[cold]
+pub fn error(call: &'static str, status: CUresult) -> DeviceError {
+    DeviceError::Driver { call, status: describe(status), sticky: is_sticky(status) }
+}
+
+/// `CUDA_ERROR_X: what the driver says about it`.
+pub fn describe(status: CUresult) -> String {
+    let mut text = ptr::null();
+    // SAFETY: `text` is a place for one pointer, and the driver may be asked about any status.
+    let known = unsafe { sys::cuGetErrorString(status, &mut text) };
+    if known != CUresult::CUDA_SUCCESS || text.is_null() {
+        return format!("{status:?}");
+    }
+    // SAFETY: after a success `text` is one of the driver's constant NUL-terminated strings.
+    let text = unsafe { CStr::from_ptr(text) };
+    format!("{status:?}: {}", text.to_string_lossy())
+}
+
+/// Whether every later call in this context will fail too. cuda.h says of these that the process must be restarted to use CUDA again.
+pub fn is_sticky(status: CUresult) -> bool {
+    matches!(
+        status,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_CONTAINED
+            | CUresult::CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_MPS_CLIENT_TERMINATED
+    )
+}
+
+/// For destructors, which can only report: warns, unless the context is lost and the same error was already returned to a caller.
+pub fn tolerate(result: Result<(), DeviceError>) {
+    match result {
+        Ok(()) => {}
+        Err(error) if error.is_sticky() => tracing::debug!(%error, "not released: the CUDA context is lost"),
+        Err(error) => tracing::warn!(%error, "not released"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_statuses_that_lose_the_context_are_sticky() {
+        for lost in [CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, CUresult::CUDA_ERROR_LAUNCH_FAILED, CUresult::CUDA_ERROR_ASSERT] {
+            assert!(is_sticky(lost), "{lost:?}");
+        }
+        for harmless in [
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            CUresult::CUDA_ERROR_INVALID_VALUE,
+            CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+            CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            CUresult::CUDA_ERROR_NOT_READY,
+        ] {
+            assert!(!is_sticky(harmless), "{harmless:?}");
+        }
+    }
+}

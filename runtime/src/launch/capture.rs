@@ -1,0 +1,13 @@
+//! Captured graphs: a forward pass as one launch.
+
+use std::sync::Arc;
+
+use crate::device::Graph;
+
+use super::Plan;
+
+/// A graph and the plan under which it was captured. Its nodes keep the partitions and priorities of that plan.
+pub struct CapturedGraph {
+    pub(super) graph: Graph,
+    pub(super) plan: Option<Arc<Plan>>,
+}

@@ -1,0 +1,46 @@
+//! Grants: the SM set a tenant holds right now, a mask in device memory that its elastic kernels poll before every tile.
+
+use std::sync::Arc;
+
+use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, StreamId, Topology};
+use crate::partition::TpcSet;
+
+/// One tenant's grant. Written by a 32-byte copy on a high-priority stream of its own, so that it overtakes the kernels it steers.
+pub struct Grant {
+    device: Arc<dyn Device>,
+    mask: Buffer,
+    stream: StreamId,
+}
+
+impl Grant {
+    /// A grant of every SM.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        let mask = Buffer::new(device, size_of::<[u32; 8]>() as u64)?;
+        let stream = device.create_stream(PartitionId::WHOLE, Priority::High)?;
+        let grant = Self { device: Arc::clone(device), mask, stream };
+        grant.set(device.topology().all_tpcs())?;
+        grant.device.synchronize(stream)?;
+        Ok(grant)
+    }
+
+    /// Grants exactly the SMs of `tpcs`. Kernels in flight follow at their next tile; this does not wait for them.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn set(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
+        let topology: &Topology = self.device.topology();
+        let mut bytes = [0; 32];
+        for (target, word) in bytes.chunks_exact_mut(4).zip(tpcs.sm_mask(topology.sms_per_tpc)) {
+            target.copy_from_slice(&word.to_le_bytes());
+        }
+        self.device.upload(self.stream, self.mask.ptr(), &bytes)
+    }
+
+    /// Where kernels poll.
+    pub fn ptr(&self) -> DevicePtr {
+        self.mask.ptr()
+    }
+}

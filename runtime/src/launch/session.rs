@@ -1,0 +1,376 @@
+//! The one interception point: [`Session::launch`].
+//!
+//! A session is one tenant's chain of launches, used by one thread at a time. Launches of a session run one after another, whichever
+//! partitions they go to: when the partition changes, the session *hops*, making the next stream wait for the last one.
+//!
+//! What happens off the hot path, once each: a kernel key seen for the first time gets an index; a symbol its entry point; a new plan the
+//! streams it needs and the placements of all known keys. Everything else is array look-ups.
+
+use std::sync::Arc;
+
+use crate::device::{Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId};
+use crate::tenant::TenantId;
+
+use super::grant::Grant;
+use super::plan::{Placement, Plan, PlanCell, PlanReader};
+use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg, Work};
+
+/// Bytes of a `TileProgress`, see kernels/abi.h.
+const PROGRESS_BYTES: u64 = 16;
+
+/// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
+#[derive(Debug, Clone, Copy)]
+pub struct OpaqueKernel {
+    /// What the plan places it by.
+    pub key: KernelKey,
+    /// The least it must do.
+    pub work: Work,
+}
+
+/// What a session has launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SessionStats {
+    /// Kernels launched eagerly or captured.
+    pub launches: u64,
+    /// Changes of partition between them.
+    pub hops: u64,
+    /// Graphs replayed.
+    pub replays: u64,
+}
+
+/// A kernel as a session has met it.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenKernel {
+    /// Its key.
+    pub key: KernelKey,
+    /// The least one launch must do.
+    pub work: Work,
+    /// Launches since [`Session::forget_counts`].
+    pub launches: u32,
+}
+
+/// One tenant's chain of launches.
+pub struct Session {
+    device: Arc<dyn Device>,
+    tenant: TenantId,
+    reader: PlanReader,
+    /// The plan that `resolved` and `lanes` follow.
+    followed: Option<Arc<Plan>>,
+    capturing: bool,
+    lanes: Vec<Lane>,
+    current: usize,
+    index: KeyIndex,
+    seen: Vec<SeenKernel>,
+    /// By kernel index.
+    resolved: Vec<Resolved>,
+    /// Entry points by symbol. Few, so a scan finds them.
+    functions: Vec<(&'static str, FunctionId)>,
+    grant: Arc<Grant>,
+    progress: Buffer,
+    recording: Option<Vec<Box<dyn Kernel + Send>>>,
+    stats: SessionStats,
+}
+
+/// A stream inside a partition, with the event by which the next lane waits for it.
+struct Lane {
+    partition: PartitionId,
+    priority: Priority,
+    stream: StreamId,
+    event: Event,
+}
+
+#[derive(Clone, Copy)]
+struct Resolved {
+    sms: Sms,
+    priority: Priority,
+    lane: usize,
+}
+
+impl Session {
+    /// A session of `tenant`, which `plans` must hold.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] if the plan does not know the tenant; what the device says.
+    pub fn new(device: &Arc<dyn Device>, plans: &PlanCell, tenant: TenantId, grant: Arc<Grant>) -> Result<Self, LaunchError> {
+        device.bind_thread()?;
+        let mut session = Self {
+            device: Arc::clone(device),
+            tenant,
+            reader: plans.reader(),
+            followed: None,
+            capturing: false,
+            lanes: Vec::new(),
+            current: 0,
+            index: KeyIndex::default(),
+            seen: Vec::new(),
+            resolved: Vec::new(),
+            functions: Vec::new(),
+            grant,
+            progress: Buffer::new(device, PROGRESS_BYTES)?,
+            recording: None,
+            stats: SessionStats::default(),
+        };
+        session.follow_plan()?;
+        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
+        Ok(session)
+    }
+
+    /// Launches `kernel` where the current plan places it.
+    ///
+    /// # Errors
+    /// [`LaunchError::Unsupported`] for a shape that the kernel cannot do, [`LaunchError::Dismissed`] once the tenant is gone, or what the
+    /// device says.
+    pub fn launch<K: Kernel + Clone + Send + 'static>(&mut self, kernel: &K) -> Result<(), LaunchError> {
+        if let Some(recording) = &mut self.recording {
+            recording.push(Box::new(kernel.clone()));
+        }
+        self.launch_dyn(kernel)
+    }
+
+    /// [`launch`](Session::launch) for a kernel known only by its contract; it is not recorded.
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch).
+    pub fn launch_dyn(&mut self, kernel: &dyn Kernel) -> Result<(), LaunchError> {
+        self.follow_plan()?;
+        let (key, work) = (kernel.key(), kernel.work());
+        let placement = self.place(key, work);
+        let launch = kernel.configure(placement.sms, self.device.topology())?;
+        let function = self.function(launch.symbol)?;
+        self.hop(placement.lane)?;
+        let tiles = TilesArg {
+            progress: self.progress.ptr(),
+            grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
+            count: launch.tiles,
+            joins: 0,
+        };
+        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, key, work };
+        self.device.launch(self.stream(), &request)?;
+        self.stats.launches += 1;
+        Ok(())
+    }
+
+    /// Lets `enqueue` put foreign work on the stream where the plan places `kernel`; it also learns how many SMs that stream has.
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch); what `enqueue` returns is passed on.
+    pub fn launch_opaque<R>(&mut self, kernel: &OpaqueKernel, enqueue: impl FnOnce(StreamId, Sms) -> R) -> Result<R, LaunchError> {
+        self.follow_plan()?;
+        let placement = self.place(kernel.key, kernel.work);
+        self.hop(placement.lane)?;
+        self.stats.launches += 1;
+        Ok(enqueue(self.stream(), placement.sms))
+    }
+
+    /// Runs `body` with its launches captured instead of run. Every kernel in it must have been launched before, so that nothing has to be
+    /// loaded while capturing.
+    ///
+    /// # Errors
+    /// What `body` returns, or what the device says of the capture.
+    pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
+        self.follow_plan()?;
+        let origin = self.current;
+        self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
+        self.capturing = true;
+        let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
+        self.capturing = false;
+        let graph = Graph::end_capture(&self.device, self.lanes[origin].stream).map_err(LaunchError::from);
+        self.current = origin;
+        done?;
+        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
+    }
+
+    /// Whether `graph` was captured under the plan now in force. If not, capture again: its nodes keep their old partitions.
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch).
+    pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
+        self.follow_plan()?;
+        Ok(match (&graph.plan, &self.followed) {
+            (Some(captured), Some(followed)) => Arc::ptr_eq(captured, followed),
+            _ => false,
+        })
+    }
+
+    /// Replays `graph` after everything launched so far.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
+        self.device.replay(graph.graph.id(), self.stream())?;
+        self.stats.replays += 1;
+        Ok(())
+    }
+
+    /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here.
+    pub fn stream(&self) -> StreamId {
+        self.lanes[self.current].stream
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// What was launched so far.
+    pub fn stats(&self) -> SessionStats {
+        self.stats
+    }
+
+    /// Every kernel met so far, in the order first met.
+    pub fn seen(&self) -> &[SeenKernel] {
+        &self.seen
+    }
+
+    /// Counts launches by kernel from zero again.
+    pub fn forget_counts(&mut self) {
+        for seen in &mut self.seen {
+            seen.launches = 0;
+        }
+    }
+
+    /// Keeps a copy of every launch from here on, for the profiler.
+    pub fn start_recording(&mut self) {
+        self.recording = Some(Vec::new());
+    }
+
+    /// The launches since [`start_recording`](Session::start_recording).
+    pub fn finish_recording(&mut self) -> Vec<Box<dyn Kernel + Send>> {
+        self.recording.take().unwrap_or_default()
+    }
+
+    #[inline]
+    fn place(&mut self, key: KernelKey, work: Work) -> Resolved {
+        let fingerprint = key.fingerprint();
+        let at = match self.index.find(fingerprint) {
+            Some(at) => at,
+            None => self.meet(key, work, fingerprint),
+        };
+        self.seen[at].launches += 1;
+        self.resolved[at]
+    }
+
+    #[cold]
+    fn meet(&mut self, key: KernelKey, work: Work, fingerprint: Fingerprint) -> usize {
+        let at = self.seen.len();
+        self.index.insert(fingerprint, at);
+        self.seen.push(SeenKernel { key, work, launches: 0 });
+        let resolved = match self.followed.as_ref().and_then(|plan| plan.tenants.get(&self.tenant)) {
+            Some(plan) => resolve(&self.lanes, plan.placement(fingerprint)),
+            None => Resolved { sms: self.device.topology().sms, priority: Priority::Normal, lane: self.current },
+        };
+        self.resolved.push(resolved);
+        at
+    }
+
+    #[inline]
+    fn function(&mut self, symbol: &'static str) -> Result<FunctionId, DeviceError> {
+        match self.functions.iter().find(|known| std::ptr::eq(known.0, symbol)) {
+            Some(known) => Ok(known.1),
+            None => {
+                let function = self.device.function(symbol)?;
+                self.functions.push((symbol, function));
+                Ok(function)
+            }
+        }
+    }
+
+    #[inline]
+    fn hop(&mut self, lane: usize) -> Result<(), LaunchError> {
+        if lane != self.current {
+            let last = &self.lanes[self.current];
+            self.device.record(last.event.id(), last.stream)?;
+            self.device.wait(self.lanes[lane].stream, last.event.id())?;
+            self.current = lane;
+            self.stats.hops += 1;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn follow_plan(&mut self) -> Result<(), LaunchError> {
+        // A capture belongs to one plan from its first node to its last.
+        if self.capturing {
+            return Ok(());
+        }
+        let plan = self.reader.load();
+        match &self.followed {
+            Some(followed) if Arc::ptr_eq(followed, plan) => Ok(()),
+            _ => {
+                let plan = Arc::clone(plan);
+                self.adopt(plan)
+            }
+        }
+    }
+
+    #[cold]
+    fn adopt(&mut self, plan: Arc<Plan>) -> Result<(), LaunchError> {
+        let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
+        for (partition, priority) in mine.streams() {
+            if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
+                let stream = self.device.create_stream(partition, priority)?;
+                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)? });
+            }
+        }
+        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
+            *resolved = resolve(&self.lanes, mine.placement(seen.key.fingerprint()));
+        }
+        self.followed = Some(plan);
+        Ok(())
+    }
+}
+
+fn resolve(lanes: &[Lane], placement: Placement) -> Resolved {
+    let lane = lanes.iter().position(|lane| lane.partition == placement.partition && lane.priority == placement.priority);
+    Resolved { sms: placement.sms, priority: placement.priority, lane: lane.unwrap_or(0) }
+}
+
+/// Kernel indices by fingerprint: open addressing with linear probing, at most half full.
+#[derive(Default)]
+struct KeyIndex {
+    /// Fingerprint and index; an index of `u32::MAX` marks a free slot.
+    slots: Vec<(Fingerprint, u32)>,
+    len: usize,
+}
+
+impl KeyIndex {
+    const FREE: u32 = u32::MAX;
+
+    #[inline]
+    fn find(&self, fingerprint: Fingerprint) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = fingerprint.0 as usize & mask;
+        loop {
+            let (key, index) = self.slots[at];
+            if index == Self::FREE {
+                return None;
+            }
+            if key == fingerprint {
+                return Some(index as usize);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn insert(&mut self, fingerprint: Fingerprint, index: usize) {
+        if self.len * 2 >= self.slots.len() {
+            let larger = vec![(Fingerprint(0), Self::FREE); (self.slots.len() * 2).max(64)];
+            for (key, index) in std::mem::replace(&mut self.slots, larger) {
+                if index != Self::FREE {
+                    self.put(key, index);
+                }
+            }
+        }
+        self.put(fingerprint, index as u32);
+        self.len += 1;
+    }
+
+    fn put(&mut self, fingerprint: Fingerprint, index: u32) {
+        let mask = self.slots.len() - 1;
+        let mut at = fingerprint.0 as usize & mask;
+        while self.slots[at].1 != Self::FREE {
+            at = (at + 1) & mask;
+        }
+        self.slots[at] = (fingerprint, index);
+    }
+}

@@ -1,0 +1,98 @@
+//! Validation of a profile's values, the same for reading and for writing. Types and field names are the parser's business.
+
+use std::collections::HashMap;
+
+use crate::device::Sms;
+use crate::launch::Fingerprint;
+
+use super::{KernelProfile, Profile, SCHEMA_VERSION, SamplePoint};
+
+/// A field that holds what cannot be.
+#[derive(Debug, PartialEq)]
+pub(super) struct Flaw {
+    /// Where, such as `kernels["gemm[8x8]f16"].points[2].sms`.
+    pub(super) field: String,
+    /// What is wrong.
+    pub(super) reason: String,
+}
+
+impl Flaw {
+    fn at(field: impl Into<String>, reason: impl Into<String>) -> Result<(), Self> {
+        Err(Self { field: field.into(), reason: reason.into() })
+    }
+
+    fn below(self, parent: &str) -> Self {
+        Self { field: format!("{parent}.{}", self.field), ..self }
+    }
+}
+
+/// Finds the first flaw.
+pub(super) fn check(profile: &Profile) -> Result<(), Flaw> {
+    if profile.schema != SCHEMA_VERSION {
+        return Flaw::at("schema", format!("{} is not {SCHEMA_VERSION}", profile.schema));
+    }
+    if profile.provenance.sms.0 == 0 {
+        return Flaw::at("provenance.sms", "a GPU has at least 1 SM");
+    }
+    if !(profile.tolerance > 0.0 && profile.tolerance < 1.0) {
+        return Flaw::at("tolerance", format!("{} is not between 0 and 1, both excluded (0.02 is 2%)", profile.tolerance));
+    }
+    for (field, rate) in [("peaks.flops_per_s", profile.peaks.flops_per_s), ("peaks.bytes_per_s", profile.peaks.bytes_per_s)] {
+        if !(rate.is_finite() && rate >= 0.0) {
+            return Flaw::at(field, format!("{rate} is no rate"));
+        }
+    }
+    let mut seen = HashMap::new();
+    for (key, kernel) in &profile.kernels {
+        let place = format!("kernels[{key:?}]");
+        let fingerprint = match key.parse::<Fingerprint>() {
+            Ok(fingerprint) => fingerprint,
+            Err(error) => return Flaw::at(place, error.to_string()),
+        };
+        if let Some(other) = seen.insert(fingerprint, key) {
+            return Flaw::at(place, format!("means the same kernel as `{other}`"));
+        }
+        check_kernel(kernel, profile.provenance.sms).map_err(|flaw| flaw.below(&place))?;
+    }
+    Ok(())
+}
+
+fn check_kernel(kernel: &KernelProfile, whole: Sms) -> Result<(), Flaw> {
+    if kernel.blocks_per_sm == 0 {
+        return Flaw::at("blocks_per_sm", "at least 1 thread block fits on an SM");
+    }
+    if kernel.points.is_empty() {
+        return Flaw::at("points", "a profiled kernel has at least one point");
+    }
+    for (at, point) in kernel.points.iter().enumerate() {
+        let place = format!("points[{at}]");
+        check_point(point, whole).map_err(|flaw| flaw.below(&place))?;
+        if at > 0 && kernel.points[at - 1].sms >= point.sms {
+            return Flaw::at(
+                format!("{place}.sms"),
+                format!("{} SMs after {} SMs: counts must rise", point.sms, kernel.points[at - 1].sms),
+            );
+        }
+    }
+    if !kernel.points.iter().any(|point| point.sms == kernel.minimum_sms) {
+        return Flaw::at("minimum_sms", format!("no point was measured on {} SMs", kernel.minimum_sms));
+    }
+    Ok(())
+}
+
+fn check_point(point: &SamplePoint, whole: Sms) -> Result<(), Flaw> {
+    if point.sms.0 == 0 || point.sms > whole {
+        return Flaw::at("sms", format!("{} is not between 1 and the {whole} SMs of the GPU", point.sms));
+    }
+    let is_latency = |us: f64| us.is_finite() && us > 0.0;
+    if !is_latency(point.median_us) {
+        return Flaw::at("median_us", format!("{} is no latency: it must be a positive number", point.median_us));
+    }
+    if let Some(at) = point.samples_us.iter().position(|&us| !is_latency(us)) {
+        return Flaw::at(format!("samples_us[{at}]"), format!("{} is no latency: it must be a positive number", point.samples_us[at]));
+    }
+    if point.kept() == 0 {
+        return Flaw::at("rejected", format!("{} of {} samples rejected leaves none", point.rejected, point.samples_us.len()));
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What can be wrong with a profile: refused ([`ProfileError`]) or used all the same ([`ProfileWarning`]). Each names the file and the remedy.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::device::Sms;
+
+use super::SCHEMA_VERSION;
+
+/// Why a profile was not read, written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {source}; measure a profile with `smidgen profile --model MODEL -o {}`", path.display(), path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file cannot be written. What was there before is unharmed.
+    #[error("{}: cannot be written: {source}; name a file in a folder that you may write to with `-o`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not JSON, or its fields are not those of a profile.
+    #[error(
+        "{}, line {line}, column {column}: {reason}; restore the file, or delete it and run `smidgen profile --model MODEL -o {}`",
+        path.display(),
+        path.display()
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// Column, counted from 1.
+        column: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The file was written by another version of smidgen.
+    #[error(
+        "{}: schema: version {found}, but this build reads version {SCHEMA_VERSION}; delete the file and run `smidgen profile --model MODEL -o {}`",
+        path.display(),
+        path.display()
+    )]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// The version in the file.
+        found: u64,
+    },
+    /// A field holds what cannot be.
+    #[error("{}: {field}: {reason}; correct it, or delete the file and run `smidgen profile --model {model} -o {}`", path.display(), path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file, such as `kernels["gemm[8x8]f16"].points[2].sms`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+        /// The model that was profiled.
+        model: String,
+    },
+    /// The profile is of another GPU.
+    #[error(
+        "{}: profiled on {found} but this GPU is {here}; run `smidgen profile --model {model} -o {}` here",
+        path.display(),
+        path.display()
+    )]
+    GpuMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The GPU in the profile.
+        found: String,
+        /// The GPU at hand.
+        here: String,
+        /// The model that was profiled.
+        model: String,
+    },
+    /// The profile is of a GPU with another number of SMs, such as another MIG slice.
+    #[error(
+        "{}: profiled on {found} SMs but this GPU has {here}; run `smidgen profile --model {model} -o {}` here",
+        path.display(),
+        path.display()
+    )]
+    SmsMismatch {
+        /// The file.
+        path: PathBuf,
+        /// SMs in the profile.
+        found: Sms,
+        /// SMs at hand.
+        here: Sms,
+        /// The model that was profiled.
+        model: String,
+    },
+    /// The profile comes out of the simulator, and the GPU at hand is real.
+    #[error(
+        "{}: SIMULATED, so it says nothing about a real GPU; run `smidgen profile --model {model} -o {}` here",
+        path.display(),
+        path.display()
+    )]
+    Simulated {
+        /// The file.
+        path: PathBuf,
+        /// The model that was profiled.
+        model: String,
+    },
+}
+
+/// What differs between a profile and the machine it is used on, without making it useless.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ProfileWarning {
+    /// Measured under another driver.
+    #[error("{}: measured with driver {found}, this is {here}; latencies may differ", path.display())]
+    Driver {
+        /// The file.
+        path: PathBuf,
+        /// The driver in the profile.
+        found: String,
+        /// The driver at hand.
+        here: String,
+    },
+    /// Measured with other kernels.
+    #[error(
+        "{}: measured with kernel build {found}, this is {here}; run `smidgen profile --model {model} -o {}` for exact placements",
+        path.display(),
+        path.display()
+    )]
+    KernelBuild {
+        /// The file.
+        path: PathBuf,
+        /// The kernel build in the profile.
+        found: String,
+        /// The kernel build at hand.
+        here: String,
+        /// The model that was profiled.
+        model: String,
+    },
+    /// Two profiles chose their minimum SM counts at different tolerances.
+    #[error("{}: its tolerance is {found}, profiles loaded before it have {before}; minimum SM counts are not comparable", path.display())]
+    Tolerance {
+        /// The file.
+        path: PathBuf,
+        /// The tolerance in this profile.
+        found: f64,
+        /// The tolerance of the first profile.
+        before: f64,
+    },
+    /// The profile measured kernels that an earlier one had measured too, with other results.
+    #[error("{}: measured {kernels} kernels again that were loaded before; {}", path.display(), if *replaced { "the newer file's figures are used" } else { "the measured figures stay, the simulated ones are left out" })]
+    Again {
+        /// The file.
+        path: PathBuf,
+        /// How many kernels.
+        kernels: usize,
+        /// Whether the figures of this profile are used; simulated figures never replace measured ones.
+        replaced: bool,
+    },
+}

@@ -1,0 +1,100 @@
+//! The profile file: read whole, checked, written whole. A reader never sees half a file, whenever the writer is interrupted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde::Deserialize;
+
+use super::check::check;
+use super::layout::to_json;
+use super::{Profile, ProfileError, SCHEMA_VERSION};
+
+/// The one field that every version of the schema has.
+#[derive(Deserialize)]
+struct Versioned {
+    schema: u64,
+}
+
+impl Profile {
+    /// Reads and checks a profile file.
+    ///
+    /// # Errors
+    /// [`ProfileError::Read`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    pub fn read(path: &Path) -> Result<Self, ProfileError> {
+        let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
+        let malformed = |error| malformed(path, &error);
+        // The version first: another version's fields are not flaws of this one's.
+        let Versioned { schema } = serde_json::from_slice(&text).map_err(malformed)?;
+        if schema != u64::from(SCHEMA_VERSION) {
+            return Err(ProfileError::Schema { path: path.to_owned(), found: schema });
+        }
+        let profile: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        profile.checked(path)?;
+        Ok(profile)
+    }
+
+    /// Checks the profile and puts it in `path`, whose folders are made if they are not there. The file appears, or is replaced, in one step.
+    ///
+    /// # Errors
+    /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::Write`] with what the system says. A file that was
+    /// there before is unharmed then.
+    pub fn write(&self, path: &Path) -> Result<(), ProfileError> {
+        self.checked(path)?;
+        let text = to_json(self).map_err(io::Error::from);
+        text.and_then(|text| replace(path, &text)).map_err(|source| ProfileError::Write { path: path.to_owned(), source })
+    }
+
+    pub(super) fn checked(&self, path: &Path) -> Result<(), ProfileError> {
+        check(self).map_err(|flaw| ProfileError::Field {
+            path: path.to_owned(),
+            field: flaw.field,
+            reason: flaw.reason,
+            model: self.provenance.model.clone(),
+        })
+    }
+}
+
+fn malformed(path: &Path, error: &serde_json::Error) -> ProfileError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let reason = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text).to_owned();
+    ProfileError::Malformed { path: path.to_owned(), line, column, reason }
+}
+
+/// Writes beside the target and renames over it, which the system does in one step within a folder.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    if let Some(folder) = path.parent() {
+        // An empty parent is the current folder, which is there.
+        if !folder.as_os_str().is_empty() {
+            fs::create_dir_all(folder)?;
+        }
+    }
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}-{}.tmp", process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
+    let unfinished = Unfinished(path.with_file_name(hidden));
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished.0)?;
+    write_through(&mut file, text)?;
+    fs::rename(&unfinished.0, path)
+}
+
+/// On the disk before the rename, so that a crash cannot leave an empty file under the final name.
+fn write_through(file: &mut File, text: &[u8]) -> io::Result<()> {
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// A temporary file that goes away unless it was renamed.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After the rename there is nothing of this name, which is the usual case.
+        let _ = fs::remove_file(&self.0);
+    }
+}

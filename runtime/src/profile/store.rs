@@ -1,0 +1,142 @@
+//! The profiles in use on one machine, merged for policies to look kernels up in.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::device::{Device, Topology};
+use crate::launch::Fingerprint;
+
+use super::{Curve, KernelProfile, Profile, ProfileError, ProfileWarning};
+
+/// What a profile is held against before it is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine<'a> {
+    /// The GPU, real or simulated.
+    pub topology: &'a Topology,
+    /// Whether it is simulated.
+    pub simulated: bool,
+    /// The hash of the kernels in this binary; empty where it holds none.
+    pub kernel_build: &'a str,
+}
+
+impl<'a> Machine<'a> {
+    /// The machine behind `device`.
+    pub fn of(device: &'a dyn Device, kernel_build: &'a str) -> Self {
+        Self { topology: device.topology(), simulated: device.is_simulated(), kernel_build }
+    }
+}
+
+/// The kernels of all profiles that were added, by fingerprint.
+#[derive(Debug, Clone, Default)]
+pub struct ProfileStore {
+    kernels: HashMap<Fingerprint, Entry>,
+    /// Of the first profile.
+    tolerance: Option<f64>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    kernel: KernelProfile,
+    curve: Arc<Curve>,
+    simulated: bool,
+}
+
+impl ProfileStore {
+    /// Adds the kernels of `profile`, which was read from `path`. Where a kernel was added before, the newer figures count, except that
+    /// simulated figures never replace measured ones.
+    ///
+    /// # Errors
+    /// [`ProfileError::GpuMismatch`], [`ProfileError::SmsMismatch`] or [`ProfileError::Simulated`] for a profile that says nothing about
+    /// this machine, [`ProfileError::Field`] for one with impossible values. Nothing was added then.
+    pub fn add(&mut self, path: &Path, profile: Profile, machine: &Machine<'_>) -> Result<Vec<ProfileWarning>, ProfileError> {
+        profile.checked(path)?;
+        refuse_mismatch(path, &profile, machine)?;
+        let mut warnings = differences(path, &profile, machine);
+        let before = *self.tolerance.get_or_insert(profile.tolerance);
+        if before != profile.tolerance {
+            warnings.push(ProfileWarning::Tolerance { path: path.to_owned(), found: profile.tolerance, before });
+        }
+        let (mut replaced, mut left_out) = (0, 0);
+        let simulated = profile.provenance.simulated;
+        for (key, kernel) in profile.kernels {
+            // Both were checked above.
+            let (Ok(fingerprint), Some(curve)) = (key.parse::<Fingerprint>(), kernel.curve()) else { continue };
+            if let Some(known) = self.kernels.get(&fingerprint) {
+                if simulated && !known.simulated {
+                    left_out += 1;
+                    continue;
+                }
+                replaced += usize::from(known.kernel.points != kernel.points);
+            }
+            self.kernels.insert(fingerprint, Entry { kernel, curve: Arc::new(curve), simulated });
+        }
+        for (kernels, replaced) in [(replaced, true), (left_out, false)] {
+            if kernels > 0 {
+                warnings.push(ProfileWarning::Again { path: path.to_owned(), kernels, replaced });
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// Latency by SM count of a kernel; none if it was never profiled.
+    pub fn curve(&self, kernel: Fingerprint) -> Option<Arc<Curve>> {
+        self.kernels.get(&kernel).map(|entry| Arc::clone(&entry.curve))
+    }
+
+    /// All that was measured of a kernel; none if it was never profiled.
+    pub fn kernel(&self, kernel: Fingerprint) -> Option<&KernelProfile> {
+        self.kernels.get(&kernel).map(|entry| &entry.kernel)
+    }
+
+    /// The tolerance of the profiles' minimum SM counts; none if there is no profile. Where profiles differ, which was warned about, it is
+    /// the first one's.
+    pub fn tolerance(&self) -> Option<f64> {
+        self.tolerance
+    }
+
+    /// Whether any figure in the store comes out of the simulator: whatever is computed from the store must say so.
+    pub fn has_simulated(&self) -> bool {
+        self.kernels.values().any(|entry| entry.simulated)
+    }
+
+    /// How many kernels are in the store.
+    pub fn len(&self) -> usize {
+        self.kernels.len()
+    }
+
+    /// Whether no kernel is in the store.
+    pub fn is_empty(&self) -> bool {
+        self.kernels.is_empty()
+    }
+}
+
+fn refuse_mismatch(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Result<(), ProfileError> {
+    let (provenance, topology) = (&profile.provenance, machine.topology);
+    let (path, model) = (path.to_owned(), provenance.model.clone());
+    if provenance.simulated && !machine.simulated {
+        return Err(ProfileError::Simulated { path, model });
+    }
+    if provenance.gpu != topology.name {
+        return Err(ProfileError::GpuMismatch { path, found: provenance.gpu.clone(), here: topology.name.clone(), model });
+    }
+    if provenance.sms != topology.sms {
+        return Err(ProfileError::SmsMismatch { path, found: provenance.sms, here: topology.sms, model });
+    }
+    Ok(())
+}
+
+fn differences(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Vec<ProfileWarning> {
+    let (provenance, path) = (&profile.provenance, path.to_owned());
+    let mut warnings = Vec::new();
+    // The simulator has no driver of its own: it stands in for the machine of the profile.
+    let here = &machine.topology.driver;
+    if !machine.simulated && !here.is_empty() && provenance.driver != *here {
+        warnings.push(ProfileWarning::Driver { path: path.clone(), found: provenance.driver.clone(), here: here.clone() });
+    }
+    if !machine.kernel_build.is_empty() && provenance.kernel_build != machine.kernel_build {
+        let (found, here, model) = (provenance.kernel_build.clone(), machine.kernel_build.to_owned(), provenance.model.clone());
+        warnings.push(ProfileWarning::KernelBuild { path, found, here, model });
+    }
+    warnings
+}

@@ -1,0 +1,207 @@
+//! The runtime as an engine holds it: a device, its ladder, the tenants, a policy, and the plan they add up to.
+//!
+//! Every change (a tenant comes, goes, or shows its kernels; another policy) makes a new plan: the policy drafts it, the ladder makes the
+//! partitions it names, the plan is published by one pointer store, and the grants follow. Nothing here is on the launch path.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::device::{Device, DeviceError};
+use crate::launch::grant::Grant;
+use crate::launch::{LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
+use crate::partition::{Ladder, LadderError};
+use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
+use crate::profile::ProfileStore;
+use crate::tenant::{TenantId, TenantSpec};
+
+/// Partitions a runtime makes at most: 128 take about 0.75 GB.
+const PARTITION_LIMIT: usize = 128;
+
+/// Several tenants on one device.
+pub struct Runtime {
+    device: Arc<dyn Device>,
+    ladder: Ladder,
+    plans: PlanCell,
+    state: Mutex<State>,
+}
+
+struct State {
+    policy: Box<dyn Policy>,
+    profiles: Arc<ProfileStore>,
+    tenants: BTreeMap<TenantId, Admitted>,
+    next: u32,
+}
+
+struct Admitted {
+    spec: TenantSpec,
+    grant: Arc<Grant>,
+    kernels: Vec<KernelDemand>,
+}
+
+/// Why a tenant was not admitted, or a change to it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    /// It does not fit.
+    #[error("tenant `{name}` needs {needed} bytes of device memory and {free} are free; use a smaller model, batch or sequence")]
+    NoMemory {
+        /// The tenant's name.
+        name: String,
+        /// Bytes it would take.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The objective cannot be met even alone.
+    #[error(
+        "tenant `{name}`: its SLO of {:.3} ms is below its isolated latency of {:.3} ms; raise `slo=` or use a smaller batch",
+        slo.as_secs_f64() * 1e3,
+        isolated.as_secs_f64() * 1e3
+    )]
+    ImpossibleSlo {
+        /// The tenant's name.
+        name: String,
+        /// What was asked for.
+        slo: Duration,
+        /// The sum of its kernels' latencies on the whole GPU.
+        isolated: Duration,
+    },
+    /// No such tenant.
+    #[error("no tenant has the number {}; it was dismissed", .0.0)]
+    Unknown(TenantId),
+    /// A partition of the new plan cannot be made.
+    #[error(transparent)]
+    Ladder(#[from] LadderError),
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The session could not be made.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+impl Runtime {
+    /// A runtime without tenants.
+    pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
+        let ladder = Ladder::new(Arc::clone(&device), PARTITION_LIMIT);
+        let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
+        let state = State { policy, profiles, tenants: BTreeMap::new(), next: 0 };
+        Self { device, ladder, plans, state: Mutex::new(state) }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The plan now in force.
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plans.current()
+    }
+
+    /// Admits a tenant and plans for it. Its kernels are not known yet: run one request, then [`learn`](Runtime::learn) them.
+    ///
+    /// # Errors
+    /// [`AdmitError::NoMemory`] with figures if it does not fit; nothing has changed then.
+    pub fn admit(&self, spec: TenantSpec) -> Result<TenantId, AdmitError> {
+        let free = self.device.free_bytes()?;
+        if spec.memory_bytes > free {
+            return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free });
+        }
+        let grant = Arc::new(Grant::new(&self.device)?);
+        let mut state = self.state.lock();
+        let id = TenantId(state.next);
+        state.next += 1;
+        state.tenants.insert(id, Admitted { spec, grant, kernels: Vec::new() });
+        self.replan(&state).inspect_err(|_| drop(state.tenants.remove(&id)))?;
+        Ok(id)
+    }
+
+    /// A session for an admitted tenant.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed.
+    pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
+        let grant = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.grant);
+        Ok(Session::new(&self.device, &self.plans, tenant, grant)?)
+    }
+
+    /// Tells which kernels one request of the tenant launches, and plans again.
+    ///
+    /// # Errors
+    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective.
+    pub fn learn(&self, tenant: TenantId, request: &[SeenKernel]) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        let profiles = Arc::clone(&state.profiles);
+        let admitted = state.tenants.get_mut(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        let kernels: Vec<_> = request.iter().filter(|seen| seen.launches > 0).map(|seen| demand(&profiles, seen)).collect();
+        if let Some(slo) = admitted.spec.slo {
+            let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
+            let isolated = Duration::from_secs_f64(kernels.iter().map(best).sum::<f64>() / 1e6);
+            if slo < isolated {
+                return Err(AdmitError::ImpossibleSlo { name: admitted.spec.name.clone(), slo, isolated });
+            }
+        }
+        admitted.kernels = kernels;
+        self.replan(&state)
+    }
+
+    /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it is gone already.
+    pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        self.replan(&state)
+    }
+
+    /// Plans by another policy from here on.
+    ///
+    /// # Errors
+    /// If a partition of the new plan cannot be made; the old plan stays in force then.
+    pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.policy, policy);
+        self.replan(&state).inspect_err(|_| state.policy = before)
+    }
+
+    fn replan(&self, state: &State) -> Result<(), AdmitError> {
+        let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
+        let draft = state.policy.plan(self.device.topology(), &demands);
+        let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        self.plans.publish(Plan { policy: state.policy.name(), tenants });
+        for (id, admitted) in &state.tenants {
+            if let Some(draft) = draft.get(id) {
+                admitted.grant.set(draft.grant)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {
+        let place = |placement: &DraftPlacement| {
+            let partition = self.ladder.partition(placement.tpcs)?;
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
+        };
+        Ok(TenantPlan {
+            grant: draft.grant,
+            default: place(&draft.default)?,
+            kernels: draft.kernels.iter().map(|(&kernel, placement)| Ok((kernel, place(placement)?))).collect::<Result<_, LadderError>>()?,
+            walls: draft.walls,
+        })
+    }
+}
+
+impl Admitted {
+    fn demand(&self, id: TenantId) -> TenantDemand {
+        TenantDemand { id, class: self.spec.class, slo: self.spec.slo, kernels: self.kernels.clone() }
+    }
+}
+
+fn demand(profiles: &ProfileStore, seen: &SeenKernel) -> KernelDemand {
+    let kernel = seen.key.fingerprint();
+    KernelDemand { kernel, launches: seen.launches, work: seen.work, curve: profiles.curve(kernel) }
+}

@@ -1,0 +1,166 @@
+//! Several tenants on one GPU, under one way of sharing after the other, compared with each tenant alone.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`spec`] | reads what the user asks for |
+//! | [`phase`] | runs tenants under one way of sharing and measures them |
+//! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
+//! | [`mps`] | the MPS daemon that the baseline `mps-default` needs |
+//! | [`profiles`] | the profiles that policies place by |
+//! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
+
+pub mod mps;
+pub mod phase;
+pub mod profiles;
+pub mod report;
+pub mod results;
+pub mod spec;
+pub mod table;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use smidgen_runtime::device::Device;
+use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
+use smidgen_runtime::profile::{Profile, ProfileError};
+
+use phase::{PhaseDevice, PhaseError};
+use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+use spec::{Sharing, TenantRequest};
+use worker::WorkerError;
+
+/// Where a run's tenants live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// On the GPU, in worker processes.
+    Cuda,
+    /// On the simulated H200, in this process, in virtual time.
+    Sim,
+}
+
+/// A run as asked for.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Who shares the GPU.
+    pub tenants: Vec<TenantRequest>,
+    /// How, one after the other.
+    pub policies: Vec<Sharing>,
+    /// Seconds measured for each phase.
+    pub seconds: f64,
+    /// Profiles to place by (and, on the simulator, to take durations from).
+    pub profiles: Vec<PathBuf>,
+    /// GPU or simulator.
+    pub place: Where,
+}
+
+/// Why a run ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Two tenants of the same name could not be told apart.
+    #[error("two tenants are called `{0}`; give each --tenant a name of its own")]
+    SameName(String),
+    /// A phase failed in worker processes.
+    #[error("{phase}: {source}")]
+    Worker {
+        /// The policy, or the tenant alone.
+        phase: String,
+        /// Why.
+        source: WorkerError,
+    },
+    /// A phase failed on the simulator.
+    #[error("{phase}: {source}")]
+    Phase {
+        /// The policy, or the tenant alone.
+        phase: String,
+        /// Why.
+        source: PhaseError,
+    },
+    /// A profile cannot be used.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+impl Run {
+    /// Measures each tenant alone, then all of them under each policy. `observe` hears the name of each phase as it begins.
+    ///
+    /// # Errors
+    /// The first phase that fails, by name. Nothing is written.
+    pub fn execute(&self, provenance: RunProvenance, mut observe: impl FnMut(&str)) -> Result<RunResult, RunError> {
+        for (at, tenant) in self.tenants.iter().enumerate() {
+            if self.tenants[..at].iter().any(|other| other.name == tenant.name) {
+                return Err(RunError::SameName(tenant.name.clone()));
+            }
+        }
+        let mut alone = Vec::new();
+        for tenant in &self.tenants {
+            let phase = format!("{} alone", tenant.name);
+            observe(&phase);
+            // Alone means as fast as it can: at its own rate it would only wait for requests.
+            let saturated = TenantRequest { rate: None, ..tenant.clone() };
+            alone.extend(self.phase(&phase, &Sharing::Policy("exclusive"), &[saturated])?);
+        }
+        let mut policies = Vec::new();
+        for sharing in &self.policies {
+            let phase = sharing.to_string();
+            observe(&phase);
+            let tenants = self.phase(&phase, sharing, &self.tenants)?;
+            policies.push(PolicyResult::new(phase, tenants, &alone));
+        }
+        Ok(RunResult { provenance, alone, policies })
+    }
+
+    /// How many phases [`execute`](Run::execute) goes through.
+    pub fn phases(&self) -> usize {
+        self.tenants.len() + self.policies.len()
+    }
+
+    fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
+        match self.place {
+            Where::Cuda => worker::run_phase(sharing, tenants, &self.profiles, self.seconds)
+                .map_err(|source| RunError::Worker { phase: name.to_owned(), source }),
+            Where::Sim => self.simulate(name, sharing, tenants),
+        }
+    }
+
+    fn simulate(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
+        let read = self.profiles.iter().map(|path| Profile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut config = SimConfig::h200().with_profiles(&read);
+        if matches!(sharing, Sharing::TimeSlice) {
+            config.sharing = sim::Sharing::time_sliced();
+        }
+        let device = SimDevice::new(config);
+        let profiles = profiles::load(&self.profiles, &*device)?;
+        phase::run(&PhaseDevice::Sim(Arc::clone(&device)), sharing, tenants, profiles, self.seconds, || Ok(()))
+            .map_err(|source| RunError::Phase { phase: name.to_owned(), source })
+    }
+
+    /// Runs the same phases on the simulator and notes beside each measured figure what it predicts.
+    ///
+    /// # Errors
+    /// As [`execute`](Run::execute).
+    pub fn predict(&self, measured: &mut RunResult) -> Result<(), RunError> {
+        let simulated = Run { place: Where::Sim, ..self.clone() };
+        for (policy, sharing) in measured.policies.iter_mut().zip(&self.policies) {
+            let predicted = simulated.phase(&policy.policy, sharing, &self.tenants)?;
+            let compare = |(predicted, measured): (TenantResult, &TenantResult)| Prediction {
+                error: if measured.throughput > 0.0 { predicted.throughput / measured.throughput - 1.0 } else { f64::NAN },
+                simulated_throughput: predicted.throughput,
+                name: predicted.name,
+            };
+            policy.predicted = Some(predicted.into_iter().zip(&policy.tenants).map(compare).collect());
+        }
+        Ok(())
+    }
+}
+
+/// The topology that a run on `place` would see, for provenance.
+///
+/// # Errors
+/// What opening the GPU says.
+pub fn topology(place: Where) -> Result<smidgen_runtime::device::Topology, smidgen_runtime::device::DeviceError> {
+    Ok(match place {
+        Where::Cuda => crate::cuda::open()?.topology().clone(),
+        Where::Sim => SimDevice::new(SimConfig::h200()).topology().clone(),
+    })
+}

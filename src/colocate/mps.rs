@@ -1,0 +1,86 @@
+//! An MPS daemon of our own, in a private folder, quit when dropped. Whatever daemon the machine runs already is left alone.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+const CONTROL: &str = "nvidia-cuda-mps-control";
+
+/// Why there is no MPS daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum MpsError {
+    /// The program is not on the PATH.
+    #[error("`{CONTROL}` is not on the PATH: policy mps-default needs it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave mps-default out of --policy")]
+    Missing,
+    /// It did not start.
+    #[error("`{CONTROL} -d` failed: {0}")]
+    Failed(String),
+    /// Tenants run, but no MPS server does: what would be measured is time slicing.
+    #[error("the tenants did not connect to the MPS daemon in {0}; see its control.log")]
+    Unused(PathBuf),
+    /// The private folder could not be made.
+    #[error("cannot make a private folder for the MPS daemon: {0}")]
+    Folder(io::Error),
+}
+
+/// A running daemon.
+pub struct MpsDaemon {
+    /// Short, because the daemon's socket path must fit in 107 bytes.
+    folder: TempDir,
+}
+
+impl MpsDaemon {
+    /// Starts a daemon with default settings.
+    ///
+    /// # Errors
+    /// [`MpsError`], with what to do.
+    pub fn start() -> Result<Self, MpsError> {
+        let folder = tempfile::Builder::new().prefix("mps").rand_bytes(6).tempdir().map_err(MpsError::Folder)?;
+        let daemon = Self { folder };
+        let output = daemon.control().arg("-d").stdin(Stdio::null()).output();
+        match output {
+            Ok(output) if output.status.success() => Ok(daemon),
+            Ok(output) => Err(MpsError::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MpsError::Missing),
+            Err(error) => Err(MpsError::Failed(error.to_string())),
+        }
+    }
+
+    /// What a client process must find in its environment.
+    pub fn environment(&self) -> [(&'static str, &Path); 2] {
+        [("CUDA_MPS_PIPE_DIRECTORY", self.folder.path()), ("CUDA_MPS_LOG_DIRECTORY", self.folder.path())]
+    }
+
+    /// Makes sure that clients are really served by this daemon.
+    ///
+    /// # Errors
+    /// [`MpsError::Unused`] if they are not.
+    pub fn check_in_use(&self) -> Result<(), MpsError> {
+        let servers = self.ask("get_server_list").map_err(|error| MpsError::Failed(error.to_string()))?;
+        if servers.trim().is_empty() { Err(MpsError::Unused(self.folder.path().to_owned())) } else { Ok(()) }
+    }
+
+    fn control(&self) -> Command {
+        let mut command = Command::new(CONTROL);
+        command.envs(self.environment());
+        command
+    }
+
+    fn ask(&self, question: &str) -> io::Result<String> {
+        let mut child = self.control().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            writeln!(stdin, "{question}")?;
+        }
+        Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
+    }
+}
+
+impl Drop for MpsDaemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.ask("quit") {
+            tracing::warn!("could not quit the MPS daemon in {}: {error}", self.folder.path().display());
+        }
+    }
+}

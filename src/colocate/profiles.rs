@@ -1,0 +1,24 @@
+//! Which profiles a run uses, and making the ones that are missing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use smidgen_runtime::device::Device;
+use smidgen_runtime::profile::{Machine, Profile, ProfileError, ProfileStore};
+
+use crate::fatbin::BUILD_HASH;
+
+/// Reads `paths` into one store for `device`. What is only doubtful is warned about; what is wrong is refused.
+///
+/// # Errors
+/// The first profile that cannot be read or belongs to another GPU, by name.
+pub fn load(paths: &[PathBuf], device: &dyn Device) -> Result<Arc<ProfileStore>, ProfileError> {
+    let machine = Machine::of(device, BUILD_HASH);
+    let mut store = ProfileStore::default();
+    for path in paths {
+        for warning in store.add(path, Profile::read(path)?, &machine)? {
+            tracing::warn!("{warning}");
+        }
+    }
+    Ok(Arc::new(store))
+}

@@ -1,0 +1,123 @@
+//! What a run found, in the form that is written as JSON and drawn as HTML.
+
+use serde::{Deserialize, Serialize};
+use smidgen_runtime::launch::Walls;
+use smidgen_runtime::tenant::Class;
+
+/// Where and how the figures were made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunProvenance {
+    /// The command line.
+    pub command: String,
+    /// Commit of the sources, empty where unknown.
+    pub commit: String,
+    /// GPU name.
+    pub gpu: String,
+    /// Its SMs.
+    pub sms: u16,
+    /// Kernel-mode driver version.
+    pub driver: String,
+    /// Day of the run, `2026-11-21`.
+    pub date: String,
+    /// Whether the figures come from the simulator. They must never stand in a table of measured ones.
+    pub simulated: bool,
+    /// Seconds measured for each phase.
+    pub seconds: f64,
+}
+
+/// One tenant's figures in one phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantResult {
+    /// The tenant's name.
+    pub name: String,
+    /// Its model, a preset or a directory.
+    pub model: String,
+    /// What it is served for.
+    pub class: Class,
+    /// Requests finished per second.
+    pub throughput: f64,
+    /// Median latency.
+    pub p50_ms: f64,
+    /// 95th percentile.
+    pub p95_ms: f64,
+    /// 99th percentile.
+    pub p99_ms: f64,
+    /// Mean latency over mean latency alone; 1 when alone.
+    pub slowdown: f64,
+    /// Requests finished while measuring.
+    pub requests: u64,
+    /// Share of the requests within the tenant's SLO; none without one.
+    pub slo_attainment: Option<f64>,
+    /// Mean latency.
+    pub mean_ms: f64,
+    /// Latency in milliseconds at quantiles 0, 0.01, ..., 1: the curve that the report draws.
+    pub quantiles_ms: Vec<f64>,
+    /// What confined the tenant's kernels.
+    pub walls: Walls,
+    /// The most SMs any of its kernels was placed on.
+    pub sms: u16,
+}
+
+/// One way of sharing, measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyResult {
+    /// Its name.
+    pub policy: String,
+    /// By tenant, in the order asked for.
+    pub tenants: Vec<TenantResult>,
+    /// Sum over tenants of throughput over throughput alone.
+    pub total_normalised_throughput: f64,
+    /// Smallest over largest slowdown: 1 is fair.
+    pub fairness: f64,
+    /// Jain's index of the normalised throughputs (Jain, Chiu and Hawe 1984): 1 is fair, 1 / tenants is not.
+    pub jain: f64,
+    /// The simulator's prediction, where one was made from the measured profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Vec<Prediction>>,
+}
+
+/// What the simulator predicted for one tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The tenant's name.
+    pub name: String,
+    /// Predicted requests per second. SIMULATED.
+    pub simulated_throughput: f64,
+    /// Predicted over measured, minus 1.
+    pub error: f64,
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Where and how.
+    pub provenance: RunProvenance,
+    /// Each tenant alone on the GPU.
+    pub alone: Vec<TenantResult>,
+    /// The same tenants together, one entry a policy.
+    pub policies: Vec<PolicyResult>,
+}
+
+impl PolicyResult {
+    /// Compares what tenants did together with what they did alone; `alone` and `tenants` are in the same order.
+    pub fn new(policy: String, mut tenants: Vec<TenantResult>, alone: &[TenantResult]) -> Self {
+        let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        let mut normalised = Vec::with_capacity(tenants.len());
+        for (tenant, alone) in tenants.iter_mut().zip(alone) {
+            tenant.slowdown = ratio(tenant.mean_ms, alone.mean_ms);
+            normalised.push(ratio(tenant.throughput, alone.throughput));
+        }
+        let total: f64 = normalised.iter().sum();
+        let squares: f64 = normalised.iter().map(|share| share * share).sum();
+        let slowdowns = || tenants.iter().map(|tenant| tenant.slowdown);
+        let (least, most) = (slowdowns().fold(f64::INFINITY, f64::min), slowdowns().fold(0.0, f64::max));
+        Self {
+            policy,
+            total_normalised_throughput: total,
+            fairness: if least.is_finite() { ratio(least, most) } else { 0.0 },
+            jain: ratio(total * total, squares * normalised.len() as f64),
+            tenants,
+            predicted: None,
+        }
+    }
+}

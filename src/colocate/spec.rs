@@ -1,0 +1,198 @@
+//! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]` and `--policy P,...`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use smidgen_runtime::policy;
+use smidgen_runtime::tenant::Class;
+
+/// One tenant as asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantRequest {
+    /// Name in reports.
+    pub name: String,
+    /// A preset's name or a model directory.
+    pub model: String,
+    /// What it is served for.
+    pub class: Class,
+    /// The latency its requests should keep, milliseconds.
+    pub slo_ms: Option<f64>,
+    /// Sequences in one request.
+    pub batch: u32,
+    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder.
+    pub seq: u32,
+    /// Requests per second, arriving at random (Poisson); without it the next request follows the last (closed loop).
+    pub rate: Option<f64>,
+}
+
+impl TenantRequest {
+    /// The objective as a duration.
+    pub fn slo(&self) -> Option<Duration> {
+        self.slo_ms.map(|ms| Duration::from_secs_f64(ms / 1e3))
+    }
+}
+
+/// A `--tenant` that cannot be read.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("--tenant {text}: {problem}; write NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]")]
+pub struct TenantRequestError {
+    text: String,
+    problem: String,
+}
+
+impl FromStr for TenantRequest {
+    type Err = TenantRequestError;
+
+    fn from_str(text: &str) -> Result<Self, TenantRequestError> {
+        parse(text).map_err(|problem| TenantRequestError { text: text.to_owned(), problem })
+    }
+}
+
+fn parse(text: &str) -> Result<TenantRequest, String> {
+    let (name, rest) = text.split_once('=').ok_or("there is no `=`")?;
+    let mut fields = rest.split(',');
+    let model = fields.next().unwrap_or_default();
+    if name.is_empty() || model.is_empty() {
+        return Err("the name or the model is empty".into());
+    }
+    let mut tenant =
+        TenantRequest { name: name.into(), model: model.into(), class: Class::Throughput, slo_ms: None, batch: 8, seq: 128, rate: None };
+    for field in fields {
+        let (key, value) = field.split_once('=').ok_or_else(|| format!("`{field}` is no key=value"))?;
+        match key {
+            "class" if value == "latency" => tenant.class = Class::Latency,
+            "class" if value == "throughput" => tenant.class = Class::Throughput,
+            "class" => return Err(format!("class `{value}` is neither latency nor throughput")),
+            "slo" => tenant.slo_ms = Some(milliseconds(value)?),
+            "batch" => tenant.batch = count(key, value)?,
+            "seq" => tenant.seq = count(key, value)?,
+            "rate" => tenant.rate = Some(positive(key, value.strip_suffix("/s").unwrap_or(value))?),
+            _ => return Err(format!("`{key}` is no property of a tenant")),
+        }
+    }
+    Ok(tenant)
+}
+
+fn count(key: &str, value: &str) -> Result<u32, String> {
+    value.parse().ok().filter(|&count| count > 0).ok_or_else(|| format!("{key} `{value}` is no whole number from 1 on"))
+}
+
+fn positive(key: &str, value: &str) -> Result<f64, String> {
+    value.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or_else(|| format!("{key} `{value}` is no positive number"))
+}
+
+fn milliseconds(value: &str) -> Result<f64, String> {
+    let (number, factor) = match (value.strip_suffix("us"), value.strip_suffix("ms"), value.strip_suffix('s')) {
+        (Some(number), _, _) => (number, 1e-3),
+        (_, Some(number), _) => (number, 1.0),
+        (_, _, Some(number)) => (number, 1e3),
+        _ => return Err(format!("slo `{value}` has no unit (us, ms or s)")),
+    };
+    Ok(positive("slo", number)? * factor)
+}
+
+/// How the tenants share the GPU in one phase of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Sharing {
+    /// Each tenant in a process of its own, no MPS: the driver gives each process the GPU in turn.
+    TimeSlice,
+    /// Each tenant in a process of its own under an MPS daemon with default settings.
+    MpsDefault,
+    /// All tenants in one process, placed by a policy of the runtime.
+    Policy(&'static str),
+}
+
+impl Sharing {
+    /// Every name that `--policy` takes.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ["time-slice", "mps-default"].into_iter().chain(policy::NAMES)
+    }
+
+    /// Whether each tenant has a process of its own.
+    pub fn is_baseline(&self) -> bool {
+        !matches!(self, Self::Policy(_))
+    }
+}
+
+impl fmt::Display for Sharing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TimeSlice => "time-slice",
+            Self::MpsDefault => "mps-default",
+            Self::Policy(name) => name,
+        })
+    }
+}
+
+impl From<Sharing> for String {
+    fn from(sharing: Sharing) -> Self {
+        sharing.to_string()
+    }
+}
+
+/// A policy's name that means nothing.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("`{0}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
+pub struct UnknownPolicy(String);
+
+impl FromStr for Sharing {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        match text {
+            "time-slice" => Ok(Self::TimeSlice),
+            "mps-default" => Ok(Self::MpsDefault),
+            _ => policy::NAMES.into_iter().find(|&name| name == text).map(Self::Policy).ok_or_else(|| UnknownPolicy(text.into())),
+        }
+    }
+}
+
+impl TryFrom<String> for Sharing {
+    type Error = UnknownPolicy;
+
+    fn try_from(text: String) -> Result<Self, UnknownPolicy> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_reads_as_documented() {
+        let tenant: TenantRequest = "chat=llama-3.2-1b,class=latency,slo=5ms,batch=4,seq=64,rate=200/s".parse().unwrap();
+        assert_eq!((tenant.name.as_str(), tenant.model.as_str(), tenant.class), ("chat", "llama-3.2-1b", Class::Latency));
+        assert_eq!((tenant.slo_ms, tenant.batch, tenant.seq, tenant.rate), (Some(5.0), 4, 64, Some(200.0)));
+        let tenant: TenantRequest = "b=bert-large".parse().unwrap();
+        assert_eq!((tenant.class, tenant.batch, tenant.seq, tenant.rate), (Class::Throughput, 8, 128, None));
+    }
+
+    #[test]
+    fn a_tenant_that_cannot_be_read_says_which_part() {
+        for (text, part) in [
+            ("bert", "no `=`"),
+            ("a=", "empty"),
+            ("a=b,seq=0", "seq `0`"),
+            ("a=b,slo=5", "no unit"),
+            ("a=b,rate=-1/s", "rate `-1`"),
+            ("a=b,class=best", "class `best`"),
+            ("a=b,colour=red", "`colour`"),
+            ("a=b,rate=inf", "rate `inf`"),
+        ] {
+            let error = text.parse::<TenantRequest>().unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_policy_name_is_read_back() {
+        for name in Sharing::names() {
+            assert_eq!(name.parse::<Sharing>().unwrap().to_string(), name);
+        }
+        assert!("fair".parse::<Sharing>().unwrap_err().to_string().contains("krisp-i"));
+    }
+}

@@ -1,0 +1,204 @@
+//! Tenants in processes of their own, from this same binary.
+//!
+//! Every measured phase on a GPU runs in fresh processes: one for each tenant in the baselines, one for all of them under a policy of the
+//! runtime. So no phase inherits another's contexts, and a crash ends one phase with an error instead of the run.
+//!
+//! The coordinator and a worker talk in lines: the job goes in as JSON; `ready` comes out when the models are loaded and captured; `go` goes
+//! in once all workers are ready; a [`Report`] comes out as JSON.
+
+use std::error::Error;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::mps::{MpsDaemon, MpsError};
+use super::phase::{self, PhaseDevice, PhaseError};
+use super::results::TenantResult;
+use super::spec::{Sharing, TenantRequest};
+
+/// The hidden subcommand that a worker process runs.
+pub const SUBCOMMAND: &str = "worker";
+
+/// What a worker shall do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// How its tenants share the GPU.
+    pub sharing: Sharing,
+    /// Its tenants.
+    pub tenants: Vec<TenantRequest>,
+    /// Profiles for policies that place by them.
+    pub profiles: Vec<PathBuf>,
+    /// Seconds to measure.
+    pub seconds: f64,
+}
+
+/// What a worker answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// The figures, one entry a tenant.
+    Done(Vec<TenantResult>),
+    /// One clear sentence.
+    Failed(String),
+}
+
+/// A phase that workers could not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A worker could not be started or spoken to.
+    #[error("cannot talk to the process of tenant {tenant}: {source}")]
+    Pipe {
+        /// Which tenants it serves.
+        tenant: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A worker ended without a report.
+    #[error("the process of tenant {tenant} ended without a result ({status}); its own message stands above")]
+    Died {
+        /// Which tenants it serves.
+        tenant: String,
+        /// Its exit status.
+        status: String,
+    },
+    /// A worker's own error.
+    #[error("{0}")]
+    Failed(String),
+    /// No MPS.
+    #[error(transparent)]
+    Mps(#[from] MpsError),
+}
+
+/// Runs one phase in worker processes and collects the tenants' figures in the order asked for.
+///
+/// # Errors
+/// The first worker's error; all others are stopped then.
+pub fn run_phase(sharing: &Sharing, tenants: &[TenantRequest], profiles: &[PathBuf], seconds: f64) -> Result<Vec<TenantResult>, WorkerError> {
+    let daemon = matches!(sharing, Sharing::MpsDefault).then(MpsDaemon::start).transpose()?;
+    let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
+    let mut workers = Vec::new();
+    for group in groups {
+        let job = Job { sharing: sharing.clone(), tenants: group.to_vec(), profiles: profiles.to_vec(), seconds };
+        workers.push(Worker::start(&job, daemon.as_ref())?);
+    }
+    for worker in &mut workers {
+        worker.wait_until_ready()?;
+    }
+    if let Some(daemon) = &daemon {
+        daemon.check_in_use()?;
+    }
+    for worker in &mut workers {
+        worker.go()?;
+    }
+    let mut results = Vec::new();
+    for worker in &mut workers {
+        results.extend(worker.report()?);
+    }
+    // Clients must be gone before their daemon is asked to quit.
+    drop(workers);
+    drop(daemon);
+    Ok(results)
+}
+
+/// A worker process, stopped when dropped.
+struct Worker {
+    tenant: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    fn start(job: &Job, daemon: Option<&MpsDaemon>) -> Result<Self, WorkerError> {
+        let tenant = job.tenants.iter().map(|tenant| format!("`{}`", tenant.name)).collect::<Vec<_>>().join(" and ");
+        let pipe = |source| WorkerError::Pipe { tenant: tenant.clone(), source };
+        let mut command = Command::new(std::env::current_exe().map_err(pipe)?);
+        command.arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        if let Some(daemon) = daemon {
+            command.envs(daemon.environment());
+        }
+        let mut child = command.spawn().map_err(pipe)?;
+        let missing = || pipe(io::ErrorKind::BrokenPipe.into());
+        let mut stdin = child.stdin.take().ok_or_else(missing)?;
+        let stdout = BufReader::new(child.stdout.take().ok_or_else(missing)?);
+        let text = serde_json::to_string(job).map_err(|error| pipe(error.into()))?;
+        writeln!(stdin, "{text}").map_err(pipe)?;
+        Ok(Self { tenant, child, stdin: Some(stdin), stdout })
+    }
+
+    fn line(&mut self) -> Result<String, WorkerError> {
+        let mut line = String::new();
+        let read = self.stdout.read_line(&mut line).map_err(|source| WorkerError::Pipe { tenant: self.tenant.clone(), source })?;
+        if read == 0 {
+            let status = self.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+            return Err(WorkerError::Died { tenant: self.tenant.clone(), status });
+        }
+        Ok(line)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), WorkerError> {
+        let line = self.line()?;
+        if line.trim() == "ready" { Ok(()) } else { Err(self.failure(&line)) }
+    }
+
+    fn go(&mut self) -> Result<(), WorkerError> {
+        let sent = self.stdin.take().map_or(Ok(()), |mut stdin| writeln!(stdin, "go"));
+        sent.map_err(|source| WorkerError::Pipe { tenant: self.tenant.clone(), source })
+    }
+
+    fn report(&mut self) -> Result<Vec<TenantResult>, WorkerError> {
+        let line = self.line()?;
+        match serde_json::from_str(&line) {
+            Ok(Report::Done(results)) => Ok(results),
+            _ => Err(self.failure(&line)),
+        }
+    }
+
+    fn failure(&self, line: &str) -> WorkerError {
+        match serde_json::from_str(line) {
+            Ok(Report::Failed(message)) => WorkerError::Failed(message),
+            _ => WorkerError::Failed(format!("the process of tenant {} answered `{}`", self.tenant, line.trim())),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stdin = None;
+        // A worker that has reported is gone already; either way it must not outlive the phase.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The worker's side: reads its job from standard input and answers on standard output.
+///
+/// # Errors
+/// Only if the coordinator cannot be told; everything else is told to it.
+pub fn serve_coordinator() -> io::Result<()> {
+    let mut stdin = io::stdin().lock();
+    let mut line = String::new();
+    stdin.read_line(&mut line)?;
+    let report = match serde_json::from_str::<Job>(&line) {
+        Ok(job) => run_job(&job, &mut stdin).map_or_else(|error| Report::Failed(error.to_string()), Report::Done),
+        Err(error) => Report::Failed(format!("a worker is started by `smidgen colocate`, with a job on standard input: {error}")),
+    };
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<Vec<TenantResult>, Box<dyn Error>> {
+    let device = crate::cuda::open()?;
+    let profiles = super::profiles::load(&job.profiles, &*device)?;
+    let gate = || {
+        println!("ready");
+        io::stdout().flush().map_err(|_| PhaseError::CalledOff)?;
+        let mut line = String::new();
+        match coordinator.read_line(&mut line) {
+            Ok(read) if read > 0 => Ok(()),
+            _ => Err(PhaseError::CalledOff),
+        }
+    };
+    Ok(phase::run(&PhaseDevice::Cuda(device), &job.sharing, &job.tenants, profiles, job.seconds, gate)?)
+}

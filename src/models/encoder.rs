@@ -1,0 +1,277 @@
+//! The BERT family on the device: post-norm layers of bidirectional attention and a feed-forward block, every projection with a bias.
+//!
+//! Source: Devlin et al., "BERT", 2018; Vaswani et al., "Attention is all you need", 2017.
+
+use smidgen_runtime::device::{Buffer, DevicePtr};
+use smidgen_runtime::launch::{LaunchError, Session};
+
+use super::tensors::{Loader, ptr, upload_u32};
+use super::BuildError;
+use crate::config::{Activation, EncoderConfig};
+use crate::kernels::attention::{AttentionPrefill, Mask};
+use crate::kernels::embedding::{BertEmbedding, Embed};
+use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::norm::{Norm, NormKind};
+use crate::weights::{LayerParameter, Parameter, Weights};
+
+/// An encoder's weights.
+pub struct Encoder {
+    config: EncoderConfig,
+    words: Buffer,
+    positions: Buffer,
+    token_types: Option<Buffer>,
+    norm: NormWeights,
+    layers: Vec<Layer>,
+}
+
+struct NormWeights {
+    weight: Buffer,
+    bias: Buffer,
+}
+
+struct Linear {
+    weight: Buffer,
+    bias: Buffer,
+}
+
+struct Layer {
+    qkv: Linear,
+    attention_output: Linear,
+    attention_norm: NormWeights,
+    up: Linear,
+    down: Linear,
+    output_norm: NormWeights,
+}
+
+/// One ragged batch: its tokens, and room for what the layers pass on.
+pub struct EncoderBatch {
+    rows: u32,
+    sequences: u32,
+    max_length: u32,
+    ids: Buffer,
+    positions: Buffer,
+    starts: Buffer,
+    lengths: Buffer,
+    /// The residual stream, `[rows, hidden]`; the output after a forward pass.
+    x: Buffer,
+    /// `[rows, hidden]`.
+    y: Buffer,
+    /// `[rows, 3 * hidden]`.
+    qkv: Buffer,
+    /// `[rows, hidden]`.
+    attention: Buffer,
+    /// `[rows, intermediate]`.
+    inner: Buffer,
+}
+
+impl Encoder {
+    /// Puts the weights on the device.
+    ///
+    /// # Errors
+    /// The first parameter that is missing or misshapen; what the device says.
+    pub fn new(config: &EncoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+        let mut loader = Loader::new(weights, session);
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            positions: loader.load(Parameter::PositionEmbedding)?,
+            token_types: (config.token_types > 0).then(|| loader.load(Parameter::TokenTypeEmbedding)).transpose()?,
+            norm: NormWeights {
+                weight: loader.load(Parameter::EmbeddingNormWeight)?,
+                bias: loader.load(Parameter::EmbeddingNormBias)?,
+            },
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, index)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Device memory of the weights and one batch of `batch` sequences of `seq` tokens, bytes.
+    pub fn memory_bytes(config: &EncoderConfig, batch: u32, seq: u32) -> u64 {
+        let (hidden, inner) = (config.hidden as u64, config.intermediate as u64);
+        let tables = (config.vocab + config.max_positions + config.token_types) as u64 * hidden;
+        let layer = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner;
+        let rows = u64::from(batch) * u64::from(seq);
+        2 * (tables + config.layers as u64 * layer + rows * (6 * hidden + inner))
+    }
+
+    /// Room for a batch of `sequences`, whose ids were checked against the vocabulary.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn batch(&self, session: &Session, sequences: &[Vec<u32>]) -> Result<EncoderBatch, BuildError> {
+        let shape = RaggedShape::of(sequences);
+        let room = |columns: usize| Buffer::new(session.device(), u64::from(shape.rows) * columns as u64 * 2);
+        let hidden = self.config.hidden;
+        Ok(EncoderBatch {
+            rows: shape.rows,
+            sequences: shape.lengths.len() as u32,
+            max_length: shape.max_length,
+            ids: upload_u32(session, &sequences.concat())?,
+            positions: upload_u32(session, &shape.positions)?,
+            starts: upload_u32(session, &shape.starts)?,
+            lengths: upload_u32(session, &shape.lengths)?,
+            x: room(hidden)?,
+            y: room(hidden)?,
+            qkv: room(3 * hidden)?,
+            attention: room(hidden)?,
+            inner: room(self.config.intermediate)?,
+        })
+    }
+
+    /// Launches the forward pass; the last hidden state is then in [`EncoderBatch::output`].
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn forward(&self, session: &mut Session, batch: &EncoderBatch) -> Result<(), LaunchError> {
+        let config = &self.config;
+        let (rows, hidden, inner) = (batch.rows, config.hidden as u32, config.intermediate as u32);
+        let (x, y) = (batch.x.ptr(), batch.y.ptr());
+        let activation = match config.activation {
+            Activation::GeluTanh => Epilogue::BiasGeluTanh,
+            Activation::Relu => Epilogue::BiasRelu,
+            Activation::Gelu | Activation::Silu => Epilogue::BiasGelu,
+        };
+        session.launch(&self.embedding(batch))?;
+        for layer in &self.layers {
+            session.launch(&layer.qkv.gemm(rows, 3 * hidden, hidden, x, batch.qkv.ptr(), Epilogue::Bias, DevicePtr::NULL))?;
+            session.launch(&self.attention(batch))?;
+            session.launch(&layer.attention_output.gemm(rows, hidden, hidden, batch.attention.ptr(), y, Epilogue::BiasResidual, x))?;
+            session.launch(&layer.attention_norm.apply(rows, config, y, x))?;
+            session.launch(&layer.up.gemm(rows, inner, hidden, x, batch.inner.ptr(), activation, DevicePtr::NULL))?;
+            session.launch(&layer.down.gemm(rows, hidden, inner, batch.inner.ptr(), y, Epilogue::BiasResidual, x))?;
+            session.launch(&layer.output_norm.apply(rows, config, y, x))?;
+        }
+        Ok(())
+    }
+
+    /// Width of the output.
+    pub fn hidden(&self) -> usize {
+        self.config.hidden
+    }
+
+    fn embedding(&self, batch: &EncoderBatch) -> Embed {
+        let bert = BertEmbedding {
+            positions: batch.positions.ptr(),
+            position_table: self.positions.ptr(),
+            max_positions: self.config.max_positions as u32,
+            type_table: ptr(self.token_types.as_ref()),
+            weight: self.norm.weight.ptr(),
+            bias: self.norm.bias.ptr(),
+            epsilon: self.config.layer_norm_epsilon,
+        };
+        Embed {
+            rows: batch.rows,
+            width: self.config.hidden as u32,
+            vocabulary: self.config.vocab as u32,
+            ids: batch.ids.ptr(),
+            words: self.words.ptr(),
+            bert: Some(bert),
+            y: batch.x.ptr(),
+        }
+    }
+
+    fn attention(&self, batch: &EncoderBatch) -> AttentionPrefill {
+        let heads = self.config.heads as u32;
+        AttentionPrefill {
+            qkv: batch.qkv.ptr(),
+            output: batch.attention.ptr(),
+            starts: batch.starts.ptr(),
+            lengths: batch.lengths.ptr(),
+            rows: batch.rows,
+            sequences: batch.sequences,
+            max_length: batch.max_length,
+            heads,
+            kv_heads: heads,
+            head_dim: self.config.head_dim() as u32,
+            qkv_stride: 3 * self.config.hidden as u32,
+            output_stride: self.config.hidden as u32,
+            mask: Mask::Bidirectional,
+        }
+    }
+}
+
+impl EncoderBatch {
+    /// Tokens of all sequences.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// First row of each sequence, `[sequences]` u32.
+    pub fn starts(&self) -> DevicePtr {
+        self.starts.ptr()
+    }
+
+    /// Rows of each sequence, `[sequences]` u32.
+    pub fn lengths(&self) -> DevicePtr {
+        self.lengths.ptr()
+    }
+
+    /// The last hidden state, `[rows, hidden]` fp16, once a forward pass is done.
+    pub fn output(&self) -> DevicePtr {
+        self.x.ptr()
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let mut stacked = |parts: &[P]| {
+            let parts: Vec<Parameter> = parts.iter().map(|&part| Parameter::layer(index, part)).collect();
+            loader.stacked(&parts)
+        };
+        Ok(Self {
+            qkv: Linear {
+                weight: stacked(&[P::QueryWeight, P::KeyWeight, P::ValueWeight])?,
+                bias: stacked(&[P::QueryBias, P::KeyBias, P::ValueBias])?,
+            },
+            attention_output: Linear { weight: stacked(&[P::AttentionOutputWeight])?, bias: stacked(&[P::AttentionOutputBias])? },
+            attention_norm: NormWeights { weight: stacked(&[P::AttentionNormWeight])?, bias: stacked(&[P::AttentionNormBias])? },
+            up: Linear { weight: stacked(&[P::UpWeight])?, bias: stacked(&[P::UpBias])? },
+            down: Linear { weight: stacked(&[P::DownWeight])?, bias: stacked(&[P::DownBias])? },
+            output_norm: NormWeights { weight: stacked(&[P::FeedForwardNormWeight])?, bias: stacked(&[P::FeedForwardNormBias])? },
+        })
+    }
+}
+
+impl Linear {
+    #[expect(clippy::too_many_arguments, reason = "a GEMM has as many operands")]
+    fn gemm(&self, m: u32, n: u32, k: u32, a: DevicePtr, c: DevicePtr, epilogue: Epilogue, residual: DevicePtr) -> Gemm {
+        Gemm::new(m, n, k, a, self.weight.ptr(), c, epilogue).with_bias(self.bias.ptr()).with_residual(residual)
+    }
+}
+
+impl NormWeights {
+    fn apply(&self, rows: u32, config: &EncoderConfig, x: DevicePtr, y: DevicePtr) -> Norm {
+        Norm {
+            kind: NormKind::Layer,
+            rows,
+            width: config.hidden as u32,
+            epsilon: config.layer_norm_epsilon,
+            x,
+            residual: DevicePtr::NULL,
+            sum: DevicePtr::NULL,
+            weight: self.weight.ptr(),
+            bias: self.bias.ptr(),
+            y,
+        }
+    }
+}
+
+/// Where the sequences of a ragged batch lie.
+pub(super) struct RaggedShape {
+    pub rows: u32,
+    pub max_length: u32,
+    pub starts: Vec<u32>,
+    pub lengths: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+}
+
+impl RaggedShape {
+    pub(super) fn of(sequences: &[Vec<u32>]) -> Self {
+        let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
+        let mut rows = 0;
+        let starts = lengths.iter().map(|length| std::mem::replace(&mut rows, rows + length)).collect();
+        let positions = lengths.iter().flat_map(|&length| 0..length).collect();
+        Self { rows, max_length: lengths.iter().copied().max().unwrap_or(0), starts, lengths, positions }
+    }
+}

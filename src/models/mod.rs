@@ -1,0 +1,114 @@
+//! Models on the device: weights in FP16, and the forward pass as launches through one [`Session`].
+//!
+//! A model is made from a Hugging Face directory or from a preset with seeded random weights ([`ModelSource`]); [`Encoder`] and [`Decoder`] hold
+//! its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
+//! say where each sequence starts and how long it is, so that nothing is computed for padding.
+
+mod decoder;
+mod encoder;
+mod solo;
+mod tensors;
+mod workload;
+
+use smidgen_runtime::device::DeviceError;
+use smidgen_runtime::launch::{LaunchError, Session};
+
+use crate::config::ModelConfig;
+use crate::serve::Workload;
+use crate::weights::{Weights, WeightsError};
+
+pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
+pub use encoder::{Encoder, EncoderBatch};
+pub use solo::{Generation, Solo, SoloError};
+
+/// Why a model is not on the device.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A request longer than the model's positions.
+    #[error("`{model}` takes sequences of up to {limit} tokens, not {asked}; use a smaller `seq`")]
+    TooLong {
+        /// The preset or directory.
+        model: String,
+        /// Tokens asked for.
+        asked: u32,
+        /// Its limit.
+        limit: usize,
+    },
+    /// Something this engine computes on the CPU only.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A launch.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// A model as `--model` names it: a Hugging Face directory, or a preset with seeded random weights.
+#[derive(Debug)]
+pub struct ModelSource {
+    name: String,
+    weights: Weights,
+}
+
+impl ModelSource {
+    /// A preset by name, or a Hugging Face model directory.
+    ///
+    /// # Errors
+    /// What is wrong with the name or the directory.
+    pub fn find(name: &str) -> Result<Self, BuildError> {
+        Ok(Self { name: name.to_owned(), weights: Weights::find(name)? })
+    }
+
+    /// The preset or directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the model computes.
+    pub fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// Its parameters.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Device memory that the weights and one batch will take, bytes.
+    ///
+    /// # Errors
+    /// [`BuildError::TooLong`] for sequences beyond the model's positions.
+    pub fn memory_bytes(&self, batch: u32, seq: u32) -> Result<u64, BuildError> {
+        self.check_length(seq)?;
+        Ok(match self.config() {
+            ModelConfig::Encoder(config) => Encoder::memory_bytes(config, batch, seq),
+            ModelConfig::Decoder(config) => Decoder::memory_bytes(config, batch, seq),
+        })
+    }
+
+    /// One kind of request: a forward pass of `batch` sequences of `seq` tokens for an encoder; for a decoder one step of `batch` sequences whose
+    /// caches hold `seq` tokens, ending with a sampled token.
+    ///
+    /// # Errors
+    /// What is wrong with the weights, or what the device says.
+    pub fn workload(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
+        self.check_length(seq)?;
+        match self.config() {
+            ModelConfig::Encoder(config) => workload::encoder(config, &self.weights, session, batch, seq),
+            ModelConfig::Decoder(config) => workload::decoder(config, &self.weights, session, batch, seq),
+        }
+    }
+
+    fn check_length(&self, seq: u32) -> Result<(), BuildError> {
+        let limit = self.config().max_sequence();
+        if seq as usize > limit {
+            return Err(BuildError::TooLong { model: self.name.clone(), asked: seq, limit });
+        }
+        Ok(())
+    }
+}

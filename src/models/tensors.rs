@@ -1,0 +1,117 @@
+//! Parameters on the device: read from a checkpoint, or made there at random.
+
+use half::f16;
+use smidgen_runtime::device::{Buffer, DevicePtr};
+use smidgen_runtime::launch::Session;
+
+use super::BuildError;
+use crate::kernels::random::{Distribution, RandomWeights};
+use crate::weights::{self, Parameter, Role, Weights};
+
+/// Puts a model's parameters on the device of one session.
+pub(super) struct Loader<'a> {
+    weights: &'a Weights,
+    session: &'a mut Session,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(weights: &'a Weights, session: &'a mut Session) -> Self {
+        Self { weights, session }
+    }
+
+    /// One parameter.
+    pub(super) fn load(&mut self, parameter: Parameter) -> Result<Buffer, BuildError> {
+        self.stacked(&[parameter])
+    }
+
+    /// Parameters one below the other, as one matrix or vector.
+    pub(super) fn stacked(&mut self, parameters: &[Parameter]) -> Result<Buffer, BuildError> {
+        if self.weights.as_random().is_some() {
+            let elements: u64 = parameters.iter().map(|&parameter| self.elements(parameter)).sum();
+            let buffer = Buffer::new(self.session.device(), 2 * elements)?;
+            let mut y = buffer.ptr();
+            for &parameter in parameters {
+                self.random(parameter, y, self.extent(parameter).1)?;
+                y = y.offset(2 * self.elements(parameter));
+            }
+            return Ok(buffer);
+        }
+        let mut values = Vec::new();
+        for &parameter in parameters {
+            values.extend(self.weights.f16(parameter)?);
+        }
+        self.upload(&values)
+    }
+
+    /// Two matrices of the same shape, row by row in turn: the layout of the gated GEMM epilogue.
+    pub(super) fn interleaved(&mut self, even: Parameter, odd: Parameter) -> Result<Buffer, BuildError> {
+        let (rows, columns) = self.extent(even);
+        if self.weights.as_random().is_some() {
+            let buffer = Buffer::new(self.session.device(), 4 * rows * columns)?;
+            self.random(even, buffer.ptr(), 2 * columns)?;
+            self.random(odd, buffer.ptr().offset(2 * columns), 2 * columns)?;
+            return Ok(buffer);
+        }
+        let (even, odd) = (self.weights.f16(even)?, self.weights.f16(odd)?);
+        let rows = even.chunks_exact(columns as usize).zip(odd.chunks_exact(columns as usize));
+        let values: Vec<f16> = rows.flat_map(|(even, odd)| even.iter().chain(odd)).copied().collect();
+        self.upload(&values)
+    }
+
+    /// Rows and columns of a parameter; a vector is one row.
+    fn extent(&self, parameter: Parameter) -> (u64, u64) {
+        match parameter.shape(self.weights.config())[..] {
+            [rows, columns] => (rows as u64, columns as u64),
+            ref vector => (1, vector.iter().product::<usize>() as u64),
+        }
+    }
+
+    fn elements(&self, parameter: Parameter) -> u64 {
+        let (rows, columns) = self.extent(parameter);
+        rows * columns
+    }
+
+    fn random(&mut self, parameter: Parameter, y: DevicePtr, stride: u64) -> Result<(), BuildError> {
+        let (rows, columns) = self.extent(parameter);
+        let distribution = match (parameter.role(), self.weights.as_random()) {
+            (Role::Weight, Some(random)) => {
+                Distribution::Uniform { key: random.key(parameter)?, half_width: weights::RandomWeights::HALF_WIDTH }
+            }
+            (Role::NormScale, _) => Distribution::Constant(1.0),
+            (Role::Bias | Role::Weight, _) => Distribution::Constant(0.0),
+        };
+        Ok(self.session.launch(&RandomWeights { rows, columns, stride, distribution, y })?)
+    }
+
+    fn upload(&self, values: &[f16]) -> Result<Buffer, BuildError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        upload(self.session, &bytes)
+    }
+
+    /// [`upload`] for floats.
+    pub(super) fn upload_f32(&self, values: &[f32]) -> Result<Buffer, BuildError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        upload(self.session, &bytes)
+    }
+}
+
+/// A buffer holding `bytes`, filled after everything the session launched so far.
+pub(super) fn upload(session: &Session, bytes: &[u8]) -> Result<Buffer, BuildError> {
+    let buffer = Buffer::new(session.device(), bytes.len() as u64)?;
+    session.device().upload(session.stream(), buffer.ptr(), bytes)?;
+    Ok(buffer)
+}
+
+/// [`upload`] for words.
+pub(super) fn upload_u32(session: &Session, values: &[u32]) -> Result<Buffer, BuildError> {
+    upload(session, &bytes_of_u32(values))
+}
+
+pub(super) fn bytes_of_u32(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// The address of an optional buffer, null if there is none.
+pub(super) fn ptr(buffer: Option<&Buffer>) -> DevicePtr {
+    buffer.map_or(DevicePtr::NULL, Buffer::ptr)
+}

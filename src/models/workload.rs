@@ -1,0 +1,59 @@
+//! Requests for serving: what one tenant's request launches, with its buffers.
+
+use smidgen_runtime::launch::{LaunchError, Session};
+
+use super::decoder::LogitRows;
+use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch};
+use crate::config::{DecoderConfig, EncoderConfig};
+use crate::serve::Workload;
+use crate::weights::Weights;
+
+struct EncoderWorkload {
+    model: Encoder,
+    batch: EncoderBatch,
+}
+
+impl Workload for EncoderWorkload {
+    fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError> {
+        self.model.forward(session, &self.batch)
+    }
+}
+
+/// A decode step at a fixed context: each request rewrites the same cache position, so that every request is the same work.
+struct DecodeWorkload {
+    model: Decoder,
+    batch: DecoderBatch,
+}
+
+impl Workload for DecodeWorkload {
+    fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError> {
+        self.model.step(session, &self.batch)?;
+        self.model.sample(session, &self.batch, false)
+    }
+}
+
+pub(super) fn encoder(
+    config: &EncoderConfig,
+    weights: &Weights,
+    session: &mut Session,
+    batch: u32,
+    seq: u32,
+) -> Result<Box<dyn Workload>, BuildError> {
+    let model = Encoder::new(config, weights, session)?;
+    let sequences: Vec<Vec<u32>> = (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
+    let batch = model.batch(session, &sequences)?;
+    Ok(Box::new(EncoderWorkload { model, batch }))
+}
+
+pub(super) fn decoder(
+    config: &DecoderConfig,
+    weights: &Weights,
+    session: &mut Session,
+    batch: u32,
+    seq: u32,
+) -> Result<Box<dyn Workload>, BuildError> {
+    let model = Decoder::new(config, weights, session)?;
+    let sequences = model.batch(session, batch, seq + 1, batch, LogitRows::Last)?;
+    sequences.stand_at(session, &vec![seq; batch as usize])?;
+    Ok(Box::new(DecodeWorkload { model, batch: sequences }))
+}

@@ -1,0 +1,137 @@
+//! Serving one tenant: requests arrive, run as a captured graph, and leave a latency.
+//!
+//! A [`Server`] is a state machine that never blocks: [`Server::step`] looks whether the request in flight is done and issues the next one.
+//! On a GPU each tenant's thread steps its own server; on the simulator one thread steps all of them in virtual time. Latency counts from
+//! the *scheduled* arrival, so that queueing shows.
+
+mod arrivals;
+
+use std::time::Duration;
+
+use smidgen_runtime::device::{DeviceError, Event};
+use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
+use smidgen_runtime::telemetry::Latencies;
+
+pub use arrivals::Arrivals;
+
+/// One kind of request of one model, with its buffers on the device.
+pub trait Workload: Send {
+    /// Launches one request, all of it by [`Session::launch`]. Called to warm up, and to capture a graph.
+    ///
+    /// # Errors
+    /// What the launch says.
+    fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError>;
+}
+
+/// What a server measured.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// Latencies of requests that finished in the measured window.
+    pub latencies: Latencies,
+    /// How many of them kept the objective.
+    pub within_slo: u64,
+}
+
+/// The part of a run that counts. Load goes on before and after it, so that no tenant is measured beside an idle neighbour.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// First instant that counts, on the device's clock.
+    pub from: Duration,
+    /// First instant that does not.
+    pub until: Duration,
+    /// When the load ends.
+    pub end: Duration,
+}
+
+/// One tenant being served.
+pub struct Server {
+    session: Session,
+    workload: Box<dyn Workload>,
+    graph: CapturedGraph,
+    done: Event,
+    /// Scheduled arrival of the request in flight.
+    in_flight: Option<Duration>,
+    arrivals: Arrivals,
+    slo: Option<Duration>,
+    window: Window,
+    served: Served,
+}
+
+/// What a step found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A request is in flight.
+    Busy,
+    /// Nothing to do before this instant of the device's clock.
+    IdleUntil(Duration),
+    /// The load has ended and the last request is done.
+    Finished,
+}
+
+impl Server {
+    /// A server whose workload is captured and ready; the first request arrives in [`Server::start`]'s window.
+    ///
+    /// # Errors
+    /// What the launches say.
+    pub fn new(mut session: Session, mut workload: Box<dyn Workload>, slo: Option<Duration>) -> Result<Self, LaunchError> {
+        let graph = session.capture(|session| workload.enqueue(session))?;
+        let done = Event::new(session.device())?;
+        let window = Window { from: Duration::ZERO, until: Duration::ZERO, end: Duration::ZERO };
+        Ok(Self { session, workload, graph, done, in_flight: None, arrivals: Arrivals::ClosedLoop, slo, window, served: Served::default() })
+    }
+
+    /// Opens the gate: requests arrive from now on.
+    pub fn start(&mut self, window: Window, rate: Option<f64>, seed: u64) {
+        self.arrivals = Arrivals::new(rate, seed, self.session.device().now());
+        self.window = window;
+    }
+
+    /// Notes a finished request and issues the next one if it has arrived. Never waits.
+    ///
+    /// # Errors
+    /// What the device says; the tenant is lost then, and only this one.
+    pub fn step(&mut self) -> Result<Step, LaunchError> {
+        if let Some(scheduled) = self.in_flight {
+            if !self.session.device().query(self.done.id())? {
+                return Ok(Step::Busy);
+            }
+            self.in_flight = None;
+            self.note(scheduled);
+        }
+        let now = self.session.device().now();
+        let scheduled = self.arrivals.next(now);
+        if now >= self.window.end || scheduled >= self.window.end {
+            return Ok(Step::Finished);
+        }
+        if scheduled > now {
+            return Ok(Step::IdleUntil(scheduled));
+        }
+        self.issue()?;
+        self.arrivals.advance();
+        self.in_flight = Some(scheduled);
+        Ok(Step::Busy)
+    }
+
+    /// What was measured.
+    pub fn finish(self) -> Served {
+        self.served
+    }
+
+    fn issue(&mut self) -> Result<(), LaunchError> {
+        if !self.session.is_current(&self.graph)? {
+            self.graph = self.session.capture(|session| self.workload.enqueue(session))?;
+        }
+        self.session.replay(&self.graph)?;
+        let record = self.session.device().record(self.done.id(), self.session.stream());
+        record.map_err(|error: DeviceError| error.into())
+    }
+
+    fn note(&mut self, scheduled: Duration) {
+        let now = self.session.device().now();
+        if (self.window.from..self.window.until).contains(&now) {
+            let latency = now.saturating_sub(scheduled);
+            self.served.latencies.record(latency);
+            self.served.within_slo += u64::from(self.slo.is_none_or(|slo| latency <= slo));
+        }
+    }
+}
