@@ -8,7 +8,25 @@
 //! | [`config`] | architectures, read from `config.json` and checked |
 //! | [`presets`] | architectures of well-known models |
 //! | [`weights`] | safetensors checkpoints, parameter names, random weights |
+//! | [`batch`] | token ids, checked, ragged |
+//! | [`mod@reference`] | the models in f32 on the CPU |
+//! | [`generate`] | generation, token by token, on any device |
+//! | [`kernels`] | one room per operator: device code, descriptors, launch heuristics |
+//! | [`models`] | forward passes as launches through one session |
+//! | [`serve`] | one tenant's requests: arrivals, latencies |
+//! | [`colocate`] | several tenants side by side under one policy after another |
+//! | [`cuda`], [`fatbin`] | the GPU with the kernels built into this binary |
 
+pub mod batch;
+pub mod colocate;
 pub mod config;
+pub mod cuda;
+pub mod fatbin;
+pub mod generate;
+#[path = "../kernels/mod.rs"]
+pub mod kernels;
+pub mod models;
 pub mod presets;
+pub mod reference;
+pub mod serve;
 pub mod weights;

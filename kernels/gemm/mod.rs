@@ -1,1 +1,327 @@
-//! Placeholder.
+//! Matrix multiplication: `C[m, n] = epilogue(A[m, k] * B[n, k]^T)`, FP16 operands, FP32 sums.
+//!
+//! `A` holds activations, one row per token; `B` is a weight as model files store it, one row per output feature. What a layer does next
+//! (bias, activation, residual, gate) is fused as an [`Epilogue`]. One descriptor, [`Gemm`], serves every shape; which kernel does it is decided
+//! in [`variant`]: tiles of a size that suits the granted SMs, all of which add in the same order and so give the same bits, or, for at most
+//! 64 rows, the skinny kernel, whatever the SM count.
+
+use smidgen_runtime::device::{DevicePtr, Sms, Topology};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+
+use super::abi;
+
+mod variant;
+
+pub use variant::Variant;
+
+/// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Epilogue {
+    /// `scale * sum`.
+    Plain {
+        /// Factor of every sum.
+        scale: f32,
+    },
+    /// `scale * sum`, stored as FP32: logits.
+    PlainF32 {
+        /// Factor of every sum.
+        scale: f32,
+    },
+    /// `sum + bias`.
+    Bias(DevicePtr),
+    /// `gelu(sum + bias)` with the error function: BERT.
+    BiasGelu(DevicePtr),
+    /// `gelu(sum + bias)` in its tanh approximation: GPT-2.
+    BiasGeluTanh(DevicePtr),
+    /// `max(sum + bias, 0)`.
+    BiasRelu(DevicePtr),
+    /// `sum + residual`.
+    Residual(Residual),
+    /// `sum + bias + residual`.
+    BiasResidual(DevicePtr, Residual),
+    /// `silu(gate) * up`, where rows `2i` and `2i + 1` of `B` make gate and up of output column `i`: `C` is `[m, n / 2]`.
+    SiluGate,
+}
+
+impl Epilogue {
+    /// The sum as it is.
+    pub const NONE: Self = Self::Plain { scale: 1.0 };
+}
+
+/// A matrix that is added to the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Residual {
+    /// `[m, n]`, FP16. It may be `C` itself.
+    pub ptr: DevicePtr,
+    /// Elements from one row to the next.
+    pub stride: u32,
+}
+
+/// `C[m, n] = epilogue(A[m, k] * B[n, k]^T)`. Strides count elements from one row to the next.
+///
+/// Any shape and stride works. Rows of `A` and `B` that all begin on 16 bytes (pointers multiples of 16, strides multiples of 8) are several
+/// times faster than others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gemm {
+    /// Rows of `A` and `C`.
+    pub m: u32,
+    /// Rows of `B`, and columns of `C` (twice those of `C` for [`Epilogue::SiluGate`]).
+    pub n: u32,
+    /// Columns of `A` and `B`.
+    pub k: u32,
+    /// `[m, k]`, FP16.
+    pub a: DevicePtr,
+    /// Stride of `a`.
+    pub lda: u32,
+    /// `[n, k]`, FP16.
+    pub b: DevicePtr,
+    /// Stride of `b`.
+    pub ldb: u32,
+    /// `[m, n]`, FP16, or FP32 for [`Epilogue::PlainF32`].
+    pub c: DevicePtr,
+    /// Stride of `c`.
+    pub ldc: u32,
+    /// What is done to the sums.
+    pub epilogue: Epilogue,
+}
+
+impl Gemm {
+    /// A product of matrices without gaps between their rows.
+    pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
+        let ldc = if matches!(epilogue, Epilogue::SiluGate) { n / 2 } else { n };
+        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
+    }
+
+    /// The launch of one variant, where [`Kernel::configure`] would choose: to measure variants against each other.
+    ///
+    /// # Errors
+    /// [`LaunchError::Unsupported`] for a shape that no variant, or not this one, can do, or if this GPU has too little shared memory for it.
+    pub fn configure_as(&self, variant: Variant, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.check()?;
+        if !variant.can_do(self) {
+            return Err(self.unsupported(format!("{variant:?} takes other row counts or alignments")));
+        }
+        let tiles = u32::try_from(variant.tiles(self)).map_err(|_| self.unsupported("more than 2^32 tiles".to_owned()))?;
+        let blocks_per_sm = variant.blocks_per_sm(gpu);
+        if blocks_per_sm == 0 {
+            let needed = variant.shared_bytes();
+            return Err(self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm)));
+        }
+        Ok(Launch {
+            symbol: variant.symbol(self.kind()),
+            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
+            block: variant.threads(),
+            shared_bytes: variant.shared_bytes(),
+            blocks_per_sm,
+            tiles,
+            elastic: true,
+            params: Params::new(self.args()),
+        })
+    }
+
+    /// Whether rows of `A` and `B` can be copied 16 bytes at a time.
+    fn is_aligned(&self) -> bool {
+        (self.a.0 | self.b.0).is_multiple_of(16) && (self.lda | self.ldb).is_multiple_of(8)
+    }
+
+    fn c_columns(&self) -> u32 {
+        if self.epilogue == Epilogue::SiluGate { self.n / 2 } else { self.n }
+    }
+
+    fn check(&self) -> Result<(), LaunchError> {
+        let reason = if self.m == 0 || self.n == 0 || self.k == 0 {
+            "m, n and k must be at least 1"
+        } else if self.m.max(self.n).max(self.k) > i32::MAX as u32 {
+            "m, n and k must be below 2^31"
+        } else if self.epilogue == Epilogue::SiluGate && self.n % 2 != 0 {
+            "the SiLU gate needs an even n: gate and up rows alternate"
+        } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.c_columns() {
+            "rows overlap: lda and ldb must be at least k, ldc at least the columns of C"
+        } else {
+            return Ok(());
+        };
+        Err(self.unsupported(reason.to_owned()))
+    }
+
+    fn unsupported(&self, reason: String) -> LaunchError {
+        LaunchError::Unsupported { kernel: self.key().to_string(), reason }
+    }
+
+    fn kind(&self) -> abi::GemmEpilogue {
+        match self.epilogue {
+            Epilogue::Plain { .. } => abi::GemmEpilogue_GEMM_PLAIN,
+            Epilogue::PlainF32 { .. } => abi::GemmEpilogue_GEMM_PLAIN_F32,
+            Epilogue::Bias(_) => abi::GemmEpilogue_GEMM_BIAS,
+            Epilogue::BiasGelu(_) => abi::GemmEpilogue_GEMM_BIAS_GELU,
+            Epilogue::BiasGeluTanh(_) => abi::GemmEpilogue_GEMM_BIAS_GELU_TANH,
+            Epilogue::BiasRelu(_) => abi::GemmEpilogue_GEMM_BIAS_RELU,
+            Epilogue::Residual(_) => abi::GemmEpilogue_GEMM_RESIDUAL,
+            Epilogue::BiasResidual(..) => abi::GemmEpilogue_GEMM_BIAS_RESIDUAL,
+            Epilogue::SiluGate => abi::GemmEpilogue_GEMM_SILU_GATE,
+        }
+    }
+
+    fn args(&self) -> abi::GemmArgs {
+        let (scale, bias, residual) = match self.epilogue {
+            Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => (scale, None, None),
+            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => (1.0, Some(bias), None),
+            Epilogue::Residual(residual) => (1.0, None, Some(residual)),
+            Epilogue::BiasResidual(bias, residual) => (1.0, Some(bias), Some(residual)),
+            Epilogue::SiluGate => (1.0, None, None),
+        };
+        // Four columns of the product make two of C under the gate.
+        let (c_alignment, ldc_multiple) = match self.epilogue {
+            Epilogue::PlainF32 { .. } => (16, 4),
+            Epilogue::SiluGate => (4, 2),
+            _ => (8, 4),
+        };
+        let vectorised = self.c.0.is_multiple_of(c_alignment)
+            && self.ldc.is_multiple_of(ldc_multiple)
+            && bias.is_none_or(|bias| bias.0.is_multiple_of(8))
+            && residual.is_none_or(|residual| residual.ptr.0.is_multiple_of(8) && residual.stride.is_multiple_of(4));
+        abi::GemmArgs {
+            a: self.a.0,
+            b: self.b.0,
+            c: self.c.0,
+            bias: bias.unwrap_or_default().0,
+            residual: residual.map_or(0, |residual| residual.ptr.0),
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            lda: self.lda,
+            ldb: self.ldb,
+            ldc: self.ldc,
+            ld_residual: residual.map_or(0, |residual| residual.stride),
+            epilogue: self.kind(),
+            scale,
+            vectorised: u32::from(vectorised),
+        }
+    }
+}
+
+// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY_ENTRY and
+// gemm_unaligned); that the pointers stay valid is for whoever makes the descriptor to see to.
+unsafe impl Kernel for Gemm {
+    /// `[m x n x k]`, named by the epilogue.
+    fn key(&self) -> KernelKey {
+        const PLAIN: KernelName = KernelName::new("gemm");
+        const PLAIN_F32: KernelName = KernelName::new("gemm_f32");
+        const BIAS: KernelName = KernelName::new("gemm_bias");
+        const BIAS_GELU: KernelName = KernelName::new("gemm_bias_gelu");
+        const BIAS_GELU_TANH: KernelName = KernelName::new("gemm_bias_gelu_tanh");
+        const BIAS_RELU: KernelName = KernelName::new("gemm_bias_relu");
+        const RESIDUAL: KernelName = KernelName::new("gemm_residual");
+        const BIAS_RESIDUAL: KernelName = KernelName::new("gemm_bias_residual");
+        const SILU_GATE: KernelName = KernelName::new("gemm_silu_gate");
+        let name = match self.epilogue {
+            Epilogue::Plain { .. } => PLAIN,
+            Epilogue::PlainF32 { .. } => PLAIN_F32,
+            Epilogue::Bias(_) => BIAS,
+            Epilogue::BiasGelu(_) => BIAS_GELU,
+            Epilogue::BiasGeluTanh(_) => BIAS_GELU_TANH,
+            Epilogue::BiasRelu(_) => BIAS_RELU,
+            Epilogue::Residual(_) => RESIDUAL,
+            Epilogue::BiasResidual(..) => BIAS_RESIDUAL,
+            Epilogue::SiluGate => SILU_GATE,
+        };
+        KernelKey::new(name, [self.m, self.n, self.k])
+    }
+
+    fn work(&self) -> Work {
+        let [m, n, k] = [self.m, self.n, self.k].map(u64::from);
+        let c = m * u64::from(self.c_columns());
+        let epilogue = match self.epilogue {
+            Epilogue::Plain { .. } | Epilogue::SiluGate => 2 * c,
+            Epilogue::PlainF32 { .. } => 4 * c,
+            Epilogue::Bias(_) | Epilogue::BiasGelu(_) | Epilogue::BiasGeluTanh(_) | Epilogue::BiasRelu(_) => 2 * c + 2 * n,
+            Epilogue::Residual(_) => 4 * c,
+            Epilogue::BiasResidual(..) => 4 * c + 2 * n,
+        };
+        Work { flops: 2 * m * n * k, bytes: 2 * (m + n) * k + epilogue }
+    }
+
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.check()?;
+        let variant = Variant::choose(self, sms, gpu);
+        variant::print_choice(self, variant, sms);
+        self.configure_as(variant, sms, gpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn h200() -> Topology {
+        Topology {
+            name: "H200".to_owned(),
+            sms: Sms(132),
+            sms_per_tpc: 2,
+            tpcs_per_gpc: vec![9; 8],
+            memory_bytes: 140 << 30,
+            l2_bytes: 50 << 20,
+            shared_bytes_per_sm: 228 << 10,
+            compute_capability: (9, 0),
+            driver_version: 13000,
+            driver: String::new(),
+        }
+    }
+
+    fn gemm(shape: [u32; 3]) -> Gemm {
+        Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)
+    }
+
+    #[test]
+    fn the_key_names_the_epilogue_and_the_shape() {
+        let gelu = Gemm { epilogue: Epilogue::BiasGelu(DevicePtr(64)), ..gemm([1024, 3072, 768]) };
+        assert_eq!(gelu.key().to_string(), "gemm_bias_gelu[1024x3072x768]f16");
+    }
+
+    #[test]
+    fn a_grid_never_exceeds_what_the_granted_sms_hold_at_once() {
+        for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 1], [64, 128_256, 2048]] {
+            for sms in [1, 2, 8, 66, 132] {
+                let launch = gemm(shape).configure(Sms(sms), &h200()).expect("a supported shape");
+                assert!(launch.grid >= 1 && launch.grid <= u32::from(sms) * launch.blocks_per_sm, "{shape:?} at {sms} SMs: {launch:?}");
+                assert!(launch.grid <= launch.tiles);
+                assert!(launch.blocks_per_sm * (launch.shared_bytes + 1024) <= h200().shared_bytes_per_sm);
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_of_a_skinny_or_unaligned_problem_does_not_depend_on_the_sm_count() {
+        let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768]) };
+        let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096]) };
+        for problem in [gemm([1, 2048, 2048]), gemm([64, 8192, 2048]), odd_stride, odd_pointer] {
+            let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
+            assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_with_little_shared_memory_gets_tiles_that_fit() {
+        let small = Topology { shared_bytes_per_sm: 100 << 10, ..h200() };
+        for shape in [[8192, 8192, 4096], [8, 4096, 4096], [64, 4096, 4096]] {
+            let launch = gemm(shape).configure(Sms(40), &small).expect("a tile that fits");
+            assert!(launch.shared_bytes + 1024 <= small.shared_bytes_per_sm);
+        }
+    }
+
+    #[test]
+    fn shapes_that_cannot_be_done_say_what_does_not_fit() {
+        let gate = Gemm { epilogue: Epilogue::SiluGate, ..gemm([8, 7, 64]) };
+        let overlapping = Gemm { lda: 63, ..gemm([8, 8, 64]) };
+        for (problem, reason) in [(gate, "even n"), (gemm([0, 8, 8]), "at least 1"), (overlapping, "rows overlap")] {
+            let error = problem.configure(Sms(8), &h200()).expect_err("no such kernel");
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn work_counts_each_operand_once() {
+        let work = Gemm { epilogue: Epilogue::Bias(DevicePtr(64)), ..gemm([2, 3, 5]) }.work();
+        assert_eq!(work, Work { flops: 2 * 2 * 3 * 5, bytes: 2 * (2 * 5 + 3 * 5 + 2 * 3 + 3) });
+        assert_eq!(Gemm::new([2, 4, 5], DevicePtr(0), DevicePtr(0), DevicePtr(0), Epilogue::SiluGate).work().bytes, 2 * (10 + 20 + 4));
+    }
+}

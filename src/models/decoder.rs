@@ -7,16 +7,16 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::encoder::RaggedShape;
-use super::tensors::{TensorSource, Wanted, bytes_of_u32, ptr, upload, upload_u32};
+use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
 use super::BuildError;
-use crate::config::DecoderConfig;
+use crate::config::{Activation, DecoderConfig};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Mask, Rotary};
 use crate::kernels::embedding::Embed;
-use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::{Sample, SampleParams};
-use crate::weights::{LayerParameter, Parameter};
+use crate::weights::{LayerParameter, Parameter, Weights};
 
 /// A decoder's weights.
 pub struct Decoder {
@@ -98,53 +98,26 @@ pub enum LogitRows {
 }
 
 impl Decoder {
-    /// Reads or makes the weights.
+    /// Puts the weights on the device.
     ///
     /// # Errors
-    /// The first parameter that is missing or misshapen; a bias that this engine has no kernel for; what the device says.
-    pub fn new(config: &DecoderConfig, tensors: &mut TensorSource, session: &mut Session) -> Result<Self, BuildError> {
+    /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
+    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
         if config.mlp_bias {
             return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
         }
-        if config.activation != crate::config::Activation::Silu {
+        if config.activation != Activation::Silu {
             return Err(BuildError::Unsupported("`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`"));
         }
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let (query, kv) = (config.query_width(), config.kv_width());
-        let words = tensors.matrix(session, &[Wanted { parameter: Parameter::TokenEmbedding, rows: config.vocab, columns: hidden }])?;
-        let head = match config.tied_embeddings {
-            true => None,
-            false => Some(tensors.matrix(session, &[Wanted { parameter: Parameter::Head, rows: config.vocab, columns: hidden }])?),
-        };
-        let norm = tensors.scale(session, Wanted { parameter: Parameter::FinalNormWeight, rows: 1, columns: hidden })?;
-        let frequencies: Vec<u8> = config.rope.inverse_frequencies(config.head_dim).iter().flat_map(|turn| turn.to_le_bytes()).collect();
-        let inverse_frequencies = upload(session, &frequencies)?;
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            use LayerParameter as P;
-            let wanted = |parameter, rows, columns| Wanted { parameter: Parameter::Layer(index, parameter), rows, columns };
-            let bias = |tensors: &mut TensorSource, session: &mut Session, parts: &[Wanted]| {
-                config.attention_bias.then(|| tensors.bias(session, parts)).transpose()
-            };
-            layers.push(Layer {
-                attention_norm: tensors.scale(session, wanted(P::AttentionNormWeight, 1, hidden))?,
-                qkv: tensors.matrix(
-                    session,
-                    &[wanted(P::QueryWeight, query, hidden), wanted(P::KeyWeight, kv, hidden), wanted(P::ValueWeight, kv, hidden)],
-                )?,
-                qkv_bias: bias(
-                    tensors,
-                    session,
-                    &[wanted(P::QueryBias, 1, query), wanted(P::KeyBias, 1, kv), wanted(P::ValueBias, 1, kv)],
-                )?,
-                attention_output: tensors.matrix(session, &[wanted(P::AttentionOutputWeight, hidden, query)])?,
-                attention_output_bias: bias(tensors, session, &[wanted(P::AttentionOutputBias, 1, hidden)])?,
-                mlp_norm: tensors.scale(session, wanted(P::MlpNormWeight, 1, hidden))?,
-                gate_up: tensors.interleaved(session, wanted(P::GateWeight, inner, hidden), wanted(P::UpWeight, inner, hidden))?,
-                down: tensors.matrix(session, &[wanted(P::DownWeight, hidden, inner)])?,
-            });
-        }
-        Ok(Self { config: config.clone(), words, head, norm, inverse_frequencies, layers })
+        let mut loader = Loader::new(weights, session);
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            head: (!config.tied_embeddings).then(|| loader.load(Parameter::OutputHead)).transpose()?,
+            norm: loader.load(Parameter::FinalNormWeight)?,
+            inverse_frequencies: loader.upload_f32(&config.rope.inverse_frequencies(config.head_dim))?,
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, config, index)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Device memory of the weights and one batch of `batch` sequences whose caches hold `seq` tokens and the next, bytes.
@@ -323,9 +296,8 @@ impl Decoder {
     ) -> Result<(), LaunchError> {
         let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
         session.launch(&self.rms_norm(rows, x, &layer.attention_norm, normed))?;
-        let epilogue = if layer.qkv_bias.is_some() { Epilogue::Bias } else { Epilogue::None };
-        let project = Gemm::new(rows, self.qkv_width(), self.config.hidden as u32, normed, layer.qkv.ptr(), qkv, epilogue);
-        session.launch(&project.with_bias(ptr(layer.qkv_bias.as_ref())))?;
+        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
+        session.launch(&Gemm::new([rows, self.qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
         session.launch(&Rotary {
             qkv,
             positions,
@@ -346,14 +318,16 @@ impl Decoder {
     fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
-        let epilogue = if layer.attention_output_bias.is_some() { Epilogue::BiasResidual } else { Epilogue::Residual };
-        let output =
-            Gemm::new(rows, hidden, self.config.query_width() as u32, batch.attention.ptr(), layer.attention_output.ptr(), x, epilogue);
-        session.launch(&output.with_bias(ptr(layer.attention_output_bias.as_ref())).with_residual(x))?;
+        let residual = Residual { ptr: x, stride: hidden };
+        let added = match &layer.attention_output_bias {
+            Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
+            None => Epilogue::Residual(residual),
+        };
+        let width = self.config.query_width() as u32;
+        session.launch(&Gemm::new([rows, hidden, width], batch.attention.ptr(), layer.attention_output.ptr(), x, added))?;
         session.launch(&self.rms_norm(rows, x, &layer.mlp_norm, normed))?;
-        session.launch(&Gemm::new(rows, 2 * inner, hidden, normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
-        let down = Gemm::new(rows, hidden, inner, batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual);
-        session.launch(&down.with_residual(x))
+        session.launch(&Gemm::new([rows, 2 * inner, hidden], normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual(residual)))
     }
 
     /// Final norm and head over `rows` rows of `x`.
@@ -361,11 +335,32 @@ impl Decoder {
         session.launch(&self.rms_norm(rows, x, &self.norm, batch.normed.ptr()))?;
         let head = self.head.as_ref().unwrap_or(&self.words);
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
-        session.launch(&Gemm::new(rows, vocabulary, hidden, batch.normed.ptr(), head.ptr(), batch.logits.ptr(), Epilogue::F32))
+        let epilogue = Epilogue::PlainF32 { scale: 1.0 };
+        session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
     }
 
     fn qkv_width(&self) -> u32 {
         (self.config.query_width() + 2 * self.config.kv_width()) as u32
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let at = |parameter| Parameter::layer(index, parameter);
+        let mut bias = |parts: &[Parameter]| config.attention_bias.then(|| loader.stacked(parts)).transpose();
+        let qkv_bias = bias(&[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
+        let attention_output_bias = bias(&[at(P::AttentionOutputBias)])?;
+        Ok(Self {
+            attention_norm: loader.load(at(P::AttentionNormWeight))?,
+            qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
+            qkv_bias,
+            attention_output: loader.load(at(P::AttentionOutputWeight))?,
+            attention_output_bias,
+            mlp_norm: loader.load(at(P::FeedForwardNormWeight))?,
+            gate_up: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?,
+            down: loader.load(at(P::DownWeight))?,
+        })
     }
 }
 

@@ -59,12 +59,11 @@ impl Solo {
     pub fn load(device: &Arc<dyn Device>, source: &ModelSource, sequences: u32, tokens: u32) -> Result<Self, SoloError> {
         let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
         let memory_bytes = source.memory_bytes(sequences, tokens.div_ceil(sequences.max(1)))?;
-        let tenant = runtime.admit(TenantSpec { name: source.name.clone(), class: Class::Throughput, slo: None, memory_bytes })?;
+        let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;
-        let mut tensors = source.tensors(&session)?;
-        let model = match &source.config {
-            ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, &mut tensors, &mut session)?),
-            ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, &mut tensors, &mut session)?),
+        let model = match source.config() {
+            ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session)?),
+            ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session)?),
         };
         Ok(Self { model, session, _runtime: runtime })
     }
