@@ -37,6 +37,7 @@ fn main() {
             println!("cargo::rerun-if-changed={file}");
         }
     }
+    println!("cargo::rustc-env=SMIDGEN_COMMIT={}", commit().unwrap_or_default());
     for variable in ["NVCC", "CUDA_HOME", "CXX", "CI"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -45,6 +46,21 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+}
+
+/// The checked-out commit, for the provenance of results; a tree with changes says so. None outside a checkout.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+    };
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo::rerun-if-changed={file}");
+        }
+    }
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Some(git(&["rev-parse", "--short=12", "HEAD"])? + if changed.is_empty() { "" } else { "-changed" })
 }
 
 fn build_kernels() -> Result<(), String> {

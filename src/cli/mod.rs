@@ -43,3 +43,15 @@ fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
     }
     Ok(std::path::Path::new(source.name()))
 }
+
+/// The command line as it was typed, for provenance. The program's own folder is left out.
+fn command_line() -> String {
+    let mut words = std::env::args();
+    let program = words.next().map_or_else(|| "smidgen".to_owned(), |path| path.rsplit('/').next().unwrap_or("smidgen").to_owned());
+    std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// The commit this binary was built from, empty where unknown.
+fn commit() -> String {
+    option_env!("SMIDGEN_COMMIT").unwrap_or_default().to_owned()
+}
