@@ -4,12 +4,12 @@ use smidgen_runtime::device::sim::SimConfig;
 use smidgen_runtime::device::{PartitionId, Priority, Sms};
 use smidgen_runtime::partition::TpcSet;
 
-use crate::support::{Gpu, Job, assert_near, micros, profile, without_overheads};
+use crate::support::{Gpu, Job, assert_near, micros, with_curves, without_overheads};
 
 const CURVE: &[(u16, f64)] = &[(8, 800.0), (16, 410.0), (32, 230.0), (64, 140.0), (132, 100.0)];
 
 fn profiled(job: Job) -> Gpu {
-    Gpu::new(without_overheads(SimConfig::h200()).with_profiles(&[profile(&[(job, CURVE)])]))
+    Gpu::new(with_curves(without_overheads(SimConfig::h200()), &[(job, CURVE)]))
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn stream_index(engine: &Engine, stream: StreamId, call: &'static str) -> Result
     index.filter(|&index| index < engine.streams.len()).ok_or_else(|| refused(call, format!("there is no stream {}", stream.0)))
 }
 
-/// The stream, which must not be capturing: the call waits, and what is captured does not run.
+/// The stream, which must not be capturing.
 fn running_stream(engine: &Engine, stream: StreamId, call: &'static str) -> Result<usize, DeviceError> {
     let index = stream_index(engine, stream, call)?;
     match engine.streams[index].capture {
@@ -147,7 +147,7 @@ impl Device for SimDevice {
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
         const CALL: &str = "simUpload";
         let engine = &mut *self.engine.lock();
-        let stream = stream_index(engine, stream, CALL)?;
+        let stream = running_stream(engine, stream, CALL)?;
         check_range(engine, target, source.len() as u64, CALL)?;
         write(engine, stream, Write::copy(target, source));
         Ok(())
