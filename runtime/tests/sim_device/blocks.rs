@@ -70,6 +70,20 @@ fn two_kernels_on_the_same_sms_halve_each_other() {
 }
 
 #[test]
+fn a_kernel_that_computes_and_one_that_reads_share_sms_for_less() {
+    let gpu = Gpu::new(SimConfig { l2_interference: 0.0, dram_interference: 0.0, ..without_overheads(SimConfig::h200()) });
+    let (one, other) = (gpu.stream(PartitionId::WHOLE), gpu.stream(PartitionId::WHOLE));
+    let half = |job: Job| Job { blocks_per_sm: 2, ..job };
+    let (compute, read) = (half(Job::new("compute", 640_000_000_000, 0)), half(Job::new("read", 0, 4_640_000_000)));
+    let together = gpu.time_us(one, || {
+        gpu.launch(one, compute);
+        gpu.launch(other, read);
+        gpu.synchronize(other);
+    });
+    assert_near(together, 1_000.0, 0.01);
+}
+
+#[test]
 fn a_short_kernel_waits_for_a_whole_persistent_one_whatever_its_priority() {
     for priority in [Priority::Normal, Priority::High] {
         let gpu = Gpu::h200();
