@@ -57,9 +57,9 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     }
     for model in &args.model {
         let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
-        let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
+        
         for line in report::table(&profile).lines() {
-            println!("{mark}{line}");
+            println!("{line}");
         }
     }
     println!("wrote {}", args.output.display());
