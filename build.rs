@@ -1,7 +1,7 @@
 //! Compiles `kernels/**/*.cu` into one fatbin for `src/fatbin.rs` to embed.
 //!
 //! Every source is compiled by itself, for every architecture, and only when it, a header it includes, or the compiler changed; then all are
-//! linked. Without a CUDA compiler the crate builds without kernels, and says so once; on a build server (`CI=true`) that is an error.
+//! linked. Objects are kept for all profiles together. Without a CUDA compiler the crate builds without kernels, and says so once; on a build server (`CI=true`) that is an error.
 //!
 //! Two choices need their reasons beside them:
 //! - `-ewp` (extensible whole program) and not `-rdc=true`. Both yield objects that can be linked into one image, but under `-rdc=true`
@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -89,10 +89,15 @@ impl Toolchain {
         if !Command::new(&host_compiler).arg("--version").output().is_ok_and(|answer| answer.status.success()) {
             return Err(format!("nvcc needs a C++ compiler and {} does not run: install g++ or set CXX", host_compiler.display()));
         }
-        Ok(Self { nvcc, host_compiler, objects: out_dir().join("kernels") })
+        Ok(Self { nvcc, host_compiler, objects: nvcc::objects_folder(&out_dir()) })
     }
 
     fn compile_all(&self, sources: &[&PathBuf]) -> Result<(), String> {
+        // Builds of two profiles may run at once, and share the folder.
+        let lock = fs::create_dir_all(&self.objects).and_then(|()| File::create(self.objects.join("lock")));
+        let lock = lock.and_then(|file| file.lock().map(|()| file));
+        let _held_until_return = lock.map_err(|error| format!("cannot lock {}: {error}", self.objects.display()))?;
+
         let objects: Vec<Object> = sources.iter().map(|source| Object::of(source, &self.objects)).collect();
         remove_leftovers(&self.objects, &objects).map_err(|error| format!("cannot tidy {}: {error}", self.objects.display()))?;
 

@@ -108,6 +108,137 @@ pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
 pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
 #[doc = " What is done to a sum before it is stored; x = scale * sum."]
 pub type GemmEpilogue = ::std::os::raw::c_uint;
+#[doc = " Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are\n prefix sums) and padded ones (starts are multiples of the longest length) are the same to the kernel. A row of qkv holds the query heads,\n then the key heads, then the value heads."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences]"]
+    pub starts: u64,
+    #[doc = " u32 [sequences]"]
+    pub lengths: u64,
+    pub sequences: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " a query sees the keys less than this far away; 0 where it sees all"]
+    pub window: u32,
+    #[doc = " whether a query sees no key after its own position"]
+    pub causal: u32,
+    #[doc = " of the scores, before the softmax; positive"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionPrefillArgs"][::std::mem::size_of::<AttentionPrefillArgs>() - 72usize];
+    ["Alignment of AttentionPrefillArgs"][::std::mem::align_of::<AttentionPrefillArgs>() - 8usize];
+    ["Offset of field: AttentionPrefillArgs::qkv"][::std::mem::offset_of!(AttentionPrefillArgs, qkv) - 0usize];
+    ["Offset of field: AttentionPrefillArgs::output"][::std::mem::offset_of!(AttentionPrefillArgs, output) - 8usize];
+    ["Offset of field: AttentionPrefillArgs::starts"][::std::mem::offset_of!(AttentionPrefillArgs, starts) - 16usize];
+    ["Offset of field: AttentionPrefillArgs::lengths"][::std::mem::offset_of!(AttentionPrefillArgs, lengths) - 24usize];
+    ["Offset of field: AttentionPrefillArgs::sequences"][::std::mem::offset_of!(AttentionPrefillArgs, sequences) - 32usize];
+    ["Offset of field: AttentionPrefillArgs::max_length"][::std::mem::offset_of!(AttentionPrefillArgs, max_length) - 36usize];
+    ["Offset of field: AttentionPrefillArgs::heads"][::std::mem::offset_of!(AttentionPrefillArgs, heads) - 40usize];
+    ["Offset of field: AttentionPrefillArgs::kv_heads"][::std::mem::offset_of!(AttentionPrefillArgs, kv_heads) - 44usize];
+    ["Offset of field: AttentionPrefillArgs::head_dim"][::std::mem::offset_of!(AttentionPrefillArgs, head_dim) - 48usize];
+    ["Offset of field: AttentionPrefillArgs::qkv_stride"][::std::mem::offset_of!(AttentionPrefillArgs, qkv_stride) - 52usize];
+    ["Offset of field: AttentionPrefillArgs::output_stride"][::std::mem::offset_of!(AttentionPrefillArgs, output_stride) - 56usize];
+    ["Offset of field: AttentionPrefillArgs::window"][::std::mem::offset_of!(AttentionPrefillArgs, window) - 60usize];
+    ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
+    ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
+};
+#[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecodeArgs {
+    #[doc = " f16 [sequences, qkv_stride], of which only the query heads are read"]
+    pub qkv: u64,
+    #[doc = " f16 [sequences, kv_heads, capacity, head_dim]"]
+    pub k_cache: u64,
+    #[doc = " the same"]
+    pub v_cache: u64,
+    #[doc = " f16 [sequences, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
+    pub lengths: u64,
+    pub sequences: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub window: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 80usize];
+    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
+    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 0usize];
+    ["Offset of field: AttentionDecodeArgs::k_cache"][::std::mem::offset_of!(AttentionDecodeArgs, k_cache) - 8usize];
+    ["Offset of field: AttentionDecodeArgs::v_cache"][::std::mem::offset_of!(AttentionDecodeArgs, v_cache) - 16usize];
+    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 24usize];
+    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 32usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 40usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 44usize];
+    ["Offset of field: AttentionDecodeArgs::kv_heads"][::std::mem::offset_of!(AttentionDecodeArgs, kv_heads) - 48usize];
+    ["Offset of field: AttentionDecodeArgs::head_dim"][::std::mem::offset_of!(AttentionDecodeArgs, head_dim) - 52usize];
+    ["Offset of field: AttentionDecodeArgs::capacity"][::std::mem::offset_of!(AttentionDecodeArgs, capacity) - 56usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 60usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 68usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 72usize];
+};
+#[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RotaryArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " u32 [rows]"]
+    pub positions: u64,
+    #[doc = " f32 [head_dim / 2]"]
+    pub inverse_frequencies: u64,
+    #[doc = " f16 [sequences, kv_heads, capacity, head_dim], or 0"]
+    pub k_cache: u64,
+    #[doc = " the same"]
+    pub v_cache: u64,
+    #[doc = " u32 [rows]: the cache that a row belongs to; not read without a cache"]
+    pub sequence_of: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 72usize];
+    ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
+    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 0usize];
+    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 8usize];
+    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 16usize];
+    ["Offset of field: RotaryArgs::k_cache"][::std::mem::offset_of!(RotaryArgs, k_cache) - 24usize];
+    ["Offset of field: RotaryArgs::v_cache"][::std::mem::offset_of!(RotaryArgs, v_cache) - 32usize];
+    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 40usize];
+    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 48usize];
+    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 52usize];
+    ["Offset of field: RotaryArgs::kv_heads"][::std::mem::offset_of!(RotaryArgs, kv_heads) - 56usize];
+    ["Offset of field: RotaryArgs::head_dim"][::std::mem::offset_of!(RotaryArgs, head_dim) - 60usize];
+    ["Offset of field: RotaryArgs::capacity"][::std::mem::offset_of!(RotaryArgs, capacity) - 64usize];
+    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 68usize];
+};
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

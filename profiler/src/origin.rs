@@ -29,7 +29,7 @@ impl Origin {
             sms: topology.sms,
             driver: topology.driver.clone(),
             kernel_build: self.kernel_build.clone(),
-            model: self.model.clone(),
+            models: vec![self.model.clone()],
             command: self.command.clone(),
             commit: self.commit.clone(),
             date: self.date.clone(),

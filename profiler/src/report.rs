@@ -103,7 +103,7 @@ fn heading(profile: &Profile) -> String {
     };
     format!(
         "{} on {}, {} SMs, {}; tolerance {}%; peaks {:.0} TFLOP/s and {:.2} TB/s, {peaks}",
-        provenance.model,
+        provenance.models.join(", "),
         provenance.gpu,
         provenance.sms,
         provenance.date,

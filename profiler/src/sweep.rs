@@ -3,6 +3,9 @@
 //! Kernel keys are measured one after another, in the order in which the request first launches them, each on every rung. Within a key
 //! the rungs take turns: samples are taken in rounds that go up the ladder and down again, so that a clock that slows down while the GPU warms
 //! up slows all rungs, and does not look like an effect of the SM count. A key that is finished is saved before the next one begins.
+//!
+//! **Invariant:** a key is measured after those that the request launches before it. A decoder's last kernel moves every sequence on by one token
+//! each time it runs, so that whatever were measured after it would read past the end of what the request allocated.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +16,7 @@ use std::time::Duration;
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::Kernel;
 use smidgen_runtime::partition::{Ladder, rungs};
-use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, ProfileError, SCHEMA_VERSION, SamplePoint};
+use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, ProfileError, Provenance, SCHEMA_VERSION, SamplePoint};
 
 use crate::measure::{Bench, FEWEST_SAMPLES, Lane, MOST_SAMPLES, Point};
 use crate::{Origin, SweepError, knee, roofline};
@@ -88,7 +91,8 @@ pub struct Sweep<'a> {
     pub device: &'a Arc<dyn Device>,
     /// Makes the partitions; needs room for one on each rung but the last.
     pub ladder: &'a Ladder,
-    /// The launches of one request. Several launches of one key are its rotation: their buffers are used in turn.
+    /// The launches of one request, in their order. Several launches of one key are its rotation: their buffers are used in turn. Each is
+    /// launched thousands of times, on whatever its buffers hold by then, so the buffers must stay allocated and the launch must bear it.
     pub recording: &'a [Box<dyn Kernel + Send>],
     /// What the provenance says beside the device.
     pub origin: &'a Origin,
@@ -152,6 +156,7 @@ impl Sweep<'_> {
         let to_do: usize = groups.iter().map(|group| missing(&profile, group).len()).sum();
         progress.begin(Size { keys: groups.len(), points, finished: points - to_do });
         if to_do == 0 {
+            profile.provenance.models = self.provenance_after(&profile.provenance).models;
             self.judge(&mut profile);
             save(&profile)?;
             return Ok(profile);
@@ -161,7 +166,7 @@ impl Sweep<'_> {
         // All of them now: a rung that cannot be had must not be found out after minutes of measuring.
         let lanes = rungs.iter().map(|&sms| Lane::new(&**self.device, self.ladder, sms)).collect::<Result<Vec<_>, _>>()?;
         let bench = Bench::new(self.device, &lanes[0], self.options.samples)?;
-        let here = self.origin.provenance(&**self.device);
+        let here = self.provenance_after(&profile.provenance);
         for group in &groups {
             let missing = missing(&profile, group);
             if missing.is_empty() {
@@ -313,7 +318,6 @@ impl Sweep<'_> {
             ("provenance.sms", there.sms.to_string(), here.sms.to_string()),
             ("provenance.driver", there.driver.clone(), here.driver),
             ("provenance.kernel_build", there.kernel_build.clone(), here.kernel_build),
-            ("provenance.model", there.model.clone(), here.model),
             ("provenance.simulated", there.simulated.to_string(), here.simulated.to_string()),
             ("tolerance", earlier.tolerance.to_string(), self.options.tolerance.to_string()),
         ];
@@ -321,5 +325,14 @@ impl Sweep<'_> {
             Some((field, found, here)) => Err(SweepError::OtherConditions { field, found, here }),
             None => Ok(earlier),
         }
+    }
+
+    /// Where and how the next key is measured, in a file that may hold other models too.
+    fn provenance_after(&self, earlier: &Provenance) -> Provenance {
+        let mut models = earlier.models.clone();
+        if !models.contains(&self.origin.model) {
+            models.push(self.origin.model.clone());
+        }
+        Provenance { models, ..self.origin.provenance(&**self.device) }
     }
 }

@@ -22,7 +22,7 @@ fn profile() -> Profile {
             sms: Sms(100),
             driver: "1.2.3".into(),
             kernel_build: "beef".into(),
-            model: "bert-base".into(),
+            models: vec!["bert-base".into()],
             command: String::new(),
             commit: String::new(),
             date: "2026-11-21".into(),

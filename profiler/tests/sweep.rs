@@ -1,6 +1,9 @@
 //! A sweep as its caller meets it, on a device whose kernels take scripted times.
 
-mod support;
+mod support {
+    pub mod device;
+    pub mod kernel;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +17,8 @@ use smidgen_runtime::launch::{Kernel, KernelKey, Work};
 use smidgen_runtime::partition::{Ladder, rungs};
 use smidgen_runtime::profile::{Bound, KernelProfile, PeakSource, Peaks, Profile, SamplePoint};
 
-use support::{GEMM, NORM, Script, ScriptedDevice, ScriptedKernel, TILES, request};
+use support::device::{Script, ScriptedDevice};
+use support::kernel::{GEMM, NORM, ScriptedKernel, TILES, request};
 
 const GEMM_KEY: &str = "gemm[1024x768x3072]f16";
 const NORM_KEY: &str = "norm[1024x768]f16";
@@ -130,7 +134,10 @@ fn provenance_and_work_come_from_the_device_the_origin_and_the_recording() {
     let profile = Rig::new(Script { simulated: true, ..noisy() }).run().unwrap();
     let provenance = &profile.provenance;
     assert_eq!((provenance.gpu.as_str(), provenance.sms, provenance.driver.as_str()), ("Scripted GPU", Sms(132), "1.2.3"));
-    assert_eq!((provenance.model.as_str(), provenance.kernel_build.as_str(), provenance.commit.as_str()), ("bert-base", "00c0ffee", "abc"));
+    assert_eq!(
+        (provenance.models.join(" ").as_str(), provenance.kernel_build.as_str(), provenance.commit.as_str()),
+        ("bert-base", "00c0ffee", "abc")
+    );
     assert!(provenance.simulated);
     let gemm = &profile.kernels[GEMM_KEY];
     assert_eq!((gemm.launches, gemm.blocks_per_sm, gemm.work.flops), (3, 2, 4_831_838_208));
@@ -265,13 +272,27 @@ fn added_rungs_are_measured_and_the_others_kept() {
 }
 
 #[test]
-fn kernels_of_another_request_stay_in_the_profile_without_launches() {
+fn a_second_model_adds_its_kernels_and_the_first_one_stays_without_launches() {
     let profile = Rig::new(noisy()).run().unwrap();
     let mut rig = Rig::new(noisy());
+    rig.origin.model = "bert-large".into();
     rig.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
     let profile = rig.sweep().run(Some(profile), &mut (), &mut |_| Ok(())).unwrap();
     let launches: BTreeMap<&str, u32> = profile.kernels.iter().map(|(key, kernel)| (key.as_str(), kernel.launches)).collect();
     assert_eq!(launches, BTreeMap::from([(GEMM_KEY, 0), (NORM_KEY, 0), ("norm[8x768]f16", 1)]));
+    assert_eq!(profile.provenance.models, ["bert-base", "bert-large"]);
+}
+
+#[test]
+fn a_model_whose_kernels_were_all_measured_for_another_is_named_and_not_measured() {
+    let profile = Rig::new(noisy()).run().unwrap();
+    let mut rig = Rig::new(noisy());
+    rig.origin.model = "bert-tiny".into();
+    rig.recording.truncate(2);
+    let profile = rig.sweep().run(Some(profile), &mut (), &mut |_| Ok(())).unwrap();
+    assert_eq!((profile.kernels[GEMM_KEY].launches, profile.kernels[NORM_KEY].launches), (1, 1));
+    assert_eq!(profile.provenance.models, ["bert-base", "bert-tiny"]);
+    assert_eq!(rig.device.launches(), 0);
 }
 
 #[test]
@@ -282,14 +303,11 @@ fn a_profile_of_other_conditions_is_not_gone_on_with() {
     let before = fs::read_to_string(&path).unwrap();
     let mut other_kernels = Rig::new(noisy());
     other_kernels.origin.kernel_build = "beef".into();
-    let mut other_model = Rig::new(noisy());
-    other_model.origin.model = "bert-large".into();
     let mut other_tolerance = Rig::new(noisy());
     other_tolerance.options.tolerance = 0.05;
     let simulated = Rig::new(Script { simulated: true, ..noisy() });
     for (rig, field, found, here) in [
         (other_kernels, "provenance.kernel_build", "00c0ffee", "beef"),
-        (other_model, "provenance.model", "bert-base", "bert-large"),
         (other_tolerance, "tolerance", "0.02", "0.05"),
         (simulated, "provenance.simulated", "false", "true"),
     ] {

@@ -288,7 +288,7 @@ fn disjoint_partitions_share_no_sm_while_both_run() {
         }
         let [low, high] = runs.each_ref().map(|(stream, out)| gpu.read(*stream, out).into_iter().collect::<BTreeSet<u32>>());
         assert!(low.is_disjoint(&high), "round {round}: {low:?} {high:?}");
-        assert_eq!(low.len() + high.len(), gpu.cuda.topology().sms.0.into(), "round {round}: {low:?} {high:?}");
+        assert_eq!(low.len() + high.len(), usize::from(gpu.cuda.topology().sms.0), "round {round}: {low:?} {high:?}");
     }
 }
 

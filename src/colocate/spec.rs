@@ -102,7 +102,7 @@ pub enum Sharing {
     /// Each tenant in a process of its own under an MPS daemon with default settings.
     MpsDefault,
     /// All tenants in one process, placed by a policy of the runtime.
-    Policy(&'static str),
+    Policy(String),
 }
 
 impl Sharing {
@@ -122,7 +122,7 @@ impl fmt::Display for Sharing {
         f.write_str(match self {
             Self::TimeSlice => "time-slice",
             Self::MpsDefault => "mps-default",
-            Self::Policy(name) => name,
+            Self::Policy(name) => name.as_str(),
         })
     }
 }
@@ -135,8 +135,10 @@ impl From<Sharing> for String {
 
 /// A policy's name that means nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("`{0}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
-pub struct UnknownPolicy(String);
+#[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
+pub struct UnknownPolicy {
+    name: String,
+}
 
 impl FromStr for Sharing {
     type Err = UnknownPolicy;
@@ -145,7 +147,7 @@ impl FromStr for Sharing {
         match text {
             "time-slice" => Ok(Self::TimeSlice),
             "mps-default" => Ok(Self::MpsDefault),
-            _ => policy::NAMES.into_iter().find(|&name| name == text).map(Self::Policy).ok_or_else(|| UnknownPolicy(text.into())),
+            _ => policy::NAMES.into_iter().find(|&name| name == text).map(|name| Self::Policy(name.into())).ok_or_else(|| UnknownPolicy { name: text.into() }),
         }
     }
 }

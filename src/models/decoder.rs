@@ -7,12 +7,12 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::encoder::RaggedShape;
-use super::tensors::{Loader, bytes_of_u32, ptr, upload, upload_u32};
+use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
 use super::BuildError;
 use crate::config::{Activation, DecoderConfig};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Mask, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
 use crate::kernels::embedding::Embed;
-use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::{Sample, SampleParams};
@@ -46,6 +46,8 @@ pub struct DecoderBatch {
     sequences: u32,
     /// Positions that each sequence's cache has room for.
     capacity: u32,
+    /// Tokens that the caches will typically hold: what a step's kernel key counts.
+    context: u32,
     /// Rows there is room for in a prefill.
     max_rows: u32,
     caches: Vec<Cache>,
@@ -150,6 +152,7 @@ impl Decoder {
         Ok(DecoderBatch {
             sequences,
             capacity,
+            context: capacity,
             max_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
             tokens: upload_u32(session, &zeros)?,
@@ -176,19 +179,19 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
-                qkv: batch.qkv.ptr(),
-                output: batch.attention.ptr(),
-                starts: prompts.starts.ptr(),
-                lengths: prompts.lengths.ptr(),
-                rows,
+                heads: self.heads(),
                 sequences: batch.sequences,
                 max_length: prompts.max_length,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
-                mask: Mask::Causal { window: 0 },
+                tokens: rows,
+                causal: true,
+                window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                starts: prompts.starts.ptr(),
+                lengths: prompts.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -214,19 +217,17 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
-                qkv: batch.qkv.ptr(),
-                k_cache: cache.keys.ptr(),
-                v_cache: cache.values.ptr(),
-                output: batch.attention.ptr(),
-                lengths: batch.lengths.ptr(),
+                heads: self.heads(),
                 sequences: rows,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                capacity: batch.capacity,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
+                context: batch.context,
                 window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                cache: batch.cache(cache),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                lengths: batch.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -296,22 +297,17 @@ impl Decoder {
     ) -> Result<(), LaunchError> {
         let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
         session.launch(&self.rms_norm(rows, x, &layer.attention_norm, normed))?;
-        let epilogue = if layer.qkv_bias.is_some() { Epilogue::Bias } else { Epilogue::None };
-        let project = Gemm::new(rows, self.qkv_width(), self.config.hidden as u32, normed, layer.qkv.ptr(), qkv, epilogue);
-        session.launch(&project.with_bias(ptr(layer.qkv_bias.as_ref())))?;
+        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
+        session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
         session.launch(&Rotary {
+            heads: self.heads(),
+            rows,
             qkv,
+            qkv_stride: self.heads().qkv_width(),
             positions,
             inverse_frequencies: self.inverse_frequencies.ptr(),
-            k_cache: cache.keys.ptr(),
-            v_cache: cache.values.ptr(),
+            cache: Some(batch.cache(cache)),
             sequence_of,
-            rows,
-            heads: self.config.heads as u32,
-            kv_heads: self.config.kv_heads as u32,
-            head_dim: self.config.head_dim as u32,
-            capacity: batch.capacity,
-            qkv_stride: self.qkv_width(),
         })
     }
 
@@ -319,14 +315,16 @@ impl Decoder {
     fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
-        let epilogue = if layer.attention_output_bias.is_some() { Epilogue::BiasResidual } else { Epilogue::Residual };
-        let output =
-            Gemm::new(rows, hidden, self.config.query_width() as u32, batch.attention.ptr(), layer.attention_output.ptr(), x, epilogue);
-        session.launch(&output.with_bias(ptr(layer.attention_output_bias.as_ref())).with_residual(x))?;
+        let residual = Residual { ptr: x, stride: hidden };
+        let added = match &layer.attention_output_bias {
+            Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
+            None => Epilogue::Residual(residual),
+        };
+        let width = self.config.query_width() as u32;
+        session.launch(&Gemm::new([rows, hidden, width], batch.attention.ptr(), layer.attention_output.ptr(), x, added))?;
         session.launch(&self.rms_norm(rows, x, &layer.mlp_norm, normed))?;
-        session.launch(&Gemm::new(rows, 2 * inner, hidden, normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
-        let down = Gemm::new(rows, hidden, inner, batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual);
-        session.launch(&down.with_residual(x))
+        session.launch(&Gemm::new([rows, 2 * inner, hidden], normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual(residual)))
     }
 
     /// Final norm and head over `rows` rows of `x`.
@@ -334,11 +332,18 @@ impl Decoder {
         session.launch(&self.rms_norm(rows, x, &self.norm, batch.normed.ptr()))?;
         let head = self.head.as_ref().unwrap_or(&self.words);
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
-        session.launch(&Gemm::new(rows, vocabulary, hidden, batch.normed.ptr(), head.ptr(), batch.logits.ptr(), Epilogue::F32))
+        let epilogue = Epilogue::PlainF32 { scale: 1.0 };
+        session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
     }
 
-    fn qkv_width(&self) -> u32 {
-        (self.config.query_width() + 2 * self.config.kv_width()) as u32
+    fn heads(&self) -> Heads {
+        let config = &self.config;
+        Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 }
+    }
+
+    /// Factor of the attention scores.
+    fn scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
     }
 }
 
@@ -419,6 +424,10 @@ impl DecoderBatch {
     /// The logits of the last launch, `[rows, vocabulary]` fp32.
     pub fn logits(&self) -> DevicePtr {
         self.logits.ptr()
+    }
+
+    fn cache(&self, cache: &Cache) -> KvCache {
+        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
     }
 
     /// Tokens there is room for in a prefill.

@@ -8,9 +8,9 @@ use smidgen_runtime::launch::{LaunchError, Session};
 use super::tensors::{Loader, ptr, upload_u32};
 use super::BuildError;
 use crate::config::{Activation, EncoderConfig};
-use crate::kernels::attention::{AttentionPrefill, Mask};
+use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{BertEmbedding, Embed};
-use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::weights::{LayerParameter, Parameter, Weights};
 
@@ -125,19 +125,20 @@ impl Encoder {
         let config = &self.config;
         let (rows, hidden, inner) = (batch.rows, config.hidden as u32, config.intermediate as u32);
         let (x, y) = (batch.x.ptr(), batch.y.ptr());
-        let activation = match config.activation {
+        let activation: fn(DevicePtr) -> Epilogue = match config.activation {
             Activation::GeluTanh => Epilogue::BiasGeluTanh,
             Activation::Relu => Epilogue::BiasRelu,
             Activation::Gelu | Activation::Silu => Epilogue::BiasGelu,
         };
+        let added = |bias| Epilogue::BiasResidual(bias, Residual { ptr: x, stride: hidden });
         session.launch(&self.embedding(batch))?;
         for layer in &self.layers {
-            session.launch(&layer.qkv.gemm(rows, 3 * hidden, hidden, x, batch.qkv.ptr(), Epilogue::Bias, DevicePtr::NULL))?;
+            session.launch(&layer.qkv.gemm([rows, 3 * hidden, hidden], x, batch.qkv.ptr(), Epilogue::Bias))?;
             session.launch(&self.attention(batch))?;
-            session.launch(&layer.attention_output.gemm(rows, hidden, hidden, batch.attention.ptr(), y, Epilogue::BiasResidual, x))?;
+            session.launch(&layer.attention_output.gemm([rows, hidden, hidden], batch.attention.ptr(), y, added))?;
             session.launch(&layer.attention_norm.apply(rows, config, y, x))?;
-            session.launch(&layer.up.gemm(rows, inner, hidden, x, batch.inner.ptr(), activation, DevicePtr::NULL))?;
-            session.launch(&layer.down.gemm(rows, hidden, inner, batch.inner.ptr(), y, Epilogue::BiasResidual, x))?;
+            session.launch(&layer.up.gemm([rows, inner, hidden], x, batch.inner.ptr(), activation))?;
+            session.launch(&layer.down.gemm([rows, hidden, inner], batch.inner.ptr(), y, added))?;
             session.launch(&layer.output_norm.apply(rows, config, y, x))?;
         }
         Ok(())
@@ -170,21 +171,22 @@ impl Encoder {
     }
 
     fn attention(&self, batch: &EncoderBatch) -> AttentionPrefill {
-        let heads = self.config.heads as u32;
+        let (heads, head_dim) = (self.config.heads as u32, self.config.head_dim() as u32);
+        let heads = Heads { heads, kv_heads: heads, head_dim };
         AttentionPrefill {
-            qkv: batch.qkv.ptr(),
-            output: batch.attention.ptr(),
-            starts: batch.starts.ptr(),
-            lengths: batch.lengths.ptr(),
-            rows: batch.rows,
+            heads,
             sequences: batch.sequences,
             max_length: batch.max_length,
-            heads,
-            kv_heads: heads,
-            head_dim: self.config.head_dim() as u32,
-            qkv_stride: 3 * self.config.hidden as u32,
-            output_stride: self.config.hidden as u32,
-            mask: Mask::Bidirectional,
+            tokens: batch.rows,
+            causal: false,
+            window: 0,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            qkv: batch.qkv.ptr(),
+            qkv_stride: heads.qkv_width(),
+            output: batch.attention.ptr(),
+            output_stride: heads.output_width(),
+            starts: batch.starts.ptr(),
+            lengths: batch.lengths.ptr(),
         }
     }
 }
@@ -233,9 +235,9 @@ impl Layer {
 }
 
 impl Linear {
-    #[expect(clippy::too_many_arguments, reason = "a GEMM has as many operands")]
-    fn gemm(&self, m: u32, n: u32, k: u32, a: DevicePtr, c: DevicePtr, epilogue: Epilogue, residual: DevicePtr) -> Gemm {
-        Gemm::new(m, n, k, a, self.weight.ptr(), c, epilogue).with_bias(self.bias.ptr()).with_residual(residual)
+    /// The product of `a` and the weight; `epilogue` gets the bias.
+    fn gemm(&self, shape: [u32; 3], a: DevicePtr, c: DevicePtr, epilogue: impl FnOnce(DevicePtr) -> Epilogue) -> Gemm {
+        Gemm::new(shape, a, self.weight.ptr(), c, epilogue(self.bias.ptr()))
     }
 }
 
@@ -270,7 +272,11 @@ impl RaggedShape {
     pub(super) fn of(sequences: &[Vec<u32>]) -> Self {
         let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
         let mut rows = 0;
-        let starts = lengths.iter().map(|length| std::mem::replace(&mut rows, rows + length)).collect();
+        let mut starts = Vec::with_capacity(lengths.len());
+        for length in &lengths {
+            starts.push(rows);
+            rows += length;
+        }
         let positions = lengths.iter().flat_map(|&length| 0..length).collect();
         Self { rows, max_length: lengths.iter().copied().max().unwrap_or(0), starts, lengths, positions }
     }

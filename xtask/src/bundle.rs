@@ -111,3 +111,31 @@ fn check_size(folder: &Path) -> Result<u64> {
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::check_size;
+
+    #[test]
+    fn a_bundle_that_is_too_large_is_an_error_that_names_the_largest_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(folder.path().join("tests")).expect("a folder");
+        File::create(folder.path().join("tests/gpu_large")).and_then(|file| file.set_len(25_000_001)).expect("a sparse file");
+        File::create(folder.path().join("smidgen")).and_then(|file| file.set_len(10)).expect("a file");
+        let message = check_size(folder.path()).expect_err("too large").to_string();
+        assert!(message.find("gpu_large") < message.find("smidgen"), "{message}");
+        assert!(message.contains("gpu_large"), "{message}");
+    }
+
+    #[test]
+    fn the_size_of_a_bundle_counts_every_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(folder.path().join("tests")).expect("a folder");
+        for (path, bytes) in [("tests/gpu_a", 1000), ("smidgen", 24)] {
+            File::create(folder.path().join(path)).and_then(|file| file.set_len(bytes)).expect("a file");
+        }
+        assert_eq!(check_size(folder.path()).expect("small enough"), 1024);
+    }
+}

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, files, toolchain};
+use crate::{cargo, files, nvcc, toolchain};
 
 /// What one kernel takes on one architecture. Sizes are bytes for each thread, shared memory for each block.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ pub fn run(root: &Path, report: bool) -> Result<()> {
     println!("{} bytes in {}", fs::metadata(&image)?.len(), image.display());
     if report {
         let mut table = Vec::new();
-        let reports = files::under(&out.join("kernels"))?.into_iter().filter(|path| path.to_string_lossy().ends_with(".ptxas.txt"));
+        let reports = files::under(&nvcc::objects_folder(&out))?.into_iter().filter(|path| path.to_string_lossy().ends_with(".ptxas.txt"));
         for path in reports {
             table.extend(parse(&fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?));
         }

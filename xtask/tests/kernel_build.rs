@@ -79,6 +79,7 @@ fn scratch() -> PathBuf {
 
 /// The compiler that the chores use, or `None` where the machine has none.
 fn nvcc() -> Option<PathBuf> {
+    #[allow(dead_code)] // The chores use all of it.
     #[path = "../src/nvcc.rs"]
     mod nvcc;
     match nvcc::find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")) {

@@ -70,8 +70,8 @@ pub struct SimConfig {
     pub sharing: Sharing,
     /// Whether [`SimDevice::take_trace`](super::SimDevice::take_trace) has anything to give.
     pub trace: bool,
-    /// Measured latencies, from [`with_profiles`](Self::with_profiles).
-    pub(super) curves: BTreeMap<Fingerprint, Curve>,
+    /// Latencies alone on so many SMs, filled by [`with_profiles`](Self::with_profiles).
+    pub curves: BTreeMap<Fingerprint, Curve>,
 }
 
 impl SimConfig {

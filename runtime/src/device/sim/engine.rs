@@ -220,16 +220,7 @@ impl Engine {
         let count = self.spaces.len();
         let space = if self.slices.is_some() { *self.spaces.entry(self.process).or_insert(count) } else { 0 };
         self.blocks.add_space(space);
-        self.streams.push(Stream {
-            partition,
-            sms,
-            space,
-            queue: VecDeque::new(),
-            busy: false,
-            not_before: 0,
-            host: 0,
-            capture: None,
-        });
+        self.streams.push(Stream { partition, sms, space, queue: VecDeque::new(), busy: false, not_before: 0, host: 0, capture: None });
         self.streams.len() - 1
     }
 

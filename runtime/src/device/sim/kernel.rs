@@ -162,7 +162,11 @@ impl Kernel {
 
     /// The SMs that its blocks may stay on.
     pub(super) fn reach(&self) -> SmSet {
-        self.held.map_or(self.partition, |held| self.partition.intersection(held))
+        let mut reach = self.held.map_or(self.partition, |held| self.partition.intersection(held));
+        if let Some(sm) = self.block_zero {
+            reach.insert(sm);
+        }
+        reach
     }
 
     /// Blocks on `sm` that a grant without it sends away.

@@ -166,7 +166,7 @@ mod tests {
         let mut memory = Memory::new(1 << 20);
         let first = memory.allocate(100).unwrap();
         let buffer = memory.allocate(3 * PAGE).unwrap();
-        assert!(first.0 % ALIGNMENT == 0 && buffer.0 % ALIGNMENT == 0);
+        assert!(first.0.is_multiple_of(ALIGNMENT) && buffer.0.is_multiple_of(ALIGNMENT));
         let at = buffer.offset(PAGE - 128);
         memory.apply(&Write::copy(at, &[7; 300]));
         memory.apply(&Write::fill(at.offset(300), 9, 2));
