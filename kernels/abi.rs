@@ -100,25 +100,25 @@ const _: () = {
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
 };
-#[doc = " scale * sum"]
-pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
-#[doc = " scale * sum, stored as FP32"]
-pub const GemmEpilogue_GEMM_PLAIN_F32: GemmEpilogue = 1;
 #[doc = " x"]
+pub const GemmEpilogue_GEMM_NONE: GemmEpilogue = 0;
+#[doc = " x, stored as FP32"]
+pub const GemmEpilogue_GEMM_F32: GemmEpilogue = 1;
+#[doc = " x + bias"]
 pub const GemmEpilogue_GEMM_BIAS: GemmEpilogue = 2;
-#[doc = " gelu(x) with the error function"]
+#[doc = " gelu(x + bias) with the error function"]
 pub const GemmEpilogue_GEMM_BIAS_GELU: GemmEpilogue = 3;
-#[doc = " gelu(x) in its tanh approximation"]
+#[doc = " gelu(x + bias) in its tanh approximation"]
 pub const GemmEpilogue_GEMM_BIAS_GELU_TANH: GemmEpilogue = 4;
-#[doc = " max(x, 0)"]
+#[doc = " max(x + bias, 0)"]
 pub const GemmEpilogue_GEMM_BIAS_RELU: GemmEpilogue = 5;
-#[doc = " sum + residual"]
-pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
 #[doc = " x + residual"]
+pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
+#[doc = " x + bias + residual"]
 pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
 #[doc = " columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up"]
 pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
-#[doc = " What is done to a sum before it is stored. x = scale * sum + bias where there is a bias."]
+#[doc = " What is done to a sum before it is stored; x = scale * sum."]
 pub type GemmEpilogue = ::std::os::raw::c_uint;
 #[doc = " Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are\n prefix sums) and padded ones (starts are multiples of the longest length) are the same to the kernel. A row of qkv holds the query heads,\n then the key heads, then the value heads."]
 #[repr(C)]
