@@ -43,3 +43,17 @@ fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
     }
     Ok(std::path::Path::new(source.name()))
 }
+
+/// The command this process was started by, as it can be typed again: what results and profiles keep as their provenance.
+fn command_line() -> String {
+    let quoted = std::env::args().skip(1).map(|argument| {
+        let plain = !argument.is_empty() && argument.chars().all(|c| c.is_alphanumeric() || "-_=.,/:@%+".contains(c));
+        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
+    });
+    std::iter::once("smidgen".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// The commit this binary was built from, as the build script found it; `unknown` outside a checkout.
+fn commit() -> String {
+    option_env!("SMIDGEN_COMMIT").unwrap_or("unknown").to_owned()
+}
