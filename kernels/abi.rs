@@ -51,6 +51,25 @@ const _: () = {
     ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
     ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
 };
+#[doc = " What the tests of elastic.cuh observe: how often each tile was done, and where."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ElasticProbeArgs {
+    #[doc = " uint32_t[tiles], counted up"]
+    pub executions: u64,
+    #[doc = " uint32_t[tiles], the %smid that did the tile last"]
+    pub sms: u64,
+    #[doc = " how long a tile takes"]
+    pub cycles: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ElasticProbeArgs"][::std::mem::size_of::<ElasticProbeArgs>() - 24usize];
+    ["Alignment of ElasticProbeArgs"][::std::mem::align_of::<ElasticProbeArgs>() - 8usize];
+    ["Offset of field: ElasticProbeArgs::executions"][::std::mem::offset_of!(ElasticProbeArgs, executions) - 0usize];
+    ["Offset of field: ElasticProbeArgs::sms"][::std::mem::offset_of!(ElasticProbeArgs, sms) - 8usize];
+    ["Offset of field: ElasticProbeArgs::cycles"][::std::mem::offset_of!(ElasticProbeArgs, cycles) - 16usize];
+};
 #[doc = " C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -101,9 +120,9 @@ const _: () = {
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
 };
 #[doc = " x"]
-pub const GemmEpilogue_GEMM_NONE: GemmEpilogue = 0;
+pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
 #[doc = " x, stored as FP32"]
-pub const GemmEpilogue_GEMM_F32: GemmEpilogue = 1;
+pub const GemmEpilogue_GEMM_PLAIN_F32: GemmEpilogue = 1;
 #[doc = " x + bias"]
 pub const GemmEpilogue_GEMM_BIAS: GemmEpilogue = 2;
 #[doc = " gelu(x + bias) with the error function"]

@@ -88,7 +88,7 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
     }
 
     const uint64_t row_start = static_cast<uint64_t>(row) * args.ldc;
-    if (epilogue == GEMM_F32) {
+    if (epilogue == GEMM_PLAIN_F32) {
         store(reinterpret_cast<float *>(args.c) + row_start + col, x, whole, valid);
     } else if (epilogue == GEMM_SILU_GATE) {
         const __half gated[2] = {__float2half(silu(x[0]) * x[1]), __float2half(silu(x[2]) * x[3])};

@@ -14,77 +14,47 @@ mod variant;
 
 pub use variant::Variant;
 
-/// What is done to a sum before it is rounded and stored. `x` is `scale * sum`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Epilogue {
-    /// `x`.
-    None,
-    /// `x`, stored as FP32: logits.
-    F32,
-    /// `x + bias`.
-    Bias,
-    /// `gelu(x + bias)` with the error function: BERT.
-    BiasGelu,
-    /// `gelu(x + bias)` in its tanh approximation: GPT-2.
-    BiasGeluTanh,
-    /// `max(x + bias, 0)`.
-    BiasRelu,
-    /// `x + residual`.
-    Residual,
-    /// `x + bias + residual`.
-    BiasResidual,
+    /// `scale * sum`.
+    Plain {
+        /// Factor of every sum.
+        scale: f32,
+    },
+    /// `scale * sum`, stored as FP32: logits.
+    PlainF32 {
+        /// Factor of every sum.
+        scale: f32,
+    },
+    /// `sum + bias`.
+    Bias(DevicePtr),
+    /// `gelu(sum + bias)` with the error function: BERT.
+    BiasGelu(DevicePtr),
+    /// `gelu(sum + bias)` in its tanh approximation: GPT-2.
+    BiasGeluTanh(DevicePtr),
+    /// `max(sum + bias, 0)`.
+    BiasRelu(DevicePtr),
+    /// `sum + residual`.
+    Residual(Residual),
+    /// `sum + bias + residual`.
+    BiasResidual(DevicePtr, Residual),
     /// `silu(gate) * up`, where rows `2i` and `2i + 1` of `B` make gate and up of output column `i`: `C` is `[m, n / 2]`.
     SiluGate,
 }
 
 impl Epilogue {
-    /// Every epilogue.
-    pub const ALL: [Self; 9] = [
-        Self::None,
-        Self::F32,
-        Self::Bias,
-        Self::BiasGelu,
-        Self::BiasGeluTanh,
-        Self::BiasRelu,
-        Self::Residual,
-        Self::BiasResidual,
-        Self::SiluGate,
-    ];
+    /// The sum as it is.
+    pub const NONE: Self = Self::Plain { scale: 1.0 };
+}
 
-    /// Whether a bias is added.
-    pub const fn has_bias(self) -> bool {
-        matches!(self, Self::Bias | Self::BiasGelu | Self::BiasGeluTanh | Self::BiasRelu | Self::BiasResidual)
-    }
-
-    /// Whether a residual is added.
-    pub const fn has_residual(self) -> bool {
-        matches!(self, Self::Residual | Self::BiasResidual)
-    }
-
-    /// Columns of `C` for a product with `n` columns.
-    pub const fn columns(self, n: u32) -> u32 {
-        if matches!(self, Self::SiluGate) { n / 2 } else { n }
-    }
-
-    /// Bytes of an element of `C`.
-    pub const fn element_bytes(self) -> u32 {
-        if matches!(self, Self::F32) { 4 } else { 2 }
-    }
-
-    /// The value of `GemmEpilogue` in kernels/abi.h.
-    const fn code(self) -> abi::GemmEpilogue {
-        match self {
-            Self::None => abi::GemmEpilogue_GEMM_NONE,
-            Self::F32 => abi::GemmEpilogue_GEMM_F32,
-            Self::Bias => abi::GemmEpilogue_GEMM_BIAS,
-            Self::BiasGelu => abi::GemmEpilogue_GEMM_BIAS_GELU,
-            Self::BiasGeluTanh => abi::GemmEpilogue_GEMM_BIAS_GELU_TANH,
-            Self::BiasRelu => abi::GemmEpilogue_GEMM_BIAS_RELU,
-            Self::Residual => abi::GemmEpilogue_GEMM_RESIDUAL,
-            Self::BiasResidual => abi::GemmEpilogue_GEMM_BIAS_RESIDUAL,
-            Self::SiluGate => abi::GemmEpilogue_GEMM_SILU_GATE,
-        }
-    }
+/// A matrix that is added to the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Residual {
+    /// `[m, n]`, FP16. It may be `C` itself.
+    pub ptr: DevicePtr,
+    /// Elements from one row to the next.
+    pub stride: u32,
 }
 
 /// `C[m, n] = epilogue(A[m, k] * B[n, k]^T)`. Strides count elements from one row to the next.
@@ -107,47 +77,19 @@ pub struct Gemm {
     pub b: DevicePtr,
     /// Stride of `b`.
     pub ldb: u32,
-    /// `[m, n]`, FP16; FP32 for [`Epilogue::F32`], `[m, n / 2]` for [`Epilogue::SiluGate`].
+    /// `[m, n]`, FP16, or FP32 for [`Epilogue::PlainF32`].
     pub c: DevicePtr,
     /// Stride of `c`.
     pub ldc: u32,
     /// What is done to the sums.
     pub epilogue: Epilogue,
-    /// `[n]`, FP16, or null.
-    pub bias: DevicePtr,
-    /// `[m, n]`, FP16, or null. It may be `c` itself.
-    pub residual: DevicePtr,
-    /// Stride of `residual`.
-    pub ld_residual: u32,
-    /// Factor of the sums.
-    pub scale: f32,
 }
 
 impl Gemm {
-    /// A product of matrices without gaps between their rows, with scale 1.
-    #[expect(clippy::too_many_arguments, reason = "three extents and three matrices")]
-    pub const fn new(m: u32, n: u32, k: u32, a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
-        let ldc = epilogue.columns(n);
-        let (bias, residual) = (DevicePtr::NULL, DevicePtr::NULL);
-        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue, bias, residual, ld_residual: n, scale: 1.0 }
-    }
-
-    /// The same with a bias; epilogues that add none ignore it.
-    #[must_use]
-    pub const fn with_bias(self, bias: DevicePtr) -> Self {
-        Self { bias, ..self }
-    }
-
-    /// The same with a residual; epilogues that add none ignore it.
-    #[must_use]
-    pub const fn with_residual(self, residual: DevicePtr) -> Self {
-        Self { residual, ..self }
-    }
-
-    /// The same with another factor of the sums.
-    #[must_use]
-    pub const fn with_scale(self, scale: f32) -> Self {
-        Self { scale, ..self }
+    /// A product of matrices without gaps between their rows.
+    pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
+        let ldc = if matches!(epilogue, Epilogue::SiluGate) { n / 2 } else { n };
+        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
     }
 
     /// The launch of one variant, where [`Kernel::configure`] would choose: to measure variants against each other.
@@ -163,10 +105,12 @@ impl Gemm {
         let blocks_per_sm = variant.blocks_per_sm(gpu);
         if blocks_per_sm == 0 {
             let needed = variant.shared_bytes();
-            return Err(self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm)));
+            return Err(
+                self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm))
+            );
         }
         Ok(Launch {
-            symbol: variant.symbol(self.epilogue),
+            symbol: variant.symbol(self.kind()),
             grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
             block: variant.threads(),
             shared_bytes: variant.shared_bytes(),
@@ -182,6 +126,10 @@ impl Gemm {
         (self.a.0 | self.b.0).is_multiple_of(16) && (self.lda | self.ldb).is_multiple_of(8)
     }
 
+    fn c_columns(&self) -> u32 {
+        if self.epilogue == Epilogue::SiluGate { self.n / 2 } else { self.n }
+    }
+
     fn check(&self) -> Result<(), LaunchError> {
         let reason = if self.m == 0 || self.n == 0 || self.k == 0 {
             "m, n and k must be at least 1"
@@ -189,12 +137,8 @@ impl Gemm {
             "m, n and k must be below 2^31"
         } else if self.epilogue == Epilogue::SiluGate && !self.n.is_multiple_of(2) {
             "the SiLU gate needs an even n: gate and up rows alternate"
-        } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.epilogue.columns(self.n) {
+        } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.c_columns() {
             "rows overlap: lda and ldb must be at least k, ldc at least the columns of C"
-        } else if self.epilogue.has_bias() && self.bias.is_null() {
-            "its epilogue adds a bias, and the bias is null"
-        } else if self.epilogue.has_residual() && (self.residual.is_null() || self.ld_residual < self.n) {
-            "its epilogue adds a residual, and the residual is null or its rows overlap"
         } else {
             return Ok(());
         };
@@ -205,30 +149,55 @@ impl Gemm {
         LaunchError::Unsupported { kernel: self.key().to_string(), reason }
     }
 
+    fn kind(&self) -> abi::GemmEpilogue {
+        match self.epilogue {
+            Epilogue::Plain { .. } => abi::GemmEpilogue_GEMM_PLAIN,
+            Epilogue::PlainF32 { .. } => abi::GemmEpilogue_GEMM_PLAIN_F32,
+            Epilogue::Bias(_) => abi::GemmEpilogue_GEMM_BIAS,
+            Epilogue::BiasGelu(_) => abi::GemmEpilogue_GEMM_BIAS_GELU,
+            Epilogue::BiasGeluTanh(_) => abi::GemmEpilogue_GEMM_BIAS_GELU_TANH,
+            Epilogue::BiasRelu(_) => abi::GemmEpilogue_GEMM_BIAS_RELU,
+            Epilogue::Residual(_) => abi::GemmEpilogue_GEMM_RESIDUAL,
+            Epilogue::BiasResidual(..) => abi::GemmEpilogue_GEMM_BIAS_RESIDUAL,
+            Epilogue::SiluGate => abi::GemmEpilogue_GEMM_SILU_GATE,
+        }
+    }
+
     fn args(&self) -> abi::GemmArgs {
-        let bias = if self.epilogue.has_bias() { self.bias.0 } else { 0 };
-        let (residual, ld_residual) = if self.epilogue.has_residual() { (self.residual.0, self.ld_residual) } else { (0, 0) };
+        let (scale, bias, residual) = match self.epilogue {
+            Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => (scale, None, None),
+            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => {
+                (1.0, Some(bias), None)
+            }
+            Epilogue::Residual(residual) => (1.0, None, Some(residual)),
+            Epilogue::BiasResidual(bias, residual) => (1.0, Some(bias), Some(residual)),
+            Epilogue::SiluGate => (1.0, None, None),
+        };
         // Four columns of the product make two of C under the gate.
-        let c_at_once = self.epilogue.columns(4);
-        let vectorised = self.c.0.is_multiple_of(u64::from(c_at_once * self.epilogue.element_bytes()))
-            && self.ldc.is_multiple_of(c_at_once)
-            && (bias | residual).is_multiple_of(8)
-            && ld_residual.is_multiple_of(4);
+        let (c_alignment, ldc_multiple) = match self.epilogue {
+            Epilogue::PlainF32 { .. } => (16, 4),
+            Epilogue::SiluGate => (4, 2),
+            _ => (8, 4),
+        };
+        let vectorised = self.c.0.is_multiple_of(c_alignment)
+            && self.ldc.is_multiple_of(ldc_multiple)
+            && bias.is_none_or(|bias| bias.0.is_multiple_of(8))
+            && residual.is_none_or(|residual| residual.ptr.0.is_multiple_of(8) && residual.stride.is_multiple_of(4));
         abi::GemmArgs {
             a: self.a.0,
             b: self.b.0,
             c: self.c.0,
-            bias,
-            residual,
+            bias: bias.unwrap_or_default().0,
+            residual: residual.map_or(0, |residual| residual.ptr.0),
             m: self.m,
             n: self.n,
             k: self.k,
             lda: self.lda,
             ldb: self.ldb,
             ldc: self.ldc,
-            ld_residual,
-            epilogue: self.epilogue.code(),
-            scale: self.scale,
+            ld_residual: residual.map_or(0, |residual| residual.stride),
+            epilogue: self.kind(),
+            scale,
             vectorised: u32::from(vectorised),
         }
     }
@@ -239,8 +208,8 @@ impl Gemm {
 unsafe impl Kernel for Gemm {
     /// `[m x n x k]`, named by the epilogue.
     fn key(&self) -> KernelKey {
-        const NONE: KernelName = KernelName::new("gemm");
-        const F32: KernelName = KernelName::new("gemm_f32");
+        const PLAIN: KernelName = KernelName::new("gemm");
+        const PLAIN_F32: KernelName = KernelName::new("gemm_f32");
         const BIAS: KernelName = KernelName::new("gemm_bias");
         const BIAS_GELU: KernelName = KernelName::new("gemm_bias_gelu");
         const BIAS_GELU_TANH: KernelName = KernelName::new("gemm_bias_gelu_tanh");
@@ -249,14 +218,14 @@ unsafe impl Kernel for Gemm {
         const BIAS_RESIDUAL: KernelName = KernelName::new("gemm_bias_residual");
         const SILU_GATE: KernelName = KernelName::new("gemm_silu_gate");
         let name = match self.epilogue {
-            Epilogue::None => NONE,
-            Epilogue::F32 => F32,
-            Epilogue::Bias => BIAS,
-            Epilogue::BiasGelu => BIAS_GELU,
-            Epilogue::BiasGeluTanh => BIAS_GELU_TANH,
-            Epilogue::BiasRelu => BIAS_RELU,
-            Epilogue::Residual => RESIDUAL,
-            Epilogue::BiasResidual => BIAS_RESIDUAL,
+            Epilogue::Plain { .. } => PLAIN,
+            Epilogue::PlainF32 { .. } => PLAIN_F32,
+            Epilogue::Bias(_) => BIAS,
+            Epilogue::BiasGelu(_) => BIAS_GELU,
+            Epilogue::BiasGeluTanh(_) => BIAS_GELU_TANH,
+            Epilogue::BiasRelu(_) => BIAS_RELU,
+            Epilogue::Residual(_) => RESIDUAL,
+            Epilogue::BiasResidual(..) => BIAS_RESIDUAL,
             Epilogue::SiluGate => SILU_GATE,
         };
         KernelKey::new(name, [self.m, self.n, self.k])
@@ -264,10 +233,15 @@ unsafe impl Kernel for Gemm {
 
     fn work(&self) -> Work {
         let [m, n, k] = [self.m, self.n, self.k].map(u64::from);
-        let c = m * u64::from(self.epilogue.columns(self.n)) * u64::from(self.epilogue.element_bytes());
-        let bias = if self.epilogue.has_bias() { 2 * n } else { 0 };
-        let residual = if self.epilogue.has_residual() { 2 * m * n } else { 0 };
-        Work { flops: 2 * m * n * k, bytes: 2 * (m + n) * k + c + bias + residual }
+        let c = m * u64::from(self.c_columns());
+        let epilogue = match self.epilogue {
+            Epilogue::Plain { .. } | Epilogue::SiluGate => 2 * c,
+            Epilogue::PlainF32 { .. } => 4 * c,
+            Epilogue::Bias(_) | Epilogue::BiasGelu(_) | Epilogue::BiasGeluTanh(_) | Epilogue::BiasRelu(_) => 2 * c + 2 * n,
+            Epilogue::Residual(_) => 4 * c,
+            Epilogue::BiasResidual(..) => 4 * c + 2 * n,
+        };
+        Work { flops: 2 * m * n * k, bytes: 2 * (m + n) * k + epilogue }
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
@@ -297,21 +271,21 @@ mod tests {
         }
     }
 
-    fn gemm([m, n, k]: [u32; 3], epilogue: Epilogue) -> Gemm {
-        let gemm = Gemm::new(m, n, k, DevicePtr(256), DevicePtr(512), DevicePtr(1024), epilogue);
-        gemm.with_bias(DevicePtr(2048)).with_residual(DevicePtr(4096))
+    fn gemm(shape: [u32; 3]) -> Gemm {
+        Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)
     }
 
     #[test]
     fn the_key_names_the_epilogue_and_the_shape() {
-        assert_eq!(gemm([1024, 3072, 768], Epilogue::BiasGelu).key().to_string(), "gemm_bias_gelu[1024x3072x768]f16");
+        let gelu = Gemm { epilogue: Epilogue::BiasGelu(DevicePtr(64)), ..gemm([1024, 3072, 768]) };
+        assert_eq!(gelu.key().to_string(), "gemm_bias_gelu[1024x3072x768]f16");
     }
 
     #[test]
     fn a_grid_never_exceeds_what_the_granted_sms_hold_at_once() {
         for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 1], [64, 128_256, 2048]] {
             for sms in [1, 2, 8, 66, 132] {
-                let launch = gemm(shape, Epilogue::None).configure(Sms(sms), &h200()).expect("a supported shape");
+                let launch = gemm(shape).configure(Sms(sms), &h200()).expect("a supported shape");
                 assert!(launch.grid >= 1 && launch.grid <= u32::from(sms) * launch.blocks_per_sm, "{shape:?} at {sms} SMs: {launch:?}");
                 assert!(launch.grid <= launch.tiles);
                 assert!(launch.blocks_per_sm * (launch.shared_bytes + 1024) <= h200().shared_bytes_per_sm);
@@ -321,9 +295,9 @@ mod tests {
 
     #[test]
     fn the_kernel_of_a_skinny_or_unaligned_problem_does_not_depend_on_the_sm_count() {
-        let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768], Epilogue::None) };
-        let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096], Epilogue::None) };
-        for problem in [gemm([1, 2048, 2048], Epilogue::None), gemm([64, 8192, 2048], Epilogue::None), odd_stride, odd_pointer] {
+        let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768]) };
+        let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096]) };
+        for problem in [gemm([1, 2048, 2048]), gemm([64, 8192, 2048]), odd_stride, odd_pointer] {
             let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
             assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
         }
@@ -333,21 +307,16 @@ mod tests {
     fn a_gpu_with_little_shared_memory_gets_tiles_that_fit() {
         let small = Topology { shared_bytes_per_sm: 100 << 10, ..h200() };
         for shape in [[8192, 8192, 4096], [8, 4096, 4096], [64, 4096, 4096]] {
-            let launch = gemm(shape, Epilogue::None).configure(Sms(40), &small).expect("a tile that fits");
+            let launch = gemm(shape).configure(Sms(40), &small).expect("a tile that fits");
             assert!(launch.shared_bytes + 1024 <= small.shared_bytes_per_sm);
         }
     }
 
     #[test]
     fn shapes_that_cannot_be_done_say_what_does_not_fit() {
-        let plain = gemm([8, 8, 64], Epilogue::None);
-        for (problem, reason) in [
-            (gemm([8, 7, 64], Epilogue::SiluGate), "even n"),
-            (gemm([0, 8, 8], Epilogue::None), "at least 1"),
-            (Gemm { lda: 63, ..plain }, "rows overlap"),
-            (gemm([8, 8, 64], Epilogue::Bias).with_bias(DevicePtr::NULL), "bias is null"),
-            (gemm([8, 8, 64], Epilogue::Residual).with_residual(DevicePtr::NULL), "residual is null"),
-        ] {
+        let gate = Gemm { epilogue: Epilogue::SiluGate, ..gemm([8, 7, 64]) };
+        let overlapping = Gemm { lda: 63, ..gemm([8, 8, 64]) };
+        for (problem, reason) in [(gate, "even n"), (gemm([0, 8, 8]), "at least 1"), (overlapping, "rows overlap")] {
             let error = problem.configure(Sms(8), &h200()).expect_err("no such kernel");
             assert!(error.to_string().contains(reason), "{error}");
         }
@@ -355,11 +324,8 @@ mod tests {
 
     #[test]
     fn work_counts_each_operand_once() {
-        let work = |epilogue| gemm([2, 4, 5], epilogue).work().bytes;
-        assert_eq!(gemm([2, 4, 5], Epilogue::None).work(), Work { flops: 2 * 2 * 4 * 5, bytes: 2 * (2 * 5 + 4 * 5 + 2 * 4) });
-        assert_eq!(work(Epilogue::Bias), work(Epilogue::None) + 2 * 4);
-        assert_eq!(work(Epilogue::Residual), work(Epilogue::None) + 2 * 2 * 4);
-        assert_eq!(work(Epilogue::F32), work(Epilogue::None) + 2 * 2 * 4);
-        assert_eq!(work(Epilogue::SiluGate), work(Epilogue::None) - 2 * 2 * 2);
+        let work = Gemm { epilogue: Epilogue::Bias(DevicePtr(64)), ..gemm([2, 3, 5]) }.work();
+        assert_eq!(work, Work { flops: 2 * 2 * 3 * 5, bytes: 2 * (2 * 5 + 3 * 5 + 2 * 3 + 3) });
+        assert_eq!(Gemm::new([2, 4, 5], DevicePtr(0), DevicePtr(0), DevicePtr(0), Epilogue::SiluGate).work().bytes, 2 * (10 + 20 + 4));
     }
 }

@@ -145,8 +145,8 @@ __device__ __forceinline__ void gemm_skinny(const GemmArgs &args, const Tiles &t
     }
 
 #define GEMM_SKINNY_ENTRIES(ROWS, SHAPE)                                                                                                     \
-    GEMM_SKINNY_ENTRY(ROWS, SHAPE, none, GEMM_NONE)                                                                                         \
-    GEMM_SKINNY_ENTRY(ROWS, SHAPE, f32, GEMM_F32)                                                                                      \
+    GEMM_SKINNY_ENTRY(ROWS, SHAPE, plain, GEMM_PLAIN)                                                                                        \
+    GEMM_SKINNY_ENTRY(ROWS, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                                \
     GEMM_SKINNY_ENTRY(ROWS, SHAPE, bias, GEMM_BIAS)                                                                                          \
     GEMM_SKINNY_ENTRY(ROWS, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                                \
     GEMM_SKINNY_ENTRY(ROWS, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                      \

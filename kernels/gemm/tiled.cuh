@@ -226,8 +226,8 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
     }
 
 #define GEMM_TILED_ENTRIES(TILE, SHAPE)                                                                                                      \
-    GEMM_TILED_ENTRY(TILE, SHAPE, none, GEMM_NONE)                                                                                          \
-    GEMM_TILED_ENTRY(TILE, SHAPE, f32, GEMM_F32)                                                                                       \
+    GEMM_TILED_ENTRY(TILE, SHAPE, plain, GEMM_PLAIN)                                                                                         \
+    GEMM_TILED_ENTRY(TILE, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                                 \
     GEMM_TILED_ENTRY(TILE, SHAPE, bias, GEMM_BIAS)                                                                                           \
     GEMM_TILED_ENTRY(TILE, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                                 \
     GEMM_TILED_ENTRY(TILE, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                       \

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Kernel};
 
-use super::{Epilogue, Gemm};
+use super::Gemm;
+use super::abi::GemmEpilogue;
 
 /// A compiled kernel: a tile shape of `tiled.cuh` or `skinny.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,14 +164,14 @@ impl Variant {
         tiles_per_sm * multiply_adds / (MULTIPLY_ADDS_PER_CYCLE * efficiency) + (tiles_per_sm / at_once).ceil() * TILE_OVERHEAD_CYCLES
     }
 
-    /// The entry point with an epilogue.
-    pub(super) const fn symbol(self, epilogue: Epilogue) -> &'static str {
+    /// The entry point with an epilogue, a value of `GemmEpilogue` in kernels/abi.h.
+    pub(super) const fn symbol(self, epilogue: GemmEpilogue) -> &'static str {
         /// In the order of `GemmEpilogue`.
         macro_rules! with_each_epilogue {
             ($variant:literal) => {
                 [
-                    concat!("gemm_", $variant, "_none"),
-                    concat!("gemm_", $variant, "_f32"),
+                    concat!("gemm_", $variant, "_plain"),
+                    concat!("gemm_", $variant, "_plain_f32"),
                     concat!("gemm_", $variant, "_bias"),
                     concat!("gemm_", $variant, "_bias_gelu"),
                     concat!("gemm_", $variant, "_bias_gelu_tanh"),
@@ -191,7 +192,7 @@ impl Variant {
             Self::Skinny32 => with_each_epilogue!("skinny_32"),
             Self::Skinny64 => with_each_epilogue!("skinny_64"),
         };
-        symbols[epilogue.code() as usize]
+        symbols[epilogue as usize]
     }
 }
 

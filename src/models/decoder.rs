@@ -8,11 +8,11 @@ use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::BuildError;
 use super::encoder::RaggedShape;
-use super::tensors::{Loader, bytes_of_u32, ptr, upload, upload_u32};
+use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
 use crate::config::{Activation, DecoderConfig};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
 use crate::kernels::embedding::Embed;
-use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::{Sample, SampleParams};
@@ -306,9 +306,8 @@ impl Decoder {
     ) -> Result<(), LaunchError> {
         let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
         session.launch(&self.rms_norm(rows, x, &layer.attention_norm, normed))?;
-        let epilogue = if layer.qkv_bias.is_some() { Epilogue::Bias } else { Epilogue::None };
-        let project = Gemm::new(rows, self.heads().qkv_width(), self.config.hidden as u32, normed, layer.qkv.ptr(), qkv, epilogue);
-        session.launch(&project.with_bias(ptr(layer.qkv_bias.as_ref())))?;
+        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
+        session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
         session.launch(&Rotary {
             heads: self.heads(),
             rows,
@@ -325,14 +324,16 @@ impl Decoder {
     fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
-        let (bias, width) = (layer.attention_output_bias.as_ref(), self.config.query_width() as u32);
-        let epilogue = if bias.is_some() { Epilogue::BiasResidual } else { Epilogue::Residual };
-        let output = Gemm::new(rows, hidden, width, batch.attention.ptr(), layer.attention_output.ptr(), x, epilogue);
-        session.launch(&output.with_bias(ptr(bias)).with_residual(x))?;
+        let residual = Residual { ptr: x, stride: hidden };
+        let added = match &layer.attention_output_bias {
+            Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
+            None => Epilogue::Residual(residual),
+        };
+        let width = self.config.query_width() as u32;
+        session.launch(&Gemm::new([rows, hidden, width], batch.attention.ptr(), layer.attention_output.ptr(), x, added))?;
         session.launch(&self.rms_norm(rows, x, &layer.mlp_norm, normed))?;
-        session.launch(&Gemm::new(rows, 2 * inner, hidden, normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
-        let down = Gemm::new(rows, hidden, inner, batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual);
-        session.launch(&down.with_residual(x))
+        session.launch(&Gemm::new([rows, 2 * inner, hidden], normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual(residual)))
     }
 
     /// Final norm and head over `rows` rows of `x`.
@@ -340,7 +341,8 @@ impl Decoder {
         session.launch(&self.rms_norm(rows, x, &self.norm, batch.normed.ptr()))?;
         let head = self.head.as_ref().unwrap_or(&self.words);
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
-        session.launch(&Gemm::new(rows, vocabulary, hidden, batch.normed.ptr(), head.ptr(), batch.logits.ptr(), Epilogue::F32))
+        let epilogue = Epilogue::PlainF32 { scale: 1.0 };
+        session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
     }
 
     fn heads(&self) -> Heads {

@@ -10,7 +10,7 @@ use super::tensors::{Loader, ptr, upload_u32};
 use crate::config::{Activation, EncoderConfig};
 use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{BertEmbedding, Embed};
-use crate::kernels::gemm::{Epilogue, Gemm};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::weights::{LayerParameter, Parameter, Weights};
 
@@ -122,21 +122,20 @@ impl Encoder {
         let config = &self.config;
         let (rows, hidden, inner) = (batch.rows, config.hidden as u32, config.intermediate as u32);
         let (x, y) = (batch.x.ptr(), batch.y.ptr());
-        let activation = match config.activation {
+        let activation: fn(DevicePtr) -> Epilogue = match config.activation {
             Activation::GeluTanh => Epilogue::BiasGeluTanh,
             Activation::Relu => Epilogue::BiasRelu,
             Activation::Gelu | Activation::Silu => Epilogue::BiasGelu,
         };
+        let added = |bias| Epilogue::BiasResidual(bias, Residual { ptr: x, stride: hidden });
         session.launch(&self.embedding(batch))?;
         for layer in &self.layers {
             session.launch(&layer.qkv.gemm([rows, 3 * hidden, hidden], x, batch.qkv.ptr(), Epilogue::Bias))?;
             session.launch(&self.attention(batch))?;
-            let output = layer.attention_output.gemm([rows, hidden, hidden], batch.attention.ptr(), y, Epilogue::BiasResidual);
-            session.launch(&output.with_residual(x))?;
+            session.launch(&layer.attention_output.gemm([rows, hidden, hidden], batch.attention.ptr(), y, added))?;
             session.launch(&layer.attention_norm.apply(rows, config, y, x))?;
             session.launch(&layer.up.gemm([rows, inner, hidden], x, batch.inner.ptr(), activation))?;
-            let down = layer.down.gemm([rows, hidden, inner], batch.inner.ptr(), y, Epilogue::BiasResidual);
-            session.launch(&down.with_residual(x))?;
+            session.launch(&layer.down.gemm([rows, hidden, inner], batch.inner.ptr(), y, added))?;
             session.launch(&layer.output_norm.apply(rows, config, y, x))?;
         }
         Ok(())
@@ -233,9 +232,9 @@ impl Layer {
 }
 
 impl Linear {
-    /// `[m, n, k]`: the product of `a`, `[m, k]`, and the weight, `[n, k]`.
-    fn gemm(&self, [m, n, k]: [u32; 3], a: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Gemm {
-        Gemm::new(m, n, k, a, self.weight.ptr(), c, epilogue).with_bias(self.bias.ptr())
+    /// The product of `a` and the weight; `epilogue` gets the bias.
+    fn gemm(&self, shape: [u32; 3], a: DevicePtr, c: DevicePtr, epilogue: impl FnOnce(DevicePtr) -> Epilogue) -> Gemm {
+        Gemm::new(shape, a, self.weight.ptr(), c, epilogue(self.bias.ptr()))
     }
 }
 
