@@ -8,7 +8,7 @@ use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId};
 use smidgen_runtime::launch::{KernelKey, KernelName, Launch, Params, TilesArg, Work};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::profile::{Bound, KernelProfile, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+use smidgen_runtime::profile::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 
 /// A launch, described by what a test wants to vary.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +158,8 @@ impl Gpu {
 
     /// Overwrites a grant, in the order of `stream`.
     pub fn regrant(&self, stream: StreamId, grant: &Buffer, tpcs: TpcSet) {
-        let bytes: Vec<u8> = tpcs.sm_mask(2).into_iter().flat_map(u32::to_le_bytes).collect();
+        let mask = self.device.sm_mask(tpcs).unwrap();
+        let bytes: Vec<u8> = mask.into_iter().flat_map(u32::to_le_bytes).collect();
         self.device.upload(stream, grant.ptr(), &bytes).unwrap();
     }
 
@@ -199,6 +200,7 @@ pub fn profile(kernels: &[(Job, &[(u16, f64)])]) -> Profile {
             points.iter().map(|&(sms, median_us)| SamplePoint { sms: Sms(sms), median_us, samples_us: vec![median_us], rejected: 0 });
         let kernel = KernelProfile {
             work: job.work,
+            launches: 1,
             blocks_per_sm: job.blocks_per_sm,
             bound: Bound::Compute,
             minimum_sms: Sms(132),
@@ -213,12 +215,14 @@ pub fn profile(kernels: &[(Job, &[(u16, f64)])]) -> Profile {
             sms: Sms(132),
             driver: String::new(),
             kernel_build: String::new(),
+            models: Vec::new(),
             command: String::new(),
             commit: String::new(),
             date: String::new(),
             simulated: true,
         },
         tolerance: 0.02,
+        peaks: Peaks { flops_per_s: 1e15, bytes_per_s: 4.8e12, source: PeakSource::Given },
         kernels: kernels.iter().map(entry).collect::<BTreeMap<_, _>>(),
     }
 }
