@@ -92,6 +92,20 @@ typedef struct AttentionDecodeArgs {
     float scale;     // as in AttentionPrefillArgs
 } AttentionDecodeArgs;
 
+// Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
+#define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
+#define ATTENTION_PREFILL_D64_SHARED_BYTES 36880
+#define ATTENTION_PREFILL_D80_SHARED_BYTES 45072
+#define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
+#define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
+#define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
+#define ATTENTION_DECODE_D32_SHARED_BYTES 42240
+#define ATTENTION_DECODE_D64_SHARED_BYTES 76032
+#define ATTENTION_DECODE_D80_SHARED_BYTES 92928
+#define ATTENTION_DECODE_D96_SHARED_BYTES 109824
+#define ATTENTION_DECODE_D128_SHARED_BYTES 143616
+#define ATTENTION_DECODE_D256_SHARED_BYTES 143616
+
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
     uint64_t qkv;                 // f16 [rows, qkv_stride]

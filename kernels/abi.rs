@@ -1,6 +1,18 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
+pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
+pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
+pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
+pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
+pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
 #[doc = " Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

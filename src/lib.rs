@@ -1,7 +1,7 @@
 //! An FP16 transformer engine whose every kernel gets just the SMs it needs.
 //!
 //! The engine runs encoders of the BERT family and decoders of the Llama family from Hugging Face model directories, on the GPU through
-//! [`smidgen_runtime`] or on the CPU.
+//! [`smidgen_runtime`] or on the CPU, where [`mod@reference`] computes the same models in f32 as the yardstick for the kernels.
 //!
 //! | room | what is in it |
 //! |---|---|
@@ -9,8 +9,10 @@
 //! | [`presets`] | architectures of well-known models |
 //! | [`weights`] | safetensors checkpoints, parameter names, random weights |
 //! | [`batch`] | token ids, checked, ragged |
-//! | [`mod@reference`] | the models in f32 on the CPU |
+//! | [`tokenizer`] | text to token ids and back |
+//! | [`embedding`] | from hidden states to one vector per text |
 //! | [`generate`] | generation, token by token, on any device |
+//! | [`mod@reference`] | the models in f32 on the CPU |
 //! | [`kernels`] | one room per operator: device code, descriptors, launch heuristics |
 //! | [`models`] | forward passes as launches through one session |
 //! | [`serve`] | one tenant's requests: arrivals, latencies |
@@ -21,6 +23,7 @@ pub mod batch;
 pub mod colocate;
 pub mod config;
 pub mod cuda;
+pub mod embedding;
 pub mod fatbin;
 pub mod generate;
 #[path = "../kernels/mod.rs"]
@@ -29,4 +32,5 @@ pub mod models;
 pub mod presets;
 pub mod reference;
 pub mod serve;
+pub mod tokenizer;
 pub mod weights;

@@ -11,9 +11,9 @@ use smidgen::generate::{Generation, Sampling, Stop};
 use smidgen::reference::{Decoder, Reference};
 use smidgen::weights::Weights;
 
-mod support;
+mod tiny_models;
 
-use support::{Copy, DECODERS, ENCODERS, expected, fixture, fixture_ids, relative_error};
+use tiny_models::{Copy, DECODERS, ENCODERS, expected, fixture, fixture_ids, relative_error};
 
 /// f32 against f32: only the order of sums differs.
 const TOLERANCE: f64 = 1e-4;
@@ -45,7 +45,7 @@ struct Greedy {
 }
 
 fn greedy(name: &str) -> Greedy {
-    support::read_json(&fixture(name).join("greedy.json"))
+    tiny_models::read_json(&fixture(name).join("greedy.json"))
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_checkpoint_in_shards_gives_bit_identical_results() {
     let mut weight_map = serde_json::Map::new();
     for (index, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
-        support::write_tensors(&model.file(&file), shard);
+        tiny_models::write_tensors(&model.file(&file), shard);
         weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(file))));
     }
     std::fs::remove_file(model.file("model.safetensors")).unwrap();

@@ -105,7 +105,9 @@ impl Gemm {
         let blocks_per_sm = variant.blocks_per_sm(gpu);
         if blocks_per_sm == 0 {
             let needed = variant.shared_bytes();
-            return Err(self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm)));
+            return Err(
+                self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm))
+            );
         }
         Ok(Launch {
             symbol: variant.symbol(self.kind()),
@@ -164,7 +166,9 @@ impl Gemm {
     fn args(&self) -> abi::GemmArgs {
         let (scale, bias, residual) = match self.epilogue {
             Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => (scale, None, None),
-            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => (1.0, Some(bias), None),
+            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => {
+                (1.0, Some(bias), None)
+            }
             Epilogue::Residual(residual) => (1.0, None, Some(residual)),
             Epilogue::BiasResidual(bias, residual) => (1.0, Some(bias), Some(residual)),
             Epilogue::SiluGate => (1.0, None, None),

@@ -3,6 +3,9 @@
 //! Kernel keys are measured one after another, in the order in which the request first launches them, each on every rung. Within a key
 //! the rungs take turns: samples are taken in rounds that go up the ladder and down again, so that a clock that slows down while the GPU warms
 //! up slows all rungs, and does not look like an effect of the SM count. A key that is finished is saved before the next one begins.
+//!
+//! **Invariant:** a key is measured after those that the request launches before it. A decoder's last kernel moves every sequence on by one token
+//! each time it runs, so that whatever were measured after it would read past the end of what the request allocated.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -88,7 +91,8 @@ pub struct Sweep<'a> {
     pub device: &'a Arc<dyn Device>,
     /// Makes the partitions; needs room for one on each rung but the last.
     pub ladder: &'a Ladder,
-    /// The launches of one request. Several launches of one key are its rotation: their buffers are used in turn.
+    /// The launches of one request, in their order. Several launches of one key are its rotation: their buffers are used in turn. Each is
+    /// launched thousands of times, on whatever its buffers hold by then, so the buffers must stay allocated and the launch must bear it.
     pub recording: &'a [Box<dyn Kernel + Send>],
     /// What the provenance says beside the device.
     pub origin: &'a Origin,

@@ -6,11 +6,11 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
+use super::BuildError;
 use super::encoder::RaggedShape;
 use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
-use super::BuildError;
 use crate::config::{Activation, DecoderConfig};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Mask, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
@@ -46,6 +46,8 @@ pub struct DecoderBatch {
     sequences: u32,
     /// Positions that each sequence's cache has room for.
     capacity: u32,
+    /// Tokens that the caches will typically hold: what a step's kernel key counts.
+    context: u32,
     /// Rows there is room for in a prefill.
     max_rows: u32,
     caches: Vec<Cache>,
@@ -107,7 +109,9 @@ impl Decoder {
             return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
         }
         if config.activation != Activation::Silu {
-            return Err(BuildError::Unsupported("`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`"));
+            return Err(BuildError::Unsupported(
+                "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
+            ));
         }
         let mut loader = Loader::new(weights, session);
         Ok(Self {
@@ -135,7 +139,14 @@ impl Decoder {
     ///
     /// # Errors
     /// What the device says.
-    pub fn batch(&self, session: &Session, sequences: u32, capacity: u32, max_rows: u32, logits: LogitRows) -> Result<DecoderBatch, BuildError> {
+    pub fn batch(
+        &self,
+        session: &Session,
+        sequences: u32,
+        capacity: u32,
+        max_rows: u32,
+        logits: LogitRows,
+    ) -> Result<DecoderBatch, BuildError> {
         let config = &self.config;
         let device = session.device();
         let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
@@ -150,6 +161,7 @@ impl Decoder {
         Ok(DecoderBatch {
             sequences,
             capacity,
+            context: capacity,
             max_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
             tokens: upload_u32(session, &zeros)?,
@@ -176,19 +188,19 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
-                qkv: batch.qkv.ptr(),
-                output: batch.attention.ptr(),
-                starts: prompts.starts.ptr(),
-                lengths: prompts.lengths.ptr(),
-                rows,
+                heads: self.heads(),
                 sequences: batch.sequences,
                 max_length: prompts.max_length,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
-                mask: Mask::Causal { window: 0 },
+                tokens: rows,
+                causal: true,
+                window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                starts: prompts.starts.ptr(),
+                lengths: prompts.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -214,19 +226,17 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
-                qkv: batch.qkv.ptr(),
-                k_cache: cache.keys.ptr(),
-                v_cache: cache.values.ptr(),
-                output: batch.attention.ptr(),
-                lengths: batch.lengths.ptr(),
+                heads: self.heads(),
                 sequences: rows,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                capacity: batch.capacity,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
+                context: batch.context,
                 window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                cache: batch.cache(cache),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                lengths: batch.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -297,20 +307,16 @@ impl Decoder {
         let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
         session.launch(&self.rms_norm(rows, x, &layer.attention_norm, normed))?;
         let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
-        session.launch(&Gemm::new([rows, self.qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
+        session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
         session.launch(&Rotary {
+            heads: self.heads(),
+            rows,
             qkv,
+            qkv_stride: self.heads().qkv_width(),
             positions,
             inverse_frequencies: self.inverse_frequencies.ptr(),
-            k_cache: cache.keys.ptr(),
-            v_cache: cache.values.ptr(),
+            cache: Some(batch.cache(cache)),
             sequence_of,
-            rows,
-            heads: self.config.heads as u32,
-            kv_heads: self.config.kv_heads as u32,
-            head_dim: self.config.head_dim as u32,
-            capacity: batch.capacity,
-            qkv_stride: self.qkv_width(),
         })
     }
 
@@ -339,8 +345,14 @@ impl Decoder {
         session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
     }
 
-    fn qkv_width(&self) -> u32 {
-        (self.config.query_width() + 2 * self.config.kv_width()) as u32
+    fn heads(&self) -> Heads {
+        let config = &self.config;
+        Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 }
+    }
+
+    /// Factor of the attention scores.
+    fn scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
     }
 }
 
@@ -371,7 +383,8 @@ impl Prompts {
     /// What the device says.
     pub fn new(session: &Session, sequences: &[Vec<u32>]) -> Result<Self, BuildError> {
         let shape = RaggedShape::of(sequences);
-        let sequence_of: Vec<u32> = (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
+        let sequence_of: Vec<u32> =
+            (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
         let last_rows: Vec<u32> = shape.starts.iter().zip(&shape.lengths).map(|(start, length)| start + length - 1).collect();
         Ok(Self {
             rows: shape.rows,
@@ -421,6 +434,10 @@ impl DecoderBatch {
     /// The logits of the last launch, `[rows, vocabulary]` fp32.
     pub fn logits(&self) -> DevicePtr {
         self.logits.ptr()
+    }
+
+    fn cache(&self, cache: &Cache) -> KvCache {
+        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
     }
 
     /// Tokens there is room for in a prefill.

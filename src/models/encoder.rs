@@ -5,10 +5,10 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::tensors::{Loader, ptr, upload_u32};
 use super::BuildError;
+use super::tensors::{Loader, ptr, upload_u32};
 use crate::config::{Activation, EncoderConfig};
-use crate::kernels::attention::{AttentionPrefill, Mask};
+use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{BertEmbedding, Embed};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
@@ -76,10 +76,7 @@ impl Encoder {
             words: loader.load(Parameter::TokenEmbedding)?,
             positions: loader.load(Parameter::PositionEmbedding)?,
             token_types: (config.token_types > 0).then(|| loader.load(Parameter::TokenTypeEmbedding)).transpose()?,
-            norm: NormWeights {
-                weight: loader.load(Parameter::EmbeddingNormWeight)?,
-                bias: loader.load(Parameter::EmbeddingNormBias)?,
-            },
+            norm: NormWeights { weight: loader.load(Parameter::EmbeddingNormWeight)?, bias: loader.load(Parameter::EmbeddingNormBias)? },
             layers: (0..config.layers).map(|index| Layer::load(&mut loader, index)).collect::<Result<_, _>>()?,
         })
     }
@@ -171,21 +168,22 @@ impl Encoder {
     }
 
     fn attention(&self, batch: &EncoderBatch) -> AttentionPrefill {
-        let heads = self.config.heads as u32;
+        let (heads, head_dim) = (self.config.heads as u32, self.config.head_dim() as u32);
+        let heads = Heads { heads, kv_heads: heads, head_dim };
         AttentionPrefill {
-            qkv: batch.qkv.ptr(),
-            output: batch.attention.ptr(),
-            starts: batch.starts.ptr(),
-            lengths: batch.lengths.ptr(),
-            rows: batch.rows,
+            heads,
             sequences: batch.sequences,
             max_length: batch.max_length,
-            heads,
-            kv_heads: heads,
-            head_dim: self.config.head_dim() as u32,
-            qkv_stride: 3 * self.config.hidden as u32,
-            output_stride: self.config.hidden as u32,
-            mask: Mask::Bidirectional,
+            tokens: batch.rows,
+            causal: false,
+            window: 0,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            qkv: batch.qkv.ptr(),
+            qkv_stride: heads.qkv_width(),
+            output: batch.attention.ptr(),
+            output_stride: heads.output_width(),
+            starts: batch.starts.ptr(),
+            lengths: batch.lengths.ptr(),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::weights::{Weights, WeightsError};
 
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
 pub use encoder::{Encoder, EncoderBatch};
-pub use solo::{Generation, Solo, SoloError};
+pub use solo::{DeviceSequence, Solo, SoloError};
 
 /// Why a model is not on the device.
 #[derive(Debug, thiserror::Error)]

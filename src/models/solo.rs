@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 use smidgen_runtime::device::{Buffer, Device, DevicePtr};
-use smidgen_runtime::launch::{CapturedGraph, Session};
+use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 use smidgen_runtime::policy::Exclusive;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
@@ -13,6 +13,7 @@ use smidgen_runtime::{AdmitError, Runtime};
 use super::decoder::LogitRows;
 use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts};
 use crate::config::ModelConfig;
+use crate::generate::{Continue, Sampling};
 use crate::kernels::pooling::MeanPool;
 use crate::kernels::sampling::SampleParams;
 
@@ -24,7 +25,7 @@ pub struct Solo {
     model: Model,
     session: Session,
     /// Keeps the tenant's grant and plan.
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 enum Model {
@@ -65,7 +66,7 @@ impl Solo {
             ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session)?),
             ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session)?),
         };
-        Ok(Self { model, session, _runtime: runtime })
+        Ok(Self { model, session, runtime })
     }
 
     /// The last hidden state (encoders) or the logits (decoders) of every token, one sequence after another.
@@ -122,21 +123,16 @@ impl Solo {
         Ok(vectors)
     }
 
-    /// Begins a generation from one prompt, of up to `max_tokens` tokens.
+    /// A sequence to be continued, with room for `capacity` tokens.
     ///
     /// # Errors
     /// [`SoloError::WrongKind`] for an encoder; what the device says.
-    pub fn generate(self, prompt: &[u32], max_tokens: u32) -> Result<Generation, SoloError> {
+    pub fn sequence(self, capacity: u32) -> Result<DeviceSequence, SoloError> {
         let Model::Decoder(decoder) = self.model else {
             return Err(SoloError::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" });
         };
-        let mut session = self.session;
-        let length = prompt.len() as u32;
-        let batch = decoder.batch(&session, 1, length + max_tokens, length, LogitRows::Last)?;
-        let prompts = Prompts::new(&session, std::slice::from_ref(&prompt.to_vec()))?;
-        decoder.prefill(&mut session, &batch, &prompts, LogitRows::Last).map_err(BuildError::from)?;
-        batch.stand_at(&session, &[length])?;
-        Ok(Generation { decoder, session, batch, stage: Stage::Prefilled, _prompts: prompts, _runtime: self._runtime })
+        let batch = decoder.batch(&self.session, 1, capacity, capacity, LogitRows::Last)?;
+        Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, _runtime: self.runtime })
     }
 
     fn download(&self, source: DevicePtr, bytes: usize) -> Result<Vec<u8>, SoloError> {
@@ -146,31 +142,34 @@ impl Solo {
     }
 }
 
-/// A generation under way: each call of [`next`](Generation::next) draws one token.
-pub struct Generation {
+/// One sequence on the GPU, its tokens in the key-value cache.
+pub struct DeviceSequence {
     decoder: Decoder,
     session: Session,
     batch: DecoderBatch,
     stage: Stage,
-    _prompts: Prompts,
     _runtime: Runtime,
 }
 
+/// How the next token comes about.
 enum Stage {
-    /// The prompt's logits are there.
+    /// There is no token yet: by a prefill of the prompt.
+    Empty,
+    /// By a first step, run eagerly so that everything is loaded before a capture.
     Prefilled,
-    /// The first step runs eagerly, so that everything is loaded before the capture.
-    Sampled,
+    /// By capturing a step and replaying it.
     Stepped,
+    /// By replaying the step.
     Captured(CapturedGraph),
 }
 
-impl Generation {
-    /// Draws the next token.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn next(&mut self, params: SampleParams) -> Result<u32, SoloError> {
+impl Continue for DeviceSequence {
+    type Error = SoloError;
+
+    /// `tokens` is the prompt at first, and the token drawn last from then on: the device has that one already.
+    fn next(&mut self, tokens: &[u32], sampling: &Sampling, uniform: f32) -> Result<u32, SoloError> {
+        let top_k = sampling.top_k.map_or(0, |top_k| u32::try_from(top_k.get()).unwrap_or(0));
+        let params = SampleParams { temperature: sampling.temperature, top_p: sampling.top_p, top_k, draw: uniform };
         self.batch.draw_by(&self.session, &[params])?;
         let (decoder, batch, session) = (&self.decoder, &self.batch, &mut self.session);
         let step = |session: &mut Session| {
@@ -178,8 +177,15 @@ impl Generation {
             decoder.sample(session, batch, true)
         };
         let next = match &self.stage {
-            Stage::Prefilled => decoder.sample(session, batch, false).map(|()| Some(Stage::Sampled)),
-            Stage::Sampled => step(session).map(|()| Some(Stage::Stepped)),
+            Stage::Empty => {
+                let prompts = Prompts::new(session, &[tokens.to_vec()])?;
+                decoder.prefill(session, batch, &prompts, LogitRows::Last).map_err(BuildError::from)?;
+                batch.stand_at(session, &[tokens.len() as u32])?;
+                decoder.sample(session, batch, false).map_err(BuildError::from)?;
+                // The prompt's buffers must outlive the launches that read them.
+                session.device().synchronize(session.stream()).map(|()| Some(Stage::Prefilled)).map_err(LaunchError::from)
+            }
+            Stage::Prefilled => step(session).map(|()| Some(Stage::Stepped)),
             Stage::Stepped => session.capture(step).and_then(|graph| session.replay(&graph).map(|()| Some(Stage::Captured(graph)))),
             Stage::Captured(graph) => session.replay(graph).map(|()| None),
         };

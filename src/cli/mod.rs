@@ -1,0 +1,57 @@
+//! One file for each command, and what they share.
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use smidgen::models::ModelSource;
+use smidgen_runtime::device::Device;
+
+pub mod colocate;
+pub mod doctor;
+pub mod embed;
+pub mod forward;
+pub mod generate;
+pub mod profile;
+
+/// What computes a model's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ComputeDevice {
+    /// The reference, in f32.
+    Cpu,
+    /// The GPU of this machine, in f16.
+    Cuda,
+}
+
+impl ComputeDevice {
+    /// The GPU to compute on, or `None` for the CPU. Without a choice: the GPU where there is one that works.
+    fn open(choice: Option<Self>) -> anyhow::Result<Option<Arc<dyn Device>>> {
+        match choice {
+            Some(Self::Cpu) => Ok(None),
+            Some(Self::Cuda) => Ok(Some(smidgen::cuda::open()?)),
+            None => Ok(smidgen::cuda::open().inspect_err(|error| tracing::info!("computing on the CPU: {error}")).ok()),
+        }
+    }
+}
+
+/// The directory of a model that has text to work with. A preset has none.
+fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
+    if source.weights().as_random().is_some() {
+        anyhow::bail!(
+            "{}: a preset has random weights and no tokenizer; give a model directory, or use `smidgen forward`, which takes token ids",
+            source.name()
+        );
+    }
+    Ok(std::path::Path::new(source.name()))
+}
+
+/// The command line as it was typed, for provenance. The program's own folder is left out.
+fn command_line() -> String {
+    let mut words = std::env::args();
+    let program = words.next().map_or_else(|| "smidgen".to_owned(), |path| path.rsplit('/').next().unwrap_or("smidgen").to_owned());
+    std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// The commit this binary was built from, empty where unknown.
+fn commit() -> String {
+    option_env!("SMIDGEN_COMMIT").unwrap_or_default().to_owned()
+}
