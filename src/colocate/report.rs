@@ -65,8 +65,11 @@ fn header(run: &RunResult, headline: &str, comparison: Option<&Comparison>) -> S
                  prediction of smidgen’s simulator, made from a profile. Nothing here was measured.</p>\n";
     }
     html += &format!(
-        "<p class=\"kicker\"><b>smidgen</b> · {} tenants on one {} · {}</p>\n<h1>{}{}</h1>\n",
-        tenants(run).len(),
+        "<p class=\"kicker\"><b>smidgen</b> · {} on one {} · {}</p>\n<h1>{}{}</h1>\n",
+        match tenants(run).len() {
+            1 => "1 tenant".to_owned(),
+            count => format!("{count} tenants"),
+        },
         Escaped(&provenance.gpu),
         Escaped(&provenance.date),
         mark(run),
@@ -79,13 +82,13 @@ fn header(run: &RunResult, headline: &str, comparison: Option<&Comparison>) -> S
     html + "</header>\n"
 }
 
-/// Escaped text in which no line ends within a short hyphenated word, as policies' names are.
+/// Escaped text in which no line ends between a figure and its unit, or within a short hyphenated word, as policies' names are.
 fn unbroken(text: &str) -> String {
     let word = |word: &str| {
         let escaped = Escaped(word).to_string();
         if word.contains('-') && word.chars().count() <= 20 { format!("<span class=\"whole\">{escaped}</span>") } else { escaped }
     };
-    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ").replace(" ms ", "&nbsp;ms ")
 }
 
 /// The compared figures side by side, large.
@@ -239,7 +242,7 @@ fn predictions(run: &RunResult) -> String {
         return rows;
     }
     format!(
-        "<section>\n<h2>How well the simulator predicts this run</h2>\n<div class=\"scroll\">\n<table>\n<caption>SIMULATED: throughput that the \
+        "<section>\n<h2>How well the simulator predicts this run</h2>\n<div class=\"scroll narrow\">\n<table>\n<caption>SIMULATED: throughput that the \
          simulator predicts from the measured profile, and how far that is from what was measured.</caption>\n<thead><tr>\
          <th scope=\"col\">policy</th><th scope=\"col\" class=\"word\">tenant</th><th scope=\"col\">SIMULATED requests/s</th>\
          <th scope=\"col\">error</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n</section>\n"

@@ -12,7 +12,7 @@ pub(super) const COLOURS: usize = 8;
 const NAME_WIDTH: f64 = 112.0;
 const PER_CHARACTER: f64 = 6.6;
 /// Characters of a tenant's name in a title.
-const TITLE_NAME: f64 = 24.0;
+const TITLE_NAME: f64 = 19.0;
 const RIGHT: f64 = Svg::WIDTH - 8.0;
 
 /// Draws the charts of one run.

@@ -106,7 +106,7 @@ pub(super) fn number(value: f64) -> String {
     match size {
         _ if !value.is_finite() => "–".into(),
         0.0 => "0".into(),
-        _ if size >= 1e9 || size < 1e-4 => format!("{value:.1e}"),
+        _ if !(1e-4..1e9).contains(&size) => format!("{value:.1e}"),
         _ => {
             let digits = (2.0 - size.log10().floor()).clamp(0.0, 6.0) as usize;
             thousands(&format!("{value:.digits$}"))
