@@ -1,7 +1,7 @@
 //! Compiles `kernels/**/*.cu` into one fatbin for `src/fatbin.rs` to embed.
 //!
 //! Every source is compiled by itself, for every architecture, and only when it, a header it includes, or the compiler changed; then all are
-//! linked. Without a CUDA compiler the crate builds without kernels, and says so once; on a build server (`CI=true`) that is an error.
+//! linked. Objects are kept for all profiles together. Without a CUDA compiler the crate builds without kernels, and says so once; on a build server (`CI=true`) that is an error.
 //!
 //! Two choices need their reasons beside them:
 //! - `-ewp` (extensible whole program) and not `-rdc=true`. Both yield objects that can be linked into one image, but under `-rdc=true`
@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,8 +27,11 @@ use nvcc::Nvcc;
 /// sm_80 machine code runs on every GPU of compute capability 8.x; `sm_90a` is sm_90 with the instructions that only Hopper has.
 const ARCHITECTURES: [&str; 2] = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"];
 
-/// Exact arithmetic (no `--use_fast_math`), line numbers for profilers, and ptxas' resource report.
-const COMPILE: [&str; 7] = ["-O3", "--std=c++17", "-lineinfo", "-Ikernels", "-Werror=all-warnings", "-Xptxas=-v,-Werror", "-ewp"];
+/// Exact arithmetic (no `--use_fast_math`), and ptxas' resource report.
+const COMPILE: [&str; 6] = ["-O3", "--std=c++17", "-Ikernels", "-Werror=all-warnings", "-Xptxas=-v,-Werror", "-ewp"];
+
+/// Set to 1, it keeps line numbers, by which Nsight Compute shows source beside machine code. They triple the size of every binary's kernels.
+const LINE_NUMBERS: &str = "SMIDGEN_LINEINFO";
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(kernels_built)");
@@ -37,7 +40,8 @@ fn main() {
             println!("cargo::rerun-if-changed={file}");
         }
     }
-    for variable in ["NVCC", "CUDA_HOME", "CXX", "CI"] {
+    println!("cargo::rustc-env=SMIDGEN_COMMIT={}", commit().unwrap_or_default());
+    for variable in ["NVCC", "CUDA_HOME", "CXX", "CI", LINE_NUMBERS] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Err(message) = build_kernels() {
@@ -45,6 +49,21 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+}
+
+/// The checked-out commit, for the provenance of results; a tree with changes says so. None outside a checkout.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+    };
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo::rerun-if-changed={file}");
+        }
+    }
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Some(git(&["rev-parse", "--short=12", "HEAD"])? + if changed.is_empty() { "" } else { "-changed" })
 }
 
 fn build_kernels() -> Result<(), String> {
@@ -79,6 +98,7 @@ struct Toolchain {
     nvcc: Nvcc,
     host_compiler: PathBuf,
     objects: PathBuf,
+    extra_options: &'static [&'static str],
 }
 
 impl Toolchain {
@@ -89,10 +109,16 @@ impl Toolchain {
         if !Command::new(&host_compiler).arg("--version").output().is_ok_and(|answer| answer.status.success()) {
             return Err(format!("nvcc needs a C++ compiler and {} does not run: install g++ or set CXX", host_compiler.display()));
         }
-        Ok(Self { nvcc, host_compiler, objects: out_dir().join("kernels") })
+        let extra_options: &[&str] = if env::var(LINE_NUMBERS).is_ok_and(|value| value == "1") { &["-lineinfo"] } else { &[] };
+        Ok(Self { nvcc, host_compiler, objects: nvcc::objects_folder(&out_dir()), extra_options })
     }
 
     fn compile_all(&self, sources: &[&PathBuf]) -> Result<(), String> {
+        // Builds of two profiles may run at once, and share the folder.
+        let lock = fs::create_dir_all(&self.objects).and_then(|()| File::create(self.objects.join("lock")));
+        let lock = lock.and_then(|file| file.lock().map(|()| file));
+        let _held_until_return = lock.map_err(|error| format!("cannot lock {}: {error}", self.objects.display()))?;
+
         let objects: Vec<Object> = sources.iter().map(|source| Object::of(source, &self.objects)).collect();
         remove_leftovers(&self.objects, &objects).map_err(|error| format!("cannot tidy {}: {error}", self.objects.display()))?;
 
@@ -127,7 +153,11 @@ impl Toolchain {
             fs::create_dir_all(folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
         }
         let said = self.run(
-            Command::new(&self.nvcc.path).args(COMPILE).args(["-fatbin", "-MD", "-MF"]).args([&object.dependencies, &object.source]),
+            Command::new(&self.nvcc.path)
+                .args(COMPILE)
+                .args(self.extra_options)
+                .args(["-fatbin", "-MD", "-MF"])
+                .args([&object.dependencies, &object.source]),
             &object.image,
         )?;
         if let Some(advice) = said.lines().find(|line| line.contains("Potential Performance Loss")) {
@@ -157,7 +187,7 @@ impl Toolchain {
 
     /// All but the sources that decides what comes out of a compilation.
     fn settings(&self) -> String {
-        format!("{} {} {COMPILE:?} {ARCHITECTURES:?}", self.nvcc.version, self.host_compiler.display())
+        format!("{} {} {COMPILE:?} {:?} {ARCHITECTURES:?}", self.nvcc.version, self.host_compiler.display(), self.extra_options)
     }
 }
 

@@ -20,7 +20,107 @@ typedef struct Tiles {
 
 // ---- gemm/ ----
 
+// C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32.
+typedef struct GemmArgs {
+    uint64_t a;           // [m, k]
+    uint64_t b;           // [n, k]: a weight as model files store it
+    uint64_t c;           // [m, n]; [m, n / 2] for the SiLU gate
+    uint64_t bias;        // [n], or 0
+    uint64_t residual;    // [m, n], or 0
+    uint32_t m;
+    uint32_t n;
+    uint32_t k;
+    uint32_t lda;         // elements from one row to the next
+    uint32_t ldb;
+    uint32_t ldc;
+    uint32_t ld_residual;
+    uint32_t epilogue;    // GemmEpilogue, for kernels that were not compiled for one
+    float scale;          // factor of the sums
+    uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
+} GemmArgs;
+
+// What is done to a sum before it is stored; x = scale * sum.
+typedef enum GemmEpilogue {
+    GEMM_NONE = 0,           // x
+    GEMM_F32 = 1,            // x, stored as FP32
+    GEMM_BIAS = 2,           // x + bias
+    GEMM_BIAS_GELU = 3,      // gelu(x + bias) with the error function
+    GEMM_BIAS_GELU_TANH = 4, // gelu(x + bias) in its tanh approximation
+    GEMM_BIAS_RELU = 5,      // max(x + bias, 0)
+    GEMM_RESIDUAL = 6,       // x + residual
+    GEMM_BIAS_RESIDUAL = 7,  // x + bias + residual
+    GEMM_SILU_GATE = 8       // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
+} GemmEpilogue;
+
 // ---- attention/ ----
+
+// Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are
+// prefix sums) and padded ones (starts are multiples of the longest length) are the same to the kernel. A row of qkv holds the query heads,
+// then the key heads, then the value heads.
+typedef struct AttentionPrefillArgs {
+    uint64_t qkv;        // f16 [rows, qkv_stride]
+    uint64_t output;     // f16 [rows, output_stride]
+    uint64_t starts;     // u32 [sequences]
+    uint64_t lengths;    // u32 [sequences]
+    uint32_t sequences;
+    uint32_t max_length; // no length is greater
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t qkv_stride;
+    uint32_t output_stride;
+    uint32_t window;     // a query sees the keys less than this far away; 0 where it sees all
+    uint32_t causal;     // whether a query sees no key after its own position
+    float scale;         // of the scores, before the softmax; positive
+} AttentionPrefillArgs;
+
+// One query row per sequence, against the keys and values of the sequence's cache.
+typedef struct AttentionDecodeArgs {
+    uint64_t qkv;     // f16 [sequences, qkv_stride], of which only the query heads are read
+    uint64_t k_cache; // f16 [sequences, kv_heads, capacity, head_dim]
+    uint64_t v_cache; // the same
+    uint64_t output;  // f16 [sequences, output_stride]
+    uint64_t lengths; // u32 [sequences], valid positions of each cache, the query's own included
+    uint32_t sequences;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t capacity;
+    uint32_t qkv_stride;
+    uint32_t output_stride;
+    uint32_t window; // as in AttentionPrefillArgs
+    float scale;     // as in AttentionPrefillArgs
+} AttentionDecodeArgs;
+
+// Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
+#define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
+#define ATTENTION_PREFILL_D64_SHARED_BYTES 36880
+#define ATTENTION_PREFILL_D80_SHARED_BYTES 45072
+#define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
+#define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
+#define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
+#define ATTENTION_DECODE_D32_SHARED_BYTES 42240
+#define ATTENTION_DECODE_D64_SHARED_BYTES 76032
+#define ATTENTION_DECODE_D80_SHARED_BYTES 92928
+#define ATTENTION_DECODE_D96_SHARED_BYTES 109824
+#define ATTENTION_DECODE_D128_SHARED_BYTES 143616
+#define ATTENTION_DECODE_D256_SHARED_BYTES 143616
+
+// Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
+typedef struct RotaryArgs {
+    uint64_t qkv;                 // f16 [rows, qkv_stride]
+    uint64_t positions;           // u32 [rows]
+    uint64_t inverse_frequencies; // f32 [head_dim / 2]
+    uint64_t k_cache;             // f16 [sequences, kv_heads, capacity, head_dim], or 0
+    uint64_t v_cache;             // the same
+    uint64_t sequence_of;         // u32 [rows]: the cache that a row belongs to; not read without a cache
+    uint32_t rows;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t capacity;
+    uint32_t qkv_stride;
+} RotaryArgs;
 
 // ---- norm/ ----
 
@@ -91,12 +191,14 @@ typedef struct SampleArgs {
 
 // ---- random/ ----
 
-// Normally distributed weights, see random/random.cu.
+// Random weights, see random/random.cu.
 typedef struct RandomArgs {
-    uint64_t y; // half [count]
+    uint64_t y; // half
     uint64_t count;
-    uint64_t seed;
-    float mean;
-    float deviation;
+    uint64_t columns;
+    uint64_t stride; // elements from row to row
+    uint64_t key;
+    float half_width; // 0 for a constant
+    float constant;
 } RandomArgs;
 

@@ -1,6 +1,18 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
+pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
+pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
+pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
+pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
+pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
 #[doc = " Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -38,6 +50,206 @@ const _: () = {
     ["Offset of field: Tiles::grant"][::std::mem::offset_of!(Tiles, grant) - 8usize];
     ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
     ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
+};
+#[doc = " C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmArgs {
+    #[doc = " [m, k]"]
+    pub a: u64,
+    #[doc = " [n, k]: a weight as model files store it"]
+    pub b: u64,
+    #[doc = " [m, n]; [m, n / 2] for the SiLU gate"]
+    pub c: u64,
+    #[doc = " [n], or 0"]
+    pub bias: u64,
+    #[doc = " [m, n], or 0"]
+    pub residual: u64,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    #[doc = " elements from one row to the next"]
+    pub lda: u32,
+    pub ldb: u32,
+    pub ldc: u32,
+    pub ld_residual: u32,
+    #[doc = " GemmEpilogue, for kernels that were not compiled for one"]
+    pub epilogue: u32,
+    #[doc = " factor of the sums"]
+    pub scale: f32,
+    #[doc = " whether C, bias and residual may be accessed four elements at a time"]
+    pub vectorised: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 80usize];
+    ["Alignment of GemmArgs"][::std::mem::align_of::<GemmArgs>() - 8usize];
+    ["Offset of field: GemmArgs::a"][::std::mem::offset_of!(GemmArgs, a) - 0usize];
+    ["Offset of field: GemmArgs::b"][::std::mem::offset_of!(GemmArgs, b) - 8usize];
+    ["Offset of field: GemmArgs::c"][::std::mem::offset_of!(GemmArgs, c) - 16usize];
+    ["Offset of field: GemmArgs::bias"][::std::mem::offset_of!(GemmArgs, bias) - 24usize];
+    ["Offset of field: GemmArgs::residual"][::std::mem::offset_of!(GemmArgs, residual) - 32usize];
+    ["Offset of field: GemmArgs::m"][::std::mem::offset_of!(GemmArgs, m) - 40usize];
+    ["Offset of field: GemmArgs::n"][::std::mem::offset_of!(GemmArgs, n) - 44usize];
+    ["Offset of field: GemmArgs::k"][::std::mem::offset_of!(GemmArgs, k) - 48usize];
+    ["Offset of field: GemmArgs::lda"][::std::mem::offset_of!(GemmArgs, lda) - 52usize];
+    ["Offset of field: GemmArgs::ldb"][::std::mem::offset_of!(GemmArgs, ldb) - 56usize];
+    ["Offset of field: GemmArgs::ldc"][::std::mem::offset_of!(GemmArgs, ldc) - 60usize];
+    ["Offset of field: GemmArgs::ld_residual"][::std::mem::offset_of!(GemmArgs, ld_residual) - 64usize];
+    ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
+    ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
+    ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+};
+#[doc = " x"]
+pub const GemmEpilogue_GEMM_NONE: GemmEpilogue = 0;
+#[doc = " x, stored as FP32"]
+pub const GemmEpilogue_GEMM_F32: GemmEpilogue = 1;
+#[doc = " x + bias"]
+pub const GemmEpilogue_GEMM_BIAS: GemmEpilogue = 2;
+#[doc = " gelu(x + bias) with the error function"]
+pub const GemmEpilogue_GEMM_BIAS_GELU: GemmEpilogue = 3;
+#[doc = " gelu(x + bias) in its tanh approximation"]
+pub const GemmEpilogue_GEMM_BIAS_GELU_TANH: GemmEpilogue = 4;
+#[doc = " max(x + bias, 0)"]
+pub const GemmEpilogue_GEMM_BIAS_RELU: GemmEpilogue = 5;
+#[doc = " x + residual"]
+pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
+#[doc = " x + bias + residual"]
+pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
+#[doc = " columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up"]
+pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
+#[doc = " What is done to a sum before it is stored; x = scale * sum."]
+pub type GemmEpilogue = ::std::os::raw::c_uint;
+#[doc = " Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are\n prefix sums) and padded ones (starts are multiples of the longest length) are the same to the kernel. A row of qkv holds the query heads,\n then the key heads, then the value heads."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences]"]
+    pub starts: u64,
+    #[doc = " u32 [sequences]"]
+    pub lengths: u64,
+    pub sequences: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " a query sees the keys less than this far away; 0 where it sees all"]
+    pub window: u32,
+    #[doc = " whether a query sees no key after its own position"]
+    pub causal: u32,
+    #[doc = " of the scores, before the softmax; positive"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionPrefillArgs"][::std::mem::size_of::<AttentionPrefillArgs>() - 72usize];
+    ["Alignment of AttentionPrefillArgs"][::std::mem::align_of::<AttentionPrefillArgs>() - 8usize];
+    ["Offset of field: AttentionPrefillArgs::qkv"][::std::mem::offset_of!(AttentionPrefillArgs, qkv) - 0usize];
+    ["Offset of field: AttentionPrefillArgs::output"][::std::mem::offset_of!(AttentionPrefillArgs, output) - 8usize];
+    ["Offset of field: AttentionPrefillArgs::starts"][::std::mem::offset_of!(AttentionPrefillArgs, starts) - 16usize];
+    ["Offset of field: AttentionPrefillArgs::lengths"][::std::mem::offset_of!(AttentionPrefillArgs, lengths) - 24usize];
+    ["Offset of field: AttentionPrefillArgs::sequences"][::std::mem::offset_of!(AttentionPrefillArgs, sequences) - 32usize];
+    ["Offset of field: AttentionPrefillArgs::max_length"][::std::mem::offset_of!(AttentionPrefillArgs, max_length) - 36usize];
+    ["Offset of field: AttentionPrefillArgs::heads"][::std::mem::offset_of!(AttentionPrefillArgs, heads) - 40usize];
+    ["Offset of field: AttentionPrefillArgs::kv_heads"][::std::mem::offset_of!(AttentionPrefillArgs, kv_heads) - 44usize];
+    ["Offset of field: AttentionPrefillArgs::head_dim"][::std::mem::offset_of!(AttentionPrefillArgs, head_dim) - 48usize];
+    ["Offset of field: AttentionPrefillArgs::qkv_stride"][::std::mem::offset_of!(AttentionPrefillArgs, qkv_stride) - 52usize];
+    ["Offset of field: AttentionPrefillArgs::output_stride"][::std::mem::offset_of!(AttentionPrefillArgs, output_stride) - 56usize];
+    ["Offset of field: AttentionPrefillArgs::window"][::std::mem::offset_of!(AttentionPrefillArgs, window) - 60usize];
+    ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
+    ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
+};
+#[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecodeArgs {
+    #[doc = " f16 [sequences, qkv_stride], of which only the query heads are read"]
+    pub qkv: u64,
+    #[doc = " f16 [sequences, kv_heads, capacity, head_dim]"]
+    pub k_cache: u64,
+    #[doc = " the same"]
+    pub v_cache: u64,
+    #[doc = " f16 [sequences, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
+    pub lengths: u64,
+    pub sequences: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub window: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 80usize];
+    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
+    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 0usize];
+    ["Offset of field: AttentionDecodeArgs::k_cache"][::std::mem::offset_of!(AttentionDecodeArgs, k_cache) - 8usize];
+    ["Offset of field: AttentionDecodeArgs::v_cache"][::std::mem::offset_of!(AttentionDecodeArgs, v_cache) - 16usize];
+    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 24usize];
+    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 32usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 40usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 44usize];
+    ["Offset of field: AttentionDecodeArgs::kv_heads"][::std::mem::offset_of!(AttentionDecodeArgs, kv_heads) - 48usize];
+    ["Offset of field: AttentionDecodeArgs::head_dim"][::std::mem::offset_of!(AttentionDecodeArgs, head_dim) - 52usize];
+    ["Offset of field: AttentionDecodeArgs::capacity"][::std::mem::offset_of!(AttentionDecodeArgs, capacity) - 56usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 60usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 68usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 72usize];
+};
+#[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RotaryArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " u32 [rows]"]
+    pub positions: u64,
+    #[doc = " f32 [head_dim / 2]"]
+    pub inverse_frequencies: u64,
+    #[doc = " f16 [sequences, kv_heads, capacity, head_dim], or 0"]
+    pub k_cache: u64,
+    #[doc = " the same"]
+    pub v_cache: u64,
+    #[doc = " u32 [rows]: the cache that a row belongs to; not read without a cache"]
+    pub sequence_of: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub capacity: u32,
+    pub qkv_stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 72usize];
+    ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
+    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 0usize];
+    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 8usize];
+    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 16usize];
+    ["Offset of field: RotaryArgs::k_cache"][::std::mem::offset_of!(RotaryArgs, k_cache) - 24usize];
+    ["Offset of field: RotaryArgs::v_cache"][::std::mem::offset_of!(RotaryArgs, v_cache) - 32usize];
+    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 40usize];
+    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 48usize];
+    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 52usize];
+    ["Offset of field: RotaryArgs::kv_heads"][::std::mem::offset_of!(RotaryArgs, kv_heads) - 56usize];
+    ["Offset of field: RotaryArgs::head_dim"][::std::mem::offset_of!(RotaryArgs, head_dim) - 60usize];
+    ["Offset of field: RotaryArgs::capacity"][::std::mem::offset_of!(RotaryArgs, capacity) - 64usize];
+    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 68usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]
@@ -196,24 +408,30 @@ const _: () = {
     ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
 };
-#[doc = " Normally distributed weights, see random/random.cu."]
+#[doc = " Random weights, see random/random.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RandomArgs {
-    #[doc = " half [count]"]
+    #[doc = " half"]
     pub y: u64,
     pub count: u64,
-    pub seed: u64,
-    pub mean: f32,
-    pub deviation: f32,
+    pub columns: u64,
+    #[doc = " elements from row to row"]
+    pub stride: u64,
+    pub key: u64,
+    #[doc = " 0 for a constant"]
+    pub half_width: f32,
+    pub constant: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RandomArgs"][::std::mem::size_of::<RandomArgs>() - 32usize];
+    ["Size of RandomArgs"][::std::mem::size_of::<RandomArgs>() - 48usize];
     ["Alignment of RandomArgs"][::std::mem::align_of::<RandomArgs>() - 8usize];
     ["Offset of field: RandomArgs::y"][::std::mem::offset_of!(RandomArgs, y) - 0usize];
     ["Offset of field: RandomArgs::count"][::std::mem::offset_of!(RandomArgs, count) - 8usize];
-    ["Offset of field: RandomArgs::seed"][::std::mem::offset_of!(RandomArgs, seed) - 16usize];
-    ["Offset of field: RandomArgs::mean"][::std::mem::offset_of!(RandomArgs, mean) - 24usize];
-    ["Offset of field: RandomArgs::deviation"][::std::mem::offset_of!(RandomArgs, deviation) - 28usize];
+    ["Offset of field: RandomArgs::columns"][::std::mem::offset_of!(RandomArgs, columns) - 16usize];
+    ["Offset of field: RandomArgs::stride"][::std::mem::offset_of!(RandomArgs, stride) - 24usize];
+    ["Offset of field: RandomArgs::key"][::std::mem::offset_of!(RandomArgs, key) - 32usize];
+    ["Offset of field: RandomArgs::half_width"][::std::mem::offset_of!(RandomArgs, half_width) - 40usize];
+    ["Offset of field: RandomArgs::constant"][::std::mem::offset_of!(RandomArgs, constant) - 44usize];
 };

@@ -1,51 +1,74 @@
-//! Normally distributed weights for models that have none, the same bits for the same seed on any number of SMs.
+//! Random weights for models that have none, the same bits for the same key on any number of SMs, and constants.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi::RandomArgs;
 
-/// `y[i] = mean + deviation * z(seed, i)` for `count` fp16 elements, `z` standard normal. A deviation of 0 fills with the mean.
+/// What the elements are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Distribution {
+    /// Uniform in `[-half_width, half_width)`, a pure function of the key and the element's index.
+    Uniform {
+        /// Names the sequence.
+        key: u64,
+        /// Greater than 0.
+        half_width: f32,
+    },
+    /// All the same.
+    Constant(f32),
+}
+
+/// Fills `rows` rows of `columns` fp16 elements, `stride` elements apart in `y`.
 #[derive(Debug, Clone, Copy)]
-pub struct RandomNormal {
-    /// Elements.
-    pub count: u64,
-    /// Names the sequence.
-    pub seed: u64,
-    /// Mean.
-    pub mean: f32,
-    /// Standard deviation.
-    pub deviation: f32,
+pub struct RandomWeights {
+    /// Rows.
+    pub rows: u64,
+    /// Elements in a row.
+    pub columns: u64,
+    /// Elements from the start of one row to the next.
+    pub stride: u64,
+    /// What they are.
+    pub distribution: Distribution,
     /// Output.
     pub y: DevicePtr,
 }
 
-impl RandomNormal {
+impl RandomWeights {
     /// Elements in a tile; random/random.cu.
-    const TILE: u64 = 256 * 4 * 8;
+    const TILE: u64 = 256 * 32;
     const BLOCKS_PER_SM: u32 = 4;
+
+    fn count(&self) -> u64 {
+        self.rows * self.columns
+    }
 }
 
-// SAFETY: `random_normal` takes `RandomArgs` and `Tiles` (random/random.cu).
-unsafe impl Kernel for RandomNormal {
+// SAFETY: `random_weights` takes `RandomArgs` and `Tiles` (random/random.cu).
+unsafe impl Kernel for RandomWeights {
     fn key(&self) -> KernelKey {
-        const NAME: KernelName = KernelName::new("random_normal");
-        KernelKey::new(NAME, [(self.count >> 32) as u32, self.count as u32])
+        const NAME: KernelName = KernelName::new("random_weights");
+        KernelKey::new(NAME, [self.rows as u32, self.columns as u32])
     }
 
     fn work(&self) -> Work {
-        Work { flops: 20 * self.count, bytes: 2 * self.count }
+        Work { flops: 10 * self.count(), bytes: 2 * self.count() }
     }
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let unsupported = |reason| LaunchError::Unsupported { kernel: self.key().to_string(), reason };
-        let tiles = u32::try_from(self.count.div_ceil(Self::TILE)).map_err(|_| unsupported("it has more than 2^45 elements".to_owned()))?;
+        let tiles =
+            u32::try_from(self.count().div_ceil(Self::TILE)).map_err(|_| unsupported("it has more than 2^45 elements".to_owned()))?;
         if tiles == 0 {
             return Err(unsupported("there are no elements".to_owned()));
         }
-        let args = RandomArgs { y: self.y.0, count: self.count, seed: self.seed, mean: self.mean, deviation: self.deviation };
+        let (key, half_width, constant) = match self.distribution {
+            Distribution::Uniform { key, half_width } => (key, half_width, 0.0),
+            Distribution::Constant(value) => (0, 0.0, value),
+        };
+        let args = RandomArgs { y: self.y.0, count: self.count(), columns: self.columns, stride: self.stride, key, half_width, constant };
         Ok(Launch {
-            symbol: "random_normal",
+            symbol: "random_weights",
             grid: Launch::persistent_grid(tiles, sms, Self::BLOCKS_PER_SM),
             block: 256,
             shared_bytes: 0,

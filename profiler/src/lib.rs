@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Finds the fewest SMs on which each kernel keeps its speed.
+//!
+//! The profiler takes the launches of one request, as a [`Session`](smidgen_runtime::launch) recorded them, and runs each kernel key alone on
+//! every rung of the ladder: 2 SMs, 4 SMs, and so on to the whole GPU. It knows nothing of transformers: whatever implements
+//! [`Kernel`](smidgen_runtime::launch::Kernel) can be profiled, on whatever implements [`Device`](smidgen_runtime::device::Device), the
+//! simulator included. What comes out is a [`Profile`](smidgen_runtime::profile::Profile), saved after every kernel key, so that an
+//! interrupted sweep goes on where it stopped.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`sweep`] | which points are measured, in which order, and what is done with an earlier, unfinished profile |
+//! | `measure` | one point: a kernel key on one SM count |
+//! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
+//! | [`roofline`] | what limits a kernel |
+//! | [`report`] | a profile as a table |
+//!
+//! It launches on the device directly and not through a session: plans of a running system must not disturb a measurement.
+
+mod error;
+pub mod knee;
+mod measure;
+mod origin;
+pub mod report;
+pub mod roofline;
+pub mod sweep;
+
+pub use error::SweepError;
+pub use origin::{Origin, today};
+pub use sweep::{Options, Progress, Size, Sweep};

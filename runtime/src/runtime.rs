@@ -189,7 +189,11 @@ impl Runtime {
         Ok(TenantPlan {
             grant: draft.grant,
             default: place(&draft.default)?,
-            kernels: draft.kernels.iter().map(|(&kernel, placement)| Ok((kernel, place(placement)?))).collect::<Result<_, LadderError>>()?,
+            kernels: draft
+                .kernels
+                .iter()
+                .map(|(&kernel, placement)| Ok((kernel, place(placement)?)))
+                .collect::<Result<_, LadderError>>()?,
             walls: draft.walls,
         })
     }

@@ -98,7 +98,7 @@ impl Run {
             observe(&phase);
             // Alone means as fast as it can: at its own rate it would only wait for requests.
             let saturated = TenantRequest { rate: None, ..tenant.clone() };
-            alone.extend(self.phase(&phase, &Sharing::Policy("exclusive"), &[saturated])?);
+            alone.extend(self.phase(&phase, &Sharing::Policy("exclusive".into()), &[saturated])?);
         }
         let mut policies = Vec::new();
         for sharing in &self.policies {

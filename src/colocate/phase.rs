@@ -8,6 +8,7 @@ use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::SimDevice;
 use smidgen_runtime::launch::{LaunchError, Walls};
+use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{TenantId, TenantSpec};
 
@@ -30,6 +31,9 @@ pub enum PhaseError {
         /// Why.
         source: BuildError,
     },
+    /// No such policy.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
     /// A tenant could not be admitted.
     #[error(transparent)]
     Admit(#[from] smidgen_runtime::AdmitError),
@@ -78,12 +82,11 @@ pub fn run(
     seconds: f64,
     gate: impl FnOnce() -> Result<(), PhaseError>,
 ) -> Result<Vec<TenantResult>, PhaseError> {
-    let policy = match sharing {
-        Sharing::Policy(name) => smidgen_runtime::policy::by_name(name),
+    let policy: Box<dyn Policy> = match sharing {
+        Sharing::Policy(name) => policy::by_name(name)?,
         // A baseline's tenants know nothing of each other: every kernel takes the whole GPU.
-        Sharing::TimeSlice | Sharing::MpsDefault => None,
+        Sharing::TimeSlice | Sharing::MpsDefault => Box::new(DefaultSharing),
     };
-    let policy = policy.unwrap_or_else(|| Box::new(smidgen_runtime::policy::DefaultSharing));
     let runtime = Runtime::new(device.device(), policy, profiles);
     let mut ids = Vec::new();
     let mut prepared = Vec::new();

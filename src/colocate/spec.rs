@@ -80,7 +80,11 @@ fn count(key: &str, value: &str) -> Result<u32, String> {
 }
 
 fn positive(key: &str, value: &str) -> Result<f64, String> {
-    value.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or_else(|| format!("{key} `{value}` is no positive number"))
+    value
+        .parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| format!("{key} `{value}` is no positive number"))
 }
 
 fn milliseconds(value: &str) -> Result<f64, String> {
@@ -102,7 +106,7 @@ pub enum Sharing {
     /// Each tenant in a process of its own under an MPS daemon with default settings.
     MpsDefault,
     /// All tenants in one process, placed by a policy of the runtime.
-    Policy(&'static str),
+    Policy(String),
 }
 
 impl Sharing {
@@ -122,7 +126,7 @@ impl fmt::Display for Sharing {
         f.write_str(match self {
             Self::TimeSlice => "time-slice",
             Self::MpsDefault => "mps-default",
-            Self::Policy(name) => name,
+            Self::Policy(name) => name.as_str(),
         })
     }
 }
@@ -135,8 +139,10 @@ impl From<Sharing> for String {
 
 /// A policy's name that means nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("`{0}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
-pub struct UnknownPolicy(String);
+#[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
+pub struct UnknownPolicy {
+    name: String,
+}
 
 impl FromStr for Sharing {
     type Err = UnknownPolicy;
@@ -145,7 +151,11 @@ impl FromStr for Sharing {
         match text {
             "time-slice" => Ok(Self::TimeSlice),
             "mps-default" => Ok(Self::MpsDefault),
-            _ => policy::NAMES.into_iter().find(|&name| name == text).map(Self::Policy).ok_or_else(|| UnknownPolicy(text.into())),
+            _ => policy::NAMES
+                .into_iter()
+                .find(|&name| name == text)
+                .map(|name| Self::Policy(name.into()))
+                .ok_or_else(|| UnknownPolicy { name: text.into() }),
         }
     }
 }

@@ -6,17 +6,17 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::encoder::RaggedShape;
-use super::tensors::{TensorSource, Wanted, bytes_of_u32, ptr, upload, upload_u32};
 use super::BuildError;
-use crate::config::DecoderConfig;
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Mask, Rotary};
+use super::encoder::RaggedShape;
+use super::tensors::{Loader, bytes_of_u32, ptr, upload, upload_u32};
+use crate::config::{Activation, DecoderConfig};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::{Sample, SampleParams};
-use crate::weights::{LayerParameter, Parameter};
+use crate::weights::{LayerParameter, Parameter, Weights};
 
 /// A decoder's weights.
 pub struct Decoder {
@@ -46,6 +46,8 @@ pub struct DecoderBatch {
     sequences: u32,
     /// Positions that each sequence's cache has room for.
     capacity: u32,
+    /// Tokens that the caches will typically hold: what a step's kernel key counts.
+    context: u32,
     /// Rows there is room for in a prefill.
     max_rows: u32,
     caches: Vec<Cache>,
@@ -98,53 +100,28 @@ pub enum LogitRows {
 }
 
 impl Decoder {
-    /// Reads or makes the weights.
+    /// Puts the weights on the device.
     ///
     /// # Errors
-    /// The first parameter that is missing or misshapen; a bias that this engine has no kernel for; what the device says.
-    pub fn new(config: &DecoderConfig, tensors: &mut TensorSource, session: &mut Session) -> Result<Self, BuildError> {
+    /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
+    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
         if config.mlp_bias {
             return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
         }
-        if config.activation != crate::config::Activation::Silu {
-            return Err(BuildError::Unsupported("`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`"));
+        if config.activation != Activation::Silu {
+            return Err(BuildError::Unsupported(
+                "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
+            ));
         }
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let (query, kv) = (config.query_width(), config.kv_width());
-        let words = tensors.matrix(session, &[Wanted { parameter: Parameter::TokenEmbedding, rows: config.vocab, columns: hidden }])?;
-        let head = match config.tied_embeddings {
-            true => None,
-            false => Some(tensors.matrix(session, &[Wanted { parameter: Parameter::Head, rows: config.vocab, columns: hidden }])?),
-        };
-        let norm = tensors.scale(session, Wanted { parameter: Parameter::FinalNormWeight, rows: 1, columns: hidden })?;
-        let frequencies: Vec<u8> = config.rope.inverse_frequencies(config.head_dim).iter().flat_map(|turn| turn.to_le_bytes()).collect();
-        let inverse_frequencies = upload(session, &frequencies)?;
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            use LayerParameter as P;
-            let wanted = |parameter, rows, columns| Wanted { parameter: Parameter::Layer(index, parameter), rows, columns };
-            let bias = |tensors: &mut TensorSource, session: &mut Session, parts: &[Wanted]| {
-                config.attention_bias.then(|| tensors.bias(session, parts)).transpose()
-            };
-            layers.push(Layer {
-                attention_norm: tensors.scale(session, wanted(P::AttentionNormWeight, 1, hidden))?,
-                qkv: tensors.matrix(
-                    session,
-                    &[wanted(P::QueryWeight, query, hidden), wanted(P::KeyWeight, kv, hidden), wanted(P::ValueWeight, kv, hidden)],
-                )?,
-                qkv_bias: bias(
-                    tensors,
-                    session,
-                    &[wanted(P::QueryBias, 1, query), wanted(P::KeyBias, 1, kv), wanted(P::ValueBias, 1, kv)],
-                )?,
-                attention_output: tensors.matrix(session, &[wanted(P::AttentionOutputWeight, hidden, query)])?,
-                attention_output_bias: bias(tensors, session, &[wanted(P::AttentionOutputBias, 1, hidden)])?,
-                mlp_norm: tensors.scale(session, wanted(P::MlpNormWeight, 1, hidden))?,
-                gate_up: tensors.interleaved(session, wanted(P::GateWeight, inner, hidden), wanted(P::UpWeight, inner, hidden))?,
-                down: tensors.matrix(session, &[wanted(P::DownWeight, hidden, inner)])?,
-            });
-        }
-        Ok(Self { config: config.clone(), words, head, norm, inverse_frequencies, layers })
+        let mut loader = Loader::new(weights, session);
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            head: (!config.tied_embeddings).then(|| loader.load(Parameter::OutputHead)).transpose()?,
+            norm: loader.load(Parameter::FinalNormWeight)?,
+            inverse_frequencies: loader.upload_f32(&config.rope.inverse_frequencies(config.head_dim))?,
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, config, index)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Device memory of the weights and one batch of `batch` sequences whose caches hold `seq` tokens and the next, bytes.
@@ -162,7 +139,14 @@ impl Decoder {
     ///
     /// # Errors
     /// What the device says.
-    pub fn batch(&self, session: &Session, sequences: u32, capacity: u32, max_rows: u32, logits: LogitRows) -> Result<DecoderBatch, BuildError> {
+    pub fn batch(
+        &self,
+        session: &Session,
+        sequences: u32,
+        capacity: u32,
+        max_rows: u32,
+        logits: LogitRows,
+    ) -> Result<DecoderBatch, BuildError> {
         let config = &self.config;
         let device = session.device();
         let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
@@ -177,6 +161,7 @@ impl Decoder {
         Ok(DecoderBatch {
             sequences,
             capacity,
+            context: capacity,
             max_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
             tokens: upload_u32(session, &zeros)?,
@@ -203,19 +188,19 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
-                qkv: batch.qkv.ptr(),
-                output: batch.attention.ptr(),
-                starts: prompts.starts.ptr(),
-                lengths: prompts.lengths.ptr(),
-                rows,
+                heads: self.heads(),
                 sequences: batch.sequences,
                 max_length: prompts.max_length,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
-                mask: Mask::Causal { window: 0 },
+                tokens: rows,
+                causal: true,
+                window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                starts: prompts.starts.ptr(),
+                lengths: prompts.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -241,19 +226,17 @@ impl Decoder {
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
-                qkv: batch.qkv.ptr(),
-                k_cache: cache.keys.ptr(),
-                v_cache: cache.values.ptr(),
-                output: batch.attention.ptr(),
-                lengths: batch.lengths.ptr(),
+                heads: self.heads(),
                 sequences: rows,
-                heads: self.config.heads as u32,
-                kv_heads: self.config.kv_heads as u32,
-                head_dim: self.config.head_dim as u32,
-                capacity: batch.capacity,
-                qkv_stride: self.qkv_width(),
-                output_stride: self.config.query_width() as u32,
+                context: batch.context,
                 window: 0,
+                scale: self.scale(),
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                cache: batch.cache(cache),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                lengths: batch.lengths.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -275,6 +258,11 @@ impl Decoder {
             positions: moved(&batch.positions),
             lengths: moved(&batch.lengths),
         })
+    }
+
+    /// Tokens to choose from.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocab
     }
 
     fn embed(&self, rows: u32, ids: &Buffer, batch: &DecoderBatch) -> Embed {
@@ -319,21 +307,17 @@ impl Decoder {
         let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
         session.launch(&self.rms_norm(rows, x, &layer.attention_norm, normed))?;
         let epilogue = if layer.qkv_bias.is_some() { Epilogue::Bias } else { Epilogue::None };
-        let project = Gemm::new(rows, self.qkv_width(), self.config.hidden as u32, normed, layer.qkv.ptr(), qkv, epilogue);
+        let project = Gemm::new(rows, self.heads().qkv_width(), self.config.hidden as u32, normed, layer.qkv.ptr(), qkv, epilogue);
         session.launch(&project.with_bias(ptr(layer.qkv_bias.as_ref())))?;
         session.launch(&Rotary {
+            heads: self.heads(),
+            rows,
             qkv,
+            qkv_stride: self.heads().qkv_width(),
             positions,
             inverse_frequencies: self.inverse_frequencies.ptr(),
-            k_cache: cache.keys.ptr(),
-            v_cache: cache.values.ptr(),
+            cache: Some(batch.cache(cache)),
             sequence_of,
-            rows,
-            heads: self.config.heads as u32,
-            kv_heads: self.config.kv_heads as u32,
-            head_dim: self.config.head_dim as u32,
-            capacity: batch.capacity,
-            qkv_stride: self.qkv_width(),
         })
     }
 
@@ -341,10 +325,10 @@ impl Decoder {
     fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
-        let epilogue = if layer.attention_output_bias.is_some() { Epilogue::BiasResidual } else { Epilogue::Residual };
-        let output =
-            Gemm::new(rows, hidden, self.config.query_width() as u32, batch.attention.ptr(), layer.attention_output.ptr(), x, epilogue);
-        session.launch(&output.with_bias(ptr(layer.attention_output_bias.as_ref())).with_residual(x))?;
+        let (bias, width) = (layer.attention_output_bias.as_ref(), self.config.query_width() as u32);
+        let epilogue = if bias.is_some() { Epilogue::BiasResidual } else { Epilogue::Residual };
+        let output = Gemm::new(rows, hidden, width, batch.attention.ptr(), layer.attention_output.ptr(), x, epilogue);
+        session.launch(&output.with_bias(ptr(bias)).with_residual(x))?;
         session.launch(&self.rms_norm(rows, x, &layer.mlp_norm, normed))?;
         session.launch(&Gemm::new(rows, 2 * inner, hidden, normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
         let down = Gemm::new(rows, hidden, inner, batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual);
@@ -359,8 +343,34 @@ impl Decoder {
         session.launch(&Gemm::new(rows, vocabulary, hidden, batch.normed.ptr(), head.ptr(), batch.logits.ptr(), Epilogue::F32))
     }
 
-    fn qkv_width(&self) -> u32 {
-        (self.config.query_width() + 2 * self.config.kv_width()) as u32
+    fn heads(&self) -> Heads {
+        let config = &self.config;
+        Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 }
+    }
+
+    /// Factor of the attention scores.
+    fn scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let at = |parameter| Parameter::layer(index, parameter);
+        let mut bias = |parts: &[Parameter]| config.attention_bias.then(|| loader.stacked(parts)).transpose();
+        let qkv_bias = bias(&[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
+        let attention_output_bias = bias(&[at(P::AttentionOutputBias)])?;
+        Ok(Self {
+            attention_norm: loader.load(at(P::AttentionNormWeight))?,
+            qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
+            qkv_bias,
+            attention_output: loader.load(at(P::AttentionOutputWeight))?,
+            attention_output_bias,
+            mlp_norm: loader.load(at(P::FeedForwardNormWeight))?,
+            gate_up: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?,
+            down: loader.load(at(P::DownWeight))?,
+        })
     }
 }
 
@@ -371,7 +381,8 @@ impl Prompts {
     /// What the device says.
     pub fn new(session: &Session, sequences: &[Vec<u32>]) -> Result<Self, BuildError> {
         let shape = RaggedShape::of(sequences);
-        let sequence_of: Vec<u32> = (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
+        let sequence_of: Vec<u32> =
+            (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
         let last_rows: Vec<u32> = shape.starts.iter().zip(&shape.lengths).map(|(start, length)| start + length - 1).collect();
         Ok(Self {
             rows: shape.rows,
@@ -421,6 +432,10 @@ impl DecoderBatch {
     /// The logits of the last launch, `[rows, vocabulary]` fp32.
     pub fn logits(&self) -> DevicePtr {
         self.logits.ptr()
+    }
+
+    fn cache(&self, cache: &Cache) -> KvCache {
+        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
     }
 
     /// Tokens there is room for in a prefill.

@@ -5,14 +5,14 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::tensors::{TensorSource, Wanted, ptr, upload_u32};
 use super::BuildError;
+use super::tensors::{Loader, ptr, upload_u32};
 use crate::config::{Activation, EncoderConfig};
-use crate::kernels::attention::{AttentionPrefill, Mask};
+use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{BertEmbedding, Embed};
 use crate::kernels::gemm::{Epilogue, Gemm};
 use crate::kernels::norm::{Norm, NormKind};
-use crate::weights::{LayerParameter, Parameter};
+use crate::weights::{LayerParameter, Parameter, Weights};
 
 /// An encoder's weights.
 pub struct Encoder {
@@ -65,53 +65,20 @@ pub struct EncoderBatch {
 }
 
 impl Encoder {
-    /// Reads or makes the weights.
+    /// Puts the weights on the device.
     ///
     /// # Errors
     /// The first parameter that is missing or misshapen; what the device says.
-    pub fn new(config: &EncoderConfig, tensors: &mut TensorSource, session: &mut Session) -> Result<Self, BuildError> {
-        let (hidden, inner) = (config.hidden, config.intermediate);
-        let table = |parameter, rows| Wanted { parameter, rows, columns: hidden };
-        let vector = |parameter, columns| Wanted { parameter, rows: 1, columns };
-        let words = tensors.matrix(session, &[table(Parameter::TokenEmbedding, config.vocab)])?;
-        let positions = tensors.matrix(session, &[table(Parameter::PositionEmbedding, config.max_positions)])?;
-        let token_types = match config.token_types {
-            0 => None,
-            types => Some(tensors.matrix(session, &[table(Parameter::TokenTypeEmbedding, types)])?),
-        };
-        let norm = NormWeights {
-            weight: tensors.scale(session, vector(Parameter::EmbeddingNormWeight, hidden))?,
-            bias: tensors.bias(session, &[vector(Parameter::EmbeddingNormBias, hidden)])?,
-        };
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            use LayerParameter as P;
-            let matrix = |parameter, rows, columns| Wanted { parameter: Parameter::Layer(index, parameter), rows, columns };
-            let mut linear = |weights: &[P], biases: &[P], rows, columns| -> Result<Linear, BuildError> {
-                let weights: Vec<_> = weights.iter().map(|&weight| matrix(weight, rows, columns)).collect();
-                let biases: Vec<_> = biases.iter().map(|&bias| matrix(bias, 1, rows)).collect();
-                Ok(Linear { weight: tensors.matrix(session, &weights)?, bias: tensors.bias(session, &biases)? })
-            };
-            let qkv = linear(
-                &[P::QueryWeight, P::KeyWeight, P::ValueWeight],
-                &[P::QueryBias, P::KeyBias, P::ValueBias],
-                hidden,
-                hidden,
-            )?;
-            let attention_output = linear(&[P::AttentionOutputWeight], &[P::AttentionOutputBias], hidden, hidden)?;
-            let up = linear(&[P::UpWeight], &[P::UpBias], inner, hidden)?;
-            let down = linear(&[P::DownWeight], &[P::DownBias], hidden, inner)?;
-            let mut norm = |weight, bias| -> Result<NormWeights, BuildError> {
-                Ok(NormWeights {
-                    weight: tensors.scale(session, matrix(weight, 1, hidden))?,
-                    bias: tensors.bias(session, &[matrix(bias, 1, hidden)])?,
-                })
-            };
-            let attention_norm = norm(P::AttentionNormWeight, P::AttentionNormBias)?;
-            let output_norm = norm(P::MlpNormWeight, P::MlpNormBias)?;
-            layers.push(Layer { qkv, attention_output, attention_norm, up, down, output_norm });
-        }
-        Ok(Self { config: config.clone(), words, positions, token_types, norm, layers })
+    pub fn new(config: &EncoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+        let mut loader = Loader::new(weights, session);
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            positions: loader.load(Parameter::PositionEmbedding)?,
+            token_types: (config.token_types > 0).then(|| loader.load(Parameter::TokenTypeEmbedding)).transpose()?,
+            norm: NormWeights { weight: loader.load(Parameter::EmbeddingNormWeight)?, bias: loader.load(Parameter::EmbeddingNormBias)? },
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, index)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Device memory of the weights and one batch of `batch` sequences of `seq` tokens, bytes.
@@ -162,15 +129,22 @@ impl Encoder {
         };
         session.launch(&self.embedding(batch))?;
         for layer in &self.layers {
-            session.launch(&layer.qkv.gemm(rows, 3 * hidden, hidden, x, batch.qkv.ptr(), Epilogue::Bias, DevicePtr::NULL))?;
+            session.launch(&layer.qkv.gemm([rows, 3 * hidden, hidden], x, batch.qkv.ptr(), Epilogue::Bias))?;
             session.launch(&self.attention(batch))?;
-            session.launch(&layer.attention_output.gemm(rows, hidden, hidden, batch.attention.ptr(), y, Epilogue::BiasResidual, x))?;
+            let output = layer.attention_output.gemm([rows, hidden, hidden], batch.attention.ptr(), y, Epilogue::BiasResidual);
+            session.launch(&output.with_residual(x))?;
             session.launch(&layer.attention_norm.apply(rows, config, y, x))?;
-            session.launch(&layer.up.gemm(rows, inner, hidden, x, batch.inner.ptr(), activation, DevicePtr::NULL))?;
-            session.launch(&layer.down.gemm(rows, hidden, inner, batch.inner.ptr(), y, Epilogue::BiasResidual, x))?;
+            session.launch(&layer.up.gemm([rows, inner, hidden], x, batch.inner.ptr(), activation))?;
+            let down = layer.down.gemm([rows, hidden, inner], batch.inner.ptr(), y, Epilogue::BiasResidual);
+            session.launch(&down.with_residual(x))?;
             session.launch(&layer.output_norm.apply(rows, config, y, x))?;
         }
         Ok(())
+    }
+
+    /// Width of the output.
+    pub fn hidden(&self) -> usize {
+        self.config.hidden
     }
 
     fn embedding(&self, batch: &EncoderBatch) -> Embed {
@@ -195,21 +169,22 @@ impl Encoder {
     }
 
     fn attention(&self, batch: &EncoderBatch) -> AttentionPrefill {
-        let heads = self.config.heads as u32;
+        let (heads, head_dim) = (self.config.heads as u32, self.config.head_dim() as u32);
+        let heads = Heads { heads, kv_heads: heads, head_dim };
         AttentionPrefill {
-            qkv: batch.qkv.ptr(),
-            output: batch.attention.ptr(),
-            starts: batch.starts.ptr(),
-            lengths: batch.lengths.ptr(),
-            rows: batch.rows,
+            heads,
             sequences: batch.sequences,
             max_length: batch.max_length,
-            heads,
-            kv_heads: heads,
-            head_dim: self.config.head_dim() as u32,
-            qkv_stride: 3 * self.config.hidden as u32,
-            output_stride: self.config.hidden as u32,
-            mask: Mask::Bidirectional,
+            tokens: batch.rows,
+            causal: false,
+            window: 0,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            qkv: batch.qkv.ptr(),
+            qkv_stride: heads.qkv_width(),
+            output: batch.attention.ptr(),
+            output_stride: heads.output_width(),
+            starts: batch.starts.ptr(),
+            lengths: batch.lengths.ptr(),
         }
     }
 }
@@ -236,10 +211,31 @@ impl EncoderBatch {
     }
 }
 
+impl Layer {
+    fn load(loader: &mut Loader<'_>, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let mut stacked = |parts: &[P]| {
+            let parts: Vec<Parameter> = parts.iter().map(|&part| Parameter::layer(index, part)).collect();
+            loader.stacked(&parts)
+        };
+        Ok(Self {
+            qkv: Linear {
+                weight: stacked(&[P::QueryWeight, P::KeyWeight, P::ValueWeight])?,
+                bias: stacked(&[P::QueryBias, P::KeyBias, P::ValueBias])?,
+            },
+            attention_output: Linear { weight: stacked(&[P::AttentionOutputWeight])?, bias: stacked(&[P::AttentionOutputBias])? },
+            attention_norm: NormWeights { weight: stacked(&[P::AttentionNormWeight])?, bias: stacked(&[P::AttentionNormBias])? },
+            up: Linear { weight: stacked(&[P::UpWeight])?, bias: stacked(&[P::UpBias])? },
+            down: Linear { weight: stacked(&[P::DownWeight])?, bias: stacked(&[P::DownBias])? },
+            output_norm: NormWeights { weight: stacked(&[P::FeedForwardNormWeight])?, bias: stacked(&[P::FeedForwardNormBias])? },
+        })
+    }
+}
+
 impl Linear {
-    #[expect(clippy::too_many_arguments, reason = "a GEMM has as many operands")]
-    fn gemm(&self, m: u32, n: u32, k: u32, a: DevicePtr, c: DevicePtr, epilogue: Epilogue, residual: DevicePtr) -> Gemm {
-        Gemm::new(m, n, k, a, self.weight.ptr(), c, epilogue).with_bias(self.bias.ptr()).with_residual(residual)
+    /// `[m, n, k]`: the product of `a`, `[m, k]`, and the weight, `[n, k]`.
+    fn gemm(&self, [m, n, k]: [u32; 3], a: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Gemm {
+        Gemm::new(m, n, k, a, self.weight.ptr(), c, epilogue).with_bias(self.bias.ptr())
     }
 }
 
@@ -274,7 +270,11 @@ impl RaggedShape {
     pub(super) fn of(sequences: &[Vec<u32>]) -> Self {
         let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
         let mut rows = 0;
-        let starts = lengths.iter().map(|length| std::mem::replace(&mut rows, rows + length)).collect();
+        let mut starts = Vec::with_capacity(lengths.len());
+        for length in &lengths {
+            starts.push(rows);
+            rows += length;
+        }
         let positions = lengths.iter().flat_map(|&length| 0..length).collect();
         Self { rows, max_length: lengths.iter().copied().max().unwrap_or(0), starts, lengths, positions }
     }

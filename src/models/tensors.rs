@@ -1,83 +1,97 @@
 //! Parameters on the device: read from a checkpoint, or made there at random.
 
-use std::sync::Arc;
-
 use half::f16;
-use smidgen_runtime::device::{Buffer, Device, DevicePtr};
+use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::Session;
 
 use super::BuildError;
-use crate::kernels::random::RandomNormal;
-use crate::weights::{Checkpoint, Parameter};
+use crate::kernels::random::{Distribution, RandomWeights};
+use crate::weights::{self, Parameter, Role, Weights};
 
-/// Standard deviation of random weights, as BERT and Llama are initialised (`initializer_range`).
-const DEVIATION: f32 = 0.02;
-
-/// Hands out a model's parameters in the order in which the model asks for them.
-pub struct TensorSource {
-    device: Arc<dyn Device>,
-    checkpoint: Option<Checkpoint>,
-    seed: u64,
+/// Puts a model's parameters on the device of one session.
+pub(super) struct Loader<'a> {
+    weights: &'a Weights,
+    session: &'a mut Session,
 }
 
-/// One parameter as the model wants it: which, and the rows and columns it must have. A vector has one row.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
-    pub parameter: Parameter,
-    pub rows: usize,
-    pub columns: usize,
-}
-
-impl TensorSource {
-    pub(super) fn new(session: &Session, checkpoint: Option<Checkpoint>, seed: u64) -> Self {
-        Self { device: Arc::clone(session.device()), checkpoint, seed }
+impl<'a> Loader<'a> {
+    pub(super) fn new(weights: &'a Weights, session: &'a mut Session) -> Self {
+        Self { weights, session }
     }
 
-    /// A weight matrix made of `parts` one below the other. Random: normal with mean 0.
-    pub(super) fn matrix(&mut self, session: &mut Session, parts: &[Wanted]) -> Result<Buffer, BuildError> {
-        self.stacked(session, parts, 0.0, DEVIATION)
+    /// One parameter.
+    pub(super) fn load(&mut self, parameter: Parameter) -> Result<Buffer, BuildError> {
+        self.stacked(&[parameter])
     }
 
-    /// Bias vectors one behind the other. Random: zeros.
-    pub(super) fn bias(&mut self, session: &mut Session, parts: &[Wanted]) -> Result<Buffer, BuildError> {
-        self.stacked(session, parts, 0.0, 0.0)
-    }
-
-    /// A norm's scale. Random: ones.
-    pub(super) fn scale(&mut self, session: &mut Session, part: Wanted) -> Result<Buffer, BuildError> {
-        self.stacked(session, &[part], 1.0, 0.0)
-    }
-
-    /// Two matrices of the same shape, row by row in turn: the layout of the gated GEMM epilogue. Random: normal with mean 0.
-    pub(super) fn interleaved(&mut self, session: &mut Session, even: Wanted, odd: Wanted) -> Result<Buffer, BuildError> {
-        let Some(checkpoint) = &self.checkpoint else {
-            return self.matrix(session, &[even, odd]);
-        };
-        let (even_values, odd_values) = (read(checkpoint, even)?, read(checkpoint, odd)?);
-        let columns = even.columns;
-        let rows = even_values.chunks_exact(columns).zip(odd_values.chunks_exact(columns));
-        let values: Vec<f16> = rows.flat_map(|(even, odd)| even.iter().chain(odd)).copied().collect();
-        self.upload(session, &values)
-    }
-
-    fn stacked(&mut self, session: &mut Session, parts: &[Wanted], mean: f32, deviation: f32) -> Result<Buffer, BuildError> {
-        if let Some(checkpoint) = &self.checkpoint {
-            let mut values = Vec::new();
-            for &part in parts {
-                values.extend(read(checkpoint, part)?);
+    /// Parameters one below the other, as one matrix or vector.
+    pub(super) fn stacked(&mut self, parameters: &[Parameter]) -> Result<Buffer, BuildError> {
+        if self.weights.as_random().is_some() {
+            let elements: u64 = parameters.iter().map(|&parameter| self.elements(parameter)).sum();
+            let buffer = Buffer::new(self.session.device(), 2 * elements)?;
+            let mut y = buffer.ptr();
+            for &parameter in parameters {
+                self.random(parameter, y, self.extent(parameter).1)?;
+                y = y.offset(2 * self.elements(parameter));
             }
-            return self.upload(session, &values);
+            return Ok(buffer);
         }
-        let count: u64 = parts.iter().map(|part| (part.rows * part.columns) as u64).sum();
-        let buffer = Buffer::new(&self.device, count * 2)?;
-        self.seed = self.seed.wrapping_add(1);
-        session.launch(&RandomNormal { count, seed: self.seed, mean, deviation, y: buffer.ptr() })?;
-        Ok(buffer)
+        let mut values = Vec::new();
+        for &parameter in parameters {
+            values.extend(self.weights.f16(parameter)?);
+        }
+        self.upload(&values)
     }
 
-    fn upload(&self, session: &Session, values: &[f16]) -> Result<Buffer, BuildError> {
+    /// Two matrices of the same shape, row by row in turn: the layout of the gated GEMM epilogue.
+    pub(super) fn interleaved(&mut self, even: Parameter, odd: Parameter) -> Result<Buffer, BuildError> {
+        let (rows, columns) = self.extent(even);
+        if self.weights.as_random().is_some() {
+            let buffer = Buffer::new(self.session.device(), 4 * rows * columns)?;
+            self.random(even, buffer.ptr(), 2 * columns)?;
+            self.random(odd, buffer.ptr().offset(2 * columns), 2 * columns)?;
+            return Ok(buffer);
+        }
+        let (even, odd) = (self.weights.f16(even)?, self.weights.f16(odd)?);
+        let rows = even.chunks_exact(columns as usize).zip(odd.chunks_exact(columns as usize));
+        let values: Vec<f16> = rows.flat_map(|(even, odd)| even.iter().chain(odd)).copied().collect();
+        self.upload(&values)
+    }
+
+    /// Rows and columns of a parameter; a vector is one row.
+    fn extent(&self, parameter: Parameter) -> (u64, u64) {
+        match parameter.shape(self.weights.config())[..] {
+            [rows, columns] => (rows as u64, columns as u64),
+            ref vector => (1, vector.iter().product::<usize>() as u64),
+        }
+    }
+
+    fn elements(&self, parameter: Parameter) -> u64 {
+        let (rows, columns) = self.extent(parameter);
+        rows * columns
+    }
+
+    fn random(&mut self, parameter: Parameter, y: DevicePtr, stride: u64) -> Result<(), BuildError> {
+        let (rows, columns) = self.extent(parameter);
+        let distribution = match (parameter.role(), self.weights.as_random()) {
+            (Role::Weight, Some(random)) => {
+                Distribution::Uniform { key: random.key(parameter)?, half_width: weights::RandomWeights::HALF_WIDTH }
+            }
+            (Role::NormScale, _) => Distribution::Constant(1.0),
+            (Role::Bias | Role::Weight, _) => Distribution::Constant(0.0),
+        };
+        Ok(self.session.launch(&RandomWeights { rows, columns, stride, distribution, y })?)
+    }
+
+    fn upload(&self, values: &[f16]) -> Result<Buffer, BuildError> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        upload(session, &bytes)
+        upload(self.session, &bytes)
+    }
+
+    /// [`upload`] for floats.
+    pub(super) fn upload_f32(&self, values: &[f32]) -> Result<Buffer, BuildError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        upload(self.session, &bytes)
     }
 }
 
@@ -100,9 +114,4 @@ pub(super) fn bytes_of_u32(values: &[u32]) -> Vec<u8> {
 /// The address of an optional buffer, null if there is none.
 pub(super) fn ptr(buffer: Option<&Buffer>) -> DevicePtr {
     buffer.map_or(DevicePtr::NULL, Buffer::ptr)
-}
-
-fn read(checkpoint: &Checkpoint, wanted: Wanted) -> Result<Vec<f16>, BuildError> {
-    let shape: &[usize] = if wanted.rows == 1 { &[wanted.columns] } else { &[wanted.rows, wanted.columns] };
-    Ok(checkpoint.parameter_f16(wanted.parameter, shape)?)
 }

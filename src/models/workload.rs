@@ -3,9 +3,10 @@
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::decoder::LogitRows;
-use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, TensorSource};
+use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch};
 use crate::config::{DecoderConfig, EncoderConfig};
 use crate::serve::Workload;
+use crate::weights::Weights;
 
 struct EncoderWorkload {
     model: Encoder,
@@ -33,25 +34,26 @@ impl Workload for DecodeWorkload {
 
 pub(super) fn encoder(
     config: &EncoderConfig,
-    tensors: &mut TensorSource,
+    weights: &Weights,
     session: &mut Session,
     batch: u32,
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Encoder::new(config, tensors, session)?;
-    let sequences: Vec<Vec<u32>> = (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
+    let model = Encoder::new(config, weights, session)?;
+    let sequences: Vec<Vec<u32>> =
+        (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
     let batch = model.batch(session, &sequences)?;
     Ok(Box::new(EncoderWorkload { model, batch }))
 }
 
 pub(super) fn decoder(
     config: &DecoderConfig,
-    tensors: &mut TensorSource,
+    weights: &Weights,
     session: &mut Session,
     batch: u32,
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Decoder::new(config, tensors, session)?;
+    let model = Decoder::new(config, weights, session)?;
     let sequences = model.batch(session, batch, seq + 1, batch, LogitRows::Last)?;
     sequences.stand_at(session, &vec![seq; batch as usize])?;
     Ok(Box::new(DecodeWorkload { model, batch: sequences }))

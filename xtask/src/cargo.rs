@@ -23,6 +23,14 @@ pub struct Built {
     pub kernels_out: Option<PathBuf>,
 }
 
+impl Built {
+    /// The executable of the target `name`.
+    pub fn executable(&self, name: &str) -> Result<&Path> {
+        let found = self.executables.iter().find(|(target, _)| target == name);
+        found.map(|(_, path)| path.as_path()).with_context(|| format!("cargo built no executable named {name}"))
+    }
+}
+
 /// Builds as `arguments` say; the compiler's messages go to the terminal.
 pub fn build(root: &Path, arguments: &[&str]) -> Result<Built> {
     let mut command = cargo(root);
@@ -49,8 +57,8 @@ pub fn build(root: &Path, arguments: &[&str]) -> Result<Built> {
     Ok(built)
 }
 
-/// The targets of one kind (`test`, `bench`) in the workspace, each with its package.
-pub fn targets(root: &Path, kind: &str) -> Result<Vec<(String, String)>> {
+/// The names of the workspace's targets of one kind (`test`, `bench`).
+pub fn targets(root: &Path, kind: &str) -> Result<Vec<String>> {
     let output = cargo(root).args(["metadata", "--no-deps", "--format-version=1"]).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("`cargo metadata` failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -58,9 +66,9 @@ pub fn targets(root: &Path, kind: &str) -> Result<Vec<(String, String)>> {
     let metadata: Value = serde_json::from_slice(&output.stdout).context("`cargo metadata` answered what is not JSON")?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
     Ok(packages
-        .flat_map(|package| package["targets"].as_array().into_iter().flatten().map(move |target| (package, target)))
-        .filter(|(_, target)| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|found| found == kind)))
-        .filter_map(|(package, target)| Some((package["name"].as_str()?.to_owned(), target["name"].as_str()?.to_owned())))
+        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
+        .filter(|target| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|found| found == kind)))
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
         .collect())
 }
 

@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, toolchain};
+use crate::{cargo, files, nvcc, toolchain};
 
 /// What one kernel takes on one architecture. Sizes are bytes for each thread, shared memory for each block.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +36,8 @@ pub fn run(root: &Path, report: bool) -> Result<()> {
     println!("{} bytes in {}", fs::metadata(&image)?.len(), image.display());
     if report {
         let mut table = Vec::new();
-        for path in reports_under(&out.join("kernels"))? {
+        let reports = files::under(&nvcc::objects_folder(&out))?.into_iter().filter(|path| path.to_string_lossy().ends_with(".ptxas.txt"));
+        for path in reports {
             table.extend(parse(&fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?));
         }
         print(table);
@@ -102,19 +103,6 @@ fn demangled(names: &[String]) -> Vec<String> {
         (lines.len() == names.len()).then_some(lines)
     };
     filter().unwrap_or_else(|| names.to_vec())
-}
-
-fn reports_under(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut reports = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            reports.extend(reports_under(&path)?);
-        } else if path.to_string_lossy().ends_with(".ptxas.txt") {
-            reports.push(path);
-        }
-    }
-    Ok(reports)
 }
 
 #[cfg(test)]

@@ -7,9 +7,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod abi;
+mod bundle;
 mod cargo;
+mod demo;
+mod files;
 mod kernels;
 mod nvcc;
+mod test;
 mod toolchain;
 
 #[derive(Parser)]
@@ -21,6 +25,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Build smidgen and run its demo: two tenants on one GPU, or on the simulated one where there is none
+    Demo {
+        /// Arguments for `smidgen demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check formatting, lints, kernels, tests and documentation
+    Test {
+        /// Also run the tests that need a GPU
+        #[arg(long)]
+        gpu: bool,
+    },
     /// Find a CUDA compiler, or install the pinned one into .toolchain/
     Toolchain,
     /// Compile the kernels
@@ -41,11 +57,17 @@ enum Chore {
         #[arg(long)]
         bindings: Option<PathBuf>,
     },
+    /// Pack smidgen, its GPU tests and its benchmarks into a folder for a GPU machine
+    Bundle {
+        /// The folder [default: bundle/ in the repository]
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse().chore, &repository_root()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -53,8 +75,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(chore: Chore, root: &Path) -> Result<()> {
+fn run(chore: Chore, root: &Path) -> Result<ExitCode> {
     match chore {
+        Chore::Demo { arguments } => return demo::run(root, &arguments),
+        Chore::Test { gpu } => test::run(root, gpu)?,
         Chore::Toolchain => println!("{}", toolchain::ensure_nvcc(root)?),
         Chore::Kernels { report } => kernels::run(root, report)?,
         Chore::Abi { check, header, bindings } => {
@@ -62,8 +86,9 @@ fn run(chore: Chore, root: &Path) -> Result<()> {
             let bindings = bindings.unwrap_or_else(|| root.join("kernels/abi.rs"));
             abi::run(root, &header, &bindings, check)?;
         }
+        Chore::Bundle { output } => bundle::run(root, &output.unwrap_or_else(|| root.join("bundle")))?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The folder of the workspace's `Cargo.toml`.

@@ -1,7 +1,7 @@
-//! Finds a CUDA compiler on this machine.
+//! Finds a CUDA compiler on this machine, and the folder that keeps what it made.
 //!
-//! `build.rs` includes this file too, so that the build and `cargo xtask toolchain` always agree on which compiler is used. It needs nothing
-//! beyond the standard library for that reason.
+//! `build.rs` includes this file too, so that the build and the chores always agree on both. It needs nothing beyond the standard library for
+//! that reason.
 
 use std::env;
 use std::ffi::OsString;
@@ -76,6 +76,14 @@ pub fn find(root: &Path) -> Result<Nvcc, NotFound> {
         }
     }
     Err(NotFound { passed_over })
+}
+
+/// Where compiled kernels are kept, given a build script's output folder: beside the profiles' folders in cargo's target folder.
+///
+/// A build script has an output folder for each profile, and one more under clippy, but kernels come out the same in all of them.
+pub fn objects_folder(out_dir: &Path) -> PathBuf {
+    let target = out_dir.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    target.unwrap_or(out_dir).join("kernels")
 }
 
 /// An environment variable, where one that is empty counts as not set.

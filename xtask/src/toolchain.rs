@@ -4,13 +4,13 @@
 //! driver and no system-wide installation. The versions are pinned here: every build of one commit uses the same compiler.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
+use crate::files;
 use crate::nvcc::{self, Nvcc};
 
 /// The compiler driver and ptxas, the optimiser, the headers that nvcc includes by itself, and CUDA's C++ core libraries.
@@ -52,7 +52,7 @@ pub fn install(root: &Path, folder: &str, what: &str, wheels: &[&str]) -> Result
 
     println!("installing {what} into {}", destination.display());
     let unpacked = destination.with_added_extension("partial");
-    remove_if_there(&unpacked)?;
+    files::remove_if_there(&unpacked)?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-compile"]);
     pip.args(["--only-binary=:all:", "--target"]).arg(&unpacked).args(wheels);
@@ -60,15 +60,8 @@ pub fn install(root: &Path, folder: &str, what: &str, wheels: &[&str]) -> Result
     pip.env("PIP_ROOT_USER_ACTION", "ignore");
     let status = pip.status().context("cannot run python3, which is needed to download it: install python3 and its pip")?;
     if !status.success() {
-        remove_if_there(&unpacked)?;
+        files::remove_if_there(&unpacked)?;
         bail!("`python3 -m pip install` of {} failed; what it said is above (on Debian, pip is the package python3-pip)", wheels.join(" "));
     }
     fs::rename(&unpacked, &destination).with_context(|| format!("cannot rename {} to {}", unpacked.display(), destination.display()))
-}
-
-fn remove_if_there(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", folder.display())),
-        _ => Ok(()),
-    }
 }

@@ -186,7 +186,7 @@ pub trait Device: Send + Sync {
     /// Gives back what [`allocate`](Device::allocate) returned.
     fn free(&self, ptr: DevicePtr);
 
-    /// Copies host bytes to the device in stream order. `source` may be reused as soon as this returns.
+    /// Copies host bytes to the device in stream order. `source` may be reused as soon as this returns. An error while the stream is captured.
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError>;
 
     /// Waits for the stream and copies device bytes to the host. The simulator leaves `target` zeroed.
@@ -195,10 +195,10 @@ pub trait Device: Send + Sync {
     /// Sets `bytes` device bytes to `value` in stream order.
     fn fill(&self, stream: StreamId, target: DevicePtr, value: u8, bytes: u64) -> Result<(), DeviceError>;
 
-    /// Loads a fatbin, whose kernels [`function`](Device::function) then finds.
+    /// Loads a fatbin or PTX text, whose kernels [`function`](Device::function) then finds.
     fn load(&self, fatbin: &[u8]) -> Result<(), DeviceError>;
 
-    /// The entry point called `symbol`, allowed to use as much dynamic shared memory as an SM has.
+    /// The entry point called `symbol`, allowed to use as much dynamic shared memory as an SM gives to one block. Slow the first time.
     fn function(&self, symbol: &'static str) -> Result<FunctionId, DeviceError>;
 
     /// A partition over exactly these TPCs. Slow (about 1 ms and 6 MB on `cuda`): never on the launch path.
@@ -234,7 +234,8 @@ pub trait Device: Send + Sync {
     /// Waits until everything on `stream` is done.
     fn synchronize(&self, stream: StreamId) -> Result<(), DeviceError>;
 
-    /// From here on, work on `stream`, and on streams that wait for its events, is recorded and not run.
+    /// From here on, work on `stream`, and on streams that wait for its events, is recorded and not run. Until the same thread ends the
+    /// capture it must not allocate or free, and should have looked up its kernels before.
     fn begin_capture(&self, stream: StreamId) -> Result<(), DeviceError>;
 
     /// Ends the recording and instantiates it; nodes keep their partitions and priorities. Use [`Graph::end_capture`].

@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use crate::device::{Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId};
+use crate::device::{
+    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId,
+};
 use crate::tenant::TenantId;
 
 use super::grant::Grant;

@@ -34,6 +34,9 @@ pub(super) fn check(profile: &Profile) -> Result<(), Flaw> {
     if profile.provenance.sms.0 == 0 {
         return Flaw::at("provenance.sms", "a GPU has at least 1 SM");
     }
+    if profile.provenance.models.is_empty() {
+        return Flaw::at("provenance.models", "a profile is of at least one model");
+    }
     if !(profile.tolerance > 0.0 && profile.tolerance < 1.0) {
         return Flaw::at("tolerance", format!("{} is not between 0 and 1, both excluded (0.02 is 2%)", profile.tolerance));
     }

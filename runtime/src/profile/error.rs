@@ -55,7 +55,7 @@ pub enum ProfileError {
         found: u64,
     },
     /// A field holds what cannot be.
-    #[error("{}: {field}: {reason}; correct it, or delete the file and run `smidgen profile --model {model} -o {}`", path.display(), path.display())]
+    #[error("{}: {field}: {reason}; correct it, or delete the file and run `{command}`", path.display())]
     Field {
         /// The file.
         path: PathBuf,
@@ -63,13 +63,12 @@ pub enum ProfileError {
         field: String,
         /// What is wrong with it.
         reason: String,
-        /// The model that was profiled.
-        model: String,
+        /// The command that measures the same models here.
+        command: String,
     },
     /// The profile is of another GPU.
     #[error(
-        "{}: profiled on {found} but this GPU is {here}; run `smidgen profile --model {model} -o {}` here",
-        path.display(),
+        "{}: profiled on {found} but this GPU is {here}; move it away and run `{command}` here",
         path.display()
     )]
     GpuMismatch {
@@ -79,13 +78,12 @@ pub enum ProfileError {
         found: String,
         /// The GPU at hand.
         here: String,
-        /// The model that was profiled.
-        model: String,
+        /// The command that measures the same models here.
+        command: String,
     },
     /// The profile is of a GPU with another number of SMs, such as another MIG slice.
     #[error(
-        "{}: profiled on {found} SMs but this GPU has {here}; run `smidgen profile --model {model} -o {}` here",
-        path.display(),
+        "{}: profiled on {found} SMs but this GPU has {here}; move it away and run `{command}` here",
         path.display()
     )]
     SmsMismatch {
@@ -95,20 +93,19 @@ pub enum ProfileError {
         found: Sms,
         /// SMs at hand.
         here: Sms,
-        /// The model that was profiled.
-        model: String,
+        /// The command that measures the same models here.
+        command: String,
     },
     /// The profile comes out of the simulator, and the GPU at hand is real.
     #[error(
-        "{}: SIMULATED, so it says nothing about a real GPU; run `smidgen profile --model {model} -o {}` here",
-        path.display(),
+        "{}: SIMULATED, so it says nothing about a real GPU; move it away and run `{command}` here",
         path.display()
     )]
     Simulated {
         /// The file.
         path: PathBuf,
-        /// The model that was profiled.
-        model: String,
+        /// The command that measures the same models here.
+        command: String,
     },
 }
 
@@ -127,8 +124,7 @@ pub enum ProfileWarning {
     },
     /// Measured with other kernels.
     #[error(
-        "{}: measured with kernel build {found}, this is {here}; run `smidgen profile --model {model} -o {}` for exact placements",
-        path.display(),
+        "{}: measured with kernel build {found}, this is {here}; move it away and run `{command}` for exact placements",
         path.display()
     )]
     KernelBuild {
@@ -138,8 +134,8 @@ pub enum ProfileWarning {
         found: String,
         /// The kernel build at hand.
         here: String,
-        /// The model that was profiled.
-        model: String,
+        /// The command that measures the same models here.
+        command: String,
     },
     /// Two profiles chose their minimum SM counts at different tolerances.
     #[error("{}: its tolerance is {found}, profiles loaded before it have {before}; minimum SM counts are not comparable", path.display())]

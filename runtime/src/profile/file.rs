@@ -52,7 +52,7 @@ impl Profile {
             path: path.to_owned(),
             field: flaw.field,
             reason: flaw.reason,
-            model: self.provenance.model.clone(),
+            command: self.provenance.command_again(path),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The profile file: JSON, one object, every sample kept.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +25,8 @@ pub struct Provenance {
     pub driver: String,
     /// Hash of the kernels' sources and compiler.
     pub kernel_build: String,
-    /// The model whose request was measured, as `--model` names it.
-    pub model: String,
+    /// The models whose requests were measured into this file, as `--model` names them, in the order measured.
+    pub models: Vec<String>,
     /// The command that measured.
     pub command: String,
     /// Commit of the sources, empty where unknown.
@@ -34,6 +35,14 @@ pub struct Provenance {
     pub date: String,
     /// Whether the latencies come from the simulator's own model, and nothing was measured.
     pub simulated: bool,
+}
+
+impl Provenance {
+    /// The command that measures these models again, into `path`.
+    pub fn command_again(&self, path: &Path) -> String {
+        let models: String = self.models.iter().map(|model| format!(" --model {model}")).collect();
+        format!("smidgen profile{models} -o {}", path.display())
+    }
 }
 
 /// The rates that kernels are held against to say what limits them.
@@ -54,6 +63,8 @@ pub struct Peaks {
 pub enum PeakSource {
     /// Whoever ran the profiler named them.
     Given,
+    /// The data sheet of the GPU.
+    Datasheet,
     /// They are the best rates that any kernel of this profile reached, so that they say nothing of what the GPU could do.
     Reached,
 }

@@ -113,21 +113,21 @@ impl ProfileStore {
 
 fn refuse_mismatch(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Result<(), ProfileError> {
     let (provenance, topology) = (&profile.provenance, machine.topology);
-    let (path, model) = (path.to_owned(), provenance.model.clone());
+    let (path, command) = (path.to_owned(), provenance.command_again(path));
     if provenance.simulated && !machine.simulated {
-        return Err(ProfileError::Simulated { path, model });
+        return Err(ProfileError::Simulated { path, command });
     }
     if provenance.gpu != topology.name {
-        return Err(ProfileError::GpuMismatch { path, found: provenance.gpu.clone(), here: topology.name.clone(), model });
+        return Err(ProfileError::GpuMismatch { path, found: provenance.gpu.clone(), here: topology.name.clone(), command });
     }
     if provenance.sms != topology.sms {
-        return Err(ProfileError::SmsMismatch { path, found: provenance.sms, here: topology.sms, model });
+        return Err(ProfileError::SmsMismatch { path, found: provenance.sms, here: topology.sms, command });
     }
     Ok(())
 }
 
 fn differences(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Vec<ProfileWarning> {
-    let (provenance, path) = (&profile.provenance, path.to_owned());
+    let (provenance, path, command) = (&profile.provenance, path.to_owned(), profile.provenance.command_again(path));
     let mut warnings = Vec::new();
     // The simulator has no driver of its own: it stands in for the machine of the profile.
     let here = &machine.topology.driver;
@@ -135,8 +135,8 @@ fn differences(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Vec<Pro
         warnings.push(ProfileWarning::Driver { path: path.clone(), found: provenance.driver.clone(), here: here.clone() });
     }
     if !machine.kernel_build.is_empty() && provenance.kernel_build != machine.kernel_build {
-        let (found, here, model) = (provenance.kernel_build.clone(), machine.kernel_build.to_owned(), provenance.model.clone());
-        warnings.push(ProfileWarning::KernelBuild { path, found, here, model });
+        let (found, here) = (provenance.kernel_build.clone(), machine.kernel_build.to_owned());
+        warnings.push(ProfileWarning::KernelBuild { path, found, here, command });
     }
     warnings
 }

@@ -232,7 +232,6 @@ impl Device for CudaDevice {
         driver::stream_begin_capture(stream.into())
     }
 
-    /// Must be called on the thread that began the capture.
     fn end_capture(&self, stream: StreamId) -> Result<GraphId, DeviceError> {
         self.context.bind()?;
         graph::end_capture(stream.into()).map(GraphId::from)

@@ -1,0 +1,205 @@
+//! Which kernel does a problem: the compiled variants, what each needs of an SM, and the choice among them at an SM count.
+//!
+//! The tiled variants give the same bits, so any of them may do a problem, and the one with the least predicted time on the granted SMs
+//! does. The other variants add in another order or read otherwise: whether they are used follows from the problem alone, never from the SM
+//! count, or outputs would change when a tenant is resized.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
+use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::launch::{Fingerprint, Kernel};
+
+use super::{Epilogue, Gemm};
+
+/// A compiled kernel: a tile shape of `tiled.cuh` or `skinny.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Tiles of 128 x 256.
+    Tiled128x256,
+    /// Tiles of 128 x 128.
+    Tiled128x128,
+    /// Tiles of 64 x 128.
+    Tiled64x128,
+    /// Tiles of 64 x 64.
+    Tiled64x64,
+    /// Tiles of 64 x 64 with loads of single halves, for rows that do not begin on 16 bytes.
+    Unaligned,
+    /// Up to 16 rows, tiles of 16 columns.
+    Skinny16,
+    /// Up to 32 rows, tiles of 32 columns.
+    Skinny32,
+    /// Up to 64 rows, tiles of 32 columns.
+    Skinny64,
+}
+
+/// Shared memory that the driver keeps for itself in each block, and the kernel's own static part, bytes.
+const RESERVED_SHARED_BYTES: u32 = 1024 + 128;
+
+/// Multiply-adds that one SM's tensor cores do in a cycle through `mma.sync`: on Hopper about 62% of the 2048 that `wgmma` reaches (Luo et al.,
+/// "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024). Only ratios matter to the choice.
+const MULTIPLY_ADDS_PER_CYCLE: f64 = 1270.0;
+
+/// Cycles of a tile outside its main loop: taking it, filling the pipeline, and the epilogue.
+const TILE_OVERHEAD_CYCLES: f64 = 3000.0;
+
+impl Variant {
+    /// The variants that give the same bits.
+    pub const TILED: [Self; 4] = [Self::Tiled128x256, Self::Tiled128x128, Self::Tiled64x128, Self::Tiled64x64];
+
+    /// The variant with the least predicted time for `gemm` on `sms` SMs.
+    pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Self {
+        if !gemm.is_aligned() {
+            return Self::Unaligned;
+        }
+        let skinny = match gemm.m {
+            ..=16 => Some(Self::Skinny16),
+            17..=32 => Some(Self::Skinny32),
+            33..=64 => Some(Self::Skinny64),
+            _ => None,
+        };
+        if let Some(skinny) = skinny.filter(|skinny| skinny.blocks_per_sm(gpu) > 0) {
+            return skinny;
+        }
+        let fitting = Self::TILED.into_iter().filter(|tiled| tiled.blocks_per_sm(gpu) > 0);
+        let quicker = |a: &Self, b: &Self| a.predicted_cycles(gemm, sms, gpu).total_cmp(&b.predicted_cycles(gemm, sms, gpu));
+        fitting.min_by(quicker).unwrap_or(Self::Tiled64x64)
+    }
+
+    /// Whether the kernel is right for the problem, quick or not.
+    pub(super) fn can_do(self, gemm: &Gemm) -> bool {
+        match self {
+            Self::Unaligned => true,
+            Self::Skinny16 => gemm.is_aligned() && gemm.m <= 16,
+            Self::Skinny32 => gemm.is_aligned() && gemm.m <= 32,
+            Self::Skinny64 => gemm.is_aligned() && gemm.m <= 64,
+            Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => gemm.is_aligned(),
+        }
+    }
+
+    /// Rows and columns of a tile.
+    const fn tile(self) -> (u32, u32) {
+        match self {
+            Self::Tiled128x256 => (128, 256),
+            Self::Tiled128x128 => (128, 128),
+            Self::Tiled64x128 => (64, 128),
+            Self::Tiled64x64 | Self::Unaligned => (64, 64),
+            Self::Skinny16 => (16, 16),
+            Self::Skinny32 => (32, 32),
+            Self::Skinny64 => (64, 32),
+        }
+    }
+
+    /// Stages of 64 columns of `A` and `B` that a block keeps in shared memory, for each warp that has a pipeline of its own.
+    const fn stages(self) -> u32 {
+        match self {
+            Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => 3,
+            Self::Unaligned => 2,
+            Self::Skinny16 => 4 * 4,
+            Self::Skinny32 | Self::Skinny64 => 4 * 3,
+        }
+    }
+
+    /// Threads of a block.
+    pub(super) const fn threads(self) -> u32 {
+        match self {
+            Self::Tiled128x256 => 256,
+            _ => 128,
+        }
+    }
+
+    /// Dynamic shared memory of a block, bytes.
+    pub(super) const fn shared_bytes(self) -> u32 {
+        let (rows, columns) = self.tile();
+        self.stages() * (rows + columns) * 128
+    }
+
+    /// Blocks for which an SM has registers: the kernels' launch bounds.
+    const fn blocks_by_registers(self) -> u32 {
+        match self {
+            Self::Tiled128x256 | Self::Skinny64 => 1,
+            Self::Tiled128x128 | Self::Skinny32 => 2,
+            Self::Tiled64x128 | Self::Skinny16 => 3,
+            Self::Tiled64x64 | Self::Unaligned => 4,
+        }
+    }
+
+    /// Blocks that fit on one SM of `gpu` at once.
+    pub(super) fn blocks_per_sm(self, gpu: &Topology) -> u32 {
+        self.blocks_by_registers().min(gpu.shared_bytes_per_sm / (self.shared_bytes() + RESERVED_SHARED_BYTES))
+    }
+
+    /// Tiles of the problem.
+    pub(super) fn tiles(self, gemm: &Gemm) -> u64 {
+        let (rows, columns) = self.tile();
+        let by_rows = match self {
+            Self::Skinny16 | Self::Skinny32 | Self::Skinny64 => 1,
+            _ => u64::from(gemm.m.div_ceil(rows)),
+        };
+        by_rows * u64::from(gemm.n.div_ceil(columns))
+    }
+
+    /// Share of the SM's multiply-add rate that the main loop reaches with one block on the SM, and with as many as fit. A lone block with few
+    /// warps waits for its own copies; small warp tiles read more shared memory for each multiplication (see tiled.cuh).
+    const fn efficiency(self) -> (f64, f64) {
+        match self {
+            Self::Tiled128x256 => (0.90, 0.90),
+            Self::Tiled128x128 => (0.65, 0.85),
+            Self::Tiled64x128 => (0.45, 0.75),
+            _ => (0.25, 0.60),
+        }
+    }
+
+    /// Cycles of the slowest SM, tiles spread evenly.
+    fn predicted_cycles(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> f64 {
+        let (rows, columns) = self.tile();
+        let resident = f64::from(self.blocks_per_sm(gpu).max(1));
+        let tiles_per_sm = self.tiles(gemm).div_ceil(u64::from(sms.get().max(1))) as f64;
+        let at_once = tiles_per_sm.min(resident);
+        let (alone, full) = self.efficiency();
+        let efficiency = if resident > 1.0 { alone + (full - alone) * (at_once - 1.0) / (resident - 1.0) } else { full };
+        let multiply_adds = f64::from(rows) * f64::from(columns) * f64::from(gemm.k.next_multiple_of(64));
+        tiles_per_sm * multiply_adds / (MULTIPLY_ADDS_PER_CYCLE * efficiency) + (tiles_per_sm / at_once).ceil() * TILE_OVERHEAD_CYCLES
+    }
+
+    /// The entry point with an epilogue.
+    pub(super) const fn symbol(self, epilogue: Epilogue) -> &'static str {
+        /// In the order of `GemmEpilogue`.
+        macro_rules! with_each_epilogue {
+            ($variant:literal) => {
+                [
+                    concat!("gemm_", $variant, "_none"),
+                    concat!("gemm_", $variant, "_f32"),
+                    concat!("gemm_", $variant, "_bias"),
+                    concat!("gemm_", $variant, "_bias_gelu"),
+                    concat!("gemm_", $variant, "_bias_gelu_tanh"),
+                    concat!("gemm_", $variant, "_bias_relu"),
+                    concat!("gemm_", $variant, "_residual"),
+                    concat!("gemm_", $variant, "_bias_residual"),
+                    concat!("gemm_", $variant, "_silu_gate"),
+                ]
+            };
+        }
+        let symbols = match self {
+            Self::Tiled128x256 => with_each_epilogue!("128x256"),
+            Self::Tiled128x128 => with_each_epilogue!("128x128"),
+            Self::Tiled64x128 => with_each_epilogue!("64x128"),
+            Self::Tiled64x64 => with_each_epilogue!("64x64"),
+            Self::Unaligned => return "gemm_unaligned",
+            Self::Skinny16 => with_each_epilogue!("skinny_16"),
+            Self::Skinny32 => with_each_epilogue!("skinny_32"),
+            Self::Skinny64 => with_each_epilogue!("skinny_64"),
+        };
+        symbols[epilogue.code() as usize]
+    }
+}
+
+/// Prints each choice once to standard error where the environment has `SMIDGEN_PRINT_CONFIGS=1`.
+pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms) {
+    static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SMIDGEN_PRINT_CONFIGS").is_some_and(|value| value == "1"));
+    static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
+    if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {
+        eprintln!("{} at {sms} SMs: {variant:?}, {} tiles", gemm.key(), variant.tiles(gemm));
+    }
+}

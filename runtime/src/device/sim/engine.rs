@@ -1,0 +1,382 @@
+//! Virtual time: the agenda of what happens next, and the streams, events and replays that it moves on.
+//!
+//! Time is in whole nanoseconds and moves only when a caller waits. What happens at one instant happens in a fixed order: kernels end, in the order
+//! of their arrival; then the agenda's entries come, in the order in which they were made; then blocks are placed and rates are set.
+//!
+//! The host has a timeline for each stream, since each tenant launches from a thread of its own: an operation is visible to the GPU its host cost
+//! after the one before it on that stream. A stream that waits for an event takes over the later timeline of the two, so that a tenant that hops
+//! between streams pays for its launches one after another.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::device::{DevicePtr, StreamId};
+
+use super::agenda::{Agenda, Occasion};
+use super::blocks::Blocks;
+use super::config::{Sharing, SimConfig};
+use super::cost::CostModel;
+use super::graph::{Capture, GraphDef, GraphRun, NodeWork};
+use super::kernel::{Kernel, KernelSpec, Origin, Source};
+use super::memory::Memory;
+use super::slices::Slices;
+use super::sm_set::SmSet;
+use super::stream::{EventState, Op, Queued, Stream};
+use super::trace::KernelTrace;
+
+/// Nanoseconds of a duration; the largest number where there are too many.
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The state of one simulated GPU.
+pub(super) struct Engine {
+    pub(super) config: SimConfig,
+    pub(super) now: u64,
+    pub(super) memory: Memory,
+    pub(super) costs: CostModel,
+    /// SMs of each partition; the first is the whole GPU.
+    pub(super) partitions: Vec<SmSet>,
+    pub(super) streams: Vec<Stream>,
+    pub(super) events: BTreeMap<u64, EventState>,
+    pub(super) next_event: u64,
+    pub(super) captures: BTreeMap<usize, Capture>,
+    pub(super) graphs: BTreeMap<u64, Arc<GraphDef>>,
+    pub(super) next_graph: u64,
+    pub(super) functions: Vec<&'static str>,
+    /// The process that new streams belong to, and the number of each process's space.
+    pub(super) process: u32,
+    spaces: BTreeMap<u32, usize>,
+    pub(super) trace: Vec<KernelTrace>,
+    blocks: Blocks,
+    slices: Option<Slices>,
+    runs: Vec<Option<GraphRun>>,
+    agenda: Agenda,
+    /// Streams whose head may be able to go on.
+    runnable: VecDeque<usize>,
+    /// Whether an event was reached since the flag was last cleared: the only change a caller can see without waiting.
+    event_reached: bool,
+}
+
+impl Engine {
+    pub(super) fn new(config: SimConfig) -> Self {
+        let topology = &config.topology;
+        let mut blocks = Blocks::new(topology.sms.0, topology.sms_per_tpc);
+        let slices = match config.sharing {
+            Sharing::Concurrent => None,
+            Sharing::TimeSliced { quantum, switch } => Some(Slices::new(nanos(quantum), nanos(switch))),
+        };
+        if slices.is_some() {
+            blocks.give_turn(None);
+        }
+        let mut whole = SmSet::EMPTY;
+        (0..topology.sms.0 as usize).for_each(|sm| whole.insert(sm));
+        Self {
+            memory: Memory::new(topology.memory_bytes),
+            costs: CostModel::new(&config),
+            partitions: vec![whole],
+            streams: Vec::new(),
+            events: BTreeMap::new(),
+            next_event: 1,
+            captures: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            next_graph: 1,
+            functions: Vec::new(),
+            process: 0,
+            spaces: BTreeMap::new(),
+            trace: Vec::new(),
+            blocks,
+            slices,
+            runs: Vec::new(),
+            agenda: Agenda::default(),
+            runnable: VecDeque::new(),
+            event_reached: false,
+            now: 0,
+            config,
+        }
+    }
+
+    /// The number of a new stream.
+    pub(super) fn add_stream(&mut self, partition: u32, sms: SmSet) -> usize {
+        let count = self.spaces.len();
+        let space = if self.slices.is_some() { *self.spaces.entry(self.process).or_insert(count) } else { 0 };
+        self.blocks.add_space(space);
+        self.streams.push(Stream::new(partition, sms, space));
+        self.streams.len() - 1
+    }
+
+    /// Appends an operation to a stream, visible `cost` after what the host issued there before.
+    pub(super) fn enqueue(&mut self, stream: usize, op: Op, cost: Duration) {
+        let now = self.now;
+        let Some(state) = self.streams.get_mut(stream) else { return };
+        state.host = state.host.max(now).saturating_add(nanos(cost));
+        if let Op::Wait { event, .. } = op
+            && let Some(event) = self.events.get(&event)
+        {
+            state.host = state.host.max(event.host.saturating_add(nanos(cost)));
+        }
+        let queued = Queued { visible: state.host, op };
+        if let Op::Record { event, .. } = queued.op
+            && let Some(event) = self.events.get_mut(&event)
+        {
+            event.host = state.host;
+            event.outstanding += 1;
+        }
+        state.queue.push_back(queued);
+        if state.queue.len() == 1 && !state.busy {
+            self.runnable.push_back(stream);
+            self.settle();
+        }
+    }
+
+    /// Gives back memory; counters that were in it are forgotten.
+    pub(super) fn free(&mut self, address: DevicePtr) {
+        if let Some(bytes) = self.memory.free(address) {
+            self.blocks.written(address.0, bytes, &self.memory, self.now);
+        }
+    }
+
+    /// Forgets an event as soon as no stream has a mark of it ahead.
+    pub(super) fn destroy_event(&mut self, event: u64) {
+        if let Some(state) = self.events.get_mut(&event) {
+            state.destroyed = true;
+            if state.outstanding == 0 {
+                self.events.remove(&event);
+            }
+        }
+    }
+
+    /// Moves to the next instant at which something happens and lets it happen, unless it is after `limit` or there is none.
+    pub(super) fn step(&mut self, limit: u64) -> bool {
+        let next_end = if self.blocks.has_gone() { self.now } else { self.blocks.next_end() };
+        let next = next_end.min(self.agenda.next_at());
+        if next == u64::MAX || next > limit {
+            return false;
+        }
+        self.now = self.now.max(next);
+        for kernel in self.blocks.end_due(self.now) {
+            self.kernel_ended(&kernel);
+        }
+        while let Some(occasion) = self.agenda.pop_due(self.now) {
+            self.happen(occasion);
+        }
+        self.settle();
+        true
+    }
+
+    /// Lets time pass until an event is reached, or until `until`; never past the last thing that can happen where `until` is without end.
+    pub(super) fn pass_time(&mut self, until: u64) {
+        self.event_reached = false;
+        while !self.event_reached {
+            if !self.step(until) {
+                if until != u64::MAX {
+                    self.now = self.now.max(until);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Lets time pass until `stream` is idle; `false` if that never comes.
+    pub(super) fn drain(&mut self, stream: usize) -> bool {
+        while self.streams.get(stream).is_some_and(|state| !state.is_idle()) {
+            if !self.step(u64::MAX) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn happen(&mut self, occasion: Occasion) {
+        match occasion {
+            Occasion::Visible { stream } => self.runnable.push_back(stream),
+            Occasion::Start { stream, spec } => self.submit(spec, Source::Stream(stream), stream),
+            Occasion::Node { run, node } => self.start_node(run, node),
+            Occasion::Done { source, write } => {
+                if let Some(write) = write {
+                    self.memory.apply(&write);
+                    let (address, bytes) = write.range();
+                    self.blocks.written(address, bytes, &self.memory, self.now);
+                }
+                self.done(source);
+            }
+            Occasion::Blocks(timer) => self.blocks.fire(timer, self.now),
+            Occasion::Slices(turn) => {
+                if let Some(slices) = &mut self.slices {
+                    slices.fire(turn, self.now);
+                }
+            }
+        }
+    }
+
+    /// Moves every stream on as far as it goes at this instant, then places blocks.
+    fn settle(&mut self) {
+        while let Some(stream) = self.runnable.pop_front() {
+            self.advance(stream);
+        }
+        if let Some(slices) = &mut self.slices {
+            let streams = &self.streams;
+            let busy = |space| streams.iter().any(|stream| stream.space == space && stream.busy);
+            let later = slices.settle(self.now, self.spaces.len(), busy);
+            self.blocks.give_turn(slices.turn());
+            if let Some((at, turn)) = later {
+                self.agenda.push(at, Occasion::Slices(turn));
+            }
+        }
+        self.blocks.settle(&self.costs, &self.config, self.now);
+        for (at, timer) in std::mem::take(&mut self.blocks.timers) {
+            self.agenda.push(at, Occasion::Blocks(timer));
+        }
+    }
+
+    /// Starts what is at the head of a stream, unless it must wait.
+    fn advance(&mut self, stream: usize) {
+        loop {
+            let Some(state) = self.streams.get_mut(stream).filter(|state| !state.busy) else { return };
+            let Some(head) = state.queue.front() else { return };
+            if head.visible > self.now {
+                let at = head.visible;
+                return self.agenda.push(at, Occasion::Visible { stream });
+            }
+            if let Op::Wait { event, mark } = head.op
+                && let Some(event) = self.events.get_mut(&event).filter(|event| event.reached < mark)
+            {
+                return event.waiters.push(stream);
+            }
+            let Some(Queued { op, .. }) = state.queue.pop_front() else { return };
+            let start = state.not_before.max(self.now);
+            state.busy = !matches!(op, Op::Record { .. } | Op::Wait { .. });
+            match op {
+                Op::Record { event, mark } => self.reach(event, mark),
+                Op::Wait { .. } => {
+                    let gap = nanos(self.config.kernel_gap + self.config.event_gap);
+                    state.not_before = state.not_before.max(self.now + gap);
+                }
+                Op::Kernel(spec) if start == self.now => self.submit(spec, Source::Stream(stream), stream),
+                Op::Kernel(spec) => self.agenda.push(start, Occasion::Start { stream, spec }),
+                Op::Write(write) => {
+                    let at = self.now + self.copy_ns(write.range().1);
+                    self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: Some(write) });
+                }
+                Op::Read { bytes } => {
+                    let at = self.now + self.copy_ns(bytes);
+                    self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: None });
+                }
+                Op::Replay(graph) => self.start_replay(graph, stream, start),
+            }
+        }
+    }
+
+    fn copy_ns(&self, bytes: u64) -> u64 {
+        nanos(self.config.copy_latency) + (bytes as f64 / self.config.copy_bandwidth.max(1e-3)) as u64
+    }
+
+    fn start_replay(&mut self, graph: Arc<GraphDef>, stream: usize, start: u64) {
+        if graph.nodes.is_empty() {
+            return self.agenda.push(start, Occasion::Done { source: Source::Stream(stream), write: None });
+        }
+        let run = self.runs.iter().position(Option::is_none).unwrap_or(self.runs.len());
+        for node in graph.roots() {
+            self.agenda.push(start, Occasion::Node { run, node });
+        }
+        let replay = GraphRun::new(graph, stream);
+        match self.runs.get_mut(run) {
+            Some(slot) => *slot = Some(replay),
+            None => self.runs.push(Some(replay)),
+        }
+    }
+
+    fn start_node(&mut self, run: usize, node: u32) {
+        let Some(replay) = self.runs.get(run).and_then(Option::as_ref) else { return };
+        let Some(definition) = replay.graph.nodes.get(node as usize) else { return };
+        let source = Source::Node { run, node };
+        match definition.work.clone() {
+            NodeWork::Kernel(spec) => {
+                let stream = definition.stream;
+                self.submit(spec, source, stream);
+            }
+            NodeWork::Write(write) => {
+                let at = self.now + self.copy_ns(write.range().1);
+                self.agenda.push(at, Occasion::Done { source, write: Some(write) });
+            }
+        }
+    }
+
+    fn submit(&mut self, spec: Arc<KernelSpec>, source: Source, stream: usize) {
+        let Some(state) = self.streams.get(stream) else { return };
+        let origin = Origin { source, stream, partition: state.sms, space: state.space };
+        if !self.blocks.submit(spec, origin, &self.memory, self.now) {
+            let at = self.now + nanos(self.config.shortest_kernel);
+            self.agenda.push(at, Occasion::Done { source, write: None });
+        }
+    }
+
+    fn kernel_ended(&mut self, kernel: &Kernel) {
+        if self.config.trace {
+            self.trace.push(KernelTrace {
+                symbol: kernel.spec.symbol,
+                key: kernel.spec.key,
+                stream: StreamId(kernel.stream as u64 + 1),
+                ready: Duration::from_nanos(kernel.ready_at),
+                started: Duration::from_nanos(kernel.started_at),
+                ended: Duration::from_nanos(self.now),
+                tpcs: kernel.touched.tpcs(self.config.topology.sms_per_tpc),
+            });
+        }
+        self.done(kernel.source);
+    }
+
+    /// What `source` stands for is done: its stream, or the nodes after it, go on.
+    fn done(&mut self, source: Source) {
+        match source {
+            Source::Stream(stream) => {
+                if let Some(state) = self.streams.get_mut(stream) {
+                    state.busy = false;
+                    state.not_before = self.now + nanos(self.config.kernel_gap);
+                    self.runnable.push_back(stream);
+                }
+            }
+            Source::Node { run, node } => {
+                let Some(replay) = self.runs.get_mut(run).and_then(Option::as_mut) else { return };
+                let graph = Arc::clone(&replay.graph);
+                let gap = self.now + nanos(self.config.kernel_gap);
+                let hop_gap = gap + nanos(self.config.hop_gap);
+                replay.left -= 1;
+                let (left, stream) = (replay.left, replay.stream);
+                let successors = graph.nodes.get(node as usize).map_or(&[][..], |node| &node.successors);
+                let mut ready = Vec::new();
+                for &successor in successors {
+                    if let Some(missing) = replay.missing.get_mut(successor as usize) {
+                        *missing -= 1;
+                        if *missing == 0 {
+                            ready.push(successor);
+                        }
+                    }
+                }
+                for node in ready {
+                    let hops = graph.nodes.get(node as usize).is_some_and(|node| node.hops);
+                    self.agenda.push(if hops { hop_gap } else { gap }, Occasion::Node { run, node });
+                }
+                if left == 0 {
+                    self.runs[run] = None;
+                    self.done(Source::Stream(stream));
+                }
+            }
+        }
+    }
+
+    fn reach(&mut self, event: u64, mark: u64) {
+        let Some(state) = self.events.get_mut(&event) else { return };
+        if mark >= state.reached {
+            state.reached = mark;
+            state.reached_at = self.now;
+        }
+        state.outstanding -= 1;
+        self.runnable.extend(state.waiters.drain(..));
+        self.event_reached = true;
+        if state.destroyed && state.outstanding == 0 {
+            self.events.remove(&event);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! One launch on the simulated GPU: its blocks, where they are, and how much of its work is left.
+
+use std::sync::Arc;
+
+use crate::device::Priority;
+use crate::launch::Fingerprint;
+
+use super::cost::KernelCost;
+use super::sm_set::{MAX_SMS, SmSet};
+
+/// The room on one SM, in parts small enough that the common block counts per SM divide it.
+pub(super) const SM_ROOM: u16 = 27_720;
+
+/// What a launch asked for; shared by all replays of a graph node.
+#[derive(Debug)]
+pub(super) struct KernelSpec {
+    pub(super) symbol: &'static str,
+    pub(super) key: Fingerprint,
+    pub(super) cost: Arc<KernelCost>,
+    /// Thread blocks, at least 1.
+    pub(super) grid: u32,
+    /// Thread blocks that fit on an SM, at least 1.
+    pub(super) blocks_per_sm: u32,
+    /// At least 1.
+    pub(super) tiles: u32,
+    pub(super) elastic: bool,
+    /// Address of the grant, 0 for none.
+    pub(super) grant: u64,
+    /// Address of the tile counter, 0 for none.
+    pub(super) progress: u64,
+    pub(super) joins: u32,
+    pub(super) priority: Priority,
+}
+
+impl KernelSpec {
+    /// The room that one block takes on an SM.
+    fn block_room(&self) -> u16 {
+        (u32::from(SM_ROOM) / self.blocks_per_sm).max(1) as u16
+    }
+}
+
+/// Who is told when a launch is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The operation at the head of a stream.
+    Stream(usize),
+    /// A node of a replay.
+    Node { run: usize, node: u32 },
+}
+
+/// A launch from the moment its predecessors are done to its end.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) spec: Arc<KernelSpec>,
+    pub(super) source: Source,
+    /// The stream it was enqueued or captured on.
+    pub(super) stream: usize,
+    /// Number of the launch, by which equal priorities are ordered.
+    pub(super) seq: u64,
+    pub(super) partition: SmSet,
+    /// The SMs that the grant names; none where no grant is polled.
+    pub(super) held: Option<SmSet>,
+    /// Which process's SMs it is on: always 0 unless time-sliced.
+    pub(super) space: usize,
+    /// Blocks on each SM.
+    pub(super) counts: [u8; MAX_SMS],
+    /// Sum of `counts`.
+    pub(super) resident: u32,
+    /// Blocks that were ever placed.
+    pub(super) started: u32,
+    /// Where the owner's block 0 is, which a grant never sends away.
+    pub(super) block_zero: Option<usize>,
+    /// Part of the work that is not done at `as_of`.
+    pub(super) left: f64,
+    /// Part of the work done in a nanosecond.
+    pub(super) rate: f64,
+    pub(super) as_of: u64,
+    pub(super) ends_at: u64,
+    /// The launch whose tiles it takes, if it joined one.
+    pub(super) owner: Option<usize>,
+    pub(super) joiners: Vec<usize>,
+    /// Whether its ending blocks make room for a launch that comes before it.
+    pub(super) yielding: bool,
+    pub(super) ready_at: u64,
+    pub(super) started_at: u64,
+    /// Every SM it ever had a block on.
+    pub(super) touched: SmSet,
+}
+
+/// Where a launch comes from and where it may go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) source: Source,
+    pub(super) stream: usize,
+    pub(super) partition: SmSet,
+    pub(super) space: usize,
+}
+
+impl Kernel {
+    pub(super) fn new(spec: Arc<KernelSpec>, origin: Origin, seq: u64, held: Option<SmSet>, now: u64) -> Self {
+        Self {
+            spec,
+            source: origin.source,
+            stream: origin.stream,
+            seq,
+            partition: origin.partition,
+            held,
+            space: origin.space,
+            counts: [0; MAX_SMS],
+            resident: 0,
+            started: 0,
+            block_zero: None,
+            left: 1.0,
+            rate: 0.0,
+            as_of: now,
+            ends_at: u64::MAX,
+            owner: None,
+            joiners: Vec::new(),
+            yielding: false,
+            ready_at: now,
+            started_at: now,
+            touched: SmSet::EMPTY,
+        }
+    }
+
+    /// The order in which waiting blocks are placed: priority, then arrival.
+    pub(super) fn rank(&self) -> (std::cmp::Reverse<Priority>, u64) {
+        (std::cmp::Reverse(self.spec.priority), self.seq)
+    }
+
+    pub(super) fn block_room(&self) -> u16 {
+        self.spec.block_room()
+    }
+
+    /// Does the work of the time until `now`.
+    pub(super) fn advance(&mut self, now: u64) {
+        self.left = (self.left - self.rate * (now - self.as_of) as f64).max(0.0);
+        self.as_of = now;
+    }
+
+    /// Blocks that wait for room. An elastic block stays until the tiles run out; other blocks end one by one as the work is done.
+    pub(super) fn pending(&self) -> u32 {
+        if self.spec.elastic {
+            self.spec.grid - self.started
+        } else {
+            let unfinished = (f64::from(self.spec.grid) * self.left - 1e-6).ceil() as u32;
+            unfinished.saturating_sub(self.resident)
+        }
+    }
+
+    /// Nanoseconds that a block, or a tile of an elastic one, takes at the present rate with `crew` blocks at work. A kernel that stands still has
+    /// no block on an SM that would have to finish anything.
+    pub(super) fn turn_ns(&self, crew: u32) -> f64 {
+        let turns = if self.spec.elastic { self.spec.tiles } else { self.spec.grid };
+        if self.rate > 0.0 { f64::from(crew) / (f64::from(turns) * self.rate) } else { 0.0 }
+    }
+
+    /// Whether `crew` blocks have taken every tile, so that a block that is sent away has nothing to leave behind.
+    pub(super) fn on_last_tiles(&self, crew: u32) -> bool {
+        self.left * f64::from(self.spec.tiles) <= f64::from(crew)
+    }
+
+    /// The SMs that its blocks may stay on.
+    pub(super) fn reach(&self) -> SmSet {
+        let mut reach = self.held.map_or(self.partition, |held| self.partition.intersection(held));
+        if let Some(sm) = self.block_zero {
+            reach.insert(sm);
+        }
+        reach
+    }
+
+    /// Blocks on `sm` that a grant without it sends away.
+    pub(super) fn unheld_on(&self, sm: usize) -> u32 {
+        let held = self.held.is_none_or(|held| held.contains(sm));
+        let blocks = u32::from(self.counts[sm]);
+        if held { 0 } else { blocks - u32::from(self.block_zero == Some(sm) && blocks > 0) }
+    }
+}

@@ -1,0 +1,195 @@
+//! `smidgen colocate` and `smidgen demo`: tenants side by side, under one policy after the other.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use smidgen::colocate::results::{RunProvenance, RunResult};
+use smidgen::colocate::spec::{Sharing, TenantRequest};
+use smidgen::colocate::{self, Run, Where, report, table};
+use smidgen_profiler::today;
+
+use super::profile;
+
+/// Where tenants run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RunDevice {
+    /// The GPU of this machine.
+    Cuda,
+    /// The simulated H200: durations from a measured profile, in virtual time. Every figure says SIMULATED.
+    Sim,
+}
+
+impl From<RunDevice> for Where {
+    fn from(device: RunDevice) -> Self {
+        match device {
+            RunDevice::Cuda => Self::Cuda,
+            RunDevice::Sim => Self::Sim,
+        }
+    }
+}
+
+/// Run tenants side by side on one GPU under several policies, and compare.
+#[derive(Debug, Args)]
+pub struct ColocateArgs {
+    /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory.
+    #[arg(long = "tenant", required = true)]
+    tenants: Vec<TenantRequest>,
+    /// Policies, in the order they run.
+    #[arg(long, value_delimiter = ',', default_value = "mps-default,krisp-i")]
+    policy: Vec<Sharing>,
+    /// Time measured for each policy, such as 10s.
+    #[arg(long, default_value = "10s", value_parser = seconds)]
+    duration: f64,
+    /// Profiles that policies place by, and that the simulator takes durations from. Missing kernels of policies that need them are profiled first.
+    #[arg(long)]
+    profile: Vec<PathBuf>,
+    /// Write the result as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write the result as one HTML page.
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// GPU or simulator.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: RunDevice,
+    /// Also run the simulator on the same profiles, and print how far it is off.
+    #[arg(long)]
+    predict: bool,
+}
+
+/// The main job on two presets: MPS default against smidgen, with a table, a JSON file and a report.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Folder for demo.json and demo.html.
+    #[arg(long, default_value = "target/demo")]
+    out: PathBuf,
+    /// Time measured for each policy.
+    #[arg(long, default_value = "3s", value_parser = seconds)]
+    duration: f64,
+    /// GPU or simulator; the GPU where there is one.
+    #[arg(long, value_enum)]
+    device: Option<RunDevice>,
+}
+
+/// The tenants of the demo, and of the published run.
+const DEMO_TENANTS: [&str; 2] = ["chat=llama-3.2-1b,class=latency,batch=8,seq=128", "embed=bert-large,class=throughput,batch=8,seq=128"];
+const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", "krisp-i"];
+
+/// Measured on an H200 and shipped, so that the demo runs where there is no GPU.
+pub const SHIPPED_PROFILE: &str = "profiles/h200.json";
+
+pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
+    for path in args.json.iter().chain(&args.html) {
+        check_writable(path)?;
+    }
+    let place = args.device.into();
+    let mut profiles = args.profile;
+    if place == Where::Cuda {
+        profiles.extend(profile::make_missing(&args.tenants, &args.policy, &profiles)?);
+    }
+    let run = Run { tenants: args.tenants, policies: args.policy, seconds: args.duration, profiles, place };
+    let mut result = execute(&run)?;
+    if args.predict && place == Where::Cuda {
+        run.predict(&mut result)?;
+    }
+    print!("{}", table::render(&result));
+    write(args.json.as_deref(), args.html.as_deref(), &result)
+}
+
+pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
+    let device = args.device.unwrap_or_else(|| if smidgen::cuda::open().is_ok() { RunDevice::Cuda } else { RunDevice::Sim });
+    let place = Where::from(device);
+    let tenants = DEMO_TENANTS.iter().map(|tenant| tenant.parse()).collect::<Result<Vec<TenantRequest>, _>>()?;
+    let policies = DEMO_POLICIES.iter().map(|policy| policy.parse()).collect::<Result<Vec<Sharing>, _>>()?;
+    let profiles = match place {
+        Where::Sim => vec![find_shipped_profile()?],
+        Where::Cuda => profile::make_missing(&tenants, &policies, &[])?,
+    };
+    let run = Run { tenants, policies, seconds: args.duration, profiles, place };
+    let result = execute(&run)?;
+    print!("{}", table::render(&result));
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
+    write(Some(&json), Some(&html), &result)
+}
+
+/// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out).
+pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIPPED_PROFILE)));
+    let places = [Some(PathBuf::from(SHIPPED_PROFILE)), beside];
+    match places.into_iter().flatten().find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => bail!("{SHIPPED_PROFILE} is missing: run from the project's root, or from an unpacked bundle"),
+    }
+}
+
+fn execute(run: &Run) -> anyhow::Result<RunResult> {
+    let topology = colocate::topology(run.place)?;
+    let provenance = RunProvenance {
+        command: super::command_line(),
+        commit: super::commit(),
+        gpu: topology.name,
+        sms: topology.sms.0,
+        driver: topology.driver,
+        date: today(),
+        simulated: run.place == Where::Sim,
+        seconds: run.seconds,
+    };
+    let mark = if provenance.simulated { "SIMULATED " } else { "" };
+    let style = ProgressStyle::with_template("{prefix}{bar:24} {pos}/{len} {msg} {elapsed}")?;
+    let bar = ProgressBar::new(run.phases() as u64).with_style(style).with_prefix(mark);
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let mut begun = 0;
+    let result = run.execute(provenance, |phase| {
+        bar.set_position(begun);
+        bar.set_message(phase.to_owned());
+        begun += 1;
+    });
+    bar.finish_and_clear();
+    Ok(result?)
+}
+
+fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow::Result<()> {
+    if let Some(path) = json {
+        replace(path, serde_json::to_string_pretty(result)?.as_bytes())?;
+    }
+    if let Some(path) = html {
+        replace(path, report::render(result).as_bytes())?;
+    }
+    let mark = if result.provenance.simulated { "SIMULATED  " } else { "" };
+    for path in json.iter().chain(&html) {
+        println!("{mark}wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = || -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A long run should not end at a folder that is not there.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            bail!("cannot write {}: there is no folder {}; make it first", path.display(), folder.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse::<f64>().ok();
+    number.filter(|seconds| (0.05..=3600.0).contains(seconds)).ok_or_else(|| "write seconds from 0.05s to 3600s, such as 10s".into())
+}

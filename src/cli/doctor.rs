@@ -1,0 +1,96 @@
+//! `smidgen doctor`: what this machine has, what is missing, and what to do about it.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use smidgen::fatbin::{BUILD_HASH, FATBIN};
+
+/// Prints every finding; exit code 2 if something is missing that a GPU run needs.
+pub fn run() -> ExitCode {
+    let mut findings = Findings::default();
+    match FATBIN {
+        Some(image) => findings.good("kernels", format!("built in, {} KB, build {BUILD_HASH}", image.len() / 1024)),
+        None => findings.bad("kernels", "not built in: no CUDA compiler was found", "run `cargo xtask toolchain`, then build again"),
+    }
+    gpu(&mut findings);
+    match on_path("nvidia-cuda-mps-control") {
+        Some(path) => findings.good("MPS", path.display()),
+        None => findings.note(
+            "MPS",
+            "`nvidia-cuda-mps-control` is not on the PATH",
+            "only the policy mps-default needs it; it comes with the NVIDIA driver",
+        ),
+    }
+    if findings.missing == 0 {
+        println!("everything is there; try `smidgen demo`");
+        ExitCode::SUCCESS
+    } else {
+        println!("{} missing; `--device sim` and `--device cpu` work all the same", findings.missing);
+        ExitCode::from(2)
+    }
+}
+
+#[cfg(feature = "cuda-13000")]
+fn gpu(findings: &mut Findings) {
+    use smidgen_runtime::device::cuda;
+
+    let probe = cuda::probe(0);
+    findings.result("driver library", probe.library.map(|()| "libcuda found"));
+    findings.result("driver", probe.driver_version.map(|version| format!("supports CUDA {}.{}", version / 1000, version % 1000 / 10)));
+    findings.result("GPUs", probe.devices.map(|names| names.join(", ")));
+    findings.result(
+        "GPU 0",
+        probe.topology.map(|gpu| {
+            let gigabytes = gpu.memory_bytes as f64 / 1e9;
+            let (major, minor) = gpu.compute_capability;
+            format!("{}, {} SMs in {} TPCs, {gigabytes:.0} GB, sm_{major}{minor}, driver {}", gpu.name, gpu.sms, gpu.tpcs(), gpu.driver)
+        }),
+    );
+    let groups = |granularity: cuda::Granularity| {
+        format!("{} groups of {} SMs, {} left over", granularity.groups, granularity.sms_per_group, granularity.left_over)
+    };
+    findings.result("partitions", probe.finest.map(groups));
+    findings.result("for clusters", probe.coscheduled.map(groups));
+    findings.result("green context", probe.partition.map(|sms| format!("one TPC gives {sms} SMs")));
+}
+
+#[cfg(not(feature = "cuda-13000"))]
+fn gpu(findings: &mut Findings) {
+    findings.bad("GPU", "this binary has no CUDA back end", "build with the feature `cuda-13000`");
+}
+
+#[derive(Default)]
+struct Findings {
+    missing: u32,
+}
+
+impl Findings {
+    fn good(&mut self, what: &str, finding: impl Display) {
+        println!("  ok       {what:<15} {finding}");
+    }
+
+    fn bad(&mut self, what: &str, finding: impl Display, remedy: &str) {
+        self.missing += 1;
+        println!("  MISSING  {what:<15} {finding}\n           {:<15} {remedy}", "");
+    }
+
+    fn note(&mut self, what: &str, finding: impl Display, remedy: &str) {
+        println!("  absent   {what:<15} {finding}\n           {:<15} {remedy}", "");
+    }
+
+    /// Device errors carry their remedy after the first semicolon or colon; they are printed whole.
+    fn result<T: Display, E: Display>(&mut self, what: &str, result: Result<T, E>) {
+        match result {
+            Ok(finding) => self.good(what, finding),
+            Err(error) => {
+                self.missing += 1;
+                println!("  MISSING  {what:<15} {error}");
+            }
+        }
+    }
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
+}

@@ -1,0 +1,146 @@
+//! `smidgen profile`: the minimum SM count of every kernel of a model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use smidgen::colocate::spec::{Sharing, TenantRequest};
+use smidgen::fatbin::BUILD_HASH;
+use smidgen::models::ModelSource;
+use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, report, today};
+use smidgen_runtime::Runtime;
+use smidgen_runtime::device::sim::{SimConfig, SimDevice};
+use smidgen_runtime::device::{Device, Sms};
+use smidgen_runtime::partition::{Ladder, rungs};
+use smidgen_runtime::policy::{self, Exclusive};
+use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint};
+use smidgen_runtime::tenant::{Class, TenantSpec};
+
+use super::colocate::RunDevice;
+
+/// Find the fewest SMs on which each kernel of a model keeps its speed.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// A preset or a model directory; several add up in one file.
+    #[arg(long, required = true)]
+    model: Vec<String>,
+    /// The profile to write; one that is there already is gone on with.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Sequences in one request.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Tokens in each sequence (an encoder's input, a decoder's context).
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    seq: u32,
+    /// How much slower than on the whole GPU a kernel may be on its minimum SM count: 0.02 is 2%.
+    #[arg(long, default_value_t = 0.02)]
+    tolerance: f64,
+    /// SM counts to measure, such as 8,16,32; the whole GPU always is. Default: the ladder's rungs.
+    #[arg(long, value_delimiter = ',')]
+    sms: Vec<u16>,
+    /// GPU or simulator. A simulated profile says so, and no GPU accepts it.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: RunDevice,
+}
+
+pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
+    let device: Arc<dyn Device> = match args.device {
+        RunDevice::Cuda => smidgen::cuda::open()?,
+        RunDevice::Sim => SimDevice::new(SimConfig::h200()),
+    };
+    let mut options = Options { rungs: rungs(device.topology()), tolerance: args.tolerance, ..Options::default() };
+    if !args.sms.is_empty() {
+        options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
+    }
+    for model in &args.model {
+        let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
+
+        for line in report::table(&profile).lines() {
+            println!("{line}");
+        }
+    }
+    println!("wrote {}", args.output.display());
+    Ok(())
+}
+
+/// Profiles what a run's policies need and `given` does not hold, into one file for this GPU that the next run finds again.
+pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let needed = policies.iter().any(|sharing| match sharing {
+        Sharing::Policy(name) => policy::by_name(name).is_ok_and(|policy| policy.needs_profiles()),
+        Sharing::TimeSlice | Sharing::MpsDefault => false,
+    });
+    if !needed || !given.is_empty() {
+        return Ok(Vec::new());
+    }
+    let device = smidgen::cuda::open()?;
+    let path =
+        PathBuf::from("target/profiles").join(format!("{}-{BUILD_HASH}.json", device.topology().name.replace(' ', "-").to_lowercase()));
+    let options = Options { rungs: rungs(device.topology()), ..Options::default() };
+    for tenant in tenants {
+        sweep(&device, &tenant.model, tenant.batch, tenant.seq, &options, &path)?;
+    }
+    Ok(vec![path])
+}
+
+/// Records one request of `model` and sweeps its kernel keys into `path`.
+fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &Options, path: &Path) -> anyhow::Result<Profile> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+    let source = ModelSource::find(model)?;
+    let memory_bytes = source.memory_bytes(batch, seq)?;
+    let tenant = runtime.admit(TenantSpec { name: model.to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
+    let mut session = runtime.session(tenant)?;
+    let mut workload = source.workload(&mut session, batch, seq)?;
+    session.start_recording();
+    workload.enqueue(&mut session)?;
+    device.synchronize(session.stream())?;
+    let recording = session.finish_recording();
+    let ladder = Ladder::new(Arc::clone(device), 64);
+    let origin = Origin {
+        model: model.to_owned(),
+        kernel_build: BUILD_HASH.to_owned(),
+        command: super::command_line(),
+        commit: super::commit(),
+        date: today(),
+    };
+    let sweep = Sweep { device, ladder: &ladder, recording: &recording, origin: &origin, options };
+    Ok(sweep.run_into(path, &mut Bar::new(model)?)?)
+}
+
+/// A progress bar over the points of a sweep.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(model: &str) -> anyhow::Result<Self> {
+        let style = ProgressStyle::with_template("profiling {prefix} {bar:32} {pos}/{len} points {msg} {elapsed}<{eta}")?;
+        Ok(Self(ProgressBar::no_length().with_style(style).with_prefix(model.to_owned())))
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, size: Size) {
+        self.0.set_length(size.points as u64);
+        self.0.set_position(size.finished as u64);
+    }
+
+    fn key_begun(&mut self, key: &str) {
+        self.0.set_message(key.to_owned());
+    }
+
+    fn point_done(&mut self, _key: &str, _point: &SamplePoint) {
+        self.0.inc(1);
+    }
+
+    fn key_done(&mut self, _key: &str, _kernel: &KernelProfile) {}
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

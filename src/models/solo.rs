@@ -1,0 +1,219 @@
+//! One model alone on the GPU: what `embed`, `generate` and `forward` need.
+
+use std::sync::Arc;
+
+use half::f16;
+use smidgen_runtime::device::{Buffer, Device, DevicePtr};
+use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
+use smidgen_runtime::policy::Exclusive;
+use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::tenant::{Class, TenantSpec};
+use smidgen_runtime::{AdmitError, Runtime};
+
+use super::decoder::LogitRows;
+use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts};
+use crate::config::ModelConfig;
+use crate::generate::{Continue, Sampling};
+use crate::kernels::pooling::MeanPool;
+use crate::kernels::sampling::SampleParams;
+
+/// Rows of logits computed at once by [`Solo::forward`]: at 128256 tokens, 2 GB.
+const MAX_ROWS: usize = 4096;
+
+/// A model and the only tenant's session.
+pub struct Solo {
+    model: Model,
+    session: Session,
+    /// Keeps the tenant's grant and plan.
+    runtime: Runtime,
+}
+
+enum Model {
+    Encoder(Encoder),
+    Decoder(Decoder),
+}
+
+/// Why a model alone did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SoloError {
+    /// It could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// It does not fit.
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
+    /// A command for encoders met a decoder, or the other way round.
+    #[error("this model is {found}; {remedy}")]
+    WrongKind {
+        /// What it is.
+        found: &'static str,
+        /// Which command takes it.
+        remedy: &'static str,
+    },
+}
+
+impl Solo {
+    /// Loads `source` on `device`, checking first that weights and `tokens` tokens in `sequences` sequences fit.
+    ///
+    /// # Errors
+    /// What is missing, misshapen or too large.
+    pub fn load(device: &Arc<dyn Device>, source: &ModelSource, sequences: u32, tokens: u32) -> Result<Self, SoloError> {
+        let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        let memory_bytes = source.memory_bytes(sequences, tokens.div_ceil(sequences.max(1)))?;
+        let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
+        let mut session = runtime.session(tenant)?;
+        let model = match source.config() {
+            ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session)?),
+            ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session)?),
+        };
+        Ok(Self { model, session, runtime })
+    }
+
+    /// The last hidden state (encoders) or the logits (decoders) of every token, one sequence after another.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn forward(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<f32>, SoloError> {
+        let mut output = Vec::new();
+        for part in parts(sequences) {
+            match &self.model {
+                Model::Encoder(encoder) => {
+                    let batch = encoder.batch(&self.session, part)?;
+                    encoder.forward(&mut self.session, &batch).map_err(BuildError::from)?;
+                    let halves = self.download(batch.output(), batch.rows() as usize * encoder.hidden() * 2)?;
+                    output.extend(halves.as_chunks().0.iter().map(|&half| f16::from_le_bytes(half).to_f32()));
+                }
+                Model::Decoder(decoder) => {
+                    let (rows, longest) = extent(part);
+                    let batch = decoder.batch(&self.session, part.len() as u32, longest, rows, LogitRows::All)?;
+                    let prompts = Prompts::new(&self.session, part)?;
+                    decoder.prefill(&mut self.session, &batch, &prompts, LogitRows::All).map_err(BuildError::from)?;
+                    let floats = self.download(batch.logits(), rows as usize * decoder.vocabulary() * 4)?;
+                    output.extend(floats.as_chunks().0.iter().map(|&float| f32::from_le_bytes(float)));
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    /// One vector for each sequence: the mean of its last hidden states, or the first of them.
+    ///
+    /// # Errors
+    /// [`SoloError::WrongKind`] for a decoder; what the device says.
+    pub fn embed(&mut self, sequences: &[Vec<u32>], mean: bool, normalise: bool) -> Result<Vec<Vec<f32>>, SoloError> {
+        let Model::Encoder(encoder) = &self.model else {
+            return Err(SoloError::WrongKind { found: "a decoder", remedy: "use `smidgen generate`" });
+        };
+        let mut vectors = Vec::new();
+        for part in parts(sequences) {
+            let batch = encoder.batch(&self.session, part)?;
+            let (rows, width) = (part.len() as u32, encoder.hidden() as u32);
+            let pooled = Buffer::new(self.session.device(), u64::from(rows) * u64::from(width) * 4).map_err(BuildError::from)?;
+            // The mean of a sequence's first row alone is that row.
+            let ones = super::tensors::upload_u32(&self.session, &vec![1; part.len()])?;
+            let lengths = if mean { batch.lengths() } else { ones.ptr() };
+            encoder.forward(&mut self.session, &batch).map_err(BuildError::from)?;
+            let (x, starts, y) = (batch.output(), batch.starts(), pooled.ptr());
+            let pool = MeanPool { rows, width, tokens: batch.rows(), x, starts, lengths, normalise, y };
+            self.session.launch(&pool).map_err(BuildError::from)?;
+            let floats = self.download(pooled.ptr(), rows as usize * width as usize * 4)?;
+            let values: Vec<f32> = floats.as_chunks().0.iter().map(|&float| f32::from_le_bytes(float)).collect();
+            vectors.extend(values.chunks_exact(width as usize).map(<[f32]>::to_vec));
+        }
+        Ok(vectors)
+    }
+
+    /// A sequence to be continued, with room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`SoloError::WrongKind`] for an encoder; what the device says.
+    pub fn sequence(self, capacity: u32) -> Result<DeviceSequence, SoloError> {
+        let Model::Decoder(decoder) = self.model else {
+            return Err(SoloError::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" });
+        };
+        let batch = decoder.batch(&self.session, 1, capacity, capacity, LogitRows::Last)?;
+        Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, _runtime: self.runtime })
+    }
+
+    fn download(&self, source: DevicePtr, bytes: usize) -> Result<Vec<u8>, SoloError> {
+        let mut target = vec![0; bytes];
+        self.session.device().download(self.session.stream(), source, &mut target).map_err(BuildError::from)?;
+        Ok(target)
+    }
+}
+
+/// One sequence on the GPU, its tokens in the key-value cache.
+pub struct DeviceSequence {
+    decoder: Decoder,
+    session: Session,
+    batch: DecoderBatch,
+    stage: Stage,
+    _runtime: Runtime,
+}
+
+/// How the next token comes about.
+enum Stage {
+    /// There is no token yet: by a prefill of the prompt.
+    Empty,
+    /// By a first step, run eagerly so that everything is loaded before a capture.
+    Prefilled,
+    /// By capturing a step and replaying it.
+    Stepped,
+    /// By replaying the step.
+    Captured(CapturedGraph),
+}
+
+impl Continue for DeviceSequence {
+    type Error = SoloError;
+
+    /// `tokens` is the prompt at first, and the token drawn last from then on: the device has that one already.
+    fn next(&mut self, tokens: &[u32], sampling: &Sampling, uniform: f32) -> Result<u32, SoloError> {
+        let top_k = sampling.top_k.map_or(0, |top_k| u32::try_from(top_k.get()).unwrap_or(0));
+        let params = SampleParams { temperature: sampling.temperature, top_p: sampling.top_p, top_k, draw: uniform };
+        self.batch.draw_by(&self.session, &[params])?;
+        let (decoder, batch, session) = (&self.decoder, &self.batch, &mut self.session);
+        let step = |session: &mut Session| {
+            decoder.step(session, batch)?;
+            decoder.sample(session, batch, true)
+        };
+        let next = match &self.stage {
+            Stage::Empty => {
+                let prompts = Prompts::new(session, &[tokens.to_vec()])?;
+                decoder.prefill(session, batch, &prompts, LogitRows::Last).map_err(BuildError::from)?;
+                batch.stand_at(session, &[tokens.len() as u32])?;
+                decoder.sample(session, batch, false).map_err(BuildError::from)?;
+                // The prompt's buffers must outlive the launches that read them.
+                session.device().synchronize(session.stream()).map(|()| Some(Stage::Prefilled)).map_err(LaunchError::from)
+            }
+            Stage::Prefilled => step(session).map(|()| Some(Stage::Stepped)),
+            Stage::Stepped => session.capture(step).and_then(|graph| session.replay(&graph).map(|()| Some(Stage::Captured(graph)))),
+            Stage::Captured(graph) => session.replay(graph).map(|()| None),
+        };
+        if let Some(stage) = next.map_err(BuildError::from)? {
+            self.stage = stage;
+        }
+        Ok(self.batch.tokens(&self.session)?[0])
+    }
+}
+
+/// Cuts a batch into parts of at most [`MAX_ROWS`] tokens; a longer sequence is a part of its own.
+fn parts(sequences: &[Vec<u32>]) -> impl Iterator<Item = &[Vec<u32>]> {
+    let mut rest = sequences;
+    std::iter::from_fn(move || {
+        let mut rows = 0;
+        let fits = |sequence: &&Vec<u32>| {
+            rows += sequence.len();
+            rows <= MAX_ROWS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (part, later) = rest.split_at(count);
+        rest = later;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Tokens of all sequences, and of the longest.
+fn extent(sequences: &[Vec<u32>]) -> (u32, u32) {
+    let lengths = || sequences.iter().map(|sequence| sequence.len() as u32);
+    (lengths().sum(), lengths().max().unwrap_or(0))
+}

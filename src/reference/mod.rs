@@ -1,0 +1,66 @@
+//! The models in f32 on the CPU: plain, complete, and the yardstick that every kernel is held against.
+//!
+//! `--device cpu` runs it, tests compare the GPU with it, and it is itself compared with Hugging Face transformers (`tests/`). Batches are
+//! ragged: rows of all sequences lie one after another, nothing is padded, so nothing has to be masked but the future. Sums are f32 in the
+//! order of the code; results repeat bit for bit on one machine whatever the number of threads.
+
+use crate::config::ModelConfig;
+use crate::weights::{Weights, WeightsError};
+
+mod decoder;
+mod encoder;
+mod matrix;
+mod ops;
+mod sampling;
+
+pub use decoder::{Decoder, Sequence};
+pub use encoder::Encoder;
+pub use matrix::Matrix;
+pub use sampling::sample;
+
+use crate::batch::RaggedBatch;
+
+/// A model on the CPU, with its weights in f32.
+#[derive(Debug)]
+pub enum Reference {
+    /// BERT family.
+    Encoder(Encoder),
+    /// Llama family.
+    Decoder(Decoder),
+}
+
+impl Reference {
+    /// Loads all weights, converted to f32.
+    ///
+    /// # Errors
+    /// [`WeightsError`] as [`Weights::f32`] says.
+    pub fn load(weights: &Weights) -> Result<Self, WeightsError> {
+        Ok(match weights.config() {
+            ModelConfig::Encoder(architecture) => Self::Encoder(Encoder::load(weights, architecture)?),
+            ModelConfig::Decoder(architecture) => Self::Decoder(Decoder::load(weights, architecture)?),
+        })
+    }
+
+    /// The last hidden state of an encoder or the logits of a decoder, one row per token, the sequences one after another.
+    pub fn forward(&self, batch: &RaggedBatch) -> Matrix {
+        match self {
+            Self::Encoder(encoder) => encoder.forward(batch),
+            Self::Decoder(decoder) => decoder.forward(batch),
+        }
+    }
+}
+
+/// From [`Weights`] to the reference's own types.
+mod load {
+    use super::matrix::{Linear, Matrix};
+    use crate::weights::{Parameter, Weights, WeightsError};
+
+    pub(super) fn matrix(weights: &Weights, parameter: Parameter) -> Result<Matrix, WeightsError> {
+        let width = parameter.shape(weights.config()).last().copied().unwrap_or(1);
+        Ok(Matrix::new(width, weights.f32(parameter)?))
+    }
+
+    pub(super) fn linear(weights: &Weights, weight: Parameter, bias: Option<Parameter>) -> Result<Linear, WeightsError> {
+        Ok(Linear { weight: matrix(weights, weight)?, bias: bias.map(|bias| weights.f32(bias)).transpose()? })
+    }
+}

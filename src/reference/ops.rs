@@ -1,0 +1,140 @@
+//! The operators between the matrix products: norms, activations, rotary positions, attention.
+
+use rayon::prelude::*;
+
+use crate::config::Activation;
+
+use super::matrix::{self, Matrix, Strided};
+
+/// `y = (x - mean) / sqrt(variance + epsilon) * weight + bias`, row by row.
+///
+/// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016, eq. 4, with the biased variance.
+#[derive(Debug)]
+pub(super) struct LayerNorm {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+    pub(super) epsilon: f32,
+}
+
+impl LayerNorm {
+    pub(super) fn apply(&self, x: &mut Matrix) {
+        let width = x.width() as f32;
+        for row in x.rows_mut() {
+            let mean = row.iter().sum::<f32>() / width;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / width;
+            let scale = 1.0 / (variance + self.epsilon).sqrt();
+            for ((x, weight), bias) in row.iter_mut().zip(&self.weight).zip(&self.bias) {
+                *x = (*x - mean) * scale * weight + bias;
+            }
+        }
+    }
+}
+
+/// `y = x / sqrt(mean(x^2) + epsilon) * weight`, row by row.
+///
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
+#[derive(Debug)]
+pub(super) struct RmsNorm {
+    pub(super) weight: Vec<f32>,
+    pub(super) epsilon: f32,
+}
+
+impl RmsNorm {
+    pub(super) fn apply(&self, x: &Matrix) -> Matrix {
+        let mut y = x.clone();
+        let width = y.width() as f32;
+        for row in y.rows_mut() {
+            let mean_square = row.iter().map(|x| x * x).sum::<f32>() / width;
+            let scale = 1.0 / (mean_square + self.epsilon).sqrt();
+            row.iter_mut().zip(&self.weight).for_each(|(x, weight)| *x *= scale * weight);
+        }
+        y
+    }
+}
+
+/// Applies `activation` to every element.
+pub(super) fn activate(activation: Activation, x: &mut Matrix) {
+    let function: fn(f32) -> f32 = match activation {
+        Activation::Gelu => |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => |x| {
+            let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        },
+        Activation::Relu => |x| x.max(0.0),
+        Activation::Silu => |x| x / (1.0 + (-x).exp()),
+    };
+    x.values_mut().par_chunks_mut(4096).for_each(|chunk| chunk.iter_mut().for_each(|x| *x = function(*x)));
+}
+
+/// Turns the pairs of every head of every row of `x` (`[rows, heads * 2 * frequencies]`) to the row's position.
+pub(super) fn rotate(x: &mut Matrix, positions: &[usize], frequencies: &[f32]) {
+    let half = frequencies.len();
+    for (row, &position) in x.rows_mut().zip(positions) {
+        for head in row.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            for ((a, b), frequency) in first.iter_mut().zip(second).zip(frequencies) {
+                let (sin, cos) = (position as f32 * frequency).sin_cos();
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+/// How the heads of one attention lie in its matrices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    pub(super) queries: usize,
+    pub(super) keys: usize,
+    pub(super) dim: usize,
+    /// Whether a token sees only itself and what is before it.
+    pub(super) causal: bool,
+}
+
+/// Keys and values of one sequence, `[tokens, keys * dim]` each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeysAndValues<'a> {
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
+}
+
+/// `softmax(q k^T / sqrt(dim)) v` for each head of one sequence. `queries` (`[n, heads * dim]`) are the last `n` tokens of the sequence.
+///
+/// Source: Vaswani et al., "Attention Is All You Need", 2017, eq. 1.
+pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> Vec<f32> {
+    let (width, kv_width) = (heads.queries * heads.dim, heads.keys * heads.dim);
+    let (rows, tokens) = (queries.len() / width, past.keys.len() / kv_width);
+    let before = tokens - rows;
+    let scale = 1.0 / (heads.dim as f32).sqrt();
+    let one_head = |head: usize| {
+        let kv_start = head / (heads.queries / heads.keys) * heads.dim;
+        let queries = Strided { values: &queries[head * heads.dim..], rows, columns: heads.dim, stride: width };
+        let keys = Strided { values: &past.keys[kv_start..], rows: tokens, columns: heads.dim, stride: kv_width };
+        let values = Strided { values: &past.values[kv_start..], ..keys };
+        let mut scores = vec![0.0; rows * tokens];
+        matrix::product_with_transposed(scale, queries, keys, &mut scores);
+        for (row, scores) in scores.chunks_exact_mut(tokens).enumerate() {
+            let seen = if heads.causal { before + row + 1 } else { tokens };
+            softmax(&mut scores[..seen]);
+            scores[seen..].fill(0.0);
+        }
+        let mut attended = vec![0.0; rows * heads.dim];
+        matrix::product(Strided { values: &scores, rows, columns: tokens, stride: tokens }, values, &mut attended);
+        attended
+    };
+    let attended: Vec<Vec<f32>> = (0..heads.queries).into_par_iter().map(one_head).collect();
+    let mut joined = vec![0.0; rows * width];
+    for (head, attended) in attended.iter().enumerate() {
+        for (row, attended) in attended.chunks_exact(heads.dim).enumerate() {
+            joined[row * width + head * heads.dim..][..heads.dim].copy_from_slice(attended);
+        }
+    }
+    joined
+}
+
+/// Softmax in place, shifted by the maximum so that nothing overflows.
+fn softmax(scores: &mut [f32]) {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
+    let total: f32 = scores.iter().sum();
+    scores.iter_mut().for_each(|score| *score /= total);
+}

@@ -1,0 +1,232 @@
+//! The weights of a model: a Hugging Face checkpoint, memory-mapped and checked against the configuration, or seeded random numbers.
+//!
+//! [`Checkpoint`] knows files and tensor names, [`names`] knows which parameters a model has, [`Weights`] joins the two: it is what forward
+//! passes load from. Opening checks every name and shape, so that a model that opens also loads; conversion happens when a tensor is asked
+//! for, so that no second copy of the whole model is ever in memory.
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+
+use crate::config::{ConfigError, ModelConfig};
+use crate::presets;
+
+mod checkpoint;
+pub mod names;
+mod random;
+
+pub use checkpoint::Checkpoint;
+pub use names::{LayerParameter, Parameter, Role};
+pub use random::RandomWeights;
+
+/// Every run of a preset has the same weights.
+const PRESET_SEED: u64 = 0;
+
+/// The parameters of one model, by logical name.
+#[derive(Debug)]
+pub struct Weights {
+    config: ModelConfig,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Checkpoint { checkpoint: Checkpoint, prefix: &'static str },
+    Random(RandomWeights),
+}
+
+impl Weights {
+    /// Opens the model directory `dir`: `config.json` and the safetensors beside it.
+    ///
+    /// # Errors
+    /// [`WeightsError`] for a configuration that is refused, and for a weight file that is missing, truncated or does not match the
+    /// configuration; each names the file, the tensor and what to do.
+    pub fn open(dir: &Path) -> Result<Self, WeightsError> {
+        let config = ModelConfig::open(dir)?;
+        Self::from_checkpoint(Checkpoint::open(dir)?, config)
+    }
+
+    /// What a user means by `--model MODEL`: a model directory, or the name of a preset with random weights.
+    ///
+    /// # Errors
+    /// As [`Weights::open`]; [`WeightsError::UnknownModel`] where `model` is neither.
+    pub fn find(model: &str) -> Result<Self, WeightsError> {
+        let dir = Path::new(model);
+        if dir.is_dir() {
+            return Self::open(dir);
+        }
+        let config = presets::find(model).ok_or_else(|| WeightsError::UnknownModel { model: model.to_owned() })?;
+        Ok(Self::random(config, PRESET_SEED))
+    }
+
+    /// The weights of `checkpoint`, which must hold every parameter of `config` in its shape.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`] or [`WeightsError::Dtype`] for the first parameter that does not match.
+    pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
+        let prefixes = names::prefixes(&config);
+        let has_embedding =
+            |prefix: &&str| Parameter::TokenEmbedding.hugging_face_name(&config, prefix).is_some_and(|name| checkpoint.contains(&name));
+        let prefix = prefixes.into_iter().find(has_embedding).unwrap_or(prefixes[0]);
+        let weights = Self { config, source: Source::Checkpoint { checkpoint, prefix } };
+        for parameter in names::parameters(&weights.config) {
+            weights.check(parameter)?;
+        }
+        Ok(weights)
+    }
+
+    /// Seeded random weights for a model of this configuration (see [`RandomWeights`]).
+    pub fn random(config: ModelConfig, seed: u64) -> Self {
+        Self { source: Source::Random(RandomWeights::new(&config, seed)), config }
+    }
+
+    /// The configuration the weights were checked against.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How the random weights are made, where they are random: a device can then make them itself.
+    pub fn as_random(&self) -> Option<&RandomWeights> {
+        match &self.source {
+            Source::Random(random) => Some(random),
+            Source::Checkpoint { .. } => None,
+        }
+    }
+
+    /// One parameter in row-major f32, of the shape [`Parameter::shape`] says.
+    ///
+    /// # Errors
+    /// [`WeightsError::Absent`] for a parameter that models of this configuration do not have.
+    pub fn f32(&self, parameter: Parameter) -> Result<Vec<f32>, WeightsError> {
+        match &self.source {
+            Source::Random(random) => random.f32(parameter),
+            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f32(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+        }
+    }
+
+    /// One parameter in row-major f16, of the shape [`Parameter::shape`] says, rounded to nearest even.
+    ///
+    /// # Errors
+    /// As [`Weights::f32`], and [`WeightsError::Overflow`] where an element is beyond f16.
+    pub fn f16(&self, parameter: Parameter) -> Result<Vec<f16>, WeightsError> {
+        match &self.source {
+            Source::Random(random) => Ok(random.f32(parameter)?.into_iter().map(f16::from_f32).collect()),
+            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f16(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+        }
+    }
+
+    fn check(&self, parameter: Parameter) -> Result<(), WeightsError> {
+        match &self.source {
+            Source::Random(_) => Ok(()),
+            Source::Checkpoint { checkpoint, .. } => checkpoint.check(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+        }
+    }
+
+    /// What the checkpoint calls `parameter`.
+    fn tensor_name(&self, parameter: Parameter) -> Result<String, WeightsError> {
+        let Source::Checkpoint { checkpoint, prefix } = &self.source else { return Err(WeightsError::Absent { parameter }) };
+        let name = parameter.hugging_face_name(&self.config, prefix).ok_or(WeightsError::Absent { parameter })?;
+        match names::tensorflow_norm_name(&name) {
+            Some(old) if !checkpoint.contains(&name) && checkpoint.contains(&old) => Ok(old),
+            _ => Ok(name),
+        }
+    }
+}
+
+/// What can be wrong with a model's weights.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The name is that of no directory and no preset.
+    #[error("{model}: neither a model directory nor a preset; give a directory with config.json, or one of {}", presets::names())]
+    UnknownModel {
+        /// What the user gave.
+        model: String,
+    },
+    /// The directory has no weight file that this engine reads.
+    #[error("{dir}: no model.safetensors and no model.safetensors.index.json; {remedy}")]
+    NoWeights {
+        /// The model directory.
+        dir: PathBuf,
+        /// What the user can do, given what the directory does hold.
+        remedy: &'static str,
+    },
+    /// The system cannot open or map a file.
+    #[error("{path}: cannot be read ({source}); check that the file is there and readable, or download it again")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why the system refused.
+        source: std::io::Error,
+    },
+    /// A file is truncated or is no safetensors file.
+    #[error("{path}: truncated or not a safetensors file ({problem}); download it again")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        problem: String,
+    },
+    /// The index of a sharded checkpoint does not say what it must.
+    #[error("{path}: {problem}; download the file again")]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tensor that the configuration calls for is not in the checkpoint.
+    #[error("{path}: tensor `{tensor}` of shape {expected:?} is missing; {remedy}")]
+    Missing {
+        /// The file that should hold it.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// The shape that config.json implies.
+        expected: Vec<usize>,
+        /// What the user can do.
+        remedy: &'static str,
+    },
+    /// A tensor's shape contradicts the configuration.
+    #[error(
+        "{path}: tensor `{tensor}` has shape {found:?} but config.json implies {expected:?}; use the config.json these weights came with"
+    )]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape that config.json implies.
+        expected: Vec<usize>,
+    },
+    /// A tensor's element type is none of F32, F16, BF16.
+    #[error("{path}: tensor `{tensor}` is of type {dtype}; convert the checkpoint to F32, F16 or BF16")]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type, as safetensors calls it.
+        dtype: String,
+    },
+    /// An element is too large for f16.
+    #[error("{path}: tensor `{tensor}` holds {value}, beyond the largest f16 (65504); use `--device cpu`, which computes in f32")]
+    Overflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The element.
+        value: f32,
+    },
+    /// Models of this configuration have no such parameter: a mistake in a forward pass, not in the files.
+    #[error("this model has no parameter `{parameter}`")]
+    Absent {
+        /// The parameter asked for.
+        parameter: Parameter,
+    },
+}
