@@ -62,7 +62,14 @@ impl EmbeddingRecipe {
                 "Transformer" => {}
                 "Pooling" => recipe.pooling = read_pooling(dir, &path, &module.path, hidden)?,
                 "Normalize" => recipe.normalise = true,
-                _ => return Err(unsupported(&path, "type", &format!("`{}`", module.kind), "use a model of Transformer, Pooling and Normalize")),
+                _ => {
+                    return Err(unsupported(
+                        &path,
+                        "type",
+                        &format!("`{}`", module.kind),
+                        "use a model of Transformer, Pooling and Normalize",
+                    ));
+                }
             }
         }
         Ok(recipe)
@@ -97,11 +104,17 @@ fn read_pooling(dir: &Path, modules: &Path, folder: &str, hidden: usize) -> Resu
         if let Some(width) = config.get(field).and_then(Value::as_u64)
             && width != hidden as u64
         {
-            return Err(unsupported(&path, field, &format!("{width}, but the model's hidden_size is {hidden}"), "use the files of one model"));
+            return Err(unsupported(
+                &path,
+                field,
+                &format!("{width}, but the model's hidden_size is {hidden}"),
+                "use the files of one model",
+            ));
         }
     }
     // Newer files name the mode, older ones have a flag for each; several modes at once are concatenated, which nobody here computes.
-    let flagged = config.iter().filter(|(_, value)| **value == Value::Bool(true)).filter_map(|(name, _)| name.strip_prefix("pooling_mode_"));
+    let flagged =
+        config.iter().filter(|(_, value)| **value == Value::Bool(true)).filter_map(|(name, _)| name.strip_prefix("pooling_mode_"));
     let named = config.get("pooling_mode").and_then(Value::as_str);
     let modes: Vec<&str> = named.into_iter().chain(flagged).collect();
     match modes.as_slice() {

@@ -1,2 +1,81 @@
-//! P.
-fn main() {}
+//! The `smidgen` command.
+//!
+//! Every command lives in a file of `cli/` and answers with `Ok` or one error; here the error becomes one line on standard error and exit
+//! code 2. Standard output carries results only.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use smidgen::colocate::worker;
+
+mod cli;
+
+/// Run transformer models on one GPU, each kernel on just the SMs it needs.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Embed(cli::embed::EmbedArgs),
+    Generate(cli::generate::GenerateArgs),
+    Forward(cli::forward::ForwardArgs),
+    Profile(cli::profile::ProfileArgs),
+    Colocate(cli::colocate::ColocateArgs),
+    Demo(cli::colocate::DemoArgs),
+    /// Say what this machine has, what is missing, and what to do about it.
+    Doctor,
+    /// Serve one phase of `colocate`; started by it.
+    #[command(name = worker::SUBCOMMAND, hide = true)]
+    Worker,
+}
+
+fn main() -> ExitCode {
+    // The driver reads its settings from the environment when it starts, so they must stand there before any other thread does.
+    #[cfg(feature = "cuda-13000")]
+    {
+        let (name, value) = smidgen_runtime::device::cuda::MAX_CONNECTIONS;
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var(name, value) };
+    }
+    let filter = EnvFilter::try_from_env("SMIDGEN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().with_target(false).init();
+    let result = match Cli::parse().command {
+        Command::Embed(args) => cli::embed::run(&args),
+        Command::Generate(args) => cli::generate::run(&args),
+        Command::Forward(args) => cli::forward::run(&args),
+        Command::Profile(args) => cli::profile::run(args),
+        Command::Colocate(args) => cli::colocate::run(args),
+        Command::Demo(args) => cli::colocate::demo(args),
+        Command::Doctor => return cli::doctor::run(),
+        Command::Worker => worker::serve_coordinator().map_err(anyhow::Error::from),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough, as in `smidgen embed ... | head`.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// An error and its causes in one line. A cause that the message before it quotes already is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}

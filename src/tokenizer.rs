@@ -159,7 +159,9 @@ pub enum TokenizerError {
         vocab: usize,
     },
     /// Special tokens alone fill the longest sequence.
-    #[error("{path}: adds {specials} special tokens, which leaves no room for text in the {max_tokens} tokens a sequence may have; use the tokenizer.json that came with the model")]
+    #[error(
+        "{path}: adds {specials} special tokens, which leaves no room for text in the {max_tokens} tokens a sequence may have; use the tokenizer.json that came with the model"
+    )]
     NoRoom {
         /// The file.
         path: PathBuf,

@@ -142,6 +142,7 @@ struct Decode {
 
 // The kernel for heads of up to D columns. A macro, since the host finds kernels by their C names.
 #define ATTENTION_DECODE(D)                                                                                                               \
+    static_assert(sizeof(attention::Decode<D>::Shared) == ATTENTION_DECODE_D##D##_SHARED_BYTES);                                          \
     extern "C" __global__ void __launch_bounds__(attention::Decode<D>::THREADS, attention::Decode<D>::BLOCKS_PER_SM)                      \
         attention_decode_d##D(const __grid_constant__ AttentionDecodeArgs args, const __grid_constant__ Tiles tiles) {                    \
         extern __shared__ uint4 dynamic_shared[];                                                                                         \

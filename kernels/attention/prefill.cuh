@@ -120,6 +120,7 @@ struct Prefill {
 
 // The kernel for heads of up to D columns. A macro, since the host finds kernels by their C names.
 #define ATTENTION_PREFILL(D)                                                                                                              \
+    static_assert(sizeof(attention::Prefill<D>::Shared) == ATTENTION_PREFILL_D##D##_SHARED_BYTES);                                        \
     extern "C" __global__ void __launch_bounds__(attention::Prefill<D>::THREADS, attention::Prefill<D>::BLOCKS_PER_SM)                    \
         attention_prefill_d##D(const __grid_constant__ AttentionPrefillArgs args, const __grid_constant__ Tiles tiles) {                  \
         extern __shared__ uint4 dynamic_shared[];                                                                                         \

@@ -1,0 +1,140 @@
+//! Attention where every sequence brings one query and its keys and values lie in a cache: a decoder's next token.
+
+use smidgen_runtime::device::{DevicePtr, Sms, Topology};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+
+use super::super::abi;
+use super::{CompiledSize, Heads, KvCache, too_little_shared_memory, unsupported};
+
+/// Query heads of one tile, `QUERY_ROWS` in flash.cuh.
+const HEADS_PER_TILE: u32 = 16;
+
+/// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
+const SIZES: [CompiledSize; 6] = {
+    const fn size(head_dim: u32, symbol: &'static str, threads: u32, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
+        CompiledSize { head_dim, symbol, threads, shared_bytes, blocks_by_registers }
+    }
+    [
+        size(32, "attention_decode_d32", 256, abi::ATTENTION_DECODE_D32_SHARED_BYTES, 3),
+        size(64, "attention_decode_d64", 256, abi::ATTENTION_DECODE_D64_SHARED_BYTES, 2),
+        size(80, "attention_decode_d80", 256, abi::ATTENTION_DECODE_D80_SHARED_BYTES, 2),
+        size(96, "attention_decode_d96", 256, abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),
+        size(128, "attention_decode_d128", 256, abi::ATTENTION_DECODE_D128_SHARED_BYTES, 1),
+        size(256, "attention_decode_d256", 128, abi::ATTENTION_DECODE_D256_SHARED_BYTES, 1),
+    ]
+};
+
+/// `output[b, h] = sum over cached positions j of softmax_j(scale * q[b, h] . k[j]) * v[j]`, one query row for each sequence `b`.
+///
+/// The cache holds the present token's key and value already ([`Rotary`](super::Rotary) writes them). A sequence of length 0 gets no output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionDecode {
+    /// How a row is divided.
+    pub heads: Heads,
+    /// Sequences in the batch, each with one row.
+    pub sequences: u32,
+    /// About how long the sequences are: only the key (which rounds it up to a power of two, so that a growing sequence keeps its profile)
+    /// and the [`Work`] depend on it.
+    pub context: u32,
+    /// A query sees only the last `window` positions, its own included; 0 where it sees all.
+    pub window: u32,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`; positive.
+    pub scale: f32,
+    /// `[sequences, (heads + 2 * kv_heads) * head_dim]`, FP16, of which only the query heads are read.
+    pub qkv: DevicePtr,
+    /// Elements from one row of `qkv` to the next.
+    pub qkv_stride: u32,
+    /// Keys and values.
+    pub cache: KvCache,
+    /// `[sequences, heads * head_dim]`, FP16.
+    pub output: DevicePtr,
+    /// Elements from one row of `output` to the next.
+    pub output_stride: u32,
+    /// Valid positions of each sequence's cache, the present token's included: `[sequences]`, u32, at most the cache's capacity.
+    pub lengths: DevicePtr,
+}
+
+impl AttentionDecode {
+    fn tiles(&self) -> u64 {
+        let Heads { heads, kv_heads, .. } = self.heads;
+        let caches = u64::from(self.sequences) * u64::from(kv_heads);
+        caches.saturating_mul(u64::from((heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)))
+    }
+
+    /// Positions that a query sees.
+    fn seen(&self) -> u32 {
+        if self.window == 0 { self.context } else { self.context.min(self.window) }
+    }
+
+    fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
+        let key = self.key();
+        if let Some(reason) = self.heads.problem(self.qkv_stride).or_else(|| self.heads.output_problem(self.output_stride)) {
+            return Err(unsupported(&key, reason));
+        }
+        if self.sequences == 0 || self.cache.capacity == 0 || self.cache.capacity > 1 << 30 {
+            return Err(unsupported(&key, "there must be a sequence, and a cache of 1 to 2^30 positions".to_owned()));
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            return Err(unsupported(&key, format!("the scale must be positive and finite, not {}", self.scale)));
+        }
+        CompiledSize::of(self.heads.head_dim, &SIZES)
+            .ok_or_else(|| unsupported(&key, "no kernel was compiled for heads this wide".to_owned()))
+    }
+
+    fn args(&self) -> abi::AttentionDecodeArgs {
+        abi::AttentionDecodeArgs {
+            qkv: self.qkv.0,
+            k_cache: self.cache.k.0,
+            v_cache: self.cache.v.0,
+            output: self.output.0,
+            lengths: self.lengths.0,
+            sequences: self.sequences,
+            heads: self.heads.heads,
+            kv_heads: self.heads.kv_heads,
+            head_dim: self.heads.head_dim,
+            capacity: self.cache.capacity,
+            qkv_stride: self.qkv_stride,
+            output_stride: self.output_stride,
+            window: self.window,
+            scale: self.scale,
+        }
+    }
+}
+
+// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
+// is for whoever makes the descriptor to see to.
+unsafe impl Kernel for AttentionDecode {
+    /// `[sequences x heads x kv_heads x head_dim x positions seen]`, the last rounded up to a power of two.
+    fn key(&self) -> KernelKey {
+        const NAME: KernelName = KernelName::new("attention_decode");
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let seen = self.seen().checked_next_power_of_two().unwrap_or(u32::MAX);
+        KernelKey::new(NAME, [self.sequences, heads, kv_heads, head_dim, seen])
+    }
+
+    fn work(&self) -> Work {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let [heads, kv_heads, head_dim, sequences, seen] = [heads, kv_heads, head_dim, self.sequences, self.seen()].map(u64::from);
+        let columns = (4 * head_dim).saturating_mul(sequences);
+        Work { flops: columns.saturating_mul(heads * seen), bytes: columns.saturating_mul((kv_heads * seen).saturating_add(heads)) }
+    }
+
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        let size = self.check()?;
+        let tiles = u32::try_from(self.tiles()).map_err(|_| unsupported(&self.key(), "more than 2^32 tiles".to_owned()))?;
+        let blocks_per_sm = size.blocks_per_sm(gpu);
+        if blocks_per_sm == 0 {
+            return Err(too_little_shared_memory(&self.key(), size, gpu));
+        }
+        Ok(Launch {
+            symbol: size.symbol,
+            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
+            block: size.threads,
+            shared_bytes: size.shared_bytes,
+            blocks_per_sm,
+            tiles,
+            elastic: true,
+            params: Params::new(self.args()),
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! `smidgen embed`: one vector for each text.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use smidgen::batch::RaggedBatch;
+use smidgen::config::ModelConfig;
+use smidgen::embedding::{EmbeddingRecipe, Pooling};
+use smidgen::models::{ModelSource, Solo};
+use smidgen::reference::Reference;
+use smidgen::tokenizer::Tokenizer;
+
+use super::{ComputeDevice, text_directory};
+
+/// Texts in one batch: enough to fill the device, few enough that the first vectors come soon.
+const BATCH: usize = 64;
+
+/// Turn texts into vectors with a model of the BERT family.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// A Hugging Face model directory.
+    #[arg(long)]
+    model: String,
+    /// The texts; without any, the lines of standard input.
+    texts: Vec<String>,
+    /// How to print the vectors. Default: a summary on a terminal, JSON lines otherwise.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// CPU or GPU; the GPU where there is one.
+    #[arg(long, value_enum)]
+    device: Option<ComputeDevice>,
+}
+
+/// How vectors are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One object per line: `{"text": ..., "embedding": [...]}`.
+    Json,
+    /// The cosine similarity to the first text, the first elements, and the text.
+    Summary,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    text: &'a str,
+    embedding: &'a [f32],
+}
+
+pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
+    let source = ModelSource::find(&args.model)?;
+    let ModelConfig::Encoder(config) = source.config() else {
+        bail!("{}: is a decoder, which has no embeddings; use `smidgen generate`, or a model of the BERT family", args.model);
+    };
+    let dir = text_directory(&source)?;
+    let recipe = EmbeddingRecipe::open(dir, config.hidden)?;
+    let tokenizer = Tokenizer::open(dir, source.config(), recipe.max_tokens)?;
+    let texts = if args.texts.is_empty() { read_lines()? } else { args.texts.clone() };
+    let ids = encode(&tokenizer, &texts)?;
+    RaggedBatch::new(&ids, source.config())?;
+    let mut embedder = Embedder::load(&source, recipe, args.device, &ids)?;
+    let default = if io::stdout().is_terminal() { Format::Summary } else { Format::Json };
+    let mut printer = Printer { format: args.format.unwrap_or(default), out: io::stdout().lock(), first: None };
+    for (texts, ids) in texts.chunks(BATCH).zip(ids.chunks(BATCH)) {
+        for (text, vector) in texts.iter().zip(embedder.embed(ids)?) {
+            printer.print(text, vector)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_lines() -> anyhow::Result<Vec<String>> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        bail!("no text; give one or more after the options, or pipe lines into standard input");
+    }
+    Ok(stdin.lock().lines().collect::<Result<_, _>>()?)
+}
+
+fn encode(tokenizer: &Tokenizer, texts: &[String]) -> anyhow::Result<Vec<Vec<u32>>> {
+    let mut ids = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let encoded = tokenizer.encode(text)?;
+        if encoded.truncated {
+            tracing::warn!("text {index} has more than {} tokens; what is beyond them is left out", tokenizer.max_tokens());
+        }
+        ids.push(encoded.ids);
+    }
+    Ok(ids)
+}
+
+enum Embedder {
+    Cpu { reference: Box<Reference>, config: ModelConfig, recipe: EmbeddingRecipe },
+    Gpu { solo: Box<Solo>, recipe: EmbeddingRecipe },
+}
+
+impl Embedder {
+    fn load(source: &ModelSource, recipe: EmbeddingRecipe, device: Option<ComputeDevice>, ids: &[Vec<u32>]) -> anyhow::Result<Self> {
+        let Some(gpu) = ComputeDevice::open(device)? else {
+            return Ok(Self::Cpu { reference: Box::new(Reference::load(source.weights())?), config: source.config().clone(), recipe });
+        };
+        let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>();
+        let largest = ids.chunks(BATCH).map(tokens).max().unwrap_or(1);
+        let solo = Solo::load(&gpu, source, ids.len().clamp(1, BATCH) as u32, u32::try_from(largest)?)?;
+        Ok(Self::Gpu { solo: Box::new(solo), recipe })
+    }
+
+    fn embed(&mut self, ids: &[Vec<u32>]) -> anyhow::Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Cpu { reference, config, recipe } => {
+                let batch = RaggedBatch::new(ids, config)?;
+                let hidden = reference.forward(&batch);
+                let width = hidden.width();
+                Ok(batch.rows().map(|rows| recipe.apply(&hidden.values()[rows.start * width..rows.end * width], width)).collect())
+            }
+            Self::Gpu { solo, recipe } => Ok(solo.embed(ids, recipe.pooling == Pooling::Mean, recipe.normalise)?),
+        }
+    }
+}
+
+struct Printer<W> {
+    format: Format,
+    out: W,
+    /// What a summary compares with.
+    first: Option<Vec<f32>>,
+}
+
+impl<W: Write> Printer<W> {
+    fn print(&mut self, text: &str, vector: Vec<f32>) -> io::Result<()> {
+        match self.format {
+            Format::Json => {
+                serde_json::to_writer(&mut self.out, &Line { text, embedding: &vector })?;
+                writeln!(self.out)
+            }
+            Format::Summary => {
+                let head: Vec<String> = vector.iter().take(4).map(|x| format!("{x:7.4}")).collect();
+                let width = vector.len();
+                let first = self.first.get_or_insert_with(|| vector.clone());
+                let shown: String = text.chars().take(60).collect();
+                writeln!(self.out, "{:7.4}  [{} ...] ({width})  {shown}", cosine(first, &vector), head.join(" "))
+            }
+        }
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}

@@ -1,0 +1,110 @@
+//! `smidgen generate`: a prompt continued, shown as it comes.
+
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::Args;
+use smidgen::batch;
+use smidgen::config::{DecoderConfig, ModelConfig};
+use smidgen::generate::{Continue, Generation, Sampling, Stop};
+use smidgen::models::{ModelSource, Solo};
+use smidgen::reference::Reference;
+use smidgen::tokenizer::Tokenizer;
+
+use super::{ComputeDevice, text_directory};
+
+/// Continue a prompt with a model of the Llama family.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A Hugging Face model directory.
+    #[arg(long)]
+    model: String,
+    /// The text to continue.
+    prompt: String,
+    /// The most tokens to generate.
+    #[arg(long, default_value = "128")]
+    max_tokens: NonZeroUsize,
+    /// Divides the logits before sampling; 0 always takes the most probable token.
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Sample among this many of the most probable tokens; default all.
+    #[arg(long)]
+    top_k: Option<NonZeroUsize>,
+    /// Sample among the fewest most probable tokens that together reach this probability.
+    #[arg(long, default_value_t = 1.0, value_parser = probability)]
+    top_p: f32,
+    /// The seed of the random numbers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// CPU or GPU; the GPU where there is one.
+    #[arg(long, value_enum)]
+    device: Option<ComputeDevice>,
+}
+
+pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let source = ModelSource::find(&args.model)?;
+    let ModelConfig::Decoder(config) = source.config() else {
+        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a model of the Llama family", args.model);
+    };
+    let tokenizer = Tokenizer::open(text_directory(&source)?, source.config(), None)?;
+    let prompt = tokenizer.encode(&args.prompt)?;
+    if prompt.truncated {
+        bail!("the prompt has more than the {} tokens this model takes; shorten it", tokenizer.max_tokens());
+    }
+    if prompt.ids.is_empty() {
+        bail!("the prompt is empty, and this model's tokenizer adds nothing to it; give some text");
+    }
+    batch::check_sequence(0, &prompt.ids, 0, source.config())?;
+    match ComputeDevice::open(args.device)? {
+        None => {
+            let Reference::Decoder(decoder) = Reference::load(source.weights())? else { bail!("{}: is an encoder", args.model) };
+            stream(args, config, &tokenizer, &prompt.ids, decoder.start())
+        }
+        Some(gpu) => {
+            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
+            let room = u32::try_from(room)?;
+            stream(args, config, &tokenizer, &prompt.ids, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
+        }
+    }
+}
+
+fn stream<S>(args: &GenerateArgs, config: &DecoderConfig, tokenizer: &Tokenizer, prompt: &[u32], sequence: S) -> anyhow::Result<()>
+where
+    S: Continue,
+    S::Error: Error + Send + Sync + 'static,
+{
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    let mut generation = Generation::new(sequence, config, prompt, args.max_tokens.get(), sampling, args.seed);
+    let mut text = tokenizer.stream();
+    let mut out = io::stdout().lock();
+    let start = Instant::now();
+    let mut tokens = 0;
+    for token in generation.by_ref() {
+        tokens += 1;
+        out.write_all(text.push(token?)?.as_bytes())?;
+        out.flush()?;
+    }
+    writeln!(out, "{}", text.finish()?)?;
+    if io::stderr().is_terminal() {
+        let end = match generation.stop() {
+            Some(Stop::EndOfSequence) => "the model ended the text",
+            Some(Stop::Full) => "the model has no position left",
+            _ => "--max-tokens is reached",
+        };
+        eprintln!("[{tokens} tokens, {:.1} per second; {end}]", f64::from(tokens) / start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let value = text.parse::<f32>().map_err(|error| error.to_string())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("a temperature is a number from 0 up".to_owned()) }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    let value = text.parse::<f32>().map_err(|error| error.to_string())?;
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("a probability is above 0 and at most 1".to_owned()) }
+}

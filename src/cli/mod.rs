@@ -1,0 +1,59 @@
+//! One file for each command, and what they share.
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use smidgen::models::ModelSource;
+use smidgen_runtime::device::Device;
+
+pub mod colocate;
+pub mod doctor;
+pub mod embed;
+pub mod forward;
+pub mod generate;
+pub mod profile;
+
+/// What computes a model's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ComputeDevice {
+    /// The reference, in f32.
+    Cpu,
+    /// The GPU of this machine, in f16.
+    Cuda,
+}
+
+impl ComputeDevice {
+    /// The GPU to compute on, or `None` for the CPU. Without a choice: the GPU where there is one that works.
+    fn open(choice: Option<Self>) -> anyhow::Result<Option<Arc<dyn Device>>> {
+        match choice {
+            Some(Self::Cpu) => Ok(None),
+            Some(Self::Cuda) => Ok(Some(smidgen::cuda::open()?)),
+            None => Ok(smidgen::cuda::open().inspect_err(|error| tracing::info!("computing on the CPU: {error}")).ok()),
+        }
+    }
+}
+
+/// The directory of a model that has text to work with. A preset has none.
+fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
+    if source.weights().as_random().is_some() {
+        anyhow::bail!(
+            "{}: a preset has random weights and no tokenizer; give a model directory, or use `smidgen forward`, which takes token ids",
+            source.name()
+        );
+    }
+    Ok(std::path::Path::new(source.name()))
+}
+
+/// The command this process was started by, as it can be typed again: what results and profiles keep as their provenance.
+fn command_line() -> String {
+    let quoted = std::env::args().skip(1).map(|argument| {
+        let plain = !argument.is_empty() && argument.chars().all(|c| c.is_alphanumeric() || "-_=.,/:@%+".contains(c));
+        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
+    });
+    std::iter::once("smidgen".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// The commit this binary was built from, as the build script found it; `unknown` outside a checkout.
+fn commit() -> String {
+    option_env!("SMIDGEN_COMMIT").unwrap_or("unknown").to_owned()
+}
