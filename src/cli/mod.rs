@@ -44,14 +44,16 @@ fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
     Ok(std::path::Path::new(source.name()))
 }
 
-/// The command line as it was typed, for provenance. The program's own folder is left out.
+/// The command this process was started by, as it can be typed again: what results and profiles keep as their provenance.
 fn command_line() -> String {
-    let mut words = std::env::args();
-    let program = words.next().map_or_else(|| "smidgen".to_owned(), |path| path.rsplit('/').next().unwrap_or("smidgen").to_owned());
-    std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
+    let quoted = std::env::args().skip(1).map(|argument| {
+        let plain = !argument.is_empty() && argument.chars().all(|c| c.is_alphanumeric() || "-_=.,/:@%+".contains(c));
+        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
+    });
+    std::iter::once("smidgen".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// The commit this binary was built from, empty where unknown.
+/// The commit this binary was built from, as the build script found it; `unknown` outside a checkout.
 fn commit() -> String {
-    option_env!("SMIDGEN_COMMIT").unwrap_or_default().to_owned()
+    option_env!("SMIDGEN_COMMIT").unwrap_or("unknown").to_owned()
 }

@@ -227,7 +227,7 @@ impl Gpu {
     }
 
     fn set_grant(&self, tpcs: TpcSet) {
-        let words = tpcs.sm_mask(self.device.topology().sms_per_tpc);
+        let words = self.device.sm_mask(tpcs).expect("the SMs of the TPCs");
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.device.upload(self.stream, self.grant.ptr(), &bytes).expect("an upload");
     }

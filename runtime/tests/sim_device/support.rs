@@ -157,7 +157,8 @@ impl Gpu {
 
     /// Overwrites a grant, in the order of `stream`.
     pub fn regrant(&self, stream: StreamId, grant: &Buffer, tpcs: TpcSet) {
-        let bytes: Vec<u8> = tpcs.sm_mask(2).into_iter().flat_map(u32::to_le_bytes).collect();
+        let mask = self.device.sm_mask(tpcs).unwrap();
+        let bytes: Vec<u8> = mask.into_iter().flat_map(u32::to_le_bytes).collect();
         self.device.upload(stream, grant.ptr(), &bytes).unwrap();
     }
 

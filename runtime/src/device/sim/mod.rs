@@ -191,8 +191,7 @@ impl Device for SimDevice {
     }
 
     fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
-        let all = self.topology.all_tpcs();
-        if tpcs.is_empty() || !all.includes(tpcs) {
+        if tpcs.is_empty() || !self.topology.all_tpcs().includes(tpcs) {
             return Err(DeviceError::BadPartition { asked: tpcs, tpcs: self.topology.tpcs() });
         }
         let engine = &mut *self.engine.lock();
@@ -205,6 +204,18 @@ impl Device for SimDevice {
         let engine = self.engine.lock();
         let sms = engine.partitions.get(partition.0 as usize);
         sms.map(|sms| Sms(sms.len() as u16)).ok_or_else(|| no_partition(partition, "simPartitionSms"))
+    }
+
+    /// Here SMs are numbered TPC by TPC.
+    fn sm_mask(&self, tpcs: TpcSet) -> Result<[u32; 8], DeviceError> {
+        let all = self.topology.all_tpcs();
+        if tpcs == all {
+            return Ok([u32::MAX; 8]);
+        }
+        if !all.includes(tpcs) {
+            return Err(DeviceError::BadPartition { asked: tpcs, tpcs: self.topology.tpcs() });
+        }
+        Ok(SmSet::of_tpcs(tpcs, self.topology.sms_per_tpc).to_mask())
     }
 
     /// Every launch names its own priority, which takes precedence over the stream's, so that the latter is not kept.
