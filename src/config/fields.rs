@@ -155,6 +155,9 @@ impl<'a> Fields<'a> {
             if inert || name.starts_with('_') || used.contains(&name.as_str()) || HARMLESS.contains(&name.as_str()) {
                 continue;
             }
+            if name == "quantization_config" {
+                return Err(self.error(name, "says that the weights are quantised", "use the unquantised model in F32, F16 or BF16"));
+            }
             return Err(self.error(name, "is unknown to this engine and may change the result", "remove it if the model does not need it"));
         }
         Ok(())

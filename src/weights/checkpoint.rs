@@ -92,6 +92,11 @@ impl Checkpoint {
         Ok(Self { entry: index, shards, shard_of })
     }
 
+    /// The single file, or the index of the shards.
+    pub fn path(&self) -> &Path {
+        &self.entry
+    }
+
     /// Whether some file holds a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.shard_of.contains_key(name)
