@@ -27,8 +27,11 @@ use nvcc::Nvcc;
 /// sm_80 machine code runs on every GPU of compute capability 8.x; `sm_90a` is sm_90 with the instructions that only Hopper has.
 const ARCHITECTURES: [&str; 2] = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"];
 
-/// Exact arithmetic (no `--use_fast_math`), line numbers for profilers, and ptxas' resource report.
-const COMPILE: [&str; 7] = ["-O3", "--std=c++17", "-lineinfo", "-Ikernels", "-Werror=all-warnings", "-Xptxas=-v,-Werror", "-ewp"];
+/// Exact arithmetic (no `--use_fast_math`), and ptxas' resource report.
+const COMPILE: [&str; 6] = ["-O3", "--std=c++17", "-Ikernels", "-Werror=all-warnings", "-Xptxas=-v,-Werror", "-ewp"];
+
+/// Set to 1, it keeps line numbers, by which Nsight Compute shows source beside machine code. They triple the size of every binary's kernels.
+const LINE_NUMBERS: &str = "SMIDGEN_LINEINFO";
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(kernels_built)");
@@ -37,7 +40,8 @@ fn main() {
             println!("cargo::rerun-if-changed={file}");
         }
     }
-    for variable in ["NVCC", "CUDA_HOME", "CXX", "CI"] {
+    println!("cargo::rustc-env=SMIDGEN_COMMIT={}", commit().unwrap_or_default());
+    for variable in ["NVCC", "CUDA_HOME", "CXX", "CI", LINE_NUMBERS] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Err(message) = build_kernels() {
@@ -45,6 +49,21 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+}
+
+/// The checked-out commit, for the provenance of results; a tree with changes says so. None outside a checkout.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+    };
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo::rerun-if-changed={file}");
+        }
+    }
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Some(git(&["rev-parse", "--short=12", "HEAD"])? + if changed.is_empty() { "" } else { "-changed" })
 }
 
 fn build_kernels() -> Result<(), String> {
@@ -79,6 +98,7 @@ struct Toolchain {
     nvcc: Nvcc,
     host_compiler: PathBuf,
     objects: PathBuf,
+    extra_options: &'static [&'static str],
 }
 
 impl Toolchain {
@@ -89,7 +109,8 @@ impl Toolchain {
         if !Command::new(&host_compiler).arg("--version").output().is_ok_and(|answer| answer.status.success()) {
             return Err(format!("nvcc needs a C++ compiler and {} does not run: install g++ or set CXX", host_compiler.display()));
         }
-        Ok(Self { nvcc, host_compiler, objects: nvcc::objects_folder(&out_dir()) })
+        let extra_options: &[&str] = if env::var(LINE_NUMBERS).is_ok_and(|value| value == "1") { &["-lineinfo"] } else { &[] };
+        Ok(Self { nvcc, host_compiler, objects: nvcc::objects_folder(&out_dir()), extra_options })
     }
 
     fn compile_all(&self, sources: &[&PathBuf]) -> Result<(), String> {
@@ -132,7 +153,11 @@ impl Toolchain {
             fs::create_dir_all(folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
         }
         let said = self.run(
-            Command::new(&self.nvcc.path).args(COMPILE).args(["-fatbin", "-MD", "-MF"]).args([&object.dependencies, &object.source]),
+            Command::new(&self.nvcc.path)
+                .args(COMPILE)
+                .args(self.extra_options)
+                .args(["-fatbin", "-MD", "-MF"])
+                .args([&object.dependencies, &object.source]),
             &object.image,
         )?;
         if let Some(advice) = said.lines().find(|line| line.contains("Potential Performance Loss")) {
@@ -162,7 +187,7 @@ impl Toolchain {
 
     /// All but the sources that decides what comes out of a compilation.
     fn settings(&self) -> String {
-        format!("{} {} {COMPILE:?} {ARCHITECTURES:?}", self.nvcc.version, self.host_compiler.display())
+        format!("{} {} {COMPILE:?} {:?} {ARCHITECTURES:?}", self.nvcc.version, self.host_compiler.display(), self.extra_options)
     }
 }
 

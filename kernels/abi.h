@@ -18,6 +18,15 @@ typedef struct Tiles {
     uint32_t joins;    // 0 for the owner; 1 + epoch for a joiner
 } Tiles;
 
+// ---- elastic_probe.cu ----
+
+// What the tests of elastic.cuh observe: how often each tile was done, and where.
+typedef struct ElasticProbeArgs {
+    uint64_t executions; // uint32_t[tiles], counted up
+    uint64_t sms;        // uint32_t[tiles], the %smid that did the tile last
+    uint32_t cycles;     // how long a tile takes
+} ElasticProbeArgs;
+
 // ---- gemm/ ----
 
 // C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32.
@@ -39,17 +48,17 @@ typedef struct GemmArgs {
     uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
 } GemmArgs;
 
-// What is done to a sum before it is stored. x = scale * sum + bias where there is a bias.
+// What is done to a sum before it is stored; x = scale * sum.
 typedef enum GemmEpilogue {
-    GEMM_PLAIN = 0,         // scale * sum
-    GEMM_PLAIN_F32 = 1,     // scale * sum, stored as FP32
-    GEMM_BIAS = 2,          // x
-    GEMM_BIAS_GELU = 3,     // gelu(x) with the error function
-    GEMM_BIAS_GELU_TANH = 4, // gelu(x) in its tanh approximation
-    GEMM_BIAS_RELU = 5,     // max(x, 0)
-    GEMM_RESIDUAL = 6,      // sum + residual
-    GEMM_BIAS_RESIDUAL = 7, // x + residual
-    GEMM_SILU_GATE = 8      // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
+    GEMM_PLAIN = 0,          // x
+    GEMM_PLAIN_F32 = 1,      // x, stored as FP32
+    GEMM_BIAS = 2,           // x + bias
+    GEMM_BIAS_GELU = 3,      // gelu(x + bias) with the error function
+    GEMM_BIAS_GELU_TANH = 4, // gelu(x + bias) in its tanh approximation
+    GEMM_BIAS_RELU = 5,      // max(x + bias, 0)
+    GEMM_RESIDUAL = 6,       // x + residual
+    GEMM_BIAS_RESIDUAL = 7,  // x + bias + residual
+    GEMM_SILU_GATE = 8       // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
 } GemmEpilogue;
 
 // ---- attention/ ----

@@ -51,6 +51,25 @@ const _: () = {
     ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
     ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
 };
+#[doc = " What the tests of elastic.cuh observe: how often each tile was done, and where."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ElasticProbeArgs {
+    #[doc = " uint32_t[tiles], counted up"]
+    pub executions: u64,
+    #[doc = " uint32_t[tiles], the %smid that did the tile last"]
+    pub sms: u64,
+    #[doc = " how long a tile takes"]
+    pub cycles: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ElasticProbeArgs"][::std::mem::size_of::<ElasticProbeArgs>() - 24usize];
+    ["Alignment of ElasticProbeArgs"][::std::mem::align_of::<ElasticProbeArgs>() - 8usize];
+    ["Offset of field: ElasticProbeArgs::executions"][::std::mem::offset_of!(ElasticProbeArgs, executions) - 0usize];
+    ["Offset of field: ElasticProbeArgs::sms"][::std::mem::offset_of!(ElasticProbeArgs, sms) - 8usize];
+    ["Offset of field: ElasticProbeArgs::cycles"][::std::mem::offset_of!(ElasticProbeArgs, cycles) - 16usize];
+};
 #[doc = " C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -100,25 +119,25 @@ const _: () = {
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
 };
-#[doc = " scale * sum"]
-pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
-#[doc = " scale * sum, stored as FP32"]
-pub const GemmEpilogue_GEMM_PLAIN_F32: GemmEpilogue = 1;
 #[doc = " x"]
+pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
+#[doc = " x, stored as FP32"]
+pub const GemmEpilogue_GEMM_PLAIN_F32: GemmEpilogue = 1;
+#[doc = " x + bias"]
 pub const GemmEpilogue_GEMM_BIAS: GemmEpilogue = 2;
-#[doc = " gelu(x) with the error function"]
+#[doc = " gelu(x + bias) with the error function"]
 pub const GemmEpilogue_GEMM_BIAS_GELU: GemmEpilogue = 3;
-#[doc = " gelu(x) in its tanh approximation"]
+#[doc = " gelu(x + bias) in its tanh approximation"]
 pub const GemmEpilogue_GEMM_BIAS_GELU_TANH: GemmEpilogue = 4;
-#[doc = " max(x, 0)"]
+#[doc = " max(x + bias, 0)"]
 pub const GemmEpilogue_GEMM_BIAS_RELU: GemmEpilogue = 5;
-#[doc = " sum + residual"]
-pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
 #[doc = " x + residual"]
+pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
+#[doc = " x + bias + residual"]
 pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
 #[doc = " columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up"]
 pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
-#[doc = " What is done to a sum before it is stored. x = scale * sum + bias where there is a bias."]
+#[doc = " What is done to a sum before it is stored; x = scale * sum."]
 pub type GemmEpilogue = ::std::os::raw::c_uint;
 #[doc = " Tokens of all sequences are rows of one matrix. Sequence b has rows starts[b] .. starts[b] + lengths[b], so packed batches (starts are\n prefix sums) and padded ones (starts are multiples of the longest length) are the same to the kernel. A row of qkv holds the query heads,\n then the key heads, then the value heads."]
 #[repr(C)]

@@ -37,6 +37,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // The driver reads its settings from the environment when it starts, so they must stand there before any other thread does.
+    #[cfg(feature = "cuda-13000")]
+    {
+        let (name, value) = smidgen_runtime::device::cuda::MAX_CONNECTIONS;
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var(name, value) };
+    }
     let filter = EnvFilter::try_from_env("SMIDGEN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -105,7 +105,9 @@ impl Gemm {
         let blocks_per_sm = variant.blocks_per_sm(gpu);
         if blocks_per_sm == 0 {
             let needed = variant.shared_bytes();
-            return Err(self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm)));
+            return Err(
+                self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm))
+            );
         }
         Ok(Launch {
             symbol: variant.symbol(self.kind()),
@@ -133,7 +135,7 @@ impl Gemm {
             "m, n and k must be at least 1"
         } else if self.m.max(self.n).max(self.k) > i32::MAX as u32 {
             "m, n and k must be below 2^31"
-        } else if self.epilogue == Epilogue::SiluGate && self.n % 2 != 0 {
+        } else if self.epilogue == Epilogue::SiluGate && !self.n.is_multiple_of(2) {
             "the SiLU gate needs an even n: gate and up rows alternate"
         } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.c_columns() {
             "rows overlap: lda and ldb must be at least k, ldc at least the columns of C"
@@ -164,7 +166,9 @@ impl Gemm {
     fn args(&self) -> abi::GemmArgs {
         let (scale, bias, residual) = match self.epilogue {
             Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => (scale, None, None),
-            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => (1.0, Some(bias), None),
+            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => {
+                (1.0, Some(bias), None)
+            }
             Epilogue::Residual(residual) => (1.0, None, Some(residual)),
             Epilogue::BiasResidual(bias, residual) => (1.0, Some(bias), Some(residual)),
             Epilogue::SiluGate => (1.0, None, None),

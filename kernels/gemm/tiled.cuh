@@ -68,28 +68,25 @@ class OperandCopy {
     static_assert(PASSES % 4 == 0, "a stage's copies are issued in four equal parts");
 
     // Rows `first_row` and on of a matrix of `rows` rows.
-    __device__ OperandCopy(uint64_t matrix, uint32_t rows, uint32_t k, uint32_t stride, uint32_t first_row)
-        : k_(k), stride_(stride), row_(first_row + threadIdx.x / 8), rows_(rows) {
-        chunk_ = threadIdx.x % 8;
-        source_ = reinterpret_cast<const __half *>(matrix) + static_cast<uint64_t>(row_) * stride + chunk_ * 8;
-        target_ = swizzled_128(threadIdx.x / 8, chunk_);
+    __device__ OperandCopy(uint64_t matrix, uint32_t rows, uint32_t stride, uint32_t first_row) : stride_(stride) {
+        const uint32_t row = first_row + threadIdx.x / 8;
+        rows_left_ = row < rows ? rows - row : 0;
+        source_ = reinterpret_cast<const __half *>(matrix) + static_cast<uint64_t>(row) * stride + threadIdx.x % 8 * 8;
+        target_ = swizzled_128(threadIdx.x / 8, threadIdx.x % 8);
     }
 
-    // Issues quarter `part` of the copies of step `step` into the stage at `stage`.
-    __device__ __forceinline__ void issue(int part, uint32_t step, uint32_t stage) const {
-        const uint32_t at = step * BLOCK_K + chunk_ * 8;
-        const uint32_t halves = at < k_ ? min(k_ - at, 8u) : 0;
+    // Issues quarter `part` of the copies of step `step` into the stage at `stage`. Of this thread's 8 columns `columns` lie before k.
+    __device__ __forceinline__ void issue(int part, uint32_t step, uint32_t columns, uint32_t stage) const {
+        const __half *source = source_ + static_cast<uint64_t>(step) * BLOCK_K;
 #pragma unroll
         for (int i = 0; i < PASSES / 4; ++i) {
-            const uint32_t pass = part * (PASSES / 4) + i;
+            const uint32_t row = (part * (PASSES / 4) + i) * ROWS_PER_PASS;
             // Rows beyond the matrix become zeros: they are multiplied like the others and never stored.
-            const uint32_t valid = row_ + pass * ROWS_PER_PASS < rows_ ? halves : 0;
-            const __half *source = source_ + static_cast<uint64_t>(pass * ROWS_PER_PASS) * stride_ + step * BLOCK_K;
-            const uint32_t target = stage + target_ + pass * ROWS_PER_PASS * 128;
+            const uint32_t valid = row < rows_left_ ? columns : 0;
             if (ALIGNED) {
-                cp_async_16(target, source, valid * 2);
+                cp_async_16(stage + target_ + row * 128, source + static_cast<uint64_t>(row) * stride_, valid * 2);
             } else {
-                copy_by_halves(target, source, valid);
+                copy_by_halves(stage + target_ + row * 128, source + static_cast<uint64_t>(row) * stride_, valid);
             }
         }
     }
@@ -108,10 +105,9 @@ class OperandCopy {
     }
 
     const __half *source_;  // this thread's first 8 halves of step 0
-    uint32_t k_, stride_;
-    uint32_t row_, rows_;   // this thread's first row; rows of the matrix
-    uint32_t chunk_;        // which 8 of a step's 64 columns
-    uint32_t target_;       // where they go within a stage, bytes
+    uint32_t stride_;
+    uint32_t rows_left_;    // rows of the matrix from this thread's first one on
+    uint32_t target_;       // where its first 8 halves go within a stage, bytes
 };
 
 template <typename Shape, int EPILOGUE, bool ALIGNED>
@@ -137,21 +133,25 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
     ElasticTiles queue(tiles);
     for (uint32_t tile; queue.next(tile);) {
         const TileOrigin origin = TileOrigin::of<Shape>(tile, args);
-        const OperandCopy<Shape::BLOCK_M, Shape::THREADS, ALIGNED> copy_a(args.a, args.m, args.k, args.lda, origin.row);
-        const OperandCopy<Shape::BLOCK_N, Shape::THREADS, ALIGNED> copy_b(args.b, args.n, args.k, args.ldb, origin.col);
+        const OperandCopy<Shape::BLOCK_M, Shape::THREADS, ALIGNED> copy_a(args.a, args.m, args.lda, origin.row);
+        const OperandCopy<Shape::BLOCK_N, Shape::THREADS, ALIGNED> copy_b(args.b, args.n, args.ldb, origin.col);
+        const auto fill = [&](int part, uint32_t step, uint32_t stage) {
+            if (step >= steps) return;
+            const uint32_t column = step * BLOCK_K + threadIdx.x % 8 * 8;
+            const uint32_t columns = column < args.k ? min(args.k - column, 8u) : 0;
+            copy_a.issue(part, step, columns, stage);
+            copy_b.issue(part, step, columns, stage + Shape::A_BYTES);
+        };
 
-        // Fill all stages but one. A group is committed for each stage, also for those beyond k, so that counting groups counts stages.
+        // Fill all stages but one, and begin with the last. A group is committed for each stage, also for those beyond k, so that counting
+        // groups counts stages.
 #pragma unroll
         for (uint32_t step = 0; step < STAGES - 1; ++step) {
-            if (step < steps) {
 #pragma unroll
-                for (int part = 0; part < 4; ++part) {
-                    copy_a.issue(part, step, ring + step * Shape::STAGE_BYTES);
-                    copy_b.issue(part, step, ring + step * Shape::STAGE_BYTES + Shape::A_BYTES);
-                }
-            }
+            for (int part = 0; part < 4; ++part) fill(part, step, ring + step * Shape::STAGE_BYTES);
             cp_async_commit();
         }
+        fill(0, STAGES - 1, ring + (STAGES - 1) * Shape::STAGE_BYTES);
         cp_async_wait<STAGES - 2>();
         __syncthreads();
 
@@ -171,11 +171,8 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
         for (uint32_t step = 0; step < steps; ++step) {
 #pragma unroll
             for (int slice = 0; slice < BLOCK_K / 16; ++slice) {
-                if (step + STAGES - 1 < steps) {
-                    copy_a.issue(slice, step + STAGES - 1, filling);
-                    copy_b.issue(slice, step + STAGES - 1, filling + Shape::A_BYTES);
-                }
-                if (slice == BLOCK_K / 16 - 1) {
+                constexpr int LAST = BLOCK_K / 16 - 1;
+                if (slice == LAST) {
                     // The last slice is in registers: after this barrier the stage is free, and the next one has arrived for every thread.
                     cp_async_commit();
                     cp_async_wait<STAGES - 2>();
@@ -184,7 +181,9 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
                     reading = reading == ring + (STAGES - 1) * Shape::STAGE_BYTES ? ring : reading + Shape::STAGE_BYTES;
                 }
                 // After the last step this reads a slice that nobody multiplies, from memory that is there all the same.
-                read_fragments((slice + 1) % 2, reading, (slice + 1) % (BLOCK_K / 16));
+                read_fragments((slice + 1) % 2, reading, (slice + 1) % (LAST + 1));
+                // A quarter of the copies in each slice, beginning where the stage becomes free.
+                fill((slice + 1) % (LAST + 1), step + STAGES - 1 + slice / LAST, filling);
 #pragma unroll
                 for (int i = 0; i < M_TILES; ++i) {
 #pragma unroll

@@ -71,7 +71,8 @@ unsafe impl Kernel for GatherRows {
     }
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
-        let args = PoolArgs { x: self.x.0, starts: self.index.0, lengths: 0, y: self.y.0, rows: self.rows, width: self.width, normalise: 0 };
+        let args =
+            PoolArgs { x: self.x.0, starts: self.index.0, lengths: 0, y: self.y.0, rows: self.rows, width: self.width, normalise: 0 };
         launch("gather_rows", &self.key(), sms, args)
     }
 }

@@ -57,7 +57,8 @@ unsafe impl Kernel for RandomWeights {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let unsupported = |reason| LaunchError::Unsupported { kernel: self.key().to_string(), reason };
-        let tiles = u32::try_from(self.count().div_ceil(Self::TILE)).map_err(|_| unsupported("it has more than 2^45 elements".to_owned()))?;
+        let tiles =
+            u32::try_from(self.count().div_ceil(Self::TILE)).map_err(|_| unsupported("it has more than 2^45 elements".to_owned()))?;
         if tiles == 0 {
             return Err(unsupported("there are no elements".to_owned()));
         }
@@ -65,8 +66,7 @@ unsafe impl Kernel for RandomWeights {
             Distribution::Uniform { key, half_width } => (key, half_width, 0.0),
             Distribution::Constant(value) => (0, 0.0, value),
         };
-        let args =
-            RandomArgs { y: self.y.0, count: self.count(), columns: self.columns, stride: self.stride, key, half_width, constant };
+        let args = RandomArgs { y: self.y.0, count: self.count(), columns: self.columns, stride: self.stride, key, half_width, constant };
         Ok(Launch {
             symbol: "random_weights",
             grid: Launch::persistent_grid(tiles, sms, Self::BLOCKS_PER_SM),

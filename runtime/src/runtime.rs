@@ -186,6 +186,8 @@ impl Runtime {
             let partition = self.ladder.partition(placement.tpcs)?;
             Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
         };
+        // Asked before the plan is in force: what cannot be granted must not be planned for.
+        self.device.sm_mask(draft.grant)?;
         Ok(TenantPlan {
             grant: draft.grant,
             default: place(&draft.default)?,

@@ -144,10 +144,15 @@ impl Gpu {
         self.read(stream, &out).into_iter().collect()
     }
 
-    /// The `%smid`s of these TPCs.
-    fn smids(&self, tpcs: TpcSet) -> BTreeSet<u32> {
-        let each = self.cuda.topology().sms_per_tpc;
-        tpcs.iter().flat_map(|tpc| tpc * each..(tpc + 1) * each).map(u32::from).collect()
+    /// The SMs that a grant of these TPCs names.
+    fn granted(&self, tpcs: TpcSet) -> BTreeSet<u32> {
+        let mask = self.cuda.sm_mask(tpcs).expect("a mask");
+        let topology = self.cuda.topology();
+        if tpcs == topology.all_tpcs() {
+            assert_eq!(mask, [u32::MAX; 8], "the whole GPU is granted without a look at its SMs");
+            return (0..topology.sms.get()).collect();
+        }
+        (0..256).filter(|sm| mask[*sm as usize / 32] >> (sm % 32) & 1 == 1).collect()
     }
 }
 
@@ -270,7 +275,7 @@ fn a_kernel_runs_on_every_sm_of_its_partition_and_on_no_other() {
     for tpcs in [TpcSet::range(0, 1), TpcSet::range(3, 8), TpcSet::range(last - 2, last), odd, TpcSet::range(0, last)] {
         let partition = gpu.partition(tpcs);
         assert_eq!(gpu.cuda.partition_sms(partition).unwrap(), gpu.cuda.topology().sms_of(tpcs), "{tpcs:?}");
-        assert_eq!(gpu.sms_used(gpu.stream(partition)), gpu.smids(tpcs), "{tpcs:?}");
+        assert_eq!(gpu.sms_used(gpu.stream(partition)), gpu.granted(tpcs), "{tpcs:?}");
     }
 }
 
@@ -294,11 +299,60 @@ fn disjoint_partitions_share_no_sm_while_both_run() {
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn tpc_numbers_follow_sm_numbers_so_that_grant_masks_name_the_sms_of_partitions() {
+fn the_mask_of_each_tpc_names_the_sms_on_which_kernels_in_its_partition_run() {
     let gpu = Gpu::open();
+    let mut seen = BTreeSet::new();
     for tpc in 0..gpu.tpcs() {
         let one = TpcSet::range(tpc, tpc + 1);
-        assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(one))), gpu.smids(one), "TPC {tpc}");
+        let sms = gpu.granted(one);
+        assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(one))), sms, "TPC {tpc}");
+        assert!(seen.is_disjoint(&sms), "TPC {tpc} shares one of {sms:?}");
+        seen.extend(sms);
+    }
+    assert_eq!(seen, gpu.granted(gpu.cuda.topology().all_tpcs()));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn the_mask_of_any_set_names_the_sms_on_which_kernels_in_its_partition_run() {
+    let gpu = Gpu::open();
+    // Which TPCs: the bits of random numbers from Marsaglia's xorshift64 ("Xorshift RNGs", 2003), always the same.
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bit = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random >> 63 == 1
+    };
+    for _ in 0..24 {
+        let tpcs: TpcSet = (0..gpu.tpcs()).filter(|_| bit()).collect();
+        assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(tpcs))), gpu.granted(tpcs), "{tpcs:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn masks_are_measured_rightly_beside_kernels_that_fill_every_sm() {
+    let gpu = Gpu::open();
+    let busy = gpu.stream(PartitionId::WHOLE);
+    let out = gpu.words(gpu.blocks());
+    let record = gpu.function("record_sms");
+    // Two waves of about 10 ms each.
+    let args = Args { out: out.ptr(), number: 20_000_000, unused: [0; 6] };
+    launch(&*gpu.cuda, busy, record, args, [gpu.blocks(), 0], Priority::Normal).unwrap();
+    let first = gpu.granted(TpcSet::range(0, 1));
+    assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(TpcSet::range(0, 1)))), first);
+    gpu.cuda.synchronize(busy).unwrap();
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn no_mask_names_sms_that_the_gpu_lacks() {
+    let gpu = Gpu::open();
+    assert_eq!(gpu.cuda.sm_mask(TpcSet::EMPTY).unwrap(), [0; 8]);
+    for bad in [TpcSet::range(gpu.tpcs(), gpu.tpcs() + 1), TpcSet::range(0, TpcSet::CAPACITY)] {
+        let error = gpu.cuda.sm_mask(bad).unwrap_err();
+        assert!(matches!(error, DeviceError::BadPartition { asked, .. } if asked == bad), "{error}");
     }
 }
 
@@ -363,7 +417,7 @@ fn graph_nodes_keep_their_partitions_whatever_stream_replays_them() {
         gpu.cuda.replay(graph.id(), replayer).unwrap();
         for (&tpcs, out) in sets.iter().zip(&out) {
             let used: BTreeSet<u32> = gpu.read(replayer, out).into_iter().collect();
-            assert_eq!(used, gpu.smids(tpcs), "{tpcs:?}");
+            assert_eq!(used, gpu.granted(tpcs), "{tpcs:?}");
         }
     }
 }
@@ -438,7 +492,7 @@ fn a_closed_device_may_be_opened_again() {
     for _ in 0..3 {
         let gpu = Gpu::open();
         let tpcs = TpcSet::range(0, 2);
-        assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(tpcs))), gpu.smids(tpcs));
+        assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(tpcs))), gpu.granted(tpcs));
     }
 }
 

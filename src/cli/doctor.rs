@@ -16,7 +16,11 @@ pub fn run() -> ExitCode {
     gpu(&mut findings);
     match on_path("nvidia-cuda-mps-control") {
         Some(path) => findings.good("MPS", path.display()),
-        None => findings.note("MPS", "`nvidia-cuda-mps-control` is not on the PATH", "only the policy mps-default needs it; it comes with the NVIDIA driver"),
+        None => findings.note(
+            "MPS",
+            "`nvidia-cuda-mps-control` is not on the PATH",
+            "only the policy mps-default needs it; it comes with the NVIDIA driver",
+        ),
     }
     if findings.missing == 0 {
         println!("everything is there; try `smidgen demo`");
@@ -43,7 +47,9 @@ fn gpu(findings: &mut Findings) {
             format!("{}, {} SMs in {} TPCs, {gigabytes:.0} GB, sm_{major}{minor}, driver {}", gpu.name, gpu.sms, gpu.tpcs(), gpu.driver)
         }),
     );
-    let groups = |granularity: cuda::Granularity| format!("{} groups of {} SMs, {} left over", granularity.groups, granularity.sms_per_group, granularity.left_over);
+    let groups = |granularity: cuda::Granularity| {
+        format!("{} groups of {} SMs, {} left over", granularity.groups, granularity.sms_per_group, granularity.left_over)
+    };
     findings.result("partitions", probe.finest.map(groups));
     findings.result("for clusters", probe.coscheduled.map(groups));
     findings.result("green context", probe.partition.map(|sms| format!("one TPC gives {sms} SMs")));

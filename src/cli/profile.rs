@@ -57,7 +57,7 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     }
     for model in &args.model {
         let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
-        
+
         for line in report::table(&profile).lines() {
             println!("{line}");
         }
@@ -76,7 +76,8 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
         return Ok(Vec::new());
     }
     let device = smidgen::cuda::open()?;
-    let path = PathBuf::from("target/profiles").join(format!("{}-{BUILD_HASH}.json", device.topology().name.replace(' ', "-").to_lowercase()));
+    let path =
+        PathBuf::from("target/profiles").join(format!("{}-{BUILD_HASH}.json", device.topology().name.replace(' ', "-").to_lowercase()));
     let options = Options { rungs: rungs(device.topology()), ..Options::default() };
     for tenant in tenants {
         sweep(&device, &tenant.model, tenant.batch, tenant.seq, &options, &path)?;

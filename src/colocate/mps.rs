@@ -12,7 +12,9 @@ const CONTROL: &str = "nvidia-cuda-mps-control";
 #[derive(Debug, thiserror::Error)]
 pub enum MpsError {
     /// The program is not on the PATH.
-    #[error("`{CONTROL}` is not on the PATH: policy mps-default needs it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave mps-default out of --policy")]
+    #[error(
+        "`{CONTROL}` is not on the PATH: policy mps-default needs it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave mps-default out of --policy"
+    )]
     Missing,
     /// It did not start.
     #[error("`{CONTROL} -d` failed: {0}")]

@@ -80,7 +80,11 @@ fn count(key: &str, value: &str) -> Result<u32, String> {
 }
 
 fn positive(key: &str, value: &str) -> Result<f64, String> {
-    value.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or_else(|| format!("{key} `{value}` is no positive number"))
+    value
+        .parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| format!("{key} `{value}` is no positive number"))
 }
 
 fn milliseconds(value: &str) -> Result<f64, String> {
@@ -147,7 +151,11 @@ impl FromStr for Sharing {
         match text {
             "time-slice" => Ok(Self::TimeSlice),
             "mps-default" => Ok(Self::MpsDefault),
-            _ => policy::NAMES.into_iter().find(|&name| name == text).map(|name| Self::Policy(name.into())).ok_or_else(|| UnknownPolicy { name: text.into() }),
+            _ => policy::NAMES
+                .into_iter()
+                .find(|&name| name == text)
+                .map(|name| Self::Policy(name.into()))
+                .ok_or_else(|| UnknownPolicy { name: text.into() }),
         }
     }
 }

@@ -1,50 +1,180 @@
 //! The figures as text, for a terminal.
 
-use std::fmt::Write;
+use super::results::{PolicyResult, RunResult, TenantResult};
+use smidgen_runtime::tenant::Class;
 
-use super::results::{RunResult, TenantResult};
+const HEAD: [&str; COLUMNS] = ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"];
+const COLUMNS: usize = 10;
+
+/// Columns of a terminal that a line should fit in.
+const TERMINAL: usize = 120;
+
+/// Columns that hold words; the others hold figures and are set flush right.
+const WORDS: usize = 3;
+
+/// Longer names are cut, so that a line stays within the terminal.
+const LONGEST_NAME: usize = 16;
 
 /// A table of every tenant under every policy, and of the totals. Simulated figures say so on every line.
 pub fn render(run: &RunResult) -> String {
-    let mut lines = vec![format!(
-        "{:<16} {:<12} {:<10} {:>11} {:>9} {:>9} {:>9} {:>9}  {:>5} {:>8}",
-        "policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"
-    )];
-    for tenant in &run.alone {
-        lines.push(row("alone", tenant));
-    }
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(run.alone.iter().map(|tenant| row("alone", tenant, None)));
     for policy in &run.policies {
         for (at, tenant) in policy.tenants.iter().enumerate() {
-            let mut line = row(if at == 0 { &policy.policy } else { "" }, tenant);
-            if at == 0 {
-                // Writing to a String cannot fail.
-                let _ = write!(line, "  {:>5.2} {:>8.2}", policy.total_normalised_throughput, policy.fairness);
-            }
-            lines.push(line);
+            rows.push(if at == 0 { row(&policy.policy, tenant, Some(policy)) } else { row("", tenant, None) });
         }
     }
-    for policy in &run.policies {
-        for prediction in policy.predicted.iter().flatten() {
-            lines.push(format!(
-                "SIMULATED prediction, {}, {}: {:.1} requests/s, {:+.1}% against the measured figure",
-                policy.policy,
-                prediction.name,
-                prediction.simulated_throughput,
-                prediction.error * 100.0
-            ));
-        }
-    }
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let predictions = run.policies.iter().flat_map(predictions);
     let mark = if run.provenance.simulated { "SIMULATED  " } else { "" };
-    lines.iter().map(|line| format!("{mark}{}\n", line.trim_end())).collect()
+    let widest = mark.len() + widths.iter().sum::<usize>() + 2 * (COLUMNS - 1);
+    let gap = if widest <= TERMINAL { "  " } else { " " };
+    rows.iter().map(|row| line(row, &widths, gap)).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
 }
 
-fn row(policy: &str, tenant: &TenantResult) -> String {
+fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [String; COLUMNS] {
     let class = match tenant.class {
-        smidgen_runtime::tenant::Class::Latency => "latency",
-        smidgen_runtime::tenant::Class::Throughput => "throughput",
+        Class::Latency => "latency",
+        Class::Throughput => "throughput",
     };
-    format!(
-        "{policy:<16} {:<12} {class:<10} {:>11.1} {:>9.3} {:>9.3} {:>9.3} {:>8.2}x",
-        tenant.name, tenant.throughput, tenant.p50_ms, tenant.p95_ms, tenant.p99_ms, tenant.slowdown
-    )
+    let latency = |ms: f64| if ms > 0.0 { figure(ms, 3) } else { "-".into() };
+    [
+        name(policy),
+        name(&tenant.name),
+        class.to_owned(),
+        figure(tenant.throughput, 1),
+        latency(tenant.p50_ms),
+        latency(tenant.p95_ms),
+        latency(tenant.p99_ms),
+        if tenant.slowdown > 0.0 { figure(tenant.slowdown, 2) + "x" } else { "-".into() },
+        totals.map_or_else(String::new, |policy| figure(policy.total_normalised_throughput, 2)),
+        totals.map_or_else(String::new, |policy| figure(policy.fairness, 2)),
+    ]
+}
+
+fn line(row: &[String; COLUMNS], widths: &[usize; COLUMNS], gap: &str) -> String {
+    let cells = row.iter().zip(widths).enumerate();
+    let cells = cells.map(|(column, (cell, &width))| if column < WORDS { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+    cells.collect::<Vec<_>>().join(gap).trim_end().to_owned()
+}
+
+fn predictions(policy: &PolicyResult) -> impl Iterator<Item = String> {
+    policy.predicted.iter().flatten().map(|prediction| {
+        let error = 100.0 * prediction.error;
+        let error = if error.is_finite() { format!("{error:+.1}% against the measured figure") } else { "nothing was measured".into() };
+        let (policy, tenant) = (name(&policy.policy), name(&prediction.name));
+        format!("SIMULATED prediction, {policy}, {tenant}: {} requests/s, {error}", figure(prediction.simulated_throughput, 1))
+    })
+}
+
+/// A figure of at most 10 characters; a dash for what is none.
+fn figure(value: f64, digits: usize) -> String {
+    match value.abs() {
+        size if size < 1e4 => format!("{value:.digits$}"),
+        size if size < 1e8 => format!("{value:.0}"),
+        size if size.is_finite() => format!("{value:.1e}"),
+        _ => "-".into(),
+    }
+}
+
+/// A name on one line, cut if it is long.
+fn name(text: &str) -> String {
+    let plain = text.chars().map(|character| if character.is_control() { ' ' } else { character });
+    if text.chars().count() <= LONGEST_NAME {
+        return plain.collect();
+    }
+    plain.take(LONGEST_NAME - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use smidgen_runtime::launch::Walls;
+
+    use super::*;
+    use crate::colocate::results::{Prediction, RunProvenance};
+
+    fn tenant(name: &str, throughput: f64, latency_ms: f64) -> TenantResult {
+        TenantResult {
+            name: name.into(),
+            model: "bert-large".into(),
+            class: Class::Throughput,
+            throughput,
+            p50_ms: latency_ms,
+            p95_ms: latency_ms,
+            p99_ms: latency_ms,
+            slowdown: 1.0,
+            requests: 0,
+            slo_attainment: None,
+            mean_ms: latency_ms,
+            quantiles_ms: Vec::new(),
+            walls: Walls::default(),
+            sms: 0,
+        }
+    }
+
+    fn run(simulated: bool, names: [&str; 2]) -> RunResult {
+        let alone = vec![tenant(names[0], 1000.0, 0.9), tenant(names[1], 200.0, 5.0)];
+        let policy =
+            |policy: &str, latency_ms| PolicyResult::new(policy.into(), names.map(|name| tenant(name, 100.0, latency_ms)).to_vec(), &alone);
+        RunResult {
+            policies: vec![policy("model-rightsize", 43.0), policy("krisp-i", 123_456.789)],
+            provenance: RunProvenance {
+                command: String::new(),
+                commit: String::new(),
+                gpu: String::new(),
+                sms: 132,
+                driver: String::new(),
+                date: String::new(),
+                simulated,
+                seconds: 1.0,
+            },
+            alone,
+        }
+    }
+
+    #[test]
+    fn columns_line_up_and_fit_the_terminal_whatever_the_names() {
+        for names in [["chat", "bulk"], ["a", "a tenant whose name is far longer than any column\n\u{1b}[31m"], ["", "ünïcödé"]] {
+            let text = render(&run(true, names));
+            let lines: Vec<Vec<char>> = text.lines().map(|line| line.chars().collect()).collect();
+            assert_eq!(lines.len(), 7, "{text}");
+            let head = &lines[0];
+            for line in &lines {
+                assert!(line.len() <= 120, "{} columns:\n{text}", line.len());
+                assert!(!line.iter().any(|character| character.is_control()));
+                // Figures end where their heading ends.
+                for title in ["requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown"] {
+                    let end =
+                        head.windows(title.len()).position(|window| window.iter().collect::<String>() == title).unwrap() + title.len();
+                    assert!(line[end - 1] != ' ' && line.get(end).is_none_or(|next| *next == ' '), "{title}:\n{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_line_of_a_simulated_run_says_so() {
+        assert!(render(&run(true, ["chat", "bulk"])).lines().all(|line| line.starts_with("SIMULATED  ")));
+        assert!(!render(&run(false, ["chat", "bulk"])).contains("SIMULATED"));
+    }
+
+    #[test]
+    fn predictions_under_a_measured_run_are_marked() {
+        let mut run = run(false, ["chat", "a tenant whose name is far longer than any column"]);
+        let predict = |name: &str, error| Prediction { name: name.into(), simulated_throughput: 120.0, error };
+        run.policies[0].predicted = Some(vec![predict("chat", 0.2), predict(&run.alone[1].name, f64::NAN)]);
+        let text = render(&run);
+        let marked: Vec<_> = text.lines().filter(|line| line.contains("SIMULATED")).collect();
+        assert_eq!(marked[0], "SIMULATED prediction, model-rightsize, chat: 120.0 requests/s, +20.0% against the measured figure");
+        assert_eq!(marked[1], "SIMULATED prediction, model-rightsize, a tenant whose …: 120.0 requests/s, nothing was measured");
+    }
+
+    #[test]
+    fn a_tenant_that_finished_nothing_has_dashes_for_latencies() {
+        let mut run = run(false, ["chat", "bulk"]);
+        run.policies[0].tenants[0] = TenantResult { slowdown: f64::NAN, ..tenant("chat", 0.0, f64::NAN) };
+        let text = render(&run);
+        let line = text.lines().find(|line| line.starts_with("model-rightsize")).unwrap();
+        assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..8], ["0.0", "-", "-", "-", "-"]);
+    }
 }

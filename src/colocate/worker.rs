@@ -74,7 +74,12 @@ pub enum WorkerError {
 ///
 /// # Errors
 /// The first worker's error; all others are stopped then.
-pub fn run_phase(sharing: &Sharing, tenants: &[TenantRequest], profiles: &[PathBuf], seconds: f64) -> Result<Vec<TenantResult>, WorkerError> {
+pub fn run_phase(
+    sharing: &Sharing,
+    tenants: &[TenantRequest],
+    profiles: &[PathBuf],
+    seconds: f64,
+) -> Result<Vec<TenantResult>, WorkerError> {
     let daemon = matches!(sharing, Sharing::MpsDefault).then(MpsDaemon::start).transpose()?;
     let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
     let mut workers = Vec::new();

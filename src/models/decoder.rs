@@ -6,9 +6,9 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
+use super::BuildError;
 use super::encoder::RaggedShape;
 use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
-use super::BuildError;
 use crate::config::{Activation, DecoderConfig};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
 use crate::kernels::embedding::Embed;
@@ -109,7 +109,9 @@ impl Decoder {
             return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
         }
         if config.activation != Activation::Silu {
-            return Err(BuildError::Unsupported("`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`"));
+            return Err(BuildError::Unsupported(
+                "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
+            ));
         }
         let mut loader = Loader::new(weights, session);
         Ok(Self {
@@ -137,7 +139,14 @@ impl Decoder {
     ///
     /// # Errors
     /// What the device says.
-    pub fn batch(&self, session: &Session, sequences: u32, capacity: u32, max_rows: u32, logits: LogitRows) -> Result<DecoderBatch, BuildError> {
+    pub fn batch(
+        &self,
+        session: &Session,
+        sequences: u32,
+        capacity: u32,
+        max_rows: u32,
+        logits: LogitRows,
+    ) -> Result<DecoderBatch, BuildError> {
         let config = &self.config;
         let device = session.device();
         let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
@@ -374,7 +383,8 @@ impl Prompts {
     /// What the device says.
     pub fn new(session: &Session, sequences: &[Vec<u32>]) -> Result<Self, BuildError> {
         let shape = RaggedShape::of(sequences);
-        let sequence_of: Vec<u32> = (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
+        let sequence_of: Vec<u32> =
+            (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
         let last_rows: Vec<u32> = shape.starts.iter().zip(&shape.lengths).map(|(start, length)| start + length - 1).collect();
         Ok(Self {
             rows: shape.rows,

@@ -5,8 +5,8 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::tensors::{Loader, ptr, upload_u32};
 use super::BuildError;
+use super::tensors::{Loader, ptr, upload_u32};
 use crate::config::{Activation, EncoderConfig};
 use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{BertEmbedding, Embed};
@@ -76,10 +76,7 @@ impl Encoder {
             words: loader.load(Parameter::TokenEmbedding)?,
             positions: loader.load(Parameter::PositionEmbedding)?,
             token_types: (config.token_types > 0).then(|| loader.load(Parameter::TokenTypeEmbedding)).transpose()?,
-            norm: NormWeights {
-                weight: loader.load(Parameter::EmbeddingNormWeight)?,
-                bias: loader.load(Parameter::EmbeddingNormBias)?,
-            },
+            norm: NormWeights { weight: loader.load(Parameter::EmbeddingNormWeight)?, bias: loader.load(Parameter::EmbeddingNormBias)? },
             layers: (0..config.layers).map(|index| Layer::load(&mut loader, index)).collect::<Result<_, _>>()?,
         })
     }

@@ -40,7 +40,8 @@ pub(super) fn encoder(
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
     let model = Encoder::new(config, weights, session)?;
-    let sequences: Vec<Vec<u32>> = (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
+    let sequences: Vec<Vec<u32>> =
+        (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
     let batch = model.batch(session, &sequences)?;
     Ok(Box::new(EncoderWorkload { model, batch }))
 }

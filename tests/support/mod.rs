@@ -38,7 +38,9 @@ impl Gpu {
     pub fn open() -> Self {
         let device: Arc<dyn Device> = CudaDevice::open(0).expect("a GPU test needs a GPU");
         device.bind_thread().expect("the GPU's context can be made current");
-        device.load(FATBIN.expect("this binary was built without kernels: run `cargo xtask toolchain`, then build again")).expect("the kernels load");
+        device
+            .load(FATBIN.expect("this binary was built without kernels: run `cargo xtask toolchain`, then build again"))
+            .expect("the kernels load");
         let stream = device.create_stream(PartitionId::WHOLE, Priority::Normal).expect("a stream");
         let progress = Buffer::new(&device, TILE_PROGRESS_BYTES).expect("device memory");
         let grant = Buffer::new(&device, 32).expect("device memory");
@@ -225,7 +227,7 @@ impl Gpu {
     }
 
     fn set_grant(&self, tpcs: TpcSet) {
-        let words = tpcs.sm_mask(self.device.topology().sms_per_tpc);
+        let words = self.device.sm_mask(tpcs).expect("the SMs of the TPCs");
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.device.upload(self.stream, self.grant.ptr(), &bytes).expect("an upload");
     }
@@ -241,7 +243,12 @@ impl Gpu {
         let counts = self.sm_counts();
         let first = run(&|| self.run(kernel, counts[0]));
         for &sms in &counts {
-            assert!(first == run(&|| self.run(kernel, sms)), "{}: the output at {sms} SMs differs from that at {}", kernel.key(), counts[0]);
+            assert!(
+                first == run(&|| self.run(kernel, sms)),
+                "{}: the output at {sms} SMs differs from that at {}",
+                kernel.key(),
+                counts[0]
+            );
             assert!(first == run(&|| self.run_granted(kernel, sms)), "{}: the output under a grant of {sms} SMs differs", kernel.key());
         }
         first

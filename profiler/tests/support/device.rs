@@ -194,6 +194,9 @@ impl Device for ScriptedDevice {
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
         Ok(self.state().partitions[partition.0 as usize])
     }
+    fn sm_mask(&self, _: TpcSet) -> Result<[u32; 8], DeviceError> {
+        Err(broken("sm_mask"))
+    }
     fn create_stream(&self, partition: PartitionId, _: Priority) -> Result<StreamId, DeviceError> {
         let mut state = self.state();
         let sms = state.partitions[partition.0 as usize];

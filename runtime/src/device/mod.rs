@@ -207,6 +207,14 @@ pub trait Device: Send + Sync {
     /// The SM count of a partition, read back from the device.
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError>;
 
+    /// The SMs of these TPCs, one bit per SM in `%smid` order, 32 to a word: what a grant holds. All ones for
+    /// [`all_tpcs`](Topology::all_tpcs). The first call for fewer TPCs takes milliseconds on `cuda`, which measures the numbers then: never on
+    /// the launch path, nor while this thread captures.
+    ///
+    /// # Errors
+    /// [`DeviceError::BadPartition`] for TPCs that the GPU lacks, [`DeviceError::SmNumbers`] where `%smid` does not identify SMs.
+    fn sm_mask(&self, tpcs: TpcSet) -> Result<[u32; 8], DeviceError>;
+
     /// A stream whose kernels run inside `partition`. It lives as long as the device.
     fn create_stream(&self, partition: PartitionId, priority: Priority) -> Result<StreamId, DeviceError>;
 
@@ -394,6 +402,18 @@ pub enum DeviceError {
         asked: TpcSet,
         /// How many TPCs the GPU has.
         tpcs: u16,
+    },
+    /// Kernels inside a partition did not read as many numbers in `%smid` as the partition has SMs.
+    #[error(
+        "kernels on TPCs {tpcs:?} read {found} numbers in %smid where there are {expected} SMs; MPS gives SMs virtual numbers: grant each tenant the whole GPU there; without MPS, other kernels kept SMs busy: try again when they are done"
+    )]
+    SmNumbers {
+        /// The TPCs that the kernels ran on.
+        tpcs: TpcSet,
+        /// SMs that these TPCs have.
+        expected: Sms,
+        /// Numbers read.
+        found: Sms,
     },
     /// Any other driver status.
     #[error("{call} failed: {status}")]

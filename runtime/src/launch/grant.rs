@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, StreamId, Topology};
+use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, StreamId};
 use crate::partition::TpcSet;
 
 /// One tenant's grant. Written by a 32-byte copy on a high-priority stream of its own, so that it overtakes the kernels it steers.
@@ -31,9 +31,8 @@ impl Grant {
     /// # Errors
     /// What the device says.
     pub fn set(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
-        let topology: &Topology = self.device.topology();
         let mut bytes = [0; 32];
-        for (target, word) in bytes.chunks_exact_mut(4).zip(tpcs.sm_mask(topology.sms_per_tpc)) {
+        for (target, word) in bytes.chunks_exact_mut(4).zip(self.device.sm_mask(tpcs)?) {
             target.copy_from_slice(&word.to_le_bytes());
         }
         self.device.upload(self.stream, self.mask.ptr(), &bytes)

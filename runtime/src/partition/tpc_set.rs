@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::{BitAnd, BitOr, Sub};
 
-/// A set of TPCs, numbered from 0 in the order of the driver's split.
+/// A set of TPCs, numbered from 0 in the order of the driver's split. Which SMs they have is for
+/// [`Device::sm_mask`](crate::device::Device::sm_mask) to say.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct TpcSet(u128);
 
@@ -70,19 +71,6 @@ impl TpcSet {
     pub fn first(self, count: u16) -> Self {
         self.iter().take(count as usize).collect()
     }
-
-    /// One bit per SM in `%smid` order, 32 to a word: what a grant holds in device memory.
-    pub fn sm_mask(self, sms_per_tpc: u16) -> [u32; 8] {
-        let mut words = [0_u32; 8];
-        for tpc in self.iter() {
-            for sm in tpc * sms_per_tpc..(tpc + 1) * sms_per_tpc {
-                if let Some(word) = words.get_mut(sm as usize / 32) {
-                    *word |= 1 << (sm % 32);
-                }
-            }
-        }
-        words
-    }
 }
 
 impl BitOr for TpcSet {
@@ -140,11 +128,5 @@ mod tests {
         assert_eq!(TpcSet::range(127, 128).iter().collect::<Vec<_>>(), [127]);
         assert_eq!(TpcSet::range(5, 5), TpcSet::EMPTY);
         assert_eq!(format!("{:?}", TpcSet::range(0, 3).with(7).with(127)), "{0..3, 7..8, 127..128}");
-    }
-
-    #[test]
-    fn the_sm_mask_sets_both_sms_of_each_tpc() {
-        assert_eq!(TpcSet::range(1, 3).sm_mask(2)[0], 0b11_1100);
-        assert_eq!(TpcSet::range(65, 66).sm_mask(2)[4], 0b1100);
     }
 }

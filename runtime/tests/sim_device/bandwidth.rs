@@ -3,7 +3,7 @@
 use smidgen_runtime::device::PartitionId;
 use smidgen_runtime::device::sim::SimConfig;
 
-use crate::support::{Gpu, Job, assert_near, profile, without_overheads};
+use crate::support::{Gpu, Job, assert_near, with_curves, without_overheads};
 
 const BYTES: u64 = 4_000_000_000;
 
@@ -34,7 +34,7 @@ fn a_reader_beside_a_gemm_on_the_other_sms_loses_what_was_measured() {
     let gemm = Job::new("gemm", 2 * 8192 * 14336 * 4096, 2 * (8192 * 4096 + 14336 * 4096 + 8192 * 14336)).tiles(3584);
     let curve: &[_] = &[(8, 17282.0), (16, 8670.0), (32, 4342.0), (64, 2313.0), (72, 2134.0), (96, 1827.0), (120, 1577.0), (132, 1490.0)];
     for (sms, expected) in [(16, 1364.0), (24, 1878.0), (32, 2126.0), (40, 2608.0), (48, 2997.0)] {
-        let gpu = Gpu::new(SimConfig::h200().with_profiles(&[profile(&[(gemm, curve)])]));
+        let gpu = Gpu::new(with_curves(SimConfig::h200(), &[(gemm, curve)]));
         let (reader, other) = (gpu.stream_on(0, sms), gpu.stream_on(sms, 132 - sms));
         for _ in 0..4 {
             gpu.launch(other, gemm);
@@ -53,7 +53,7 @@ fn a_gemm_loses_what_was_measured_to_a_neighbour_s_traffic() {
     for (decode_sms, gemm_sms, request_ms, tflops) in [(24, 96, 2.06, 473.0), (32, 88, 1.71, 427.0), (48, 72, 1.30, 366.0)] {
         let decode = Job::new("decode", 0, 1_900_000_000).tiles(100_000);
         let decode_alone: &[_] = &[(decode_sms, request_ms * 1e3)];
-        let gpu = Gpu::new(without_overheads(SimConfig::h200()).with_profiles(&[profile(&[(gemm, curve), (decode, decode_alone)])]));
+        let gpu = Gpu::new(with_curves(without_overheads(SimConfig::h200()), &[(gemm, curve), (decode, decode_alone)]));
         let (reader, other) = (gpu.stream_on(0, decode_sms), gpu.stream_on(decode_sms, gemm_sms));
         for _ in 0..4 {
             gpu.launch(reader, decode);

@@ -4,12 +4,12 @@ use smidgen_runtime::device::sim::SimConfig;
 use smidgen_runtime::device::{PartitionId, Priority, Sms};
 use smidgen_runtime::partition::TpcSet;
 
-use crate::support::{Gpu, Job, assert_near, micros, profile, without_overheads};
+use crate::support::{Gpu, Job, assert_near, micros, with_curves, without_overheads};
 
 const CURVE: &[(u16, f64)] = &[(8, 800.0), (16, 410.0), (32, 230.0), (64, 140.0), (132, 100.0)];
 
 fn profiled(job: Job) -> Gpu {
-    Gpu::new(without_overheads(SimConfig::h200()).with_profiles(&[profile(&[(job, CURVE)])]))
+    Gpu::new(with_curves(without_overheads(SimConfig::h200()), &[(job, CURVE)]))
 }
 
 #[test]
@@ -67,6 +67,20 @@ fn two_kernels_on_the_same_sms_halve_each_other() {
         gpu.launch(other, job);
     });
     assert_near(together, 2.0 * alone, 0.01);
+}
+
+#[test]
+fn a_kernel_that_computes_and_one_that_reads_share_sms_for_less() {
+    let gpu = Gpu::new(SimConfig { l2_interference: 0.0, dram_interference: 0.0, ..without_overheads(SimConfig::h200()) });
+    let (one, other) = (gpu.stream(PartitionId::WHOLE), gpu.stream(PartitionId::WHOLE));
+    let half = |job: Job| Job { blocks_per_sm: 2, ..job };
+    let (compute, read) = (half(Job::new("compute", 640_000_000_000, 0)), half(Job::new("read", 0, 4_640_000_000)));
+    let together = gpu.time_us(one, || {
+        gpu.launch(one, compute);
+        gpu.launch(other, read);
+        gpu.synchronize(other);
+    });
+    assert_near(together, 1_000.0, 0.01);
 }
 
 #[test]

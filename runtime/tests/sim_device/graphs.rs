@@ -96,13 +96,14 @@ fn a_capture_with_a_stream_that_is_not_joined_back_is_an_error_and_ends() {
 }
 
 #[test]
-fn a_write_in_a_graph_happens_at_each_replay_in_its_place() {
+fn a_fill_in_a_graph_happens_at_each_replay_in_its_place_and_an_upload_is_refused() {
     let gpu = Gpu::h200();
     let stream = gpu.stream(PartitionId::WHOLE);
     let buffer = gpu.device.allocate(64).unwrap();
     let graph = gpu.capture(stream, || {
         gpu.launch(stream, Job::new("node", 1, 1));
-        gpu.device.upload(stream, buffer, &[5; 4]).unwrap();
+        gpu.device.fill(stream, buffer, 5, 4).unwrap();
+        assert!(gpu.device.upload(stream, buffer, &[6; 4]).is_err(), "a graph does not keep the host's bytes");
     });
     for value in [1, 2] {
         gpu.device.fill(stream, buffer, value, 4).unwrap();

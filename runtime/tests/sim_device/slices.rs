@@ -5,7 +5,7 @@ use std::time::Duration;
 use smidgen_runtime::device::PartitionId;
 use smidgen_runtime::device::sim::{Sharing, SimConfig};
 
-use crate::support::{Gpu, Job, assert_near, micros, profile, without_overheads};
+use crate::support::{Gpu, Job, assert_near, micros, with_curves, without_overheads};
 
 fn two_processes(config: SimConfig) -> (Gpu, [smidgen_runtime::device::StreamId; 2]) {
     let gpu = Gpu::new(config);
@@ -49,8 +49,8 @@ fn time_slicing_costs_a_short_request_and_a_gemm_what_was_measured() {
     let gemm = Job::new("gemm", 2 * 8192 * 14336 * 4096, 0).tiles(3584);
     let decode = Job::new("decode", 0, 1_900_000_000).tiles(10_000);
     let alone_gemm_us = gemm.work.flops as f64 / 639e6;
-    let profiles = [profile(&[(gemm, &[(132, alone_gemm_us)]), (decode, &[(132, 889.0)])])];
-    let (gpu, [requests, batch]) = two_processes(SimConfig::h200().with_profiles(&profiles).with_sharing(Sharing::time_sliced()));
+    let config = with_curves(SimConfig::h200(), &[(gemm, &[(132, alone_gemm_us)]), (decode, &[(132, 889.0)])]);
+    let (gpu, [requests, batch]) = two_processes(config.with_sharing(Sharing::time_sliced()));
     for _ in 0..400 {
         gpu.launch(batch, gemm);
     }

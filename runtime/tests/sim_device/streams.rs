@@ -5,12 +5,12 @@ use std::time::Duration;
 use smidgen_runtime::device::PartitionId;
 use smidgen_runtime::device::sim::SimConfig;
 
-use crate::support::{Gpu, Job, assert_near, micros, profile};
+use crate::support::{Gpu, Job, assert_near, micros, with_curves};
 
 /// A kernel of 10 us wherever it runs.
 fn ten_us() -> (Job, Gpu) {
     let job = Job::new("ten_us", 1, 1);
-    (job, Gpu::new(SimConfig::h200().with_profiles(&[profile(&[(job, &[(2, 10.0), (132, 10.0)])])])))
+    (job, Gpu::new(with_curves(SimConfig::h200(), &[(job, &[(2, 10.0), (132, 10.0)])])))
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! A simulated H200 and jobs to run on it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId};
 use smidgen_runtime::launch::{KernelKey, KernelName, Launch, Params, TilesArg, Work};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::profile::{Bound, KernelProfile, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+use smidgen_runtime::profile::Curve;
 
 /// A launch, described by what a test wants to vary.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +157,8 @@ impl Gpu {
 
     /// Overwrites a grant, in the order of `stream`.
     pub fn regrant(&self, stream: StreamId, grant: &Buffer, tpcs: TpcSet) {
-        let bytes: Vec<u8> = tpcs.sm_mask(2).into_iter().flat_map(u32::to_le_bytes).collect();
+        let mask = self.device.sm_mask(tpcs).unwrap();
+        let bytes: Vec<u8> = mask.into_iter().flat_map(u32::to_le_bytes).collect();
         self.device.upload(stream, grant.ptr(), &bytes).unwrap();
     }
 
@@ -192,33 +192,11 @@ pub fn assert_near(found: f64, expected: f64, tolerance: f64) {
     assert!((found / expected - 1.0).abs() <= tolerance, "found {found}, expected {expected} within {}%", tolerance * 100.0);
 }
 
-/// A profile of jobs, each with its latencies in microseconds by SM count.
-pub fn profile(kernels: &[(Job, &[(u16, f64)])]) -> Profile {
-    let entry = |(job, points): &(Job, &[(u16, f64)])| {
-        let points =
-            points.iter().map(|&(sms, median_us)| SamplePoint { sms: Sms(sms), median_us, samples_us: vec![median_us], rejected: 0 });
-        let kernel = KernelProfile {
-            work: job.work,
-            blocks_per_sm: job.blocks_per_sm,
-            bound: Bound::Compute,
-            minimum_sms: Sms(132),
-            points: points.collect(),
-        };
-        (job.key().to_string(), kernel)
-    };
-    Profile {
-        schema: SCHEMA_VERSION,
-        provenance: Provenance {
-            gpu: "NVIDIA H200".to_owned(),
-            sms: Sms(132),
-            driver: String::new(),
-            kernel_build: String::new(),
-            command: String::new(),
-            commit: String::new(),
-            date: String::new(),
-            simulated: true,
-        },
-        tolerance: 0.02,
-        kernels: kernels.iter().map(entry).collect::<BTreeMap<_, _>>(),
+/// The same GPU, on which jobs have these latencies in microseconds by SM count.
+pub fn with_curves(mut config: SimConfig, kernels: &[(Job, &[(u16, f64)])]) -> SimConfig {
+    for (job, points) in kernels {
+        let points = points.iter().map(|&(sms, us)| (Sms(sms), us)).collect();
+        config.curves.insert(job.key().fingerprint(), Curve::new(points).unwrap());
     }
+    config
 }

@@ -40,6 +40,10 @@ impl PrimaryContext {
         Ok(())
     }
 
+    pub fn device(&self) -> CUdevice {
+        self.device
+    }
+
     pub fn handle(&self) -> driver::Context {
         self.context
     }

@@ -6,6 +6,7 @@
 //! | `driver`, `status` | one thin function for each driver function; statuses as errors |
 //! | `context`, `topology` | the primary context, and what the GPU is made of |
 //! | `partition` | green contexts over any set of TPCs, from one split of the SMs |
+//! | `sm_map` | which SMs each TPC has, measured |
 //! | `stream`, `memory`, `library`, `graph` | what runs inside them, on what, and recorded how |
 //! | `probe` | findings for `smidgen doctor` |
 //!
@@ -24,6 +25,7 @@ mod loader;
 mod memory;
 mod partition;
 mod probe;
+mod sm_map;
 mod status;
 mod stream;
 mod topology;
@@ -32,11 +34,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
+use parking_lot::Mutex;
 
 use self::context::PrimaryContext;
 use self::library::Libraries;
 use self::memory::HostMemory;
 use self::partition::Partitions;
+use self::sm_map::SmMap;
 use self::status::tolerate;
 use self::stream::{PriorityLevels, Streams};
 use super::{Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology};
@@ -60,6 +64,8 @@ pub struct CudaDevice {
     host_memory: HostMemory,
     priorities: PriorityLevels,
     topology: Topology,
+    /// Measured when first asked for.
+    sm_map: Mutex<Option<SmMap>>,
     context: PrimaryContext,
     opened: Instant,
 }
@@ -88,6 +94,7 @@ impl CudaDevice {
             priorities: PriorityLevels::of_current_context()?,
             topology: topology::read(device, driver_version, partitions.split().ok())?,
             partitions,
+            sm_map: Mutex::default(),
             context,
             opened: Instant::now(),
         }))
@@ -175,6 +182,20 @@ impl Device for CudaDevice {
             PartitionId::WHOLE => driver::context_sms(self.context.handle()).map(topology::sms),
             partition => self.partitions.sms(partition),
         }
+    }
+
+    fn sm_mask(&self, tpcs: TpcSet) -> Result<[u32; 8], DeviceError> {
+        // Not measured, and so at no cost, and right also where SMs cannot be told apart.
+        if tpcs == self.topology.all_tpcs() {
+            return Ok([u32::MAX; 8]);
+        }
+        let mut measured = self.sm_map.lock();
+        if let Some(map) = &*measured {
+            return map.mask(tpcs);
+        }
+        self.context.bind()?;
+        let map = SmMap::measure(self.context.device(), &self.partitions, self.priorities.level(Priority::High))?;
+        measured.insert(map).mask(tpcs)
     }
 
     fn create_stream(&self, partition: PartitionId, priority: Priority) -> Result<StreamId, DeviceError> {

@@ -1,6 +1,7 @@
 //! Partitions: green contexts over any set of TPCs.
 //!
-//! One split of the SMs, made when the device is opened, yields the groups that partitions are joined from: group *i* is TPC *i*. Groups of
+//! One split of the SMs, made when the device is opened, yields the groups that partitions are joined from: group *i* is TPC *i*, whatever the
+//! numbers of its SMs (`sm_map`). Groups of
 //! one split may be joined in any combination and may appear in several green contexts; groups of different splits may not be mixed.
 //! Clusters larger than a group are refused inside such partitions, because the split gives up the co-scheduling of SMs for its granularity.
 //!
@@ -69,10 +70,14 @@ impl Split {
     }
 }
 
-/// A green context that is destroyed when dropped.
-struct GreenContext(driver::GreenContext);
+/// A green context that is destroyed when dropped, which must be after the streams inside it and their kernels.
+pub struct GreenContext(driver::GreenContext);
 
 impl GreenContext {
+    pub fn create_stream(&self, priority: i32) -> Result<driver::Stream, DeviceError> {
+        driver::green_context_stream_create(self.0, priority)
+    }
+
     fn sms(&self) -> Result<Sms, DeviceError> {
         driver::green_context_sms(self.0).map(topology::sms)
     }
@@ -104,17 +109,22 @@ impl Partitions {
 
     /// A partition over exactly these TPCs.
     pub fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
+        let mut contexts = self.contexts.lock();
+        contexts.push(self.create_temporary(tpcs)?.0);
+        // The whole GPU is number 0, so that the first green context is number 1.
+        Ok(PartitionId(contexts.len() as u32))
+    }
+
+    /// A green context over exactly these TPCs that is the caller's own, and how many SMs it has.
+    pub fn create_temporary(&self, tpcs: TpcSet) -> Result<(GreenContext, Sms), DeviceError> {
         let mut groups = self.split()?.join(tpcs)?;
         let asked = topology::sms(groups.iter().map(driver::resource_sms).sum());
-        let mut contexts = self.contexts.lock();
         let context = GreenContext(driver::green_context_create(self.device, &mut groups)?);
         let granted = context.sms()?;
         if granted != asked {
             return Err(DeviceError::ShortPartition { asked, granted });
         }
-        contexts.push(context);
-        // The whole GPU is number 0, so that the first green context is number 1.
-        Ok(PartitionId(contexts.len() as u32))
+        Ok((context, granted))
     }
 
     /// The SM count of a partition other than the whole GPU, read back from the driver.
@@ -124,7 +134,7 @@ impl Partitions {
 
     /// A stream inside a partition other than the whole GPU.
     pub fn create_stream(&self, partition: PartitionId, priority: i32) -> Result<driver::Stream, DeviceError> {
-        self.with(partition, "cuGreenCtxStreamCreate", |context| driver::green_context_stream_create(context.0, priority))
+        self.with(partition, "cuGreenCtxStreamCreate", |context| context.create_stream(priority))
     }
 
     fn with<T>(

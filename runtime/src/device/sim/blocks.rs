@@ -8,18 +8,22 @@
 //!   of the blocks that must leave, a quarter goes after each quarter of a tile. The same holds for ending blocks that make room.
 //! - Placement is breadth-first: the emptiest SM first, the first SM of every TPC before the second ones.
 //!
-//! Work is a fluid: a kernel runs at the rate of its latency on the SMs that it has, where an SM that it shares counts by the part of the
-//! occupied room that is its own, and [`contention`](super::contention) slows it from there. No block is an object, so that an event costs time in
-//! proportion to the SMs and to the few kernels that run at once.
+//! Work is a fluid: a kernel runs at the rate of its latency on the SMs that it has, and [`contention`](super::contention) slows it from there.
+//! An SM that it shares counts in part, by what the kernels there ask of it together: two that would each keep the tensor cores busy get half
+//! of an SM each, one that computes and one that waits for memory leave each other alone. No block is an object, so that an event costs time
+//! in proportion to the SMs and to the few kernels that run at once.
 //!
 //! Left out: the last blocks of an elastic kernel that find no room while it runs are taken as ended with it, and time to poll the grant
 //! (0.3 us per kernel measured) is taken as part of the profile.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::device::Priority;
+
 use super::config::SimConfig;
-use super::contention::{Demand, contend};
+use super::contention::{Demand, SmLoad, contend};
 use super::cost::CostModel;
 use super::kernel::{Kernel, KernelSpec, Origin, SM_ROOM};
 use super::memory::Memory;
@@ -66,7 +70,8 @@ pub(super) struct Blocks {
     next_seq: u64,
     /// To be taken by the engine after each call.
     pub(super) timers: Vec<(u64, Timer)>,
-    /// Scratch space of [`refresh`](Self::refresh).
+    /// Scratch space of [`refresh`](Self::refresh): the running launches, and what each of them asks for.
+    active: Vec<(usize, SmSet)>,
     demands: Vec<Demand>,
 }
 
@@ -88,6 +93,7 @@ impl Blocks {
             dirty: false,
             next_seq: 0,
             timers: Vec::new(),
+            active: Vec::new(),
             demands: Vec::new(),
         }
     }
@@ -301,13 +307,7 @@ impl Blocks {
     }
 
     /// Makes the kernels that come after `rank` and have blocks left to place hand over the SMs of `partition` as their blocks end.
-    fn ask_to_yield(
-        &mut self,
-        space: usize,
-        partition: SmSet,
-        rank: impl PartialOrd<(std::cmp::Reverse<crate::device::Priority>, u64)>,
-        now: u64,
-    ) {
+    fn ask_to_yield(&mut self, space: usize, partition: SmSet, rank: (Reverse<Priority>, u64), now: u64) {
         for at in 0..self.running.len() {
             let id = self.running[at];
             let Some(kernel) = self.kernel_mut(id) else { continue };
@@ -379,42 +379,79 @@ impl Blocks {
 
     /// Sets the rate and the end of every running launch.
     fn refresh(&mut self, costs: &CostModel, config: &SimConfig, now: u64) {
-        let mut demands = std::mem::take(&mut self.demands);
+        let (mut active, mut demands) = (std::mem::take(&mut self.active), std::mem::take(&mut self.demands));
+        active.clear();
         demands.clear();
-        let turn = self.turn;
-        let runs = |kernel: &Kernel| turn == Some(kernel.space) && kernel.resident > 0;
+        let gpu_sms = self.sms as f64;
         for &id in &self.running {
-            if let Some(kernel) = self.kernel(id).filter(|kernel| runs(kernel)) {
-                demands.push(Demand::new(&kernel.spec.cost, self.effective_sms(id), costs, self.sms as f64));
+            let Some(kernel) = self.kernel(id).filter(|kernel| self.turn == Some(kernel.space) && kernel.resident > 0) else { continue };
+            let occupied = self.occupied(id);
+            let alone = self.effective_sms(id, f64::from(occupied.len()));
+            active.push((id, occupied));
+            demands.push(Demand::new(&kernel.spec.cost, alone, costs, gpu_sms));
+        }
+        self.share_sms(&active, &mut demands, costs);
+        contend(&mut demands, costs, config);
+        for &id in &self.running {
+            if let Some(kernel) = self.kernels[id].as_mut() {
+                (kernel.rate, kernel.ends_at) = (0.0, u64::MAX);
             }
         }
-        contend(&mut demands, costs, config);
-        let mut rates = demands.iter();
-        for at in 0..self.running.len() {
-            let id = self.running[at];
-            let Some(kernel) = self.kernel_mut(id) else { continue };
-            kernel.rate = if runs(kernel) { rates.next().map_or(0.0, Demand::rate) } else { 0.0 };
-            kernel.ends_at = if kernel.rate > 0.0 { now.saturating_add((kernel.left / kernel.rate).ceil() as u64) } else { u64::MAX };
+        for (&(id, _), demand) in active.iter().zip(&demands) {
+            if let Some(kernel) = self.kernel_mut(id) {
+                kernel.rate = demand.rate();
+                kernel.ends_at = now.saturating_add((kernel.left / kernel.rate).ceil() as u64);
+            }
         }
-        self.demands = demands;
+        (self.active, self.demands) = (active, demands);
     }
 
-    /// The SM count at which the curve of a kernel is read.
-    ///
-    /// A kernel whose blocks are all placed as if alone takes the count that it was launched for: what its grid fills, or, if its grid is as
-    /// large as its work, every SM within its reach. Otherwise it takes what it has of SMs, shared ones in part.
-    fn effective_sms(&self, id: usize) -> f64 {
-        let (mut reach, mut had, mut filled, mut grid) = (SmSet::EMPTY, 0.0, 0.0, 0);
-        let mut tiles = 1;
+    /// Takes from each kernel the parts of SMs that it loses to others on the same SMs.
+    fn share_sms(&self, active: &[(usize, SmSet)], demands: &mut [Demand], costs: &CostModel) {
+        let (mut once, mut shared) = (SmSet::EMPTY, SmSet::EMPTY);
+        for (_, occupied) in active {
+            shared = shared.union(once.intersection(*occupied));
+            once = once.union(*occupied);
+        }
+        if shared == SmSet::EMPTY {
+            return;
+        }
+        let mut load = [SmLoad::default(); MAX_SMS];
+        for ((_, occupied), demand) in active.iter().zip(&*demands) {
+            let own = demand.load_on_each(occupied.len(), costs);
+            occupied.intersection(shared).iter().for_each(|sm| load[sm] += own);
+        }
+        for ((id, occupied), demand) in active.iter().zip(demands) {
+            let crowded = occupied.intersection(shared);
+            if let (true, Some(kernel)) = (crowded != SmSet::EMPTY, self.kernel(*id)) {
+                let own = demand.load_on_each(occupied.len(), costs);
+                let whole = f64::from(occupied.without(shared).len());
+                let had = whole + crowded.iter().map(|sm| own.share_of(load[sm])).sum::<f64>();
+                *demand = Demand::new(&kernel.spec.cost, self.effective_sms(*id, had), costs, self.sms as f64);
+            }
+        }
+    }
+
+    /// The SMs that a launch and its joiners have blocks on.
+    fn occupied(&self, id: usize) -> SmSet {
+        let mut occupied = SmSet::EMPTY;
         for member in self.members(id) {
-            let room = member.block_room();
-            let used = &self.used[member.space];
-            for (&count, &used) in member.counts[..self.sms].iter().zip(used) {
+            for (sm, &count) in member.counts[..self.sms].iter().enumerate() {
                 if count > 0 {
-                    let own = u16::from(count) * room;
-                    had += if own == used { 1.0 } else { f64::from(own) / f64::from(used) };
+                    occupied.insert(sm);
                 }
             }
+        }
+        occupied
+    }
+
+    /// The SM count at which the curve of a kernel is read that has blocks on `had` SMs, shared ones counted in part.
+    ///
+    /// A kernel whose blocks are all placed as if alone takes the count that it was launched for: what its grid fills, or, if its grid is as
+    /// large as its work, every SM within its reach. Otherwise it takes what it has.
+    fn effective_sms(&self, id: usize, had: f64) -> f64 {
+        let (mut reach, mut filled, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 1);
+        for member in self.members(id) {
             reach = reach.union(member.reach());
             filled += f64::from(member.resident) / f64::from(member.spec.blocks_per_sm);
             grid += member.spec.grid;

@@ -49,8 +49,42 @@ impl Demand {
         self.slowdown / self.latency_ns
     }
 
+    /// What the kernel asks of each of the `occupied` SMs that its blocks are on.
+    pub(super) fn load_on_each(&self, occupied: u32, costs: &CostModel) -> SmLoad {
+        let occupied = f64::from(occupied.max(1));
+        let issue = self.compute_bound * self.sms / occupied;
+        let memory = self.bytes_per_ns / (costs.bandwidth.at(1.0) * occupied);
+        SmLoad { issue: issue.min(1.0), memory: memory.min(1.0) }
+    }
+
     fn traffic(&self) -> f64 {
         self.bytes_per_ns * self.slowdown
+    }
+}
+
+/// What kernels ask of one SM, as parts of what it can do.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SmLoad {
+    /// Tensor-core issue.
+    issue: f64,
+    /// Loads and stores.
+    memory: f64,
+}
+
+impl SmLoad {
+    /// How much of the SM is left to a kernel with this load where all kernels together ask for `total`: each part of its time takes longer by
+    /// the factor by which that part is asked for beyond what there is.
+    pub(super) fn share_of(self, total: Self) -> f64 {
+        let issue = self.issue * (total.issue.max(1.0) - 1.0);
+        let memory = self.memory * (total.memory.max(1.0) - 1.0);
+        1.0 / (1.0 + issue + memory)
+    }
+}
+
+impl std::ops::AddAssign for SmLoad {
+    fn add_assign(&mut self, other: Self) {
+        self.issue += other.issue;
+        self.memory += other.memory;
     }
 }
 

@@ -7,143 +7,27 @@
 //! after the one before it on that stream. A stream that waits for an event takes over the later timeline of the two, so that a tenant that hops
 //! between streams pays for its launches one after another.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::{DevicePtr, StreamId};
 
-use super::blocks::{Blocks, Timer};
+use super::agenda::{Agenda, Occasion};
+use super::blocks::Blocks;
 use super::config::{Sharing, SimConfig};
 use super::cost::CostModel;
 use super::graph::{Capture, GraphDef, GraphRun, NodeWork};
 use super::kernel::{Kernel, KernelSpec, Origin, Source};
-use super::memory::{Memory, Write};
-use super::slices::{Slices, Turn};
+use super::memory::Memory;
+use super::slices::Slices;
 use super::sm_set::SmSet;
+use super::stream::{EventState, Op, Queued, Stream};
 use super::trace::KernelTrace;
 
 /// Nanoseconds of a duration; the largest number where there are too many.
 pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What waits on a stream.
-#[derive(Debug)]
-pub(super) enum Op {
-    Kernel(Arc<KernelSpec>),
-    Write(Arc<Write>),
-    /// A copy to the host, which takes its time.
-    Read {
-        bytes: u64,
-    },
-    Record {
-        event: u64,
-        mark: u64,
-    },
-    Wait {
-        event: u64,
-        mark: u64,
-    },
-    Replay(Arc<GraphDef>),
-}
-
-#[derive(Debug)]
-struct Queued {
-    visible: u64,
-    op: Op,
-}
-
-pub(super) struct Stream {
-    pub(super) partition: u32,
-    pub(super) sms: SmSet,
-    /// Which process it belongs to.
-    space: usize,
-    queue: VecDeque<Queued>,
-    /// Whether an operation is in progress.
-    busy: bool,
-    /// When the next kernel may start: a gap after the one before.
-    not_before: u64,
-    /// When the host has issued what it was told so far.
-    pub(super) host: u64,
-    /// The capture that the stream takes part in.
-    pub(super) capture: Option<usize>,
-}
-
-impl Stream {
-    pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && !self.busy
-    }
-}
-
-/// Marks are numbered by the calls to record, so that a wait knows which call it was for.
-#[derive(Debug, Default)]
-pub(super) struct EventState {
-    /// The last mark asked for; 0 before the first.
-    pub(super) asked: u64,
-    /// The last mark reached.
-    pub(super) reached: u64,
-    pub(super) reached_at: u64,
-    /// Host timeline of the stream at the last record.
-    pub(super) host: u64,
-    /// Capture and nodes, where the last record was captured.
-    pub(super) captured: Option<(usize, Vec<u32>)>,
-    waiters: Vec<usize>,
-    /// Marks asked for and not reached.
-    outstanding: u32,
-    destroyed: bool,
-}
-
-#[derive(Debug)]
-enum Occasion {
-    /// The head of a stream became visible.
-    Visible {
-        stream: usize,
-    },
-    /// A kernel on a stream may start.
-    Start {
-        stream: usize,
-        spec: Arc<KernelSpec>,
-    },
-    /// A node's predecessors are done and its gap is over.
-    Node {
-        run: usize,
-        node: u32,
-    },
-    /// A copy is done, or an operation that does nothing to the SMs.
-    Done {
-        source: Source,
-        write: Option<Arc<Write>>,
-    },
-    Blocks(Timer),
-    Slices(Turn),
-}
-
-struct Entry {
-    at: u64,
-    seq: u64,
-    occasion: Occasion,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.seq) == (other.at, other.seq)
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.seq).cmp(&(other.at, other.seq))
-    }
 }
 
 /// The state of one simulated GPU.
@@ -168,8 +52,7 @@ pub(super) struct Engine {
     blocks: Blocks,
     slices: Option<Slices>,
     runs: Vec<Option<GraphRun>>,
-    agenda: BinaryHeap<Reverse<Entry>>,
-    next_seq: u64,
+    agenda: Agenda,
     /// Streams whose head may be able to go on.
     runnable: VecDeque<usize>,
     /// Whether an event was reached since the flag was last cleared: the only change a caller can see without waiting.
@@ -206,8 +89,7 @@ impl Engine {
             blocks,
             slices,
             runs: Vec::new(),
-            agenda: BinaryHeap::new(),
-            next_seq: 0,
+            agenda: Agenda::default(),
             runnable: VecDeque::new(),
             event_reached: false,
             now: 0,
@@ -220,7 +102,7 @@ impl Engine {
         let count = self.spaces.len();
         let space = if self.slices.is_some() { *self.spaces.entry(self.process).or_insert(count) } else { 0 };
         self.blocks.add_space(space);
-        self.streams.push(Stream { partition, sms, space, queue: VecDeque::new(), busy: false, not_before: 0, host: 0, capture: None });
+        self.streams.push(Stream::new(partition, sms, space));
         self.streams.len() - 1
     }
 
@@ -268,8 +150,7 @@ impl Engine {
     /// Moves to the next instant at which something happens and lets it happen, unless it is after `limit` or there is none.
     pub(super) fn step(&mut self, limit: u64) -> bool {
         let next_end = if self.blocks.has_gone() { self.now } else { self.blocks.next_end() };
-        let next_entry = self.agenda.peek().map_or(u64::MAX, |Reverse(entry)| entry.at);
-        let next = next_end.min(next_entry);
+        let next = next_end.min(self.agenda.next_at());
         if next == u64::MAX || next > limit {
             return false;
         }
@@ -277,10 +158,8 @@ impl Engine {
         for kernel in self.blocks.end_due(self.now) {
             self.kernel_ended(&kernel);
         }
-        while self.agenda.peek().is_some_and(|Reverse(entry)| entry.at <= self.now) {
-            if let Some(Reverse(entry)) = self.agenda.pop() {
-                self.happen(entry.occasion);
-            }
+        while let Some(occasion) = self.agenda.pop_due(self.now) {
+            self.happen(occasion);
         }
         self.settle();
         true
@@ -342,18 +221,13 @@ impl Engine {
             let later = slices.settle(self.now, self.spaces.len(), busy);
             self.blocks.give_turn(slices.turn());
             if let Some((at, turn)) = later {
-                self.schedule(at, Occasion::Slices(turn));
+                self.agenda.push(at, Occasion::Slices(turn));
             }
         }
         self.blocks.settle(&self.costs, &self.config, self.now);
         for (at, timer) in std::mem::take(&mut self.blocks.timers) {
-            self.schedule(at, Occasion::Blocks(timer));
+            self.agenda.push(at, Occasion::Blocks(timer));
         }
-    }
-
-    fn schedule(&mut self, at: u64, occasion: Occasion) {
-        self.agenda.push(Reverse(Entry { at, seq: self.next_seq, occasion }));
-        self.next_seq += 1;
     }
 
     /// Starts what is at the head of a stream, unless it must wait.
@@ -363,7 +237,7 @@ impl Engine {
             let Some(head) = state.queue.front() else { return };
             if head.visible > self.now {
                 let at = head.visible;
-                return self.schedule(at, Occasion::Visible { stream });
+                return self.agenda.push(at, Occasion::Visible { stream });
             }
             if let Op::Wait { event, mark } = head.op
                 && let Some(event) = self.events.get_mut(&event).filter(|event| event.reached < mark)
@@ -380,14 +254,14 @@ impl Engine {
                     state.not_before = state.not_before.max(self.now + gap);
                 }
                 Op::Kernel(spec) if start == self.now => self.submit(spec, Source::Stream(stream), stream),
-                Op::Kernel(spec) => self.schedule(start, Occasion::Start { stream, spec }),
+                Op::Kernel(spec) => self.agenda.push(start, Occasion::Start { stream, spec }),
                 Op::Write(write) => {
                     let at = self.now + self.copy_ns(write.range().1);
-                    self.schedule(at, Occasion::Done { source: Source::Stream(stream), write: Some(write) });
+                    self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: Some(write) });
                 }
                 Op::Read { bytes } => {
                     let at = self.now + self.copy_ns(bytes);
-                    self.schedule(at, Occasion::Done { source: Source::Stream(stream), write: None });
+                    self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: None });
                 }
                 Op::Replay(graph) => self.start_replay(graph, stream, start),
             }
@@ -400,11 +274,11 @@ impl Engine {
 
     fn start_replay(&mut self, graph: Arc<GraphDef>, stream: usize, start: u64) {
         if graph.nodes.is_empty() {
-            return self.schedule(start, Occasion::Done { source: Source::Stream(stream), write: None });
+            return self.agenda.push(start, Occasion::Done { source: Source::Stream(stream), write: None });
         }
         let run = self.runs.iter().position(Option::is_none).unwrap_or(self.runs.len());
         for node in graph.roots() {
-            self.schedule(start, Occasion::Node { run, node });
+            self.agenda.push(start, Occasion::Node { run, node });
         }
         let replay = GraphRun::new(graph, stream);
         match self.runs.get_mut(run) {
@@ -424,7 +298,7 @@ impl Engine {
             }
             NodeWork::Write(write) => {
                 let at = self.now + self.copy_ns(write.range().1);
-                self.schedule(at, Occasion::Done { source, write: Some(write) });
+                self.agenda.push(at, Occasion::Done { source, write: Some(write) });
             }
         }
     }
@@ -434,7 +308,7 @@ impl Engine {
         let origin = Origin { source, stream, partition: state.sms, space: state.space };
         if !self.blocks.submit(spec, origin, &self.memory, self.now) {
             let at = self.now + nanos(self.config.shortest_kernel);
-            self.schedule(at, Occasion::Done { source, write: None });
+            self.agenda.push(at, Occasion::Done { source, write: None });
         }
     }
 
@@ -482,7 +356,7 @@ impl Engine {
                 }
                 for node in ready {
                     let hops = graph.nodes.get(node as usize).is_some_and(|node| node.hops);
-                    self.schedule(if hops { hop_gap } else { gap }, Occasion::Node { run, node });
+                    self.agenda.push(if hops { hop_gap } else { gap }, Occasion::Node { run, node });
                 }
                 if left == 0 {
                     self.runs[run] = None;

@@ -6,7 +6,7 @@
 //! | file | what it models |
 //! |---|---|
 //! | [`config`](SimConfig) | the GPU: topology, rates, what operations cost |
-//! | `engine` | virtual time; streams, events and replays |
+//! | `engine`, `agenda`, `stream` | virtual time; streams, events and replays |
 //! | `graph` | capture |
 //! | `blocks`, `kernel` | placement of thread blocks on SMs, partitions, priorities, grants |
 //! | `cost` | how long a kernel takes alone |
@@ -18,6 +18,7 @@
 //! [`pass_time`](Device::pass_time); a caller that simulates several tenants enqueues for all of them, then lets time pass, and looks at its events.
 //! Equal calls in an equal order give equal times, to the nanosecond.
 
+mod agenda;
 mod blocks;
 mod config;
 mod contention;
@@ -28,6 +29,7 @@ mod kernel;
 mod memory;
 mod slices;
 mod sm_set;
+mod stream;
 mod trace;
 
 use std::sync::Arc;
@@ -38,11 +40,12 @@ use parking_lot::Mutex;
 use crate::partition::TpcSet;
 
 use super::{Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology};
-use engine::{Engine, EventState, Op, nanos};
+use engine::{Engine, nanos};
 use graph::{Capture, NodeWork};
 use kernel::KernelSpec;
 use memory::Write;
 use sm_set::{MAX_SMS, SmSet};
+use stream::{EventState, Op};
 
 pub use config::{Sharing, SimConfig};
 pub use trace::KernelTrace;
@@ -82,7 +85,7 @@ fn stream_index(engine: &Engine, stream: StreamId, call: &'static str) -> Result
     index.filter(|&index| index < engine.streams.len()).ok_or_else(|| refused(call, format!("there is no stream {}", stream.0)))
 }
 
-/// The stream, which must not be capturing: the call waits, and what is captured does not run.
+/// The stream, which must not be capturing.
 fn running_stream(engine: &Engine, stream: StreamId, call: &'static str) -> Result<usize, DeviceError> {
     let index = stream_index(engine, stream, call)?;
     match engine.streams[index].capture {
@@ -147,7 +150,7 @@ impl Device for SimDevice {
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
         const CALL: &str = "simUpload";
         let engine = &mut *self.engine.lock();
-        let stream = stream_index(engine, stream, CALL)?;
+        let stream = running_stream(engine, stream, CALL)?;
         check_range(engine, target, source.len() as u64, CALL)?;
         write(engine, stream, Write::copy(target, source));
         Ok(())
@@ -188,8 +191,7 @@ impl Device for SimDevice {
     }
 
     fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
-        let all = self.topology.all_tpcs();
-        if tpcs.is_empty() || !all.includes(tpcs) {
+        if tpcs.is_empty() || !self.topology.all_tpcs().includes(tpcs) {
             return Err(DeviceError::BadPartition { asked: tpcs, tpcs: self.topology.tpcs() });
         }
         let engine = &mut *self.engine.lock();
@@ -202,6 +204,18 @@ impl Device for SimDevice {
         let engine = self.engine.lock();
         let sms = engine.partitions.get(partition.0 as usize);
         sms.map(|sms| Sms(sms.len() as u16)).ok_or_else(|| no_partition(partition, "simPartitionSms"))
+    }
+
+    /// Here SMs are numbered TPC by TPC.
+    fn sm_mask(&self, tpcs: TpcSet) -> Result<[u32; 8], DeviceError> {
+        let all = self.topology.all_tpcs();
+        if tpcs == all {
+            return Ok([u32::MAX; 8]);
+        }
+        if !all.includes(tpcs) {
+            return Err(DeviceError::BadPartition { asked: tpcs, tpcs: self.topology.tpcs() });
+        }
+        Ok(SmSet::of_tpcs(tpcs, self.topology.sms_per_tpc).to_mask())
     }
 
     /// Every launch names its own priority, which takes precedence over the stream's, so that the latter is not kept.
@@ -288,10 +302,7 @@ impl Device for SimDevice {
         match (captured, engine.streams[stream].capture) {
             (Some((capture, _)), Some(mine)) if capture != mine => Err(refused(CALL, "the event and the stream belong to two captures")),
             (None, Some(_)) => Err(refused(CALL, "a capturing stream cannot wait for an event recorded outside of the capture")),
-            (Some((capture, nodes)), mine) => {
-                if mine.is_none() && !engine.streams[stream].is_idle() {
-                    return Err(refused(CALL, "a stream with work in flight cannot join a capture"));
-                }
+            (Some((capture, nodes)), _) => {
                 let joined = engine.captures.get_mut(&capture).ok_or_else(|| refused(CALL, "the event's capture has ended"))?;
                 joined.join(stream, &nodes);
                 engine.streams[stream].capture = Some(capture);

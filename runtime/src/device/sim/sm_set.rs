@@ -33,6 +33,15 @@ impl SmSet {
         set
     }
 
+    /// The set as a grant holds it, the inverse of [`from_mask`](Self::from_mask).
+    pub(super) fn to_mask(self) -> [u32; MAX_SMS / 32] {
+        let mut mask = [0; MAX_SMS / 32];
+        for (halves, word) in mask.chunks_exact_mut(2).zip(self.0) {
+            halves.copy_from_slice(&[word as u32, (word >> 32) as u32]);
+        }
+        mask
+    }
+
     /// SMs from [`MAX_SMS`] on are left out.
     pub(super) fn insert(&mut self, sm: usize) {
         if let Some(word) = self.0.get_mut(sm / 64) {
@@ -97,7 +106,7 @@ mod tests {
     #[test]
     fn a_grant_read_back_names_the_sms_it_was_written_for() {
         let tpcs = TpcSet::range(3, 9).with(65);
-        let bytes: Vec<u8> = tpcs.sm_mask(2).into_iter().flat_map(u32::to_le_bytes).collect();
+        let bytes: Vec<u8> = SmSet::of_tpcs(tpcs, 2).to_mask().into_iter().flat_map(u32::to_le_bytes).collect();
         let set = SmSet::from_mask(&bytes);
         assert_eq!(set, SmSet::of_tpcs(tpcs, 2));
         assert_eq!(set.tpcs(2), tpcs);

@@ -1,0 +1,208 @@
+use smidgen_runtime::launch::Walls;
+use smidgen_runtime::tenant::Class;
+
+use super::headline::Comparison;
+use super::render;
+use crate::colocate::results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+
+fn tenant(name: &str, class: Class, throughput: f64, p50_ms: f64, p99_ms: f64) -> TenantResult {
+    TenantResult {
+        name: name.into(),
+        model: "bert-large".into(),
+        class,
+        throughput,
+        p50_ms,
+        p95_ms: (p50_ms + p99_ms) / 2.0,
+        p99_ms,
+        slowdown: 1.0,
+        requests: throughput as u64,
+        slo_attainment: (class == Class::Latency).then_some(0.975),
+        mean_ms: p50_ms,
+        quantiles_ms: (0..=100).map(|percent| p50_ms + (p99_ms - p50_ms) * f64::from(percent) / 99.0).collect(),
+        walls: Walls { grid: true, grant: true, partition: false },
+        sms: 66,
+    }
+}
+
+/// A run with made-up figures: `policies` names each policy, its latency tenant's p99 and its throughput tenant's share of what it has alone.
+fn run(policies: &[(&str, f64, f64)]) -> RunResult {
+    let alone = vec![tenant("chat", Class::Latency, 1000.0, 0.8, 0.9), tenant("bulk", Class::Throughput, 200.0, 5.0, 5.5)];
+    let policy = |&(name, p99, share): &(&str, f64, f64)| {
+        let chat = tenant("chat", Class::Latency, 500.0, p99 / 2.0, p99);
+        let bulk = tenant("bulk", Class::Throughput, 200.0 * share, 5.0 / share, 5.5 / share);
+        PolicyResult::new(name.to_owned(), vec![chat, bulk], &alone)
+    };
+    RunResult {
+        policies: policies.iter().map(policy).collect(),
+        provenance: RunProvenance {
+            command: "smidgen colocate --tenant chat=llama-3.2-1b".into(),
+            commit: "0123abc".into(),
+            gpu: "NVIDIA H200".into(),
+            sms: 132,
+            driver: "580.159".into(),
+            date: "2026-11-21".into(),
+            simulated: false,
+            seconds: 10.0,
+        },
+        alone,
+    }
+}
+
+fn simulated(mut run: RunResult) -> RunResult {
+    run.provenance.simulated = true;
+    run
+}
+
+fn sentences(run: &RunResult) -> String {
+    let comparison = Comparison::of(run).unwrap();
+    format!("{}\n{}", comparison.headline(), comparison.verdict().unwrap_or_default())
+}
+
+/// What stands between each `<tag` and `</tag>`.
+fn elements<'a>(page: &'a str, tag: &str) -> Vec<&'a str> {
+    let end = format!("</{tag}>");
+    page.split(&format!("<{tag}")).skip(1).map(|rest| rest.split(&end).next().unwrap()).collect()
+}
+
+#[test]
+fn the_headline_tells_what_changed_between_mps_and_smidgen() {
+    insta::assert_snapshot!(sentences(&run(&[("time-slice", 3.0, 0.5), ("mps-default", 43.0, 0.92), ("krisp-i", 1.9, 1.05)])), @r"
+    chat’s p99 goes from 43.0 ms under mps-default to 1.90 ms under krisp-i; total normalised throughput 1.42 → 1.55.
+    krisp-i is better on both counts: p99 22.6 times lower, 9% more throughput.
+    ");
+}
+
+#[test]
+fn the_headline_admits_it_when_smidgen_is_worse() {
+    insta::assert_snapshot!(sentences(&run(&[("krisp-i", 4.0, 0.4), ("mps-default", 2.0, 0.9)])), @r"
+    chat’s p99 goes from 2.00 ms under mps-default to 4.00 ms under krisp-i; total normalised throughput 1.40 → 0.90.
+    krisp-i is worse than mps-default on both counts: p99 2.00 times higher, 36% less throughput.
+    ");
+    insta::assert_snapshot!(sentences(&run(&[("krisp-i", 1.5, 0.4), ("mps-default", 2.0, 0.9)])), @r"
+    chat’s p99 goes from 2.00 ms under mps-default to 1.50 ms under krisp-i; total normalised throughput 1.40 → 0.90.
+    krisp-i trades one for the other: p99 25% lower, 36% less throughput.
+    ");
+}
+
+#[test]
+fn the_headline_does_with_what_was_run() {
+    insta::assert_snapshot!(sentences(&run(&[("krisp-o", 1.5, 0.4)])), @"chat’s p99 is 1.50 ms under krisp-o, 0.900 ms alone; total normalised throughput 0.90.");
+    insta::assert_snapshot!(sentences(&run(&[("time-slice", 1.5, 0.4)])), @"chat’s p99 is 1.50 ms under time-slice, 0.900 ms alone; total normalised throughput 0.90.");
+    insta::assert_snapshot!(sentences(&run(&[])), @"chat’s p99 is 0.900 ms alone; no policy was run.");
+    let mut starved = run(&[("mps-default", 43.0, 0.92), ("krisp-i", 1.9, 1.05)]);
+    starved.policies[0].tenants[0].p99_ms = 0.0;
+    insta::assert_snapshot!(sentences(&starved), @"chat finishes no request under mps-default; its p99 under krisp-i is 1.90 ms; total normalised throughput 1.42 → 1.55.");
+}
+
+#[test]
+fn the_headline_quotes_the_latency_tenant_that_fares_worst() {
+    let mut run = run(&[("mps-default", 2.0, 0.9), ("krisp-i", 1.0, 0.9)]);
+    let search = tenant("search", Class::Latency, 10.0, 1.0, 2.0);
+    run.alone.insert(0, search.clone());
+    for policy in &mut run.policies {
+        policy.tenants.insert(0, TenantResult { p99_ms: 9.0, ..search.clone() });
+    }
+    assert!(sentences(&run).starts_with("search’s p99"));
+}
+
+#[test]
+fn names_from_outside_cannot_change_the_page() {
+    let hostile = "<script>alert('x')</script>\" onload=\"&amp;\u{0}\u{1b}";
+    let mut run = run(&[("mps-default", 2.0, 0.9), ("krisp-i", 1.0, 0.9)]);
+    let policies = run.policies.iter_mut().flat_map(|policy| {
+        policy.policy.push_str(hostile);
+        &mut policy.tenants
+    });
+    for tenant in policies.chain(&mut run.alone) {
+        tenant.name.push_str(hostile);
+        tenant.model.push_str(hostile);
+    }
+    for text in [&mut run.provenance.command, &mut run.provenance.gpu, &mut run.provenance.driver, &mut run.provenance.commit] {
+        text.push_str(hostile);
+    }
+    let page = render(&run);
+    assert!(!page.contains("<script") && !page.contains("alert('x')") && !page.contains("\" onload"), "{page}");
+    assert!(page.contains("&lt;script&gt;") && !page.contains(['\0', '\u{1b}']));
+}
+
+#[test]
+fn a_simulated_page_says_so_in_every_chart_and_every_table() {
+    let page = render(&simulated(run(&[("mps-default", 43.0, 0.9), ("krisp-i", 1.9, 1.0)])));
+    for tag in ["h1", "title", "caption"] {
+        let first = elements(&page, tag)[0];
+        assert!(first.contains("SIMULATED"), "<{tag}{first}");
+    }
+    let charts = elements(&page, "svg");
+    assert_eq!(charts.len(), 5);
+    for chart in charts {
+        assert!(elements(chart, "title")[0].contains("SIMULATED"), "the title read out: {chart}");
+        assert!(elements(chart, "text")[0].contains("SIMULATED"), "the title shown: {chart}");
+    }
+    assert!(page.contains("class=\"simulated\"") && !page.contains(">Measured,") && !page.contains("<dt>measured</dt>"));
+}
+
+#[test]
+fn predictions_stand_apart_from_measured_figures() {
+    let mut run = run(&[("krisp-i", 1.9, 1.0)]);
+    run.policies[0].predicted = Some(vec![Prediction { name: "chat".into(), simulated_throughput: 612.0, error: 0.224 }]);
+    let page = render(&run);
+    let tables = elements(&page, "table");
+    assert_eq!(tables.len(), 2);
+    assert!(!tables[0].contains("612") && !tables[0].contains("SIMULATED"));
+    assert!(tables[1].contains("612") && tables[1].contains("+22.4%") && elements(tables[1], "caption")[0].contains("SIMULATED"));
+    assert!(!page.contains("class=\"simulated\""));
+}
+
+#[test]
+fn a_measured_page_without_predictions_never_says_simulated() {
+    assert!(!render(&run(&[("krisp-i", 1.9, 1.0)])).contains("SIMULATED"));
+}
+
+#[test]
+fn no_figure_breaks_the_page() {
+    for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -1.0, 1e-300, f64::MAX] {
+        let mut run = run(&[("mps-default", 43.0, 0.9), ("krisp-i", 1.9, 1.0)]);
+        run.policies[0].predicted = Some(vec![Prediction { name: "chat".into(), simulated_throughput: odd, error: odd }]);
+        run.provenance.seconds = odd;
+        for policy in &mut run.policies {
+            (policy.total_normalised_throughput, policy.fairness, policy.jain) = (odd, odd, odd);
+        }
+        for tenants in std::iter::once(&mut run.alone).chain(run.policies.iter_mut().map(|policy| &mut policy.tenants)) {
+            tenants[0] = tenant("chat", Class::Latency, odd, odd, odd);
+            tenants[0].slo_attainment = Some(odd);
+            tenants[1].quantiles_ms.clear();
+        }
+        let page = render(&run);
+        for word in ["NaN", "inf", "Infinity"] {
+            assert!(!page.contains(word), "{odd} writes {word}");
+        }
+        assert_eq!(page.matches("<g ").count(), page.matches("</g>").count());
+    }
+}
+
+#[test]
+fn any_number_of_tenants_and_policies_is_drawn_within_the_frame() {
+    for (tenants, policies) in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 8), (8, 1), (8, 12)] {
+        let names: Vec<String> = (0..tenants).map(|at| format!("tenant with a rather long name, number {at}")).collect();
+        let all = |slow: f64| names.iter().map(|name| tenant(name, Class::Latency, 100.0 / slow, slow, 30.0 * slow)).collect::<Vec<_>>();
+        let mut run = run(&[]);
+        run.alone = all(1.0);
+        run.policies = (1..=policies).map(|at| PolicyResult::new(format!("policy-{at}"), all(f64::from(at)), &run.alone)).collect();
+        let page = render(&run);
+        assert_eq!(elements(&page, "svg").len(), 2 * tenants + usize::from(policies > 0), "{tenants} tenants, {policies} policies");
+        for attribute in [" x=\"", " x1=\"", " x2=\"", " cx=\""] {
+            for rest in page.split(attribute).skip(1) {
+                let x: f64 = rest.split('"').next().unwrap().parse().unwrap();
+                assert!((0.0..=460.0).contains(&x), "{tenants} tenants, {policies} policies:{attribute}{x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_page_needs_nothing_but_itself() {
+    let page = render(&run(&[("mps-default", 43.0, 0.9), ("krisp-i", 1.9, 1.0)]));
+    for outside in ["http://", "https://", "src=", "@import", "url(", "<script", "<link"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}

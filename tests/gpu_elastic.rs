@@ -1,0 +1,242 @@
+//! Elastic kernels while their grant changes: every tile done once, the same bits, and counters that are ready for the next launch.
+#![cfg(feature = "cuda-13000")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smidgen::kernels::abi::ElasticProbeArgs;
+use smidgen::kernels::gemm::{Epilogue, Gemm};
+use smidgen_runtime::device::{Buffer, DevicePtr, Graph, PartitionId, Priority, Sms, StreamId, Topology};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, TilesArg, Work};
+
+use support::{Gpu, Random};
+
+/// Counts each tile's executions: kernels/elastic_probe.cu.
+struct Probe {
+    tiles: u32,
+    cycles: u32,
+    executions: Buffer,
+    sms: Buffer,
+}
+
+impl Probe {
+    fn new(gpu: &Gpu, tiles: u32, cycles: u32) -> Self {
+        Self { tiles, cycles, executions: gpu.zeroed(4 * tiles as usize), sms: gpu.poisoned_u32(tiles as usize) }
+    }
+
+    fn assert_each_tile_done(&self, gpu: &Gpu, times: u32) {
+        let executions = gpu.download_u32(&self.executions);
+        let wrong = executions.iter().position(|&count| count != times);
+        assert_eq!(wrong, None, "a tile was done {} times, not {times}", wrong.map_or(0, |tile| executions[tile]));
+    }
+
+    fn sms_used(&self, gpu: &Gpu) -> BTreeSet<u32> {
+        gpu.download_u32(&self.sms).into_iter().collect()
+    }
+}
+
+// SAFETY: `elastic_probe` takes `ElasticProbeArgs` first, and the buffers live in `self`, which every test keeps until it has synchronised.
+unsafe impl Kernel for Probe {
+    fn key(&self) -> KernelKey {
+        const NAME: KernelName = KernelName::new("elastic_probe");
+        KernelKey::new(NAME, [self.tiles])
+    }
+
+    fn work(&self) -> Work {
+        Work::default()
+    }
+
+    fn configure(&self, sms: Sms, _: &Topology) -> Result<Launch, LaunchError> {
+        let blocks_per_sm = 4;
+        Ok(Launch {
+            symbol: "elastic_probe",
+            grid: Launch::persistent_grid(self.tiles, sms, blocks_per_sm),
+            block: 128,
+            shared_bytes: 0,
+            blocks_per_sm,
+            tiles: self.tiles,
+            elastic: true,
+            params: Params::new(ElasticProbeArgs { executions: self.executions.ptr().0, sms: self.sms.ptr().0, cycles: self.cycles }),
+        })
+    }
+}
+
+/// A grant in device memory with a stream of its own to change it on, as the runtime has it.
+struct Grant {
+    words: Buffer,
+    stream: StreamId,
+}
+
+impl Grant {
+    fn new(gpu: &Gpu, words: [u32; 8]) -> Self {
+        let stream = gpu.device().create_stream(PartitionId::WHOLE, Priority::High).expect("a stream");
+        Self { words: gpu.upload_u32(&words), stream }
+    }
+
+    fn set(&self, gpu: &Gpu, words: [u32; 8]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        gpu.device().upload(self.stream, self.words.ptr(), &bytes).expect("an upload");
+        gpu.device().synchronize(self.stream).expect("an upload");
+    }
+
+    /// Sets random grants, every fourth of them empty, while `work` runs. The grant is empty in the end, too.
+    fn set_at_random_during(&self, gpu: &Gpu, seed: u64, work: impl FnOnce()) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                gpu.device().bind_thread().expect("the GPU's context can be made current");
+                let mut random = Random::new(seed);
+                while !done.load(Ordering::Relaxed) {
+                    let density = random.between(0, 3);
+                    self.set(gpu, [0; 8].map(|_| (0..density).fold(0, |word, _| word | random.bits() as u32)));
+                }
+                self.set(gpu, [0; 8]);
+            });
+            work();
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+/// The epoch of the fixture's tile counter, after checking that its counts are back at zero.
+fn epoch(gpu: &Gpu) -> u32 {
+    let [taken, epoch, finished, departed] = gpu.progress();
+    assert_eq!([taken, finished, departed], [0; 3], "the counter was not reset");
+    epoch
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn every_tile_is_done_once_while_the_grant_changes_at_random() {
+    let gpu = Gpu::open();
+    let grant = Grant::new(&gpu, [u32::MAX; 8]);
+    let probe = Probe::new(&gpu, 40_000, 4_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    let before = epoch(&gpu);
+    let rounds = 20;
+    for round in 1..=rounds {
+        grant.set_at_random_during(&gpu, u64::from(round), || {
+            gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+            gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        });
+        probe.assert_each_tile_done(&gpu, round);
+        assert_eq!(epoch(&gpu), before + round);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_gemm_has_the_same_bits_while_its_grant_changes_at_random() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(11);
+    let [m, n, k] = [4096_u32, 4096, 2048];
+    let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
+    let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
+    let c = gpu.poisoned_f16((m * n) as usize);
+    let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE);
+    gpu.run(&gemm, gpu.sms());
+    let undisturbed = gpu.download(&c);
+    let grant = Grant::new(&gpu, [u32::MAX; 8]);
+    let launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+    for round in 0..20 {
+        gpu.poison(&c);
+        grant.set_at_random_during(&gpu, round, || {
+            gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+            gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        });
+        assert!(gpu.download(&c) == undisturbed, "round {round}: the output differs");
+        epoch(&gpu);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_launch_with_no_sm_granted_still_finishes() {
+    let gpu = Gpu::open();
+    let grant = Grant::new(&gpu, [0; 8]);
+    let probe = Probe::new(&gpu, 50, 1_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+    gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+    probe.assert_each_tile_done(&gpu, 1);
+    assert_eq!(probe.sms_used(&gpu).len(), 1, "only one block may stay without a grant");
+    epoch(&gpu);
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_grant_keeps_a_kernel_on_its_sms() {
+    let gpu = Gpu::open();
+    let grant = Grant::new(&gpu, [0b1111_0000, 0, 0, 0, 0, 0, 0, 0]);
+    let probe = Probe::new(&gpu, 2_000, 10_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+    gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+    probe.assert_each_tile_done(&gpu, 1);
+    let outside: Vec<u32> = probe.sms_used(&gpu).into_iter().filter(|sm| !(4..8).contains(sm)).collect();
+    assert!(outside.len() <= 1, "only block 0 may stay outside the grant, but {outside:?} worked");
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_joiner_finishes_tiles_with_the_owner_once_each() {
+    let gpu = Gpu::open();
+    let beside = gpu.device().create_stream(PartitionId::WHOLE, Priority::Normal).expect("a stream");
+    // The owner may use SMs 0 to 3, so it needs far longer than the joiner needs to start.
+    let grant = Grant::new(&gpu, [0b1111, 0, 0, 0, 0, 0, 0, 0]);
+    let probe = Probe::new(&gpu, 20_000, 20_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    for round in 1..=5 {
+        let before = epoch(&gpu);
+        gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+        gpu.enqueue(&probe, &launch, beside, TilesArg { joins: 1 + before, ..gpu.tiles(&launch) });
+        gpu.device().synchronize(gpu.stream()).expect("the owner runs");
+        // The owner's stream alone was waited for: its completion must cover the joiner's tiles.
+        probe.assert_each_tile_done(&gpu, round);
+        assert_eq!(epoch(&gpu), before + 1);
+        gpu.device().synchronize(beside).expect("the joiner runs");
+    }
+    assert!(probe.sms_used(&gpu).len() > 5, "the joiner did no tile");
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_joiner_that_comes_too_late_touches_nothing() {
+    let gpu = Gpu::open();
+    let probe = Probe::new(&gpu, 1_000, 1_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    let before = epoch(&gpu);
+    gpu.run(&probe, gpu.sms());
+    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { joins: 1 + before, ..gpu.tiles(&launch) });
+    gpu.device().synchronize(gpu.stream()).expect("the joiner returns");
+    probe.assert_each_tile_done(&gpu, 1);
+    assert_eq!(epoch(&gpu), before + 1);
+    // And the next owner is not disturbed by it.
+    gpu.run(&probe, gpu.sms());
+    probe.assert_each_tile_done(&gpu, 2);
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn replays_of_a_graph_need_no_reset_between_them() {
+    let gpu = Gpu::open();
+    let probe = Probe::new(&gpu, 3_000, 1_000);
+    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    gpu.run(&probe, gpu.sms());
+    let before = epoch(&gpu);
+    let stream = gpu.device().create_stream(PartitionId::WHOLE, Priority::Normal).expect("a stream");
+    let tiles = TilesArg { grant: DevicePtr::NULL, ..gpu.tiles(&launch) };
+    gpu.device().begin_capture(stream).expect("a capture");
+    for _ in 0..4 {
+        gpu.enqueue(&probe, &launch, stream, tiles);
+    }
+    let graph = Graph::end_capture(gpu.device(), stream).expect("a graph");
+    for replay in 1..=5 {
+        gpu.device().replay(graph.id(), stream).expect("a replay");
+        gpu.device().synchronize(stream).expect("the graph runs");
+        probe.assert_each_tile_done(&gpu, 1 + 4 * replay);
+        assert_eq!(epoch(&gpu), before + 4 * replay);
+    }
+}

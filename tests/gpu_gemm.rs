@@ -1,0 +1,275 @@
+//! GEMM on the GPU against sums in f64 on the CPU: every epilogue, any shape and stride, and the same bits at every SM count.
+#![cfg(feature = "cuda-13000")]
+
+mod support;
+
+use half::f16;
+use rayon::prelude::*;
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant};
+use smidgen_runtime::device::{Buffer, Sms};
+use smidgen_runtime::launch::Kernel;
+
+use support::{Gpu, Random, assert_close};
+
+/// What to do with the sums; the operands come with the [`Problem`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Finish {
+    Plain,
+    PlainF32,
+    Bias,
+    BiasGelu,
+    BiasGeluTanh,
+    BiasRelu,
+    Residual,
+    BiasResidual,
+    SiluGate,
+}
+
+impl Finish {
+    const ALL: [Self; 9] = [
+        Self::Plain,
+        Self::PlainF32,
+        Self::Bias,
+        Self::BiasGelu,
+        Self::BiasGeluTanh,
+        Self::BiasRelu,
+        Self::Residual,
+        Self::BiasResidual,
+        Self::SiluGate,
+    ];
+
+    fn columns(self, n: u32) -> u32 {
+        if self == Self::SiluGate { n / 2 } else { n }
+    }
+
+    fn element_bytes(self) -> u32 {
+        if self == Self::PlainF32 { 4 } else { 2 }
+    }
+}
+
+/// A product with its operands on the host and on the GPU.
+struct Problem {
+    gemm: Gemm,
+    finish: Finish,
+    a: Vec<f16>,
+    b: Vec<f16>,
+    bias: Vec<f16>,
+    residual: Vec<f16>,
+    residual_stride: u32,
+    scale: f32,
+    c: Buffer,
+    _operands: [Buffer; 4],
+}
+
+impl Problem {
+    /// Random operands. `gaps` are what `lda - k`, `ldb - k`, `ldc` minus the columns of `C`, and the residual's stride minus `n` are.
+    fn new(gpu: &Gpu, random: &mut Random, [m, n, k]: [u32; 3], gaps: [u32; 4], finish: Finish) -> Self {
+        let [lda, ldb, ldc, residual_stride] = [k + gaps[0], k + gaps[1], finish.columns(n) + gaps[2], n + gaps[3]];
+        let a = random.f16s((m * lda) as usize, 1.0);
+        let b = random.f16s((n * ldb) as usize, 1.0);
+        let bias = random.f16s(n as usize, 1.0);
+        let residual = random.f16s((m * residual_stride) as usize, 4.0);
+        let operands = [&a, &b, &bias, &residual].map(|operand| gpu.upload_f16(operand));
+        let c = gpu.poisoned((m * ldc * finish.element_bytes()) as usize);
+        let scale = if matches!(finish, Finish::Plain | Finish::PlainF32) { *random.pick(&[1.0, 0.125]) } else { 1.0 };
+        let bias_ptr = operands[2].ptr();
+        let added = Residual { ptr: operands[3].ptr(), stride: residual_stride };
+        let epilogue = match finish {
+            Finish::Plain => Epilogue::Plain { scale },
+            Finish::PlainF32 => Epilogue::PlainF32 { scale },
+            Finish::Bias => Epilogue::Bias(bias_ptr),
+            Finish::BiasGelu => Epilogue::BiasGelu(bias_ptr),
+            Finish::BiasGeluTanh => Epilogue::BiasGeluTanh(bias_ptr),
+            Finish::BiasRelu => Epilogue::BiasRelu(bias_ptr),
+            Finish::Residual => Epilogue::Residual(added),
+            Finish::BiasResidual => Epilogue::BiasResidual(bias_ptr, added),
+            Finish::SiluGate => Epilogue::SiluGate,
+        };
+        let gemm = Gemm { lda, ldb, ldc, ..Gemm::new([m, n, k], operands[0].ptr(), operands[1].ptr(), c.ptr(), epilogue) };
+        Self { gemm, finish, a, b, bias, residual, residual_stride, scale, c, _operands: operands }
+    }
+
+    /// `C` by its definition, row by row, without the gaps.
+    fn reference(&self) -> Vec<f64> {
+        let Gemm { m, n, k, lda, ldb, .. } = self.gemm;
+        let row_of = |row: usize| {
+            let sum = move |column: usize| -> f64 {
+                let a = &self.a[row * lda as usize..][..k as usize];
+                let b = &self.b[column * ldb as usize..][..k as usize];
+                f64::from(self.scale) * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>()
+            };
+            (0..self.finish.columns(n) as usize).map(move |column| {
+                let biased = || sum(column) + self.bias[column].to_f64();
+                let residual = || self.residual[row * self.residual_stride as usize + column].to_f64();
+                match self.finish {
+                    Finish::Plain | Finish::PlainF32 => sum(column),
+                    Finish::Bias => biased(),
+                    Finish::BiasGelu => gelu(biased()),
+                    Finish::BiasGeluTanh => gelu_tanh(biased()),
+                    Finish::BiasRelu => biased().max(0.0),
+                    Finish::Residual => sum(column) + residual(),
+                    Finish::BiasResidual => biased() + residual(),
+                    Finish::SiluGate => {
+                        let gate = sum(2 * column);
+                        gate / (1.0 + (-gate).exp()) * sum(2 * column + 1)
+                    }
+                }
+            })
+        };
+        (0..m as usize).into_par_iter().flat_map_iter(row_of).collect()
+    }
+
+    /// Compares the bytes of a finished `C` with the reference, and its gaps with the poison.
+    fn check(&self, bytes: &[u8], reference: &[f64]) {
+        let Gemm { ldc, n, .. } = self.gemm;
+        let what = format!("{} with strides {} {} {ldc}", self.gemm.key(), self.gemm.lda, self.gemm.ldb);
+        let values: Vec<f64> = if self.finish == Finish::PlainF32 {
+            bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
+        } else {
+            bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f64()).collect()
+        };
+        let (mut inside, mut gaps) = (Vec::new(), Vec::new());
+        for row in values.chunks(ldc as usize) {
+            let (row, gap) = row.split_at(self.finish.columns(n) as usize);
+            inside.extend_from_slice(row);
+            gaps.extend_from_slice(gap);
+        }
+        assert_close(&what, inside.iter().copied(), reference, 1e-3);
+        assert!(gaps.iter().all(|value| value.is_nan()), "{what}: elements between the rows of C were written");
+        // The norm would hide a single wrong element in a large matrix.
+        let mean_square = reference.iter().map(|value| value * value).sum::<f64>() / reference.len() as f64;
+        let tolerance = |expected: f64| 2e-3 * expected.abs() + 2e-3 * mean_square.sqrt() + 1e-6;
+        let wrong = inside.iter().zip(reference).position(|(value, &expected)| (value - expected).abs() > tolerance(expected));
+        if let Some(at) = wrong {
+            panic!("{what}: element {at} is {} and should be {}", inside[at], reference[at]);
+        }
+    }
+}
+
+/// `erf` by its Maclaurin series, which converges everywhere; beyond 4 it is 1 within 2e-8.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 4.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..100 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+/// An even n for the gate, which has no other.
+fn shape_for(finish: Finish, [m, n, k]: [u32; 3]) -> [u32; 3] {
+    [m, if finish == Finish::SiluGate { n.next_multiple_of(2) } else { n }, k]
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn every_epilogue_is_right_at_shapes_that_fill_no_tile() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(1);
+    for finish in Finish::ALL {
+        for shape in
+            [[1, 1, 1], [1, 128, 64], [7, 131, 100], [31, 77, 129], [64, 96, 512], [129, 257, 72], [200, 136, 331], [300, 520, 256]]
+        {
+            // Rows of A and B on 16 bytes, as nearly every model has them; then rows that are not.
+            for aligned in [true, false] {
+                let shape = shape_for(finish, shape);
+                let k_gap = if aligned { shape[2].next_multiple_of(8) - shape[2] } else { 3 };
+                let problem = Problem::new(&gpu, &mut random, shape, [k_gap, k_gap, 0, 0], finish);
+                gpu.run(&problem.gemm, gpu.sms());
+                problem.check(&gpu.download(&problem.c), &problem.reference());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn random_shapes_and_strides_are_right() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(2);
+    for _ in 0..120 {
+        let finish = *random.pick(&Finish::ALL);
+        let most_rows = *random.pick(&[16, 32, 64, 400]);
+        let shape = shape_for(finish, [random.between(1, most_rows), random.between(1, 600), random.between(1, 700)]);
+        let gap = |random: &mut Random| if random.between(0, 1) == 0 { 0 } else { random.between(1, 24) };
+        let aligned_gap = |random: &mut Random| shape[2].next_multiple_of(8) - shape[2] + 8 * random.between(0, 2);
+        let k_gaps =
+            if random.between(0, 3) == 0 { [gap(&mut random), gap(&mut random)] } else { [0; 2].map(|_| aligned_gap(&mut random)) };
+        let gaps = [k_gaps[0], k_gaps[1], gap(&mut random), gap(&mut random)];
+        let problem = Problem::new(&gpu, &mut random, shape, gaps, finish);
+        gpu.run(&problem.gemm, *random.pick(&gpu.sm_counts()));
+        problem.check(&gpu.download(&problem.c), &problem.reference());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn outputs_have_the_same_bits_at_every_sm_count() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(3);
+    // Shapes for which the choice of the tile changes with the SM count, a skinny one, and one without alignment.
+    for (shape, k_gap) in [
+        ([1024, 768, 768], 0),
+        ([1000, 2304, 760], 0),
+        ([640, 1536, 1111], 1),
+        ([40, 4096, 1024], 0),
+        ([8, 2048, 2048], 0),
+        ([70, 90, 333], 0),
+    ] {
+        for finish in [Finish::BiasGelu, Finish::Residual] {
+            let problem = Problem::new(&gpu, &mut random, shape, [k_gap, k_gap, 0, 0], finish);
+            let outputs = gpu.assert_same_bits_at_every_sm_count(&problem.gemm, &[&problem.c]);
+            problem.check(&outputs[0], &problem.reference());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn all_tile_shapes_give_the_same_bits() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(4);
+    for finish in Finish::ALL {
+        for shape in [[300, 530, 520], [129, 64, 1000], [50, 300, 77]] {
+            let shape = shape_for(finish, shape);
+            let k_gap = shape[2].next_multiple_of(8) - shape[2];
+            let problem = Problem::new(&gpu, &mut random, shape, [k_gap, k_gap, 0, 0], finish);
+            let reference = problem.reference();
+            let mut first = None;
+            for variant in Variant::TILED.into_iter().chain([Variant::Unaligned]) {
+                gpu.poison(&problem.c);
+                let launch = problem.gemm.configure_as(variant, Sms(gpu.sms()), gpu.device().topology()).expect("a variant that fits");
+                gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
+                let bytes = gpu.download(&problem.c);
+                problem.check(&bytes, &reference);
+                assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes, "{variant:?} differs for {}", problem.gemm.key());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_residual_may_be_the_output_itself() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(5);
+    for m in [4, 150] {
+        let problem = Problem::new(&gpu, &mut random, [m, 256, 192], [0; 4], Finish::Residual);
+        let reference = problem.reference();
+        let c = gpu.upload_f16(&problem.residual);
+        let in_place = Epilogue::Residual(Residual { ptr: c.ptr(), stride: problem.residual_stride });
+        gpu.run(&Gemm { c: c.ptr(), epilogue: in_place, ..problem.gemm }, gpu.sms());
+        problem.check(&gpu.download(&c), &reference);
+    }
+}
