@@ -167,9 +167,9 @@ impl<'a> Fields<'a> {
         self.error(field, "is missing", "copy it from the model's original config.json")
     }
 
-    pub(super) fn error(&self, field: &str, problem: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+    pub(super) fn error(&self, field: &str, problem: impl Into<Box<str>>, remedy: &'static str) -> ConfigError {
         let field = if self.within.is_empty() { field.to_owned() } else { format!("{}.{field}", self.within) };
-        ConfigError::Field { path: self.path.to_owned(), field, problem: problem.into(), remedy: remedy.into() }
+        ConfigError::Field { path: self.path.to_owned(), field: field.into(), problem: problem.into(), remedy }
     }
 
     fn wrong_type(&self, field: &str, found: &Value, wanted: &str) -> ConfigError {

@@ -204,7 +204,7 @@ pub enum WeightsError {
         /// Its name.
         tensor: String,
         /// The shape that config.json implies.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
         /// What the user can do.
         remedy: &'static str,
     },
@@ -226,9 +226,9 @@ pub enum WeightsError {
         /// The tensor.
         tensor: String,
         /// Its shape in the file.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// The shape that config.json implies.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
     },
     /// A tensor's element type is none of F32, F16, BF16.
     #[error("{path}: tensor `{tensor}` is of type {dtype}; convert the checkpoint to F32, F16 or BF16")]
