@@ -3,7 +3,7 @@
 //
 // Definition (src/reference/sampling.rs is the same on the CPU): tokens are ordered by falling logit, equal logits by rising id. Of that order,
 // keep the first top_k; of those, the shortest prefix whose probability reaches top_p; then the token at which the cumulative probability of
-// what is kept passes `draw`. Temperature 0 takes the first token.
+// what is kept passes `draw`. Temperature 0 takes the first token. A NaN counts as the smallest logit.
 //
 // Probabilities are held as integers, exp((logit - max) / temperature) * 2^40, so that sums do not depend on the order of adding: the same
 // token on any grid. All three cuts are then one operation, select(): walk the order until a weight (a count, or a mass) is passed. It looks
@@ -12,6 +12,8 @@
 
 constexpr int THREADS = 1024;
 constexpr int BINS = 256;
+
+__device__ __forceinline__ float not_nan(float logit) { return logit == logit ? logit : -INFINITY; }
 
 // Floats in an order that unsigned integers keep: negative ones reversed, positive ones above them.
 __device__ __forceinline__ uint32_t order_of(float logit) {
@@ -31,8 +33,12 @@ struct Row {
     float max;
     float inverse_temperature;
 
+    __device__ float logit(uint32_t id) const { return not_nan(logits[id]); }
+
     __device__ unsigned long long mass(float logit) const {
-        return static_cast<unsigned long long>(expf((logit - max) * inverse_temperature) * 0x1p40f);
+        // The largest has all its mass even if it, or 1 / temperature, is infinite: 0 times infinity would be NaN.
+        const float exponent = logit == max ? 0.0f : (logit - max) * inverse_temperature;
+        return static_cast<unsigned long long>(expf(exponent) * 0x1p40f);
     }
 
     // The shortest prefix, no longer than `kept`, whose weight exceeds `target`. Weights are masses, or 1 each if COUNT.
@@ -50,10 +56,10 @@ struct Row {
             __syncthreads();
             const uint32_t chosen = prefix;
             for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) {
-                const uint32_t order = order_of(logits[id]);
+                const uint32_t order = order_of(logit(id));
                 const bool in_prefix = shift == 24 || order >> (shift + 8) == chosen >> (shift + 8);
                 // Ties at the cut are weighed below, all at once: only some of them are kept.
-                if (in_prefix && order > kept.order) atomicAdd(&bins[(order >> shift) % BINS], COUNT ? 1ull : mass(logits[id]));
+                if (in_prefix && order > kept.order) atomicAdd(&bins[(order >> shift) % BINS], COUNT ? 1ull : mass(logit(id)));
             }
             __syncthreads();
             if (threadIdx.x == 0) {
@@ -87,7 +93,7 @@ struct Row {
         __syncthreads();
         unsigned long long mine = 0;
         for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS)
-            if (order_of(logits[id]) > kept.order) mine += mass(logits[id]);
+            if (order_of(logit(id)) > kept.order) mine += mass(logit(id));
         atomicAdd(&sum, mine);
         __syncthreads();
         const unsigned long long all = sum;
@@ -102,7 +108,7 @@ struct Row {
         const uint32_t run = (vocabulary + THREADS - 1) / THREADS;
         const uint32_t first = min(threadIdx.x * run, vocabulary), end = min(first + run, vocabulary);
         uint32_t mine = 0;
-        for (uint32_t id = first; id < end; ++id) mine += order_of(logits[id]) == cut.order;
+        for (uint32_t id = first; id < end; ++id) mine += order_of(logit(id)) == cut.order;
         ties[threadIdx.x] = mine;
         if (threadIdx.x == 0) found = 0;
         __syncthreads();
@@ -112,7 +118,7 @@ struct Row {
         if (mine > 0 && before < cut.ties && cut.ties <= before + mine) {
             uint32_t rank = before;
             for (uint32_t id = first; id < end; ++id)
-                if (order_of(logits[id]) == cut.order && ++rank == cut.ties) found = id;
+                if (order_of(logit(id)) == cut.order && ++rank == cut.ties) found = id;
         }
         __syncthreads();
         const uint32_t id = found;
@@ -126,7 +132,7 @@ __device__ float block_max(const float *logits, uint32_t vocabulary) {
     if (threadIdx.x == 0) best = 0;
     __syncthreads();
     uint32_t mine = 0;
-    for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) mine = max(mine, order_of(logits[id]));
+    for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) mine = max(mine, order_of(not_nan(logits[id])));
     atomicMax(&best, mine);
     __syncthreads();
     const uint32_t order = best;
@@ -150,7 +156,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_tokens(SampleArgs a
                 const unsigned long long reach = static_cast<unsigned long long>(ceil(static_cast<double>(params.top_p) * static_cast<double>(row.total(kept))));
                 kept = row.select<false>(reach > 0 ? reach - 1 : 0, kept);
             }
-            cut = row.select<false>(static_cast<unsigned long long>(static_cast<double>(params.draw) * static_cast<double>(row.total(kept))), kept);
+            // Never beyond the last token: a draw may be rounded up to 1, and so may a large sum as a double.
+            const unsigned long long total = row.total(kept);
+            const double drawn = static_cast<double>(params.draw) * static_cast<double>(total);
+            cut = row.select<false>(min(static_cast<unsigned long long>(drawn), total - 1), kept);
         }
         const uint32_t token = row.id_of(cut);
         if (threadIdx.x == 0) {
