@@ -34,7 +34,7 @@ pub struct OpaqueKernel {
 pub struct SessionStats {
     /// Kernels launched eagerly or captured.
     pub launches: u64,
-    /// Changes of partition between them.
+    /// Changes of stream between them: each to another partition, or to another priority.
     pub hops: u64,
     /// Graphs replayed.
     pub replays: u64,
