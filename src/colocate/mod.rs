@@ -73,8 +73,8 @@ pub enum RunError {
     Phase {
         /// The policy, or the tenant alone.
         phase: String,
-        /// Why.
-        source: PhaseError,
+        /// Why. Boxed to keep results small.
+        source: Box<PhaseError>,
     },
     /// A profile cannot be used.
     #[error(transparent)]
@@ -132,7 +132,7 @@ impl Run {
         let device = SimDevice::new(config);
         let profiles = profiles::load(&self.profiles, &*device)?;
         phase::run(&PhaseDevice::Sim(Arc::clone(&device)), sharing, tenants, profiles, self.seconds, || Ok(()))
-            .map_err(|source| RunError::Phase { phase: name.to_owned(), source })
+            .map_err(|source| RunError::Phase { phase: name.to_owned(), source: Box::new(source) })
     }
 
     /// Runs the same phases on the simulator and notes beside each measured figure what it predicts.
