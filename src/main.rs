@@ -3,7 +3,7 @@
 //! Every command lives in a file of `cli/` and answers with `Ok` or one error; here the error becomes one line on standard error and exit
 //! code 2. Standard output carries results only.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -45,7 +45,13 @@ fn main() -> ExitCode {
         unsafe { std::env::set_var(name, value) };
     }
     let filter = EnvFilter::try_from_env("SMIDGEN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
     let result = match Cli::parse().command {
         Command::Embed(args) => cli::embed::run(&args),
         Command::Generate(args) => cli::generate::run(&args),

@@ -4,7 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::super::abi;
-use super::{CompiledSize, Heads, KvCache, too_little_shared_memory, unsupported};
+use super::{CompiledSize, Heads, KvCache, product, too_little_shared_memory, unsupported};
 
 /// Query heads of one tile, `QUERY_ROWS` in flash.cuh.
 const HEADS_PER_TILE: u32 = 16;
@@ -57,8 +57,7 @@ pub struct AttentionDecode {
 impl AttentionDecode {
     fn tiles(&self) -> u64 {
         let Heads { heads, kv_heads, .. } = self.heads;
-        let caches = u64::from(self.sequences) * u64::from(kv_heads);
-        caches.saturating_mul(u64::from((heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)))
+        product([self.sequences, kv_heads, (heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)].map(u64::from))
     }
 
     /// Positions that a query sees.
@@ -115,8 +114,8 @@ unsafe impl Kernel for AttentionDecode {
     fn work(&self) -> Work {
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let [heads, kv_heads, head_dim, sequences, seen] = [heads, kv_heads, head_dim, self.sequences, self.seen()].map(u64::from);
-        let columns = (4 * head_dim).saturating_mul(sequences);
-        Work { flops: columns.saturating_mul(heads * seen), bytes: columns.saturating_mul((kv_heads * seen).saturating_add(heads)) }
+        let rows = product([kv_heads, seen]).saturating_add(heads);
+        Work { flops: product([4, sequences, head_dim, heads, seen]), bytes: product([4, sequences, head_dim, rows]) }
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {

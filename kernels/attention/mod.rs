@@ -101,6 +101,11 @@ impl CompiledSize {
     }
 }
 
+/// A product of counts for [`Work`](smidgen_runtime::launch::Work), whose extents nobody has checked yet.
+fn product<const FACTORS: usize>(factors: [u64; FACTORS]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
+}
+
 fn unsupported(key: &KernelKey, reason: String) -> LaunchError {
     LaunchError::Unsupported { kernel: key.to_string(), reason }
 }

@@ -4,7 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::super::abi;
-use super::{CompiledSize, Heads, too_little_shared_memory, unsupported};
+use super::{CompiledSize, Heads, product, too_little_shared_memory, unsupported};
 
 /// Queries of one tile: `Prefill::QUERIES` in prefill.cuh.
 const QUERIES_PER_TILE: u32 = 64;
@@ -61,8 +61,7 @@ pub struct AttentionPrefill {
 
 impl AttentionPrefill {
     fn tiles(&self) -> u64 {
-        let heads = u64::from(self.sequences) * u64::from(self.heads.heads);
-        heads.saturating_mul(u64::from(self.max_length.div_ceil(QUERIES_PER_TILE)))
+        product([self.sequences, self.heads.heads, self.max_length.div_ceil(QUERIES_PER_TILE)].map(u64::from))
     }
 
     fn has_window(&self) -> bool {
@@ -81,7 +80,7 @@ impl AttentionPrefill {
             (true, window) if window < length => window - window * (window - 1) / (2 * length),
             (true, _) => length.div_ceil(2),
         };
-        tokens.saturating_mul(seen)
+        product([tokens, seen])
     }
 
     fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
@@ -137,10 +136,7 @@ unsafe impl Kernel for AttentionPrefill {
 
     fn work(&self) -> Work {
         let [heads, kv_heads, head_dim, tokens] = [self.heads.heads, self.heads.kv_heads, self.heads.head_dim, self.tokens].map(u64::from);
-        Work {
-            flops: (4 * heads * head_dim).saturating_mul(self.pairs()),
-            bytes: (4 * (heads + kv_heads) * head_dim).saturating_mul(tokens),
-        }
+        Work { flops: product([4, heads, head_dim, self.pairs()]), bytes: product([4, heads + kv_heads, head_dim, tokens]) }
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {

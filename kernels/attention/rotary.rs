@@ -4,7 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::super::abi;
-use super::{Heads, unsupported};
+use super::{Heads, product, unsupported};
 
 /// Threads of a block, and blocks that fit on an SM at once: the kernel's launch bounds.
 const THREADS: u32 = 256;
@@ -90,8 +90,7 @@ unsafe impl Kernel for Rotary {
         let [heads, kv_heads, head_dim, rows] = [heads, kv_heads, head_dim, self.rows].map(u64::from);
         // With a cache, keys are written once more, and values read and written.
         let moved = 2 * (heads + kv_heads) + if self.cache.is_some() { 3 * kv_heads } else { 0 };
-        let columns = rows * head_dim;
-        Work { flops: columns.saturating_mul(3 * (heads + kv_heads)), bytes: columns.saturating_mul(2 * moved) }
+        Work { flops: product([3, rows, heads + kv_heads, head_dim]), bytes: product([2, rows, moved, head_dim]) }
     }
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {

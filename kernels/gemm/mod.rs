@@ -130,6 +130,24 @@ impl Gemm {
         if self.epilogue == Epilogue::SiluGate { self.n / 2 } else { self.n }
     }
 
+    fn bias(&self) -> Option<DevicePtr> {
+        match self.epilogue {
+            Epilogue::Bias(bias)
+            | Epilogue::BiasGelu(bias)
+            | Epilogue::BiasGeluTanh(bias)
+            | Epilogue::BiasRelu(bias)
+            | Epilogue::BiasResidual(bias, _) => Some(bias),
+            Epilogue::Plain { .. } | Epilogue::PlainF32 { .. } | Epilogue::Residual(_) | Epilogue::SiluGate => None,
+        }
+    }
+
+    fn residual(&self) -> Option<Residual> {
+        match self.epilogue {
+            Epilogue::Residual(residual) | Epilogue::BiasResidual(_, residual) => Some(residual),
+            _ => None,
+        }
+    }
+
     fn check(&self) -> Result<(), LaunchError> {
         let reason = if self.m == 0 || self.n == 0 || self.k == 0 {
             "m, n and k must be at least 1"
@@ -139,6 +157,10 @@ impl Gemm {
             "the SiLU gate needs an even n: gate and up rows alternate"
         } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.c_columns() {
             "rows overlap: lda and ldb must be at least k, ldc at least the columns of C"
+        } else if self.bias().is_some_and(DevicePtr::is_null) || self.residual().is_some_and(|residual| residual.ptr.is_null()) {
+            "the bias or residual that its epilogue adds is null"
+        } else if self.residual().is_some_and(|residual| residual.stride < self.n) {
+            "rows of the residual overlap: its stride must be at least n"
         } else {
             return Ok(());
         };
@@ -164,14 +186,10 @@ impl Gemm {
     }
 
     fn args(&self) -> abi::GemmArgs {
-        let (scale, bias, residual) = match self.epilogue {
-            Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => (scale, None, None),
-            Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasGeluTanh(bias) | Epilogue::BiasRelu(bias) => {
-                (1.0, Some(bias), None)
-            }
-            Epilogue::Residual(residual) => (1.0, None, Some(residual)),
-            Epilogue::BiasResidual(bias, residual) => (1.0, Some(bias), Some(residual)),
-            Epilogue::SiluGate => (1.0, None, None),
+        let (bias, residual) = (self.bias(), self.residual());
+        let scale = match self.epilogue {
+            Epilogue::Plain { scale } | Epilogue::PlainF32 { scale } => scale,
+            _ => 1.0,
         };
         // Four columns of the product make two of C under the gate.
         let (c_alignment, ldc_multiple) = match self.epilogue {
@@ -233,15 +251,13 @@ unsafe impl Kernel for Gemm {
 
     fn work(&self) -> Work {
         let [m, n, k] = [self.m, self.n, self.k].map(u64::from);
-        let c = m * u64::from(self.c_columns());
-        let epilogue = match self.epilogue {
-            Epilogue::Plain { .. } | Epilogue::SiluGate => 2 * c,
-            Epilogue::PlainF32 { .. } => 4 * c,
-            Epilogue::Bias(_) | Epilogue::BiasGelu(_) | Epilogue::BiasGeluTanh(_) | Epilogue::BiasRelu(_) => 2 * c + 2 * n,
-            Epilogue::Residual(_) => 4 * c,
-            Epilogue::BiasResidual(..) => 4 * c + 2 * n,
-        };
-        Work { flops: 2 * m * n * k, bytes: 2 * (m + n) * k + epilogue }
+        // Saturating, for shapes that `configure` will refuse.
+        let area = |rows: u64, columns: u64| rows.saturating_mul(columns);
+        let c = area(m, u64::from(self.c_columns()));
+        let c_halves = if matches!(self.epilogue, Epilogue::PlainF32 { .. }) { 2 } else { 1 };
+        let added = self.bias().map_or(0, |_| n).saturating_add(self.residual().map_or(0, |_| area(m, n)));
+        let elements = area(m + n, k).saturating_add(c.saturating_mul(c_halves)).saturating_add(added);
+        Work { flops: area(m, n).saturating_mul(k).saturating_mul(2), bytes: elements.saturating_mul(2) }
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
@@ -315,10 +331,26 @@ mod tests {
     #[test]
     fn shapes_that_cannot_be_done_say_what_does_not_fit() {
         let gate = Gemm { epilogue: Epilogue::SiluGate, ..gemm([8, 7, 64]) };
+        let no_bias = Gemm { epilogue: Epilogue::Bias(DevicePtr::NULL), ..gemm([8, 8, 64]) };
         let overlapping = Gemm { lda: 63, ..gemm([8, 8, 64]) };
-        for (problem, reason) in [(gate, "even n"), (gemm([0, 8, 8]), "at least 1"), (overlapping, "rows overlap")] {
+        for (problem, reason) in [(gate, "even n"), (gemm([0, 8, 8]), "at least 1"), (overlapping, "rows overlap"), (no_bias, "is null")] {
             let error = problem.configure(Sms(8), &h200()).expect_err("no such kernel");
             assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_shape_however_absurd_panics() {
+        let edges = [0, 1, 63, 64, 65, i32::MAX as u32, u32::MAX];
+        for m in edges {
+            for n in edges {
+                for k in edges {
+                    for epilogue in [Epilogue::NONE, Epilogue::SiluGate] {
+                        let problem = Gemm { epilogue, ..gemm([m, n, k]) };
+                        let _ = (problem.work(), problem.configure(Sms(0), &h200()), problem.configure(Sms(132), &h200()));
+                    }
+                }
+            }
         }
     }
 

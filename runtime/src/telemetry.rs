@@ -22,7 +22,8 @@ impl Default for Latencies {
 impl Latencies {
     /// Adds one request.
     pub fn record(&mut self, latency: Duration) {
-        self.histogram.saturating_record(latency.as_nanos().min(u128::from(u64::MAX)) as u64);
+        // An auto-sizing histogram refuses nothing below 2^63 ns.
+        let _ = self.histogram.record(latency.as_nanos().min(u128::from(u64::MAX / 2)) as u64);
     }
 
     /// Requests recorded.
@@ -38,5 +39,25 @@ impl Latencies {
     /// The mean latency in milliseconds; 0 without requests.
     pub fn mean_ms(&self) -> f64 {
         self.histogram.mean() / 1e6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_right_to_three_digits_from_microseconds_to_minutes() {
+        for unit in [Duration::from_micros(1), Duration::from_millis(1), Duration::from_secs(1)] {
+            let mut latencies = Latencies::default();
+            for count in 1..=100 {
+                latencies.record(unit * count);
+            }
+            for (quantile, expected) in [(0.5, 50.0), (0.99, 99.0), (1.0, 100.0)] {
+                let expected = expected * unit.as_secs_f64() * 1e3;
+                let found = latencies.quantile_ms(quantile);
+                assert!((found / expected - 1.0).abs() < 1e-3, "{unit:?}: {found} ms instead of {expected} ms");
+            }
+        }
     }
 }

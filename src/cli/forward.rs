@@ -75,7 +75,6 @@ struct Unfinished {
 
 impl Unfinished {
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let cannot = || format!("{}: cannot be written; give a file in a folder that exists and is writable", path.display());
         if path.is_dir() {
             return Err(anyhow!("{}: is a folder; give the name of a file", path.display()));
         }
@@ -84,7 +83,10 @@ impl Unfinished {
         // As any new file has them, instead of the private ones of a temporary; the process's mask still applies.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.prefix(".smidgen-").tempfile_in(folder).with_context(cannot)?;
+        // The error's own text names the temporary, which nobody asked for.
+        let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
+            anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
+        })?;
         Ok(Self { path: path.to_owned(), file })
     }
 

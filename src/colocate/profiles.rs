@@ -13,7 +13,8 @@ use crate::fatbin::BUILD_HASH;
 /// # Errors
 /// The first profile that cannot be read or belongs to another GPU, by name.
 pub fn load(paths: &[PathBuf], device: &dyn Device) -> Result<Arc<ProfileStore>, ProfileError> {
-    let machine = Machine::of(device, BUILD_HASH);
+    // The simulator runs no kernels, so it matters only on a GPU by which build they were measured.
+    let machine = Machine::of(device, if device.is_simulated() { "" } else { BUILD_HASH });
     let mut store = ProfileStore::default();
     for path in paths {
         for warning in store.add(path, Profile::read(path)?, &machine)? {

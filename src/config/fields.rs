@@ -155,6 +155,9 @@ impl<'a> Fields<'a> {
             if inert || name.starts_with('_') || used.contains(&name.as_str()) || HARMLESS.contains(&name.as_str()) {
                 continue;
             }
+            if name == "quantization_config" {
+                return Err(self.error(name, "says that the weights are quantised", "use the unquantised model in F32, F16 or BF16"));
+            }
             return Err(self.error(name, "is unknown to this engine and may change the result", "remove it if the model does not need it"));
         }
         Ok(())
@@ -164,9 +167,9 @@ impl<'a> Fields<'a> {
         self.error(field, "is missing", "copy it from the model's original config.json")
     }
 
-    pub(super) fn error(&self, field: &str, problem: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+    pub(super) fn error(&self, field: &str, problem: impl Into<Box<str>>, remedy: &'static str) -> ConfigError {
         let field = if self.within.is_empty() { field.to_owned() } else { format!("{}.{field}", self.within) };
-        ConfigError::Field { path: self.path.to_owned(), field, problem: problem.into(), remedy: remedy.into() }
+        ConfigError::Field { path: self.path.to_owned(), field: field.into(), problem: problem.into(), remedy }
     }
 
     fn wrong_type(&self, field: &str, found: &Value, wanted: &str) -> ConfigError {

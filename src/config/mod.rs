@@ -170,11 +170,11 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The field, with the names of the objects around it.
-        field: String,
+        field: Box<str>,
         /// What is wrong with it.
-        problem: String,
+        problem: Box<str>,
         /// What the user can do.
-        remedy: String,
+        remedy: &'static str,
     },
 }
 

@@ -92,6 +92,11 @@ impl Checkpoint {
         Ok(Self { entry: index, shards, shard_of })
     }
 
+    /// The single file, or the index of the shards.
+    pub fn path(&self) -> &Path {
+        &self.entry
+    }
+
     /// Whether some file holds a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.shard_of.contains_key(name)
@@ -140,11 +145,11 @@ impl Checkpoint {
                 "lm_head.weight" => "if the model ties its head to its embedding, set `tie_word_embeddings` to true in config.json",
                 _ => "download the complete model, or the config.json that belongs to these weights",
             };
-            return Err(WeightsError::Missing { path: self.entry.clone(), tensor: name.to_owned(), expected: shape.to_owned(), remedy });
+            return Err(WeightsError::Missing { path: self.entry.clone(), tensor: name.to_owned(), expected: shape.into(), remedy });
         };
         let (path, tensor) = (shard.path.clone(), name.to_owned());
         if info.shape != shape {
-            return Err(WeightsError::Shape { path, tensor, found: info.shape.clone(), expected: shape.to_owned() });
+            return Err(WeightsError::Shape { path, tensor, found: info.shape.as_slice().into(), expected: shape.into() });
         }
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(WeightsError::Dtype { path, tensor, dtype: format!("{:?}", info.dtype) });

@@ -62,16 +62,19 @@ impl Weights {
     /// The weights of `checkpoint`, which must hold every parameter of `config` in its shape.
     ///
     /// # Errors
-    /// [`WeightsError::Missing`], [`WeightsError::Shape`] or [`WeightsError::Dtype`] for the first parameter that does not match.
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`] or [`WeightsError::Dtype`] for the first parameter that does not match,
+    /// [`WeightsError::Surplus`] for a layer or bias that `config` leaves out.
     pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
         let prefixes = names::prefixes(&config);
         let has_embedding =
             |prefix: &&str| Parameter::TokenEmbedding.hugging_face_name(&config, prefix).is_some_and(|name| checkpoint.contains(&name));
         let prefix = prefixes.into_iter().find(has_embedding).unwrap_or(prefixes[0]);
         let weights = Self { config, source: Source::Checkpoint { checkpoint, prefix } };
-        for parameter in names::parameters(&weights.config) {
+        let parameters = names::parameters(&weights.config);
+        for &parameter in &parameters {
             weights.check(parameter)?;
         }
+        weights.check_nothing_is_left_out(&parameters)?;
         Ok(weights)
     }
 
@@ -120,6 +123,22 @@ impl Weights {
             Source::Random(_) => Ok(()),
             Source::Checkpoint { checkpoint, .. } => checkpoint.check(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
         }
+    }
+
+    /// A layer or a bias that the checkpoint has and the configuration does not would silently be missing from the result.
+    fn check_nothing_is_left_out(&self, parameters: &[Parameter]) -> Result<(), WeightsError> {
+        let Source::Checkpoint { checkpoint, .. } = &self.source else { return Ok(()) };
+        let candidates =
+            (0..=self.config.layers()).flat_map(|index| LayerParameter::ALL.map(|parameter| Parameter::Layer(index, parameter)));
+        for parameter in candidates.filter(|candidate| !parameters.contains(candidate)) {
+            match self.tensor_name(parameter) {
+                Ok(tensor) if checkpoint.contains(&tensor) => {
+                    return Err(WeightsError::Surplus { path: checkpoint.path().to_owned(), tensor });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What the checkpoint calls `parameter`.
@@ -185,9 +204,17 @@ pub enum WeightsError {
         /// Its name.
         tensor: String,
         /// The shape that config.json implies.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
         /// What the user can do.
         remedy: &'static str,
+    },
+    /// The checkpoint has a layer or a bias that the configuration does not mention.
+    #[error("{path}: tensor `{tensor}` has no place in the model that config.json describes; use the config.json these weights came with")]
+    Surplus {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
     /// A tensor's shape contradicts the configuration.
     #[error(
@@ -199,9 +226,9 @@ pub enum WeightsError {
         /// The tensor.
         tensor: String,
         /// Its shape in the file.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// The shape that config.json implies.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
     },
     /// A tensor's element type is none of F32, F16, BF16.
     #[error("{path}: tensor `{tensor}` is of type {dtype}; convert the checkpoint to F32, F16 or BF16")]

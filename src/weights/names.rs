@@ -72,6 +72,30 @@ pub enum LayerParameter {
 
 use LayerParameter as L;
 
+impl LayerParameter {
+    /// Every parameter that a layer of some family has.
+    pub(super) const ALL: [Self; 18] = [
+        L::QueryWeight,
+        L::QueryBias,
+        L::KeyWeight,
+        L::KeyBias,
+        L::ValueWeight,
+        L::ValueBias,
+        L::AttentionOutputWeight,
+        L::AttentionOutputBias,
+        L::AttentionNormWeight,
+        L::AttentionNormBias,
+        L::GateWeight,
+        L::GateBias,
+        L::UpWeight,
+        L::UpBias,
+        L::DownWeight,
+        L::DownBias,
+        L::FeedForwardNormWeight,
+        L::FeedForwardNormBias,
+    ];
+}
+
 impl Parameter {
     /// Shorthand for [`Parameter::Layer`].
     pub const fn layer(index: usize, parameter: LayerParameter) -> Self {

@@ -93,11 +93,24 @@ fn a_short_kernel_waits_for_a_whole_persistent_one_whatever_its_priority() {
         gpu.device.pass_time(std::time::Duration::from_micros(100));
         gpu.launch(latency, Job::new("short", 1_000_000, 0).grid(64).tiles(64).priority(priority));
         gpu.synchronize(latency);
-        let trace = gpu.sim.take_trace();
-        let short = trace.iter().find(|kernel| kernel.symbol == "short").unwrap();
+        let short = gpu.traced("short").remove(0);
         assert!(micros(short.started - short.ready) > 3_500.0, "{short:?}");
-        assert_eq!(trace[0].symbol, "persistent");
     }
+}
+
+#[test]
+fn a_short_kernel_slips_in_while_the_last_wave_of_a_persistent_one_leaves_sms_idle() {
+    let gpu = Gpu::without_overheads();
+    let (batch, latency) = (gpu.stream(PartitionId::WHOLE), gpu.stream(PartitionId::WHOLE));
+    // Ten tiles for each of 132 blocks, of 100 us each, and 32 tiles more.
+    let alone_us = gpu.time_us(batch, || gpu.launch(batch, Job::new("persistent", 640_000_000 * 1_100, 0).tiles(1352)));
+    gpu.launch(batch, Job::new("persistent", 640_000_000 * 1_100, 0).tiles(1352));
+    let before = gpu.device.now();
+    gpu.launch(latency, Job::new("short", 64_000_000, 0).grid(100).tiles(100));
+    gpu.synchronize(latency);
+    assert_near(micros(gpu.device.now() - before), 1_000.0, 0.01);
+    gpu.synchronize(batch);
+    assert_near(micros(gpu.device.now() - before), alone_us, 0.001);
 }
 
 #[test]
@@ -141,7 +154,7 @@ fn a_kernel_that_waits_keeps_later_ones_behind_it_that_would_find_room() {
         let gpu = Gpu::without_overheads();
         let (waiting, behind) = (gpu.stream(PartitionId::WHOLE), gpu.stream(PartitionId::WHOLE));
         // Half of the room on SMs 0 to 7 is free, and nothing elsewhere.
-        gpu.launch(gpu.stream_on(8, 124), Job::new("holder", 640_000_000_000, 0).grid(124));
+        gpu.launch(gpu.stream_on(8, 124), Job::new("holder", 640_000_000_000, 0).grid(124).tiles(124));
         gpu.launch(gpu.stream_on(0, 8), Job { blocks_per_sm: 2, ..Job::new("holder", 640_000_000_000, 0).grid(8).tiles(8) });
         if someone_waits {
             gpu.launch(waiting, Job::new("waiting", 640_000_000, 0));

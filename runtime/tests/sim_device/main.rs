@@ -6,6 +6,7 @@ mod blocks;
 mod determinism;
 mod grants;
 mod graphs;
+mod sharing;
 mod slices;
 mod streams;
 mod support;

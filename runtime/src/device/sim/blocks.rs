@@ -4,6 +4,8 @@
 //!   keeps later ones off its partition until they do (Amert et al., "GPU Scheduling on the NVIDIA TX2: Hidden Details Revealed", 2017).
 //! - A running block is never preempted. Blocks of a grid that does not fit at once end one after another and make room for whoever comes
 //!   first; blocks of a persistent kernel end with the kernel.
+//! - Where the tiles do not divide evenly, the blocks that have none in the last wave end a wave early. Without a profile of single tiles, a
+//!   wave is taken to be the latency over the number of waves. This is when others slip in between persistent kernels.
 //! - A block of an elastic kernel leaves, at its next tile, an SM that its grant does not hold. Blocks desynchronise after a few tiles, so
 //!   of the blocks that must leave, a quarter goes after each quarter of a tile. The same holds for ending blocks that make room.
 //! - Placement is breadth-first: the emptiest SM first, the first SM of every TPC before the second ones.
@@ -148,14 +150,37 @@ impl Blocks {
         true
     }
 
-    /// When the next launch ends, as things are.
-    pub(super) fn next_end(&self) -> u64 {
-        let ends = self.running.iter().filter_map(|&id| self.kernel(id)).map(|kernel| kernel.ends_at);
-        ends.min().unwrap_or(u64::MAX)
+    /// When the next launch ends or begins its last wave, as things are.
+    pub(super) fn next_change(&self) -> u64 {
+        let changes = self.running.iter().filter_map(|&id| self.kernel(id)).map(|kernel| kernel.ends_at.min(kernel.tail_at));
+        changes.min().unwrap_or(u64::MAX)
+    }
+
+    /// Frees the SMs of launches whose last wave has begun from the blocks that find no tile in it.
+    fn begin_tails(&mut self, now: u64) {
+        for &id in &self.running {
+            let Some(kernel) = self.kernels[id].as_mut().filter(|kernel| kernel.tail_at <= now) else { continue };
+            let (before, after) = (kernel.resident, kernel.waves().1);
+            let (room, used) = (kernel.block_room(), &mut self.used[kernel.space]);
+            let mut leaving = before - after;
+            for &sm in self.order.iter().rev() {
+                let sm = sm as usize;
+                let left = u32::from(kernel.counts[sm]).min(leaving);
+                kernel.counts[sm] -= left as u8;
+                used[sm] -= room * left as u16;
+                leaving -= left;
+            }
+            kernel.advance(now);
+            kernel.resident = after;
+            kernel.tail = Some(f64::from(before) / f64::from(after.max(1)));
+            kernel.tail_at = u64::MAX;
+            self.dirty = true;
+        }
     }
 
     /// Takes out the launches that have ended by `now`, in the order of their arrival.
     pub(super) fn end_due(&mut self, now: u64) -> Vec<Kernel> {
+        self.begin_tails(now);
         let mut due: Vec<usize> = std::mem::take(&mut self.gone);
         for &id in &self.running {
             if let Some(kernel) = self.kernel(id).filter(|kernel| kernel.ends_at <= now) {
@@ -249,6 +274,7 @@ impl Blocks {
             kernel.resident -= leaving;
             used[sm] -= room * leaving as u16;
         }
+        kernel.crew_changed();
         if yields && quarter == QUARTERS - 1 {
             kernel.yielding = false;
         }
@@ -334,6 +360,9 @@ impl Blocks {
             }
         }
         let candidates = &candidates[..count];
+        if !candidates.is_empty() {
+            kernel.crew_changed();
+        }
         let mut pending = kernel.pending();
         let mut drained = false;
         while pending > 0 {
@@ -394,12 +423,13 @@ impl Blocks {
         contend(&mut demands, costs, config);
         for &id in &self.running {
             if let Some(kernel) = self.kernels[id].as_mut() {
-                (kernel.rate, kernel.ends_at) = (0.0, u64::MAX);
+                (kernel.rate, kernel.ends_at, kernel.tail_at) = (0.0, u64::MAX, u64::MAX);
             }
         }
         for (&(id, _), demand) in active.iter().zip(&demands) {
             if let Some(kernel) = self.kernel_mut(id) {
                 kernel.rate = demand.rate();
+                kernel.expect_tail();
                 kernel.ends_at = now.saturating_add((kernel.left / kernel.rate).ceil() as u64);
             }
         }
@@ -450,15 +480,26 @@ impl Blocks {
     /// A kernel whose blocks are all placed as if alone takes the count that it was launched for: what its grid fills, or, if its grid is as
     /// large as its work, every SM within its reach. Otherwise it takes what it has.
     fn effective_sms(&self, id: usize, had: f64) -> f64 {
-        let (mut reach, mut filled, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 1);
+        let (mut reach, mut filled, mut resident, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 0, 1);
         for member in self.members(id) {
             reach = reach.union(member.reach());
             filled += f64::from(member.resident) / f64::from(member.spec.blocks_per_sm);
+            resident += member.resident;
             grid += member.spec.grid;
             tiles = tiles.max(member.spec.tiles);
         }
+        // The curve counts the idle SMs of the last wave in: what is left runs it at the rate of them all.
+        let before = self.kernel(id).and_then(|kernel| kernel.tail).unwrap_or(1.0);
+        let (had, filled) = (had * before, filled * before);
         let within_reach = f64::from(reach.len().max(1));
-        let nominal = if grid < tiles { filled.min(within_reach) } else { within_reach };
+        let placed_all = self.members(id).all(|member| member.pending() == 0);
+        let nominal = if grid < tiles {
+            filled.min(within_reach)
+        } else if placed_all {
+            within_reach
+        } else {
+            within_reach * f64::from(resident) / f64::from(grid)
+        };
         if had + 1e-9 >= f64::from(grid).min(within_reach) { nominal } else { nominal.min(had) }
     }
 

@@ -149,8 +149,8 @@ impl Engine {
 
     /// Moves to the next instant at which something happens and lets it happen, unless it is after `limit` or there is none.
     pub(super) fn step(&mut self, limit: u64) -> bool {
-        let next_end = if self.blocks.has_gone() { self.now } else { self.blocks.next_end() };
-        let next = next_end.min(self.agenda.next_at());
+        let next_change = if self.blocks.has_gone() { self.now } else { self.blocks.next_change() };
+        let next = next_change.min(self.agenda.next_at());
         if next == u64::MAX || next > limit {
             return false;
         }

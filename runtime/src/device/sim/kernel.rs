@@ -76,6 +76,12 @@ pub(super) struct Kernel {
     pub(super) rate: f64,
     pub(super) as_of: u64,
     pub(super) ends_at: u64,
+    /// What was left when blocks were last placed or taken away.
+    pub(super) left_then: f64,
+    /// When its last wave begins, in which not every block has a tile; the end of time where there is no such wave.
+    pub(super) tail_at: u64,
+    /// In its last wave: by how much its blocks were more before.
+    pub(super) tail: Option<f64>,
     /// The launch whose tiles it takes, if it joined one.
     pub(super) owner: Option<usize>,
     pub(super) joiners: Vec<usize>,
@@ -114,6 +120,9 @@ impl Kernel {
             rate: 0.0,
             as_of: now,
             ends_at: u64::MAX,
+            left_then: 1.0,
+            tail_at: u64::MAX,
+            tail: None,
             owner: None,
             joiners: Vec::new(),
             yielding: false,
@@ -140,7 +149,9 @@ impl Kernel {
 
     /// Blocks that wait for room. An elastic block stays until the tiles run out; other blocks end one by one as the work is done.
     pub(super) fn pending(&self) -> u32 {
-        if self.spec.elastic {
+        if self.tail.is_some() {
+            0
+        } else if self.spec.elastic {
             self.spec.grid - self.started
         } else {
             let unfinished = (f64::from(self.spec.grid) * self.left - 1e-6).ceil() as u32;
@@ -151,13 +162,43 @@ impl Kernel {
     /// Nanoseconds that a block, or a tile of an elastic one, takes at the present rate with `crew` blocks at work. A kernel that stands still has
     /// no block on an SM that would have to finish anything.
     pub(super) fn turn_ns(&self, crew: u32) -> f64 {
-        let turns = if self.spec.elastic { self.spec.tiles } else { self.spec.grid };
+        let turns = self.turns();
         if self.rate > 0.0 { f64::from(crew) / (f64::from(turns) * self.rate) } else { 0.0 }
+    }
+
+    /// Parts of the work that a block does before it ends or may leave.
+    fn turns(&self) -> u32 {
+        if self.spec.elastic { self.spec.tiles } else { self.spec.grid }
+    }
+
+    /// Says that blocks were placed or taken away just now.
+    pub(super) fn crew_changed(&mut self) {
+        self.left_then = self.left;
+    }
+
+    /// Sets when the last wave begins.
+    pub(super) fn expect_tail(&mut self) {
+        let (waves, last) = self.waves();
+        // A profile was taken with the whole grid placed, and counts the idle SMs of its last wave in. Otherwise, and after a change, tiles in
+        // progress count as parts of tiles, which tells little of the last of a few waves.
+        let as_profiled = self.left_then == 1.0 && self.resident == self.spec.grid && waves > 1.0;
+        let known = as_profiled || waves >= 4.0;
+        let has_tail = known && last < self.resident && self.tail.is_none() && self.joiners.is_empty();
+        let before = (self.left - self.left_then / waves).max(0.0);
+        self.tail_at = if has_tail { self.as_of.saturating_add((before / self.rate).ceil() as u64) } else { u64::MAX };
+    }
+
+    /// The waves of the tiles that were left when the crew last changed, and how many blocks have a tile in the last wave.
+    pub(super) fn waves(&self) -> (f64, u32) {
+        let tiles = (self.left_then * f64::from(self.spec.tiles.max(self.spec.grid)) - 1e-6).ceil().max(1.0);
+        let crew = f64::from(self.resident.max(1));
+        let waves = (tiles / crew).ceil();
+        (waves, (tiles - (waves - 1.0) * crew) as u32)
     }
 
     /// Whether `crew` blocks have taken every tile, so that a block that is sent away has nothing to leave behind.
     pub(super) fn on_last_tiles(&self, crew: u32) -> bool {
-        self.left * f64::from(self.spec.tiles) <= f64::from(crew)
+        self.tail.is_some() || self.left * f64::from(self.spec.tiles) <= f64::from(crew)
     }
 
     /// The SMs that its blocks may stay on.
@@ -171,7 +212,7 @@ impl Kernel {
 
     /// Blocks on `sm` that a grant without it sends away.
     pub(super) fn unheld_on(&self, sm: usize) -> u32 {
-        let held = self.held.is_none_or(|held| held.contains(sm));
+        let held = self.tail.is_some() || self.held.is_none_or(|held| held.contains(sm));
         let blocks = u32::from(self.counts[sm]);
         if held { 0 } else { blocks - u32::from(self.block_zero == Some(sm) && blocks > 0) }
     }

@@ -1,0 +1,119 @@
+//! The commands `forward`, `generate` and `embed` on the CPU, as a user runs them.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Deserialize;
+
+use smidgen::batch::RaggedBatch;
+use smidgen::reference::Reference;
+use smidgen::weights::Weights;
+
+mod tiny_models;
+
+use tiny_models::{Copy, DECODERS, ENCODERS, expected, fixture, read_tensor, relative_error};
+
+/// Standard output and standard error of a command that must succeed.
+fn smidgen(args: &[&str]) -> (String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_smidgen")).args(args).output().unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    (stdout, stderr)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn forward_writes_the_tensor_that_transformers_computes() {
+    for name in DECODERS.into_iter().chain(ENCODERS) {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, ids, out) = (fixture(name), fixture(name).join("ids.json"), folder.path().join("out.safetensors"));
+        smidgen(&["forward", "--device", "cpu", "--model", text(&model), "--ids", text(&ids), "--out", text(&out)]);
+        let tensor = if ENCODERS.contains(&name) { "last_hidden_state" } else { "logits" };
+        let (output, expected) = (read_tensor(&out, tensor), expected(name));
+        assert_eq!(output.shape, expected.shape, "{name}");
+        let error = relative_error(&output.values, &expected.values);
+        assert!(error < 1e-4, "{name}: relative error {error}");
+    }
+}
+
+#[test]
+fn forward_runs_a_preset_with_the_same_weights_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = folder.path().join("ids.json");
+    std::fs::write(&ids, "[[101, 2023, 102]]").unwrap();
+    let run = |file: &str| {
+        let out = folder.path().join(file);
+        smidgen(&["forward", "--device", "cpu", "--model", "distilbert", "--ids", text(&ids), "--out", text(&out)]);
+        read_tensor(&out, "last_hidden_state")
+    };
+    let output = run("first.safetensors");
+    assert_eq!(output.shape, [3, 768]);
+    assert!(output.values.iter().all(|x| x.is_finite()));
+    assert_eq!(output, run("second.safetensors"));
+}
+
+#[test]
+fn generate_prints_the_continuation_and_a_seed_repeats_it() {
+    let model = fixture("llama-untied");
+    let generate =
+        |options: &[&str]| smidgen(&[&["generate", "--device", "cpu", "--model", text(&model), "the quick"], options].concat()).0;
+    let greedy = generate(&["--max-tokens", "12"]);
+    assert!(!greedy.trim().is_empty());
+    assert_eq!(greedy, generate(&["--max-tokens", "12", "--temperature", "0", "--seed", "9"]));
+    assert!(generate(&["--max-tokens", "24"]).starts_with(greedy.trim_end_matches(['\u{fffd}', '\n'])), "a longer text begins alike");
+    let sampled = |seed| generate(&["--max-tokens", "12", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed]);
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    embedding: Vec<f32>,
+}
+
+fn embed(model: &Path, texts: &[&str]) -> (Vec<Line>, String) {
+    let (stdout, stderr) = smidgen(&[&["embed", "--device", "cpu", "--model", text(model)], texts].concat());
+    (stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), stderr)
+}
+
+#[test]
+fn embed_prints_one_json_line_for_each_text_in_order() {
+    let (lines, _) = embed(&fixture("bert"), &["a cat", "the dog", "a cat"]);
+    assert_eq!(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["a cat", "the dog", "a cat"]);
+    assert_eq!(lines[0].embedding, lines[2].embedding);
+    assert_ne!(lines[0].embedding, lines[1].embedding);
+    for line in &lines {
+        let length = line.embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "normalised by default: {length}");
+    }
+}
+
+#[test]
+fn embed_pools_as_the_models_own_files_say() {
+    let model = Copy::of("bert").edit_json("modules.json", |modules| {
+        *modules = serde_json::json!([
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]);
+    });
+    std::fs::create_dir(model.file("1_Pooling")).unwrap();
+    let model = model.edit_json("1_Pooling/config.json", |config| *config = serde_json::json!({"pooling_mode_cls_token": true}));
+    let (lines, _) = embed(model.path(), &["a"]);
+    // [CLS] a [SEP] in the fixture's vocabulary.
+    let weights = Weights::open(model.path()).unwrap();
+    let batch = RaggedBatch::new(&[[2_u32, 5, 3]], weights.config()).unwrap();
+    let hidden = Reference::load(&weights).unwrap().forward(&batch);
+    assert_eq!(lines[0].embedding, hidden.row(0));
+}
+
+#[test]
+fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
+    let (lines, stderr) = embed(&fixture("bert"), &["cat", &"a".repeat(60)]);
+    assert_eq!(lines.len(), 2);
+    assert!(stderr.contains("text 1 has more than 40 tokens"), "{stderr}");
+    assert!(!stderr.contains("text 0"), "{stderr}");
+}
