@@ -102,8 +102,8 @@ impl NormCase {
 
     /// `x + residual` as the kernel holds it.
     fn sums(&self) -> Vec<f32> {
-        let residual = |i: usize| self.residual.as_ref().map_or(0.0, |residual| residual[i].to_f32());
-        self.x.iter().enumerate().map(|(i, x)| x.to_f32() + residual(i)).collect()
+        let sum = |(i, x): (usize, &f16)| self.residual.as_ref().map_or(x.to_f32(), |residual| x.to_f32() + residual[i].to_f32());
+        self.x.iter().enumerate().map(sum).collect()
     }
 
     fn name(&self) -> String {
