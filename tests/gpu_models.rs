@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -174,30 +174,30 @@ fn outputs_have_the_same_bits_while_the_grant_changes_at_random() {
     let runtime = runtime(&device, DefaultSharing);
     let tpcs = device.topology().tpcs();
     for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
-        let (done, id) = (AtomicBool::new(false), tenant.id());
+        let (id, changes, done) = (tenant.id(), AtomicU32::new(0), AtomicBool::new(false));
         // Where the SMs' numbers are not known yet, they are measured here.
         runtime.set_grant(id, TpcSet::range(0, 1)).expect("a grant");
-        let changes = thread::scope(|scope| {
+        thread::scope(|scope| {
             let changing = scope.spawn(|| {
                 device.bind_thread().expect("the GPU's context can be made current");
                 let mut random = Random::new(11);
-                let mut changes = 0;
                 while !done.load(Ordering::Relaxed) {
                     // From one TPC in two to one in sixteen, and now and then none at all.
                     let odds = random.between(1, 4);
                     let granted = (0..tpcs).filter(|_| random.bits().leading_zeros() >= odds).collect();
                     runtime.set_grant(id, granted).expect("a grant");
-                    changes += 1;
+                    changes.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(Duration::from_micros(20));
                 }
-                changes
             });
-            let same: Vec<bool> = (0..20).map(|_| tenant.run().expect("a request") == *expected).collect();
+            let mut same = Vec::new();
+            while (same.len() < 20 || changes.load(Ordering::Relaxed) < 200) && !changing.is_finished() {
+                same.push(tenant.run().expect("a request") == *expected);
+            }
             done.store(true, Ordering::Relaxed);
+            changing.join().expect("the grant can be changed");
             assert!(same.iter().all(|&same| same), "{}: other bits under a changing grant: {same:?}", tenant.name());
-            changing.join().expect("the grant can be changed")
         });
-        assert!(changes > 20, "the grant changed only {changes} times");
     }
 }
 
