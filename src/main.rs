@@ -52,7 +52,11 @@ fn main() -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = match cli.command {
         Command::Embed(args) => cli::embed::run(&args),
         Command::Generate(args) => cli::generate::run(&args),
         Command::Forward(args) => cli::forward::run(&args),
@@ -71,6 +75,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Help as it is; what is wrong with the arguments in one line, like every other error.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{}", error.render());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let problem: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    eprintln!("{}; see `--help`", problem.join(" "));
+    ExitCode::from(2)
 }
 
 /// An error and its causes in one line. A cause that the message before it quotes already is left out.

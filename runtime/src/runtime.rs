@@ -1,7 +1,7 @@
 //! The runtime as an engine holds it: a device, its ladder, the tenants, a policy, and the plan they add up to.
 //!
 //! Every change (a tenant comes, goes, or shows its kernels; another policy) makes a new plan: the policy drafts it, the ladder makes the
-//! partitions it names, the plan is published by one pointer store, and the grants follow. Nothing here is on the launch path.
+//! partitions it names, the grants widen, the plan is published by one pointer store, and the grants narrow. Nothing here is on the launch path.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -197,11 +197,13 @@ impl Runtime {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
         let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        let grants = || state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
+        // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
+        grants().try_for_each(|(grant, tpcs)| grant.widen(tpcs))?;
         let before = self.plans.current();
         self.plans.publish(Plan { policy: state.policy.name(), tenants });
-        let mut grants = state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
-        let set = grants.try_for_each(|(grant, tpcs)| grant.set(tpcs));
-        Ok(set.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?)
+        let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
+        Ok(narrowed.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?)
     }
 
     fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {

@@ -5,13 +5,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use smidgen_runtime::device::sim::SimConfig;
-use smidgen_runtime::device::{
-    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
-};
+use smidgen_runtime::device::{Device, PartitionId, Priority, Sms};
 use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{Fingerprint, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
 use smidgen_runtime::partition::TpcSet;
@@ -20,6 +15,7 @@ use smidgen_runtime::tenant::TenantId;
 mod support;
 
 use support::Fake;
+use support::idle::Idle;
 
 thread_local! {
     /// Of this thread alone: the test harness allocates on others.
@@ -58,104 +54,6 @@ fn allocations(work: impl FnOnce()) -> u64 {
     ALLOCATIONS.get() - before
 }
 
-/// A device that numbers what it is asked for and does nothing else.
-struct Idle {
-    topology: Topology,
-    next: AtomicU64,
-    launched: AtomicU64,
-}
-
-impl Idle {
-    fn number(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-impl Device for Idle {
-    fn topology(&self) -> &Topology {
-        &self.topology
-    }
-    fn is_simulated(&self) -> bool {
-        true
-    }
-    fn bind_thread(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn free_bytes(&self) -> Result<u64, DeviceError> {
-        Ok(self.topology.memory_bytes)
-    }
-    fn allocate(&self, _: u64) -> Result<DevicePtr, DeviceError> {
-        Ok(DevicePtr(self.number() << 20))
-    }
-    fn free(&self, _: DevicePtr) {}
-    fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn fill(&self, _: StreamId, _: DevicePtr, _: u8, _: u64) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn load(&self, _: &[u8]) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn function(&self, _: &'static str) -> Result<FunctionId, DeviceError> {
-        Ok(FunctionId(self.number()))
-    }
-    fn create_partition(&self, _: TpcSet) -> Result<PartitionId, DeviceError> {
-        Ok(PartitionId(self.number() as u32))
-    }
-    fn partition_sms(&self, _: PartitionId) -> Result<Sms, DeviceError> {
-        Ok(self.topology.sms)
-    }
-    fn sm_mask(&self, _: TpcSet) -> Result<[u32; 8], DeviceError> {
-        Ok([0; 8])
-    }
-    fn create_stream(&self, _: PartitionId, _: Priority) -> Result<StreamId, DeviceError> {
-        Ok(StreamId(self.number()))
-    }
-    fn destroy_stream(&self, _: StreamId) {}
-    fn launch(&self, _: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
-        black_box(request);
-        self.launched.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-    fn create_event(&self) -> Result<EventId, DeviceError> {
-        Ok(EventId(self.number()))
-    }
-    fn destroy_event(&self, _: EventId) {}
-    fn record(&self, _: EventId, _: StreamId) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn wait(&self, _: StreamId, _: EventId) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn query(&self, _: EventId) -> Result<bool, DeviceError> {
-        Ok(true)
-    }
-    fn elapsed(&self, _: EventId, _: EventId) -> Result<Duration, DeviceError> {
-        Ok(Duration::ZERO)
-    }
-    fn synchronize(&self, _: StreamId) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn begin_capture(&self, _: StreamId) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn end_capture(&self, _: StreamId) -> Result<GraphId, DeviceError> {
-        Ok(GraphId(self.number()))
-    }
-    fn replay(&self, _: GraphId, _: StreamId) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn destroy_graph(&self, _: GraphId) {}
-    fn now(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn pass_time(&self, _: Duration) {}
-}
-
 const KERNELS: [Fake; 4] = [Fake::new("gemm").elastic(), Fake::new("attention").elastic(), Fake::new("norm"), Fake::new("unplanned")];
 
 /// The first three kernels on partitions of their own.
@@ -171,7 +69,7 @@ fn plan() -> Plan {
 
 #[test]
 fn launches_hops_and_replays_allocate_nothing_once_warm() -> Result<(), LaunchError> {
-    let idle = Arc::new(Idle { topology: SimConfig::h200().topology, next: AtomicU64::new(1), launched: AtomicU64::new(0) });
+    let idle = Idle::new();
     let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
     let plans = PlanCell::new(plan());
     let mut session = Session::new(&device, &plans, TenantId(0), Arc::new(Grant::new(&device)?))?;
@@ -189,7 +87,7 @@ fn launches_hops_and_replays_allocate_nothing_once_warm() -> Result<(), LaunchEr
         }
     };
     assert_eq!(allocations(&mut rounds), 0);
-    assert_eq!(idle.launched.load(Ordering::Relaxed), 4 * (1 + 1 + 1000));
+    assert_eq!(idle.launched(), 4 * (1 + 1 + 1000));
     assert!(session.stats().hops >= 4000);
 
     // A new plan may allocate, at the first launch under it and then no more.

@@ -4,13 +4,15 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
 use smidgen::colocate::{Run, Where, report, table};
 use smidgen_profiler::today;
+use smidgen_runtime::device::Topology;
+use tempfile::NamedTempFile;
 
 use super::profile;
 
@@ -87,12 +89,15 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
         check_writable(path)?;
     }
     let place = args.device.into();
-    let mut profiles = args.profile;
-    if place == Where::Cuda {
-        profiles.extend(profile::make_missing(&args.tenants, &args.policy, &profiles)?);
+    let mut run = Run { tenants: args.tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place };
+    let topology = colocate::topology(place)?;
+    run.check()?;
+    match place {
+        Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
+        Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile()?),
+        Where::Sim => (),
     }
-    let run = Run { tenants: args.tenants, policies: args.policy, seconds: args.duration, profiles, place };
-    let mut result = execute(&run)?;
+    let mut result = execute(&run, topology)?;
     if args.predict && place == Where::Cuda {
         run.predict(&mut result)?;
     }
@@ -105,15 +110,20 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let place = Where::from(device);
     let tenants = DEMO_TENANTS.iter().map(|tenant| tenant.parse()).collect::<Result<Vec<TenantRequest>, _>>()?;
     let policies = DEMO_POLICIES.iter().map(|policy| policy.parse()).collect::<Result<Vec<Sharing>, _>>()?;
-    let profiles = match place {
-        Where::Sim => vec![find_shipped_profile()?],
-        Where::Cuda => profile::make_missing(&tenants, &policies, &[])?,
-    };
-    let run = Run { tenants, policies, seconds: args.duration, profiles, place };
-    let result = execute(&run)?;
-    print!("{}", table::render(&result));
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
+    for path in [&json, &html] {
+        check_writable(path)?;
+    }
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place };
+    let topology = colocate::topology(place)?;
+    run.check()?;
+    run.profiles = match place {
+        Where::Sim => vec![find_shipped_profile()?],
+        Where::Cuda => profile::make_missing(&run.tenants, &run.policies, &[])?,
+    };
+    let result = execute(&run, topology)?;
+    print!("{}", table::render(&result));
     write(Some(&json), Some(&html), &result)
 }
 
@@ -123,12 +133,18 @@ pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
     let places = [Some(PathBuf::from(SHIPPED_PROFILE)), beside];
     match places.into_iter().flatten().find(|path| path.is_file()) {
         Some(path) => Ok(path),
-        None => bail!("{SHIPPED_PROFILE} is missing: run from the project's root, or from an unpacked bundle"),
+        None => {
+            bail!("{SHIPPED_PROFILE} is missing: run from the project's root or from an unpacked bundle, or name a profile with --profile")
+        }
     }
 }
 
+<<<<<<< HEAD
 fn execute(run: &Run) -> anyhow::Result<RunResult> {
     let topology = run.inspect()?;
+=======
+fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
+>>>>>>> refs/heads/sessions
     let provenance = RunProvenance {
         command: super::command_line(),
         commit: super::commit(),
@@ -154,11 +170,15 @@ fn execute(run: &Run) -> anyhow::Result<RunResult> {
 }
 
 fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow::Result<()> {
+    let mut staged = Vec::new();
     if let Some(path) = json {
-        replace(path, serde_json::to_string_pretty(result)?.as_bytes())?;
+        staged.push((path, stage(path, serde_json::to_string_pretty(result)?.as_bytes())?));
     }
     if let Some(path) = html {
-        replace(path, report::render(result).as_bytes())?;
+        staged.push((path, stage(path, report::render(result).as_bytes())?));
+    }
+    for (path, file) in staged {
+        file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let mark = if result.provenance.simulated { "SIMULATED  " } else { "" };
     for path in json.iter().chain(&html) {
@@ -167,26 +187,29 @@ fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow
     Ok(())
 }
 
-/// Writes a file whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let written = || -> anyhow::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    written().with_context(|| format!("cannot write {}", path.display()))
+/// Writes a temporary file beside `path`, which then takes its place: an output is there whole or not at all.
+fn stage(path: &Path, bytes: &[u8]) -> anyhow::Result<NamedTempFile> {
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file)
 }
 
-/// A long run should not end at a folder that is not there.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            bail!("cannot write {}: there is no folder {}; make it first", path.display(), folder.display())
-        }
-        _ => Ok(()),
+fn temporary_beside(path: &Path) -> anyhow::Result<NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("cannot write {}: there is no folder {}; make it first", path.display(), folder.display());
     }
+    NamedTempFile::new_in(folder).map_err(|error| {
+        anyhow!("cannot write {}: no file can be made in {} ({}); choose another folder", path.display(), folder.display(), error.kind())
+    })
+}
+
+/// A long run should not end at an output that cannot be written.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("cannot write {}: it is a folder; name a file in it", path.display());
+    }
+    temporary_beside(path).map(drop)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -1,9 +1,9 @@
 //! `smidgen doctor`: what this machine has, what is missing, and what to do about it.
 
 use std::fmt::Display;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use smidgen::colocate::mps;
 use smidgen::fatbin::{BUILD_HASH, FATBIN};
 
 /// Prints every finding; exit code 2 if something is missing that a GPU run needs.
@@ -14,9 +14,9 @@ pub fn run() -> ExitCode {
         None => findings.bad("kernels", "not built in: no CUDA compiler was found", "run `cargo xtask toolchain`, then build again"),
     }
     gpu(&mut findings);
-    match on_path("nvidia-cuda-mps-control") {
-        Some(path) => findings.good("MPS", path.display()),
-        None => findings.note(
+    match mps::find() {
+        Ok(path) => findings.good("MPS", path.display()),
+        Err(_) => findings.note(
             "MPS",
             "`nvidia-cuda-mps-control` is not on the PATH",
             "only the policy mps-default needs it; it comes with the NVIDIA driver",
@@ -89,8 +89,4 @@ impl Findings {
             }
         }
     }
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
 }

@@ -25,6 +25,7 @@ use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, DeviceError, Topology};
 use smidgen_runtime::profile::{Profile, ProfileError};
 
+use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
 use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
 use spec::{Sharing, TenantRequest};
@@ -79,6 +80,7 @@ pub enum RunError {
     /// A profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+<<<<<<< HEAD
     /// There is no such GPU.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -94,19 +96,36 @@ pub enum RunError {
         /// What it has alone.
         alone_ms: f64,
     },
+=======
+    /// A policy needs MPS, which is not there.
+    #[error(transparent)]
+    Mps(#[from] MpsError),
+>>>>>>> refs/heads/sessions
 }
 
 impl Run {
-    /// Measures each tenant alone, then all of them under each policy. `observe` hears the name of each phase as it begins.
+    /// Refuses what can be refused before anything is measured.
     ///
     /// # Errors
-    /// The first phase that fails, by name. Nothing is written.
-    pub fn execute(&self, provenance: RunProvenance, mut observe: impl FnMut(&str)) -> Result<RunResult, RunError> {
+    /// [`RunError::SameName`]; [`RunError::Mps`] where a policy needs MPS and it is missing.
+    pub fn check(&self) -> Result<(), RunError> {
         for (at, tenant) in self.tenants.iter().enumerate() {
             if self.tenants[..at].iter().any(|other| other.name == tenant.name) {
                 return Err(RunError::SameName(tenant.name.clone()));
             }
         }
+        if self.place == Where::Cuda && self.policies.contains(&Sharing::MpsDefault) {
+            mps::find()?;
+        }
+        Ok(())
+    }
+
+    /// Measures each tenant alone, then all of them under each policy. `observe` hears the name of each phase as it begins.
+    ///
+    /// # Errors
+    /// The first phase that fails, by name. Nothing is written.
+    pub fn execute(&self, provenance: RunProvenance, mut observe: impl FnMut(&str)) -> Result<RunResult, RunError> {
+        self.check()?;
         let mut alone = Vec::new();
         for tenant in &self.tenants {
             let phase = format!("{} alone", tenant.name);

@@ -1,5 +1,6 @@
 //! An MPS daemon of our own, in a private folder, quit when dropped. Whatever daemon the machine runs already is left alone.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,6 +36,18 @@ pub enum MpsError {
     /// The private folder could not be made.
     #[error("cannot make a private folder for the MPS daemon: {0}")]
     Folder(io::Error),
+}
+
+/// The daemon's program, so that a run can be refused before it begins.
+///
+/// # Errors
+/// [`MpsError::Missing`] if it is not on the PATH.
+pub fn find() -> Result<PathBuf, MpsError> {
+    find_in(&std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn find_in(path: &OsStr) -> Result<PathBuf, MpsError> {
+    std::env::split_paths(path).map(|folder| folder.join(CONTROL)).find(|program| program.is_file()).ok_or(MpsError::Missing)
 }
 
 /// A running daemon.
@@ -113,5 +126,19 @@ impl Drop for MpsDaemon {
         for &handler in &self.handlers {
             signal_hook::low_level::unregister(handler);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_daemon_is_refused_by_policy_and_with_what_to_install() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = find_in(folder.path().as_os_str()).unwrap_err().to_string();
+        assert!(["mps-default", "PATH", "nvidia-compute-utils"].iter().all(|part| error.contains(part)), "{error}");
+        std::fs::write(folder.path().join(CONTROL), "").unwrap();
+        assert_eq!(find_in(folder.path().as_os_str()).unwrap(), folder.path().join(CONTROL));
     }
 }

@@ -1,6 +1,7 @@
 //! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]` and `--policy P,...`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -68,23 +69,31 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             "slo" => tenant.slo_ms = Some(milliseconds(value)?),
             "batch" => tenant.batch = count(key, value)?,
             "seq" => tenant.seq = count(key, value)?,
-            "rate" => tenant.rate = Some(positive(key, value.strip_suffix("/s").unwrap_or(value))?),
+            "rate" => tenant.rate = Some(rate(value)?),
             _ => return Err(format!("`{key}` is no property of a tenant")),
         }
     }
     Ok(tenant)
 }
 
+/// More than any GPU holds, and little enough that no size computed from a batch and a length overflows.
+const MOST: u32 = 1_000_000;
+
+/// Requests per second: from one in a quarter of an hour to more than any GPU could start.
+const RATES: RangeInclusive<f64> = 1e-3..=1e6;
+
+/// Milliseconds: from 1 us to an hour.
+const SLOS_MS: RangeInclusive<f64> = 1e-3..=3.6e6;
+
 fn count(key: &str, value: &str) -> Result<u32, String> {
-    value.parse().ok().filter(|&count| count > 0).ok_or_else(|| format!("{key} `{value}` is no whole number from 1 on"))
+    let number = value.parse().ok().filter(|count| (1..=MOST).contains(count));
+    number.ok_or_else(|| format!("{key} `{value}` is no whole number from 1 to {MOST}"))
 }
 
-fn positive(key: &str, value: &str) -> Result<f64, String> {
-    value
-        .parse()
-        .ok()
-        .filter(|number: &f64| number.is_finite() && *number > 0.0)
-        .ok_or_else(|| format!("{key} `{value}` is no positive number"))
+fn rate(value: &str) -> Result<f64, String> {
+    let number = value.strip_suffix("/s").unwrap_or(value).parse().ok();
+    let wrong = || format!("rate `{value}` is no number from {} to {} per second", RATES.start(), RATES.end());
+    number.filter(|rate| RATES.contains(rate)).ok_or_else(wrong)
 }
 
 fn milliseconds(value: &str) -> Result<f64, String> {
@@ -94,7 +103,8 @@ fn milliseconds(value: &str) -> Result<f64, String> {
         (_, _, Some(number)) => (number, 1e3),
         _ => return Err(format!("slo `{value}` has no unit (us, ms or s)")),
     };
-    Ok(positive("slo", number)? * factor)
+    let milliseconds = number.parse().ok().map(|number: f64| number * factor);
+    milliseconds.filter(|ms| SLOS_MS.contains(ms)).ok_or_else(|| format!("slo `{value}` is not between 1us and 3600s"))
 }
 
 /// How the tenants share the GPU in one phase of a run.
@@ -192,6 +202,10 @@ mod tests {
             ("a=b,class=best", "class `best`"),
             ("a=b,colour=red", "`colour`"),
             ("a=b,rate=inf", "rate `inf`"),
+            ("a=b,rate=1e-300/s", "rate `1e-300/s`"),
+            ("a=b,slo=1e300s", "slo `1e300s`"),
+            ("a=b,slo=nans", "slo `nans`"),
+            ("a=b,batch=4294967295", "batch `4294967295`"),
         ] {
             let error = text.parse::<TenantRequest>().unwrap_err().to_string();
             assert!(error.contains(part) && error.contains(text), "{error}");

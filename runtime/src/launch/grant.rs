@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, Stream};
 use crate::partition::TpcSet;
 
@@ -11,6 +13,8 @@ pub struct Grant {
     // Dropped before the mask that its copies write.
     stream: Stream,
     mask: Buffer,
+    /// What was written last.
+    held: Mutex<TpcSet>,
 }
 
 impl Grant {
@@ -21,8 +25,9 @@ impl Grant {
     pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
         let mask = Buffer::new(device, size_of::<[u32; 8]>() as u64)?;
         let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
-        let grant = Self { device: Arc::clone(device), stream, mask };
-        grant.set(device.topology().all_tpcs())?;
+        let all = device.topology().all_tpcs();
+        let grant = Self { device: Arc::clone(device), stream, mask, held: Mutex::new(all) };
+        grant.set(all)?;
         grant.device.synchronize(grant.stream.id())?;
         Ok(grant)
     }
@@ -36,7 +41,23 @@ impl Grant {
         for (target, word) in bytes.chunks_exact_mut(4).zip(self.device.sm_mask(tpcs)?) {
             target.copy_from_slice(&word.to_le_bytes());
         }
-        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)
+        let mut held = self.held.lock();
+        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)?;
+        *held = tpcs;
+        Ok(())
+    }
+
+    /// Grants the SMs of `tpcs` besides those granted already, and waits until every kernel sees them: about 10 us.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn widen(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
+        let held = *self.held.lock();
+        if held.includes(tpcs) {
+            return Ok(());
+        }
+        self.set(held | tpcs)?;
+        self.device.synchronize(self.stream.id())
     }
 
     /// Where kernels poll.

@@ -1,0 +1,411 @@
+//! What a runtime promises while tenants come, go and change: what failed changed nothing, what succeeded is in force, and nothing leaks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, Priority, Sms, Topology};
+use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, Plan, Session, Walls};
+use smidgen_runtime::partition::{Ladder, LadderError, TpcSet};
+use smidgen_runtime::policy::{self, DefaultSharing, Draft, DraftPlacement, Krisp, Policy, StaticEqual, TenantDemand, TenantDraft};
+use smidgen_runtime::profile::{
+    Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileStore, Provenance, SCHEMA_VERSION, SamplePoint,
+};
+use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::{AdmitError, Runtime};
+
+mod support;
+
+use support::idle::Idle;
+use support::{Fake, Gpu};
+
+const GEMM: Fake = Fake::new("gemm").elastic();
+const NORM: Fake = Fake::new("norm");
+const LAST: Fake = Fake::new("last");
+
+fn tenant(name: &str, memory_bytes: u64) -> TenantSpec {
+    TenantSpec { name: name.into(), class: Class::Throughput, slo: None, memory_bytes }
+}
+
+/// Measured figures of the three kernels: `gemm` needs 64 SMs and takes 100 us, the others 8 SMs and 10 us.
+fn profiles(device: &dyn Device) -> Arc<ProfileStore> {
+    let kernel = |kernel: Fake, minimum: u16, us: f64| {
+        let point = |sms: u16| {
+            let us = us * (f64::from(minimum) / f64::from(sms)).max(1.0);
+            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0 }
+        };
+        let points = [2, 8, 16, 32, 64, 132].map(point).to_vec();
+        let (work, minimum_sms) = (kernel.work(), Sms(minimum));
+        let profile = KernelProfile { work, launches: 1, blocks_per_sm: 1, bound: Bound::Memory, minimum_sms, points };
+        (kernel.key().to_string(), profile)
+    };
+    let profile = Profile {
+        schema: SCHEMA_VERSION,
+        provenance: Provenance {
+            gpu: device.topology().name.clone(),
+            sms: device.topology().sms,
+            driver: String::new(),
+            kernel_build: String::new(),
+            models: vec!["test".into()],
+            command: String::new(),
+            commit: String::new(),
+            date: String::new(),
+            simulated: true,
+        },
+        tolerance: 0.02,
+        peaks: Peaks { flops_per_s: 0.0, bytes_per_s: 0.0, source: PeakSource::Given },
+        kernels: BTreeMap::from([kernel(GEMM, 64, 100.0), kernel(NORM, 8, 10.0), kernel(LAST, 8, 10.0)]),
+    };
+    let mut store = ProfileStore::default();
+    store.add(Path::new("test.json"), profile, &Machine::of(device, "")).unwrap();
+    Arc::new(store)
+}
+
+fn runtime(gpu: &Gpu, policy: impl Policy + 'static) -> Runtime {
+    Runtime::new(Arc::clone(&gpu.device), Box::new(policy), profiles(&*gpu.device))
+}
+
+/// One request: three kernels, of which [`LAST`] tells that it is complete.
+fn request(session: &mut Session) -> Result<(), LaunchError> {
+    [GEMM, NORM, LAST].iter().try_for_each(|kernel| session.launch(kernel))
+}
+
+/// Runs one request and tells the runtime what it launched.
+fn learn(runtime: &Runtime, id: TenantId, session: &mut Session) -> Result<(), AdmitError> {
+    session.forget_counts();
+    request(session)?;
+    runtime.learn(id, session.seen())
+}
+
+fn same(before: &Arc<Plan>, runtime: &Runtime) -> bool {
+    Arc::ptr_eq(before, &runtime.plan())
+}
+
+/// Drafts what its function says for every tenant, by how many there are.
+struct Scripted(fn(tenants: &[TenantDemand]) -> TpcSet);
+
+impl Policy for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let tpcs = self.0(tenants);
+        let default = DraftPlacement { sms: topology.sms_of(tpcs), tpcs, priority: Priority::Normal };
+        let draft = TenantDraft { grant: tpcs, default, kernels: BTreeMap::new(), walls: Walls::default() };
+        tenants.iter().map(|tenant| (tenant.id, draft.clone())).collect()
+    }
+}
+
+/// No device can make a partition of it.
+const NOTHING: TpcSet = TpcSet::EMPTY;
+
+#[test]
+fn an_admitted_tenant_runs_where_the_policy_puts_it() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let ids = ["a", "b"].map(|name| runtime.admit(tenant(name, 1 << 30)).unwrap());
+    let mut sessions = ids.map(|id| runtime.session(id).unwrap());
+    for (session, tpcs) in sessions.iter_mut().zip([TpcSet::range(0, 33), TpcSet::range(33, 66)]) {
+        request(session).unwrap();
+        let trace = gpu.trace(session);
+        assert_eq!(trace.len(), 3);
+        assert!(trace.iter().all(|kernel| kernel.tpcs == tpcs), "{trace:?}");
+    }
+    runtime.dismiss(ids[0]).unwrap();
+    assert!(matches!(request(&mut sessions[0]), Err(LaunchError::Dismissed)));
+    assert!(matches!(runtime.session(ids[0]), Err(AdmitError::Unknown(id)) if id == ids[0]));
+    assert!(matches!(runtime.dismiss(ids[0]), Err(AdmitError::Unknown(_))));
+    request(&mut sessions[1]).unwrap();
+    assert!(gpu.trace(&sessions[1]).iter().all(|kernel| kernel.tpcs.len() == 66), "the SMs of the dismissed tenant went to the other");
+}
+
+#[test]
+fn kernels_that_were_learned_are_placed_by_their_profiles() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, Krisp::isolated());
+    let id = runtime.admit(tenant("a", 0)).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    learn(&runtime, id, &mut session).unwrap();
+    gpu.trace(&session);
+    request(&mut session).unwrap();
+    let sizes: Vec<_> = gpu.trace(&session).iter().map(|kernel| kernel.tpcs.len() * 2).collect();
+    assert_eq!(sizes, [64, 8, 8]);
+}
+
+#[test]
+fn a_tenant_that_does_not_fit_is_refused_with_the_figures_and_changes_nothing() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let total = gpu.free_bytes();
+    let first = runtime.admit(tenant("first", 100_000_000_000)).unwrap();
+    let (plan, free) = (runtime.plan(), gpu.free_bytes());
+    // The first tenant has allocated nothing yet, but its memory is spoken for.
+    let error = runtime.admit(tenant("second", 100_000_000_000)).unwrap_err();
+    let AdmitError::NoMemory { ref name, needed, free: left } = error else { panic!("{error}") };
+    assert_eq!((name.as_str(), needed, left), ("second", 100_000_000_000, total - 100_000_000_000));
+    let text = error.to_string();
+    assert!(["`second`", "100000000000", "41000000000"].iter().all(|part| text.contains(part)), "{text}");
+    // What others hold counts too.
+    let held = Buffer::new(&gpu.device, 141_000_000_000 - 1_000_000).unwrap();
+    assert!(matches!(runtime.admit(tenant("third", 2_000_000)), Err(AdmitError::NoMemory { free, .. }) if free < 1_000_000));
+    drop(held);
+    assert!(matches!(runtime.admit(tenant("vast", u64::MAX)), Err(AdmitError::NoMemory { .. })));
+    assert!(same(&plan, &runtime));
+    assert_eq!(gpu.free_bytes(), free);
+    runtime.dismiss(first).unwrap();
+    runtime.admit(tenant("second", 100_000_000_000)).unwrap();
+}
+
+#[test]
+fn an_objective_below_the_isolated_latency_is_refused_with_both_figures() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, Krisp::isolated());
+    let spec = |slo| TenantSpec { class: Class::Latency, slo: Some(slo), ..tenant("chat", 0) };
+    let id = runtime.admit(spec(Duration::from_micros(119))).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    let plan = runtime.plan();
+    let error = learn(&runtime, id, &mut session).unwrap_err();
+    assert!(matches!(error, AdmitError::ImpossibleSlo { slo, isolated, .. } if slo.as_micros() == 119 && isolated.as_micros() == 120));
+    let text = error.to_string();
+    assert!(["`chat`", "0.119 ms", "0.120 ms", "slo="].iter().all(|part| text.contains(part)), "{text}");
+    assert!(same(&plan, &runtime));
+    let id = runtime.admit(spec(Duration::from_micros(120))).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    learn(&runtime, id, &mut session).unwrap();
+}
+
+#[test]
+fn a_policy_whose_partitions_cannot_be_made_leaves_the_old_plan_in_force() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let ids = [(); 2].map(|()| runtime.admit(tenant("a", 0)).unwrap());
+    let plan = runtime.plan();
+    for impossible in [|_: &[TenantDemand]| NOTHING, |_: &[TenantDemand]| TpcSet::range(60, 70)] {
+        let error = runtime.set_policy(Box::new(Scripted(impossible))).unwrap_err();
+        assert!(matches!(error, AdmitError::Ladder(LadderError::Device(DeviceError::BadPartition { .. }))), "{error}");
+        assert!(same(&plan, &runtime));
+    }
+    // The old policy goes on planning.
+    runtime.dismiss(ids[0]).unwrap();
+    assert_eq!(runtime.plan().policy, "static-equal");
+    assert_eq!(runtime.plan().tenants[&ids[1]].default.sms, Sms(132));
+}
+
+#[test]
+fn a_partition_without_memory_is_an_error_and_never_the_whole_gpu() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, DefaultSharing);
+    let ids = [(); 2].map(|()| runtime.admit(tenant("a", 0)).unwrap());
+    let held = Buffer::new(&gpu.device, gpu.free_bytes() - (1 << 20)).unwrap();
+    let plan = runtime.plan();
+    let error = runtime.set_policy(Box::new(StaticEqual)).unwrap_err();
+    assert!(matches!(error, AdmitError::Ladder(LadderError::Device(DeviceError::OutOfMemory { .. }))), "{error}");
+    assert!(same(&plan, &runtime));
+    drop(held);
+    runtime.set_policy(Box::new(StaticEqual)).unwrap();
+    for id in ids {
+        let placement = runtime.plan().tenants[&id].default;
+        assert_ne!(placement.partition, PartitionId::WHOLE);
+        assert_eq!(gpu.device.partition_sms(placement.partition).unwrap(), Sms(66));
+    }
+}
+
+#[test]
+fn a_partition_of_another_size_than_asked_is_an_error_and_is_not_made_again() {
+    let idle = Idle::new();
+    let ladder = Ladder::new(Arc::clone(&idle) as Arc<dyn Device>, 8);
+    for _ in 0..3 {
+        let error = ladder.partition(TpcSet::range(0, 4)).unwrap_err();
+        let short = DeviceError::ShortPartition { asked: Sms(8), granted: Sms(132) };
+        assert_eq!(error.to_string(), short.to_string());
+    }
+    assert_eq!(idle.partitions(), 1);
+    assert_eq!(ladder.partition(idle.topology().all_tpcs()).unwrap(), PartitionId::WHOLE);
+}
+
+#[test]
+fn the_ladder_makes_each_partition_once_and_no_more_than_its_limit() {
+    let gpu = Gpu::h200();
+    let ladder = Ladder::new(Arc::clone(&gpu.device), 3);
+    let first = ladder.partition(TpcSet::range(0, 1)).unwrap();
+    for end in 2..=3 {
+        ladder.partition(TpcSet::range(0, end)).unwrap();
+    }
+    let free = gpu.free_bytes();
+    let error = ladder.partition(TpcSet::range(0, 4)).unwrap_err();
+    assert!(matches!(error, LadderError::Full { limit: 3 }), "{error}");
+    assert_eq!(ladder.partition(TpcSet::range(0, 1)).unwrap(), first);
+    assert_eq!(ladder.partition(gpu.device.topology().all_tpcs()).unwrap(), PartitionId::WHOLE);
+    assert_eq!((ladder.len(), gpu.free_bytes()), (3, free));
+}
+
+#[test]
+fn a_dismissal_takes_effect_even_if_the_others_cannot_be_planned_for() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, Scripted(|tenants| if tenants.len() == 1 { NOTHING } else { TpcSet::range(0, 8) }));
+    assert!(runtime.admit(tenant("alone", 0)).is_err());
+    assert!(runtime.plan().tenants.is_empty());
+    runtime.set_policy(Box::new(StaticEqual)).unwrap();
+    let ids = [(); 2].map(|()| runtime.admit(tenant("a", 0)).unwrap());
+    runtime.set_policy(Box::new(Scripted(|tenants| if tenants.len() == 1 { NOTHING } else { TpcSet::range(0, 8) }))).unwrap();
+    let mut sessions = ids.map(|id| runtime.session(id).unwrap());
+    // From here on there is one tenant, for which the policy drafts what cannot be made.
+    assert!(matches!(runtime.dismiss(ids[0]), Err(AdmitError::Ladder(_))));
+    assert!(matches!(request(&mut sessions[0]), Err(LaunchError::Dismissed)));
+    request(&mut sessions[1]).unwrap();
+    assert!(gpu.trace(&sessions[1]).iter().all(|kernel| kernel.tpcs == TpcSet::range(0, 8)));
+}
+
+#[test]
+fn kernels_whose_plan_cannot_be_made_are_not_learned() {
+    let gpu = Gpu::h200();
+    let runtime =
+        runtime(&gpu, Scripted(|tenants| if tenants.iter().any(|t| !t.kernels.is_empty()) { NOTHING } else { TpcSet::range(0, 8) }));
+    let id = runtime.admit(tenant("a", 0)).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    let plan = runtime.plan();
+    assert!(matches!(learn(&runtime, id, &mut session), Err(AdmitError::Ladder(_))));
+    assert!(same(&plan, &runtime));
+    runtime.admit(tenant("b", 0)).unwrap();
+}
+
+#[test]
+fn tenants_come_and_go_on_several_threads() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let rounds = 50;
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..rounds {
+                    let id = runtime.admit(tenant("a", 1 << 20)).unwrap();
+                    let mut session = runtime.session(id).unwrap();
+                    learn(&runtime, id, &mut session).unwrap();
+                    runtime.device().synchronize(session.stream()).unwrap();
+                    runtime.dismiss(id).unwrap();
+                    assert!(matches!(request(&mut session), Err(LaunchError::Dismissed)));
+                }
+            });
+        }
+        for round in 0..rounds {
+            runtime.set_policy(if round % 2 == 0 { Box::new(DefaultSharing) } else { Box::new(StaticEqual) }).unwrap();
+        }
+    });
+    assert!(runtime.plan().tenants.is_empty());
+    let done = gpu.sim.take_trace().iter().filter(|kernel| kernel.symbol == LAST.name).count();
+    assert_eq!(done, 3 * rounds);
+}
+
+/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % limit
+    }
+}
+
+/// A tenant under load: one request in flight, launched or replayed.
+struct Loaded {
+    id: TenantId,
+    session: Session,
+    graph: Option<CapturedGraph>,
+    done: Event,
+    /// Stands for weights.
+    _weights: Buffer,
+}
+
+impl Loaded {
+    /// Issues a request if the last one is done; whether it did.
+    fn step(&mut self, replays: bool) -> Result<bool, LaunchError> {
+        if !self.session.device().query(self.done.id())? {
+            return Ok(false);
+        }
+        if replays {
+            let graph = match self.graph.take() {
+                Some(graph) if self.session.is_current(&graph)? => graph,
+                _ => self.session.capture(request)?,
+            };
+            self.session.replay(&graph)?;
+            self.graph = Some(graph);
+        } else {
+            request(&mut self.session)?;
+        }
+        self.session.device().record(self.done.id(), self.session.stream())?;
+        Ok(true)
+    }
+}
+
+#[test]
+fn ten_thousand_changes_under_load_lose_no_request_and_leak_nothing() {
+    const CHANGES: u32 = 10_000;
+    const MOST_TENANTS: usize = 6;
+    const PARTITION_BYTES: u64 = 5_800_000;
+    const MOST_PARTITIONS: u64 = 128;
+    let gpu = Gpu::h200();
+    let start = gpu.free_bytes();
+    let runtime = runtime(&gpu, StaticEqual);
+    let mut random = Random(20_261_121);
+    let mut tenants: Vec<Loaded> = Vec::new();
+    let (mut issued, mut completed, mut refused) = (0, 0, 0);
+    for _ in 0..CHANGES {
+        let changed = match random.below(4) {
+            0 if tenants.len() < MOST_TENANTS => runtime.admit(tenant("a", 1 << 30)).map(|id| {
+                let (device, session) = (runtime.device(), runtime.session(id).unwrap());
+                let (done, weights) = (Event::new(device).unwrap(), Buffer::new(device, 1 << 30).unwrap());
+                tenants.push(Loaded { id, session, graph: None, done, _weights: weights });
+            }),
+            1 if !tenants.is_empty() => {
+                let mut gone = tenants.swap_remove(random.below(tenants.len() as u64) as usize);
+                let dismissed = runtime.dismiss(gone.id);
+                assert!(matches!(request(&mut gone.session), Err(LaunchError::Dismissed)));
+                dismissed
+            }
+            2 if !tenants.is_empty() => {
+                let at = random.below(tenants.len() as u64) as usize;
+                runtime.learn(tenants[at].id, tenants[at].session.seen())
+            }
+            _ => runtime.set_policy(policy::by_name(policy::NAMES[random.below(policy::NAMES.len() as u64) as usize]).unwrap()),
+        };
+        match changed {
+            Ok(()) => (),
+            Err(AdmitError::Ladder(LadderError::Full { .. })) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        let plan = runtime.plan();
+        assert_eq!(plan.tenants.len(), tenants.len());
+        for tenant in &mut tenants {
+            issued += u64::from(tenant.step(random.below(2) == 0).unwrap());
+        }
+        gpu.device.pass_time(gpu.device.now() + Duration::from_micros(random.below(200)));
+        completed += last_kernels(&gpu);
+    }
+    for tenant in tenants {
+        runtime.dismiss(tenant.id).unwrap_or_else(|error| assert!(matches!(error, AdmitError::Ladder(_)), "{error}"));
+        drop(tenant);
+    }
+    gpu.device.pass_time(Duration::MAX);
+    completed += last_kernels(&gpu);
+    assert_eq!(completed, issued);
+    assert!(issued > u64::from(CHANGES) / 2, "{issued} requests are no load");
+    let kept = start - gpu.free_bytes();
+    assert_eq!(kept % PARTITION_BYTES, 0, "only partitions remain");
+    assert!(kept / PARTITION_BYTES <= MOST_PARTITIONS, "{} partitions", kept / PARTITION_BYTES);
+    assert!(refused < CHANGES / 2, "{refused} changes were refused");
+}
+
+/// Requests that ended since the last call.
+fn last_kernels(gpu: &Gpu) -> u64 {
+    gpu.sim.take_trace().iter().filter(|kernel| kernel.symbol == LAST.name).count() as u64
+}

@@ -1,0 +1,127 @@
+//! A device on which every allocation and every nanosecond is the runtime's own.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use smidgen_runtime::device::sim::SimConfig;
+use smidgen_runtime::device::{
+    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+};
+use smidgen_runtime::partition::TpcSet;
+
+/// A device that numbers what it is asked for and does nothing else. Every partition of it has the SMs of the whole GPU.
+pub struct Idle {
+    topology: Topology,
+    next: AtomicU64,
+    launched: AtomicU64,
+    partitions: AtomicU64,
+}
+
+impl Idle {
+    pub fn new() -> Arc<Self> {
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self { topology: SimConfig::h200().topology, next: AtomicU64::new(1), launched: zero(), partitions: zero() })
+    }
+
+    /// Launches so far.
+    pub fn launched(&self) -> u64 {
+        self.launched.load(Ordering::Relaxed)
+    }
+
+    /// Partitions made so far.
+    pub fn partitions(&self) -> u64 {
+        self.partitions.load(Ordering::Relaxed)
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Device for Idle {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+    fn is_simulated(&self) -> bool {
+        true
+    }
+    fn bind_thread(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        Ok(self.topology.memory_bytes)
+    }
+    fn allocate(&self, _: u64) -> Result<DevicePtr, DeviceError> {
+        Ok(DevicePtr(self.number() << 20))
+    }
+    fn free(&self, _: DevicePtr) {}
+    fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn fill(&self, _: StreamId, _: DevicePtr, _: u8, _: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn load(&self, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn function(&self, _: &'static str) -> Result<FunctionId, DeviceError> {
+        Ok(FunctionId(self.number()))
+    }
+    fn create_partition(&self, _: TpcSet) -> Result<PartitionId, DeviceError> {
+        self.partitions.fetch_add(1, Ordering::Relaxed);
+        Ok(PartitionId(self.number() as u32))
+    }
+    fn partition_sms(&self, _: PartitionId) -> Result<Sms, DeviceError> {
+        Ok(self.topology.sms)
+    }
+    fn sm_mask(&self, _: TpcSet) -> Result<[u32; 8], DeviceError> {
+        Ok([0; 8])
+    }
+    fn create_stream(&self, _: PartitionId, _: Priority) -> Result<StreamId, DeviceError> {
+        Ok(StreamId(self.number()))
+    }
+    fn destroy_stream(&self, _: StreamId) {}
+    fn launch(&self, _: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
+        black_box(request);
+        self.launched.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+    fn create_event(&self) -> Result<EventId, DeviceError> {
+        Ok(EventId(self.number()))
+    }
+    fn destroy_event(&self, _: EventId) {}
+    fn record(&self, _: EventId, _: StreamId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn wait(&self, _: StreamId, _: EventId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn query(&self, _: EventId) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+    fn elapsed(&self, _: EventId, _: EventId) -> Result<Duration, DeviceError> {
+        Ok(Duration::ZERO)
+    }
+    fn synchronize(&self, _: StreamId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn begin_capture(&self, _: StreamId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn end_capture(&self, _: StreamId) -> Result<GraphId, DeviceError> {
+        Ok(GraphId(self.number()))
+    }
+    fn replay(&self, _: GraphId, _: StreamId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn destroy_graph(&self, _: GraphId) {}
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn pass_time(&self, _: Duration) {}
+}
