@@ -3,8 +3,10 @@
 //! A tokenizer that can produce an id the model has no embedding for is refused when it is opened. What `tokenizer.json` says about padding
 //! and truncation is ignored: batches are ragged, and the length limit is the model's.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tokenizers::{PostProcessor, TruncationParams};
 
 use crate::config::ModelConfig;
@@ -37,7 +39,12 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Unreadable { path: path.clone(), source })?;
         let malformed = |problem: String| TokenizerError::Malformed { path: path.clone(), problem };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| malformed(error.to_string()))?;
+        // In two steps: the library's own parser panics where JSON breaks off inside a decoder.
+        let parsed: Value = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        if let Some(token) = undefined_special_token(&parsed["post_processor"]) {
+            return Err(malformed(format!("its post_processor uses the special token `{token}` without defining it")));
+        }
+        let mut inner: tokenizers::Tokenizer = guarded(|| Ok(serde_json::from_value(parsed)?)).map_err(malformed)?;
         let vocab = config.vocab();
         if let Some((token, id)) = inner.get_vocab(true).into_iter().filter(|&(_, id)| id as usize >= vocab).max_by_key(|&(_, id)| id) {
             return Err(TokenizerError::Vocabulary { path, token, id, vocab });
@@ -64,8 +71,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] where the tokenizer has no token for a part of the text and none for the unknown.
     pub fn encode(&self, text: &str) -> Result<Encoded, TokenizerError> {
-        let encode = |problem: String| TokenizerError::Encode { path: self.path.clone(), problem };
-        let encoding = self.inner.encode(text, true).map_err(|error| encode(error.to_string()))?;
+        let encoding =
+            guarded(|| self.inner.encode(text, true)).map_err(|problem| TokenizerError::Encode { path: self.path.clone(), problem })?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), truncated: !encoding.get_overflowing().is_empty() })
     }
 
@@ -74,7 +81,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] where the tokenizer's decoder cannot join the tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, true).map_err(|error| TokenizerError::Encode { path: self.path.clone(), problem: error.to_string() })
+        guarded(|| self.inner.decode(ids, true)).map_err(|problem| TokenizerError::Encode { path: self.path.clone(), problem })
     }
 
     /// A decoder for tokens that come one by one.
@@ -125,6 +132,28 @@ impl TextStream<'_> {
         let with = self.tokenizer.decode(&self.ids[self.context..])?;
         Ok(with.get(before.len()..).unwrap_or_default().to_owned())
     }
+}
+
+/// Runs a call into the tokenizer library, whose panics on contradictory files become errors here.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Nothing that a panic could leave half-done is used afterwards: a tokenizer is not changed by what it translates.
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(cause) => {
+            let text = cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
+            Err(format!("the file contradicts itself: {}", text.unwrap_or("no reason given")))
+        }
+    }
+}
+
+/// A special token that a `TemplateProcessing` step puts around texts but does not define: the library would panic on the first text.
+fn undefined_special_token(processor: &Value) -> Option<String> {
+    if let Some(processors) = processor["processors"].as_array() {
+        return processors.iter().find_map(undefined_special_token);
+    }
+    let used = ["single", "pair"].into_iter().filter_map(|template| processor[template].as_array()).flatten();
+    let mut tokens = used.filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    tokens.find(|token| processor["special_tokens"].get(token).is_none()).map(str::to_owned)
 }
 
 /// What can be wrong with a tokenizer.

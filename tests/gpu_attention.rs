@@ -18,14 +18,18 @@ use support::{Gpu, Random, assert_close};
 const HEAD_DIMS: [u32; 18] = [1, 8, 12, 16, 20, 32, 33, 48, 64, 72, 80, 96, 100, 112, 128, 160, 250, 256];
 
 /// `softmax(scale * q . k) v` for one query.
-fn attend(q: &[f16], keys: &[&[f16]], values: &[&[f16]], scale: f32) -> Vec<f64> {
-    let dot = |key: &&[f16]| q.iter().zip(*key).map(|(q, k)| q.to_f64() * k.to_f64()).sum::<f64>() * f64::from(scale);
+fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f32) -> Vec<f64> {
+    let dot = |key: &&[f64]| q.iter().zip(*key).map(|(q, k)| q * k).sum::<f64>() * f64::from(scale);
     let scores: Vec<f64> = keys.iter().map(dot).collect();
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    let column = |column: usize| weights.iter().zip(values).map(|(weight, value)| weight * value[column].to_f64()).sum::<f64>() / sum;
+    let column = |column: usize| weights.iter().zip(values).map(|(weight, value)| weight * value[column]).sum::<f64>() / sum;
     (0..q.len()).map(column).collect()
+}
+
+fn f64s(values: &[f16]) -> Vec<f64> {
+    values.iter().map(|value| value.to_f64()).collect()
 }
 
 /// Compares what was computed with the reference: as a whole, and each element, since the norm would hide a single wrong one.
@@ -95,15 +99,16 @@ impl Prefill {
         Self { batch, kernel, starts, qkv, output, _operands: operands }
     }
 
-    /// Columns of one head in one row.
-    fn head(&self, row: u32, head: u32) -> &[f16] {
+    /// Columns of one head in one row of `qkv`.
+    fn head<'a, T>(&self, qkv: &'a [T], row: u32, head: u32) -> &'a [T] {
         let columns = self.batch.heads.head_dim;
-        &self.qkv[(row * self.kernel.qkv_stride + head * columns) as usize..][..columns as usize]
+        &qkv[(row * self.kernel.qkv_stride + head * columns) as usize..][..columns as usize]
     }
 
     /// The valid rows of the output, one sequence after another.
     fn reference(&self) -> Vec<f64> {
         let Heads { heads, kv_heads, .. } = self.batch.heads;
+        let qkv = &f64s(&self.qkv);
         let rows =
             self.starts.iter().zip(&self.batch.lengths).flat_map(|(&start, &length)| (0..length).map(move |row| (start, length, row)));
         let of_row = |(start, length, row): (u32, u32, u32)| {
@@ -112,8 +117,8 @@ impl Prefill {
             let end = if self.batch.causal { row + 1 } else { length.min(row.saturating_add(window)) };
             let of_head = move |head: u32| {
                 let kv_head = head / (heads / kv_heads);
-                let seen = |group: u32| (first..end).map(|key| self.head(start + key, group + kv_head)).collect::<Vec<_>>();
-                attend(self.head(start + row, head), &seen(heads), &seen(heads + kv_heads), self.kernel.scale)
+                let seen = |group: u32| (first..end).map(|key| self.head(qkv, start + key, group + kv_head)).collect::<Vec<_>>();
+                attend(self.head(qkv, start + row, head), &seen(heads), &seen(heads + kv_heads), self.kernel.scale)
             };
             (0..heads).flat_map(of_head).collect::<Vec<_>>()
         };
@@ -187,19 +192,18 @@ impl Decode {
     /// The output without the gaps between its rows.
     fn reference(&self) -> Vec<f64> {
         let Heads { heads, kv_heads, head_dim } = self.kernel.heads;
+        let (qkv, caches) = (f64s(&self.qkv), [0, 1].map(|cache: usize| f64s(&self.caches[cache])));
         let rows = (0..self.kernel.sequences).flat_map(|sequence| (0..heads).map(move |head| (sequence, head))).collect::<Vec<_>>();
         let of_head = |(sequence, head): (u32, u32)| {
             let length = self.lengths[sequence as usize];
             let first = if self.kernel.window == 0 { 0 } else { length.saturating_sub(self.kernel.window) };
             let cache_row = (sequence * kv_heads + head / (heads / kv_heads)) * self.kernel.cache.capacity;
-            let columns = |values: &'_ [f16], at: u32| values[at as usize..][..head_dim as usize].to_vec();
-            let q = columns(&self.qkv, sequence * self.kernel.qkv_stride + head * head_dim);
-            let [keys, values] = [0, 1].map(|cache| {
-                (first..length)
-                    .map(|key| &self.caches[cache][((cache_row + key) * head_dim) as usize..][..head_dim as usize])
-                    .collect::<Vec<_>>()
+            let q = &qkv[(sequence * self.kernel.qkv_stride + head * head_dim) as usize..][..head_dim as usize];
+            let [keys, values] = [0, 1].map(|cache: usize| {
+                let row = |key| &caches[cache][((cache_row + key) * head_dim) as usize..][..head_dim as usize];
+                (first..length).map(row).collect::<Vec<_>>()
             });
-            attend(&q, &keys, &values, self.kernel.scale)
+            attend(q, &keys, &values, self.kernel.scale)
         };
         rows.into_par_iter().flat_map_iter(of_head).collect()
     }
@@ -299,8 +303,13 @@ fn a_sequence_of_one_token_gets_its_own_value() {
         let batch = Batch { heads, lengths: vec![1; 3], padded_to: Some(5), causal, window: 0, gaps: [0, 0] };
         let prefill = Prefill::new(&gpu, &mut random, batch);
         gpu.run(&prefill.kernel, gpu.sms());
-        let values: Vec<f16> =
-            prefill.starts.iter().flat_map(|&row| [6, 6, 7, 7].map(|head| prefill.head(row, head))).flatten().copied().collect();
+        let values: Vec<f16> = prefill
+            .starts
+            .iter()
+            .flat_map(|&row| [6, 6, 7, 7].map(|head| prefill.head(&prefill.qkv, row, head)))
+            .flatten()
+            .copied()
+            .collect();
         assert_eq!(prefill.valid(&gpu.download_f16(&prefill.output)), values);
     }
 }
@@ -422,7 +431,7 @@ fn rotary_turns_queries_and_keys_and_fills_the_cache() {
         let kv_heads = random.between(1, 3);
         let heads = Heads { heads: kv_heads * random.between(1, 4), kv_heads, head_dim: 2 * random.between(1, 128) };
         let [rows, capacity] = [random.between(1, 40), 64];
-        let (width, stride) = (heads.qkv_width(), heads.qkv_width() + random.between(0, 5));
+        let stride = heads.qkv_width() + random.between(0, 5);
         let sms = *random.pick(&gpu.sm_counts());
         let (head_dim, half) = (heads.head_dim as usize, heads.head_dim as usize / 2);
 
@@ -474,7 +483,6 @@ fn rotary_turns_queries_and_keys_and_fills_the_cache() {
                     cache[place..][..head_dim].copy_from_slice(&after[of as usize * head_dim..][..head_dim]);
                 }
             }
-            assert_eq!(before[width as usize..], after[width as usize..]);
         }
         if kernel.cache.is_none() {
             expected_caches.iter_mut().for_each(|cache| cache.fill(f16::from_bits(0xffff)));

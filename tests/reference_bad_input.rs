@@ -223,6 +223,10 @@ fn a_tokenizer_that_does_not_match_is_refused() {
     let model = Copy::of("bert");
     fs::copy(fixture("llama-untied").join("tokenizer.json"), model.file("tokenizer.json")).unwrap();
     messages.embed("more ids than the model", model.path());
+    let model = Copy::of("bert").edit_json("tokenizer.json", |tokenizer| {
+        tokenizer["post_processor"]["special_tokens"].as_object_mut().unwrap().remove("[SEP]");
+    });
+    messages.embed("a special token that is not defined", model.path());
     let model = Copy::of("llama-untied");
     messages.generate("a prompt beyond the positions", model.path(), &"~".repeat(200));
     let model = model.edit_json("config.json", |config| config["max_position_embeddings"] = json!(1));

@@ -7,7 +7,7 @@
 // them come first when causal: the last tiles to be taken are then short ones, and no SM waits long for another.
 //
 // Four warps of 16 queries share each block of keys and values, which two stages of asynchronous copies bring from L2: one is computed on
-// while the other fills. Compute bound from about 200 keys: 4 * 64 * keys * D flops a tile for 4 * keys * D bytes.
+// while the other fills. 64 flops for each byte from L2: tensor cores and shared memory are the limit.
 #pragma once
 #include "attention/flash.cuh"
 #include "elastic.cuh"
@@ -33,7 +33,7 @@ struct Prefill {
         __half queries[Queries<D>::IN_REGISTERS ? 8 : QUERIES * PITCH<D>];
     };
 
-    // What a tile is of. Those with the most keys before them come first.
+    // What a tile is of: query blocks from the last to the first, and for each of them every head of every sequence.
     struct Place {
         int head, length, first_query;
         size_t start; // the sequence's first row

@@ -1,0 +1,491 @@
+//! Norms, embeddings, pooling and weight initialisation on the GPU against f64 (or exact) references on the CPU: any width, operands in
+//! place, the same bits at every SM count.
+#![cfg(feature = "cuda-13000")]
+
+mod support;
+
+use half::f16;
+use smidgen::kernels::embedding::{BertEmbedding, Embed};
+use smidgen::kernels::norm::{Norm, NormKind};
+use smidgen::kernels::pooling::{GatherRows, MeanPool};
+use smidgen::kernels::random::{Distribution, RandomWeights};
+use smidgen::weights::names::{LayerParameter, Parameter};
+use smidgen_runtime::device::{Buffer, DevicePtr};
+
+use support::{Gpu, Random, assert_close};
+
+/// One element, the vector width and its neighbours, primes, model widths, and both sides of every change of row shape.
+const WIDTHS: [u32; 20] = [1, 2, 7, 8, 9, 64, 127, 384, 768, 1000, 1023, 1024, 1025, 1031, 4096, 8191, 8192, 8193, 16_381, 32_768];
+
+/// Bytes behind each output that must stay as they are.
+const GUARD: usize = 64;
+
+/// A poisoned output of `bytes` bytes, with a guard behind it.
+fn guarded(gpu: &Gpu, bytes: usize) -> Buffer {
+    gpu.poisoned(bytes + GUARD)
+}
+
+/// The halves of a guarded output, whose guard must be whole.
+fn halves(bytes: &[u8]) -> Vec<f16> {
+    let (output, guard) = bytes.split_at(bytes.len() - GUARD);
+    assert!(guard.iter().all(|&byte| byte == 0xff), "the kernel wrote beyond its output");
+    output.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect()
+}
+
+/// The floats of a guarded output, whose guard must be whole.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let (output, guard) = bytes.split_at(bytes.len() - GUARD);
+    assert!(guard.iter().all(|&byte| byte == 0xff), "the kernel wrote beyond its output");
+    output.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
+
+fn assert_same_bits(what: impl std::fmt::Display, output: &[f16], expected: &[f16]) {
+    assert_eq!(output.len(), expected.len(), "{what}");
+    // Zeros of either sign are equal: a reference that adds 0 for an absent residual turns -0 into 0.
+    let same = |(a, b): (&f16, &f16)| a == b || (a.is_nan() && b.is_nan());
+    let wrong = output.iter().zip(expected).position(|pair| !same(pair));
+    assert_eq!(wrong, None, "{what}: the first wrong element; {} is {}", output[wrong.unwrap_or(0)], expected[wrong.unwrap_or(0)]);
+}
+
+/// The parameters of a norm.
+#[derive(Debug, Clone)]
+struct Scaling {
+    kind: NormKind,
+    epsilon: f32,
+    weight: Vec<f16>,
+    bias: Vec<f16>,
+}
+
+impl Scaling {
+    fn random(random: &mut Random, kind: NormKind, width: u32) -> Self {
+        let epsilon = *random.pick(&[1e-12, 1e-6, 1e-5, 1e-3]);
+        Self { kind, epsilon, weight: random.f16s(width as usize, 2.0), bias: random.f16s(width as usize, 1.0) }
+    }
+
+    /// Fails unless `y` is the norm of the row `v` but for rounding: of `y` to fp16, and of fp32 sums, which counts for more the further the
+    /// row's mean is from 0.
+    fn assert_row(&self, what: &str, v: &[f32], y: &[f16]) {
+        let width = v.len() as f64;
+        let mean = if self.kind == NormKind::Layer { v.iter().map(|&v| f64::from(v)).sum::<f64>() / width } else { 0.0 };
+        let variance = v.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / width;
+        let deviation = (variance + f64::from(self.epsilon)).sqrt();
+        for (i, (&v, &y)) in v.iter().zip(y).enumerate() {
+            let (weight, bias) = (f64::from(self.weight[i]), if self.kind == NormKind::Layer { f64::from(self.bias[i]) } else { 0.0 });
+            let expected = (f64::from(v) - mean) / deviation * weight + bias;
+            let tolerance = 6e-4 * expected.abs() + 1e-5 * weight.abs() * (1.0 + mean.abs() / deviation) + 1e-7;
+            assert!(
+                (f64::from(y) - expected).abs() <= tolerance,
+                "{what}: element {i} is {y}, not {expected} (tolerated: {tolerance:.1e})"
+            );
+        }
+    }
+}
+
+/// A norm's operands on the host.
+#[derive(Debug, Clone)]
+struct NormCase {
+    rows: u32,
+    width: u32,
+    scaling: Scaling,
+    x: Vec<f16>,
+    residual: Option<Vec<f16>>,
+}
+
+impl NormCase {
+    fn random(random: &mut Random, kind: NormKind, rows: u32, width: u32, residual: bool) -> Self {
+        let len = (rows * width) as usize;
+        // Some rows far from zero, where one-pass variances fail, and some whose squares exceed fp16.
+        let (scale, offset) = *random.pick(&[(1.0, 0.0), (1e-3, 0.0), (30_000.0, 0.0), (1.0, 100.0), (0.25, -30.0)]);
+        let x = (0..len).map(|_| f16::from_f32(random.unit() * scale + offset)).collect();
+        let residual = residual.then(|| random.f16s(len, scale));
+        Self { rows, width, scaling: Scaling::random(random, kind, width), x, residual }
+    }
+
+    /// `x + residual` as the kernel holds it.
+    fn sums(&self) -> Vec<f32> {
+        let sum = |(i, x): (usize, &f16)| self.residual.as_ref().map_or(x.to_f32(), |residual| x.to_f32() + residual[i].to_f32());
+        self.x.iter().enumerate().map(sum).collect()
+    }
+
+    fn name(&self) -> String {
+        let residual = if self.residual.is_some() { " + residual" } else { "" };
+        format!("{:?} norm of {} x {}{residual}", self.scaling.kind, self.rows, self.width)
+    }
+
+    fn bytes(&self) -> usize {
+        2 * self.x.len()
+    }
+
+    fn assert(&self, y: &[f16]) {
+        let width = self.width as usize;
+        for (row, (v, y)) in self.sums().chunks(width).zip(y.chunks(width)).enumerate() {
+            self.scaling.assert_row(&format!("{}, row {row}", self.name()), v, y);
+        }
+    }
+}
+
+/// Its operands on the GPU.
+struct NormOperands {
+    x: Buffer,
+    residual: Option<Buffer>,
+    weight: Buffer,
+    bias: Buffer,
+}
+
+impl NormOperands {
+    fn new(gpu: &Gpu, case: &NormCase) -> Self {
+        Self {
+            x: gpu.upload_f16(&case.x),
+            residual: case.residual.as_ref().map(|residual| gpu.upload_f16(residual)),
+            weight: gpu.upload_f16(&case.scaling.weight),
+            bias: gpu.upload_f16(&case.scaling.bias),
+        }
+    }
+
+    fn residual(&self) -> DevicePtr {
+        self.residual.as_ref().map_or(DevicePtr::NULL, Buffer::ptr)
+    }
+
+    fn norm(&self, case: &NormCase, sum: DevicePtr, y: DevicePtr) -> Norm {
+        Norm {
+            kind: case.scaling.kind,
+            rows: case.rows,
+            width: case.width,
+            epsilon: case.scaling.epsilon,
+            x: self.x.ptr(),
+            residual: self.residual(),
+            sum,
+            weight: self.weight.ptr(),
+            bias: if case.scaling.kind == NormKind::Layer { self.bias.ptr() } else { DevicePtr::NULL },
+            y,
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn norms_match_the_reference_at_any_width_on_any_number_of_sms() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(1);
+    for (at, &width) in WIDTHS.iter().enumerate() {
+        for (kind, residual, keep_sum) in [
+            (NormKind::Layer, true, true),
+            (NormKind::Layer, false, at % 2 == 0),
+            (NormKind::Rms, true, at % 2 == 1),
+            (NormKind::Rms, false, false),
+        ] {
+            let rows = random.between(1, (200_000 / width).clamp(3, 700));
+            let case = NormCase::random(&mut random, kind, rows, width, residual);
+            let operands = NormOperands::new(&gpu, &case);
+            let (sum, y) = (guarded(&gpu, case.bytes()), guarded(&gpu, case.bytes()));
+            let norm = operands.norm(&case, if keep_sum { sum.ptr() } else { DevicePtr::NULL }, y.ptr());
+            let outputs = gpu.assert_same_bits_at_every_sm_count(&norm, &[&y, &sum]);
+            case.assert(&halves(&outputs[0]));
+            if keep_sum {
+                let expected: Vec<f16> = case.sums().into_iter().map(f16::from_f32).collect();
+                assert_same_bits(format!("{}, the sum", case.name()), &halves(&outputs[1]), &expected);
+            } else {
+                assert!(outputs[1].iter().all(|&byte| byte == 0xff), "{}: a sum was written that nobody asked for", case.name());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn norms_match_the_reference_at_random_shapes() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(2);
+    for _ in 0..60 {
+        let most = *random.pick(&[40, 1100, 9000, 32_768]);
+        let width = random.between(1, most);
+        let rows = random.between(1, (100_000 / width).max(2));
+        let kind = *random.pick(&[NormKind::Layer, NormKind::Rms]);
+        let residual = random.between(0, 1) == 1;
+        let case = NormCase::random(&mut random, kind, rows, width, residual);
+        let operands = NormOperands::new(&gpu, &case);
+        let y = guarded(&gpu, case.bytes());
+        let sms = *random.pick(&gpu.sm_counts());
+        gpu.run(&operands.norm(&case, DevicePtr::NULL, y.ptr()), sms);
+        case.assert(&halves(&gpu.download(&y)));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_norm_may_write_over_its_operands() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(3);
+    for width in [33, 768, 2048, 8200] {
+        let case = NormCase::random(&mut random, NormKind::Layer, 50, width, true);
+        let operands = NormOperands::new(&gpu, &case);
+        let (sum, y) = (gpu.poisoned(case.bytes()), gpu.poisoned(case.bytes()));
+        gpu.run(&operands.norm(&case, sum.ptr(), y.ptr()), gpu.sms());
+        let (expected_sum, expected_y) = (gpu.download_f16(&sum), gpu.download_f16(&y));
+        case.assert(&expected_y);
+        // Where the sum and y are to go: to a buffer of their own, to x, or to the residual.
+        for (sum_to, y_to) in [(0, 1), (0, 2), (1, 0), (2, 0), (1, 2), (2, 1), (1, 1), (2, 2)] {
+            for sms in gpu.sm_counts() {
+                let operands = NormOperands::new(&gpu, &case);
+                let own = [gpu.poisoned(case.bytes()), gpu.poisoned(case.bytes())];
+                let place = |to: usize, own: &Buffer| [own.ptr(), operands.x.ptr(), operands.residual()][to];
+                gpu.run(&operands.norm(&case, place(sum_to, &own[0]), place(y_to, &own[1])), sms);
+                let found = |to: usize, own: &Buffer| {
+                    let buffer = [Some(own), Some(&operands.x), operands.residual.as_ref()][to];
+                    gpu.download_f16(buffer.expect("the case has a residual"))
+                };
+                let what = format!("width {width}, sum to {sum_to}, y to {y_to}, {sms} SMs");
+                assert_same_bits(&what, &found(y_to, &own[1]), &expected_y);
+                if sum_to != y_to {
+                    assert_same_bits(&what, &found(sum_to, &own[0]), &expected_sum);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_norm_takes_operands_at_any_address() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(4);
+    for width in [64, 768, 4096, 16_384] {
+        let case = NormCase::random(&mut random, NormKind::Layer, 9, width, false);
+        let operands = NormOperands::new(&gpu, &case);
+        let shifted = gpu.upload_f16(&[&[f16::ZERO], &*case.x].concat());
+        let y = gpu.poisoned(2 + case.bytes() + GUARD);
+        let norm = Norm { x: shifted.ptr().offset(2), ..operands.norm(&case, DevicePtr::NULL, y.ptr().offset(2)) };
+        let outputs = gpu.assert_same_bits_at_every_sm_count(&norm, &[&y]);
+        assert_eq!(outputs[0][..2], [0xff, 0xff], "the kernel wrote before its output");
+        case.assert(&halves(&outputs[0][2..]));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_stays_in_its_row() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(5);
+    for kind in [NormKind::Layer, NormKind::Rms] {
+        for width in [5, 768, 1031, 8192, 10_000] {
+            let mut case = NormCase::random(&mut random, kind, 20, width, true);
+            for (row, value) in [(3, f16::NAN), (8, f16::INFINITY), (11, f16::NEG_INFINITY), (19, f16::NAN)] {
+                case.x[(row * width + random.between(0, width - 1)) as usize] = value;
+            }
+            let operands = NormOperands::new(&gpu, &case);
+            let y = guarded(&gpu, case.bytes());
+            let outputs = gpu.assert_same_bits_at_every_sm_count(&operands.norm(&case, DevicePtr::NULL, y.ptr()), &[&y]);
+            let y = halves(&outputs[0]);
+            let width = width as usize;
+            for (row, (v, y)) in case.sums().chunks(width).zip(y.chunks(width)).enumerate() {
+                match row {
+                    3 | 19 => assert!(y.iter().all(|y| y.is_nan()), "{}: row {row} hides its NaN", case.name()),
+                    8 | 11 => assert!(y.iter().any(|y| y.is_nan()), "{}: row {row} hides its infinity", case.name()),
+                    _ => case.scaling.assert_row(&format!("{}, row {row}", case.name()), v, y),
+                }
+            }
+        }
+    }
+}
+
+/// `rows` ids below `entries`, with one beyond and one far beyond where there is room.
+fn ids(random: &mut Random, rows: u32, entries: u32) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..rows).map(|_| random.between(0, entries - 1)).collect();
+    if rows > 4 {
+        ids[1] = entries;
+        ids[3] = u32::MAX;
+    }
+    ids
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn embed_picks_rows_and_answers_an_unknown_id_with_nan() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(6);
+    for width in WIDTHS {
+        let (rows, vocabulary) = (random.between(1, 60), random.between(1, 100));
+        let table = random.f16s((vocabulary * width) as usize, 3.0);
+        let ids = ids(&mut random, rows, vocabulary);
+        let (words, ids_on_gpu) = (gpu.upload_f16(&table), gpu.upload_u32(&ids));
+        let y = guarded(&gpu, 2 * (rows * width) as usize);
+        let embed = Embed { rows, width, vocabulary, ids: ids_on_gpu.ptr(), words: words.ptr(), bert: None, y: y.ptr() };
+        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&embed, &[&y])[0]);
+        let unknown = vec![f16::NAN; width as usize];
+        let row = |&id: &u32| if id < vocabulary { &table[(id * width) as usize..][..width as usize] } else { &unknown };
+        assert_same_bits(format!("width {width}"), &output, &ids.iter().flat_map(row).copied().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn berts_embedding_is_the_norm_of_three_tables() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(7);
+    for (at, &width) in WIDTHS.iter().enumerate() {
+        let (rows, vocabulary, max_positions) = (random.between(6, 60), random.between(1, 100), random.between(1, 20));
+        let [words, position_table, types] = [vocabulary, max_positions, 2].map(|entries| random.f16s((entries * width) as usize, 1.0));
+        let has_types = at % 3 != 0;
+        let (ids, mut positions) = (ids(&mut random, rows, vocabulary), ids(&mut random, rows, max_positions));
+        positions.rotate_right(1);
+        let scaling = Scaling::random(&mut random, NormKind::Layer, width);
+        let on_gpu = [&words, &position_table, &types, &scaling.weight, &scaling.bias].map(|values| gpu.upload_f16(values));
+        let (ids_on_gpu, positions_on_gpu) = (gpu.upload_u32(&ids), gpu.upload_u32(&positions));
+        let y = guarded(&gpu, 2 * (rows * width) as usize);
+        let bert = BertEmbedding {
+            positions: positions_on_gpu.ptr(),
+            position_table: on_gpu[1].ptr(),
+            max_positions,
+            type_table: if has_types { on_gpu[2].ptr() } else { DevicePtr::NULL },
+            weight: on_gpu[3].ptr(),
+            bias: on_gpu[4].ptr(),
+            epsilon: scaling.epsilon,
+        };
+        let embed = Embed { rows, width, vocabulary, ids: ids_on_gpu.ptr(), words: on_gpu[0].ptr(), bert: Some(bert), y: y.ptr() };
+        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&embed, &[&y])[0]);
+        for (row, y) in output.chunks(width as usize).enumerate() {
+            let (id, position) = (ids[row], positions[row]);
+            let what = format!("width {width}, row {row}: id {id} of {vocabulary}, position {position} of {max_positions}");
+            if id >= vocabulary || position >= max_positions {
+                assert!(y.iter().all(|y| y.is_nan()), "{what}");
+                continue;
+            }
+            let at = |table: &[f16], entry: u32, i: u32| table[(entry * width + i) as usize].to_f32();
+            let sum = |i| at(&words, id, i) + at(&position_table, position, i) + if has_types { at(&types, 0, i) } else { 0.0 };
+            scaling.assert_row(&what, &(0..width).map(sum).collect::<Vec<f32>>(), y);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn gather_picks_rows_in_any_order_and_repeatedly() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(8);
+    for width in WIDTHS {
+        let (rows, source) = (random.between(1, 300_000 / width), random.between(1, 50));
+        let x = random.f16s((source * width) as usize, 5.0);
+        let index: Vec<u32> = (0..rows).map(|_| random.between(0, source - 1)).collect();
+        let (x_on_gpu, index_on_gpu) = (gpu.upload_f16(&x), gpu.upload_u32(&index));
+        let y = guarded(&gpu, 2 * (rows * width) as usize);
+        let gather = GatherRows { rows, width, x: x_on_gpu.ptr(), index: index_on_gpu.ptr(), y: y.ptr() };
+        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&gather, &[&y])[0]);
+        let expected = index.iter().flat_map(|&row| &x[(row * width) as usize..][..width as usize]).copied().collect::<Vec<_>>();
+        assert_same_bits(format!("{rows} rows of {width}"), &output, &expected);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn mean_pool_averages_each_sequence_and_normalises_if_asked() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(9);
+    for width in [1, 3, 127, 256, 384, 768, 1031, 4096] {
+        for normalise in [false, true] {
+            let rows = random.between(2, 40);
+            let lengths: Vec<u32> = (0..rows).map(|_| random.between(1, 200)).collect();
+            // Sequences lie one after another, with a gap here and there.
+            let starts: Vec<u32> = lengths
+                .iter()
+                .scan(0, |end, length| {
+                    let start = *end + random.between(0, 2);
+                    *end = start + length;
+                    Some(start)
+                })
+                .collect();
+            let tokens = starts[rows as usize - 1] + lengths[rows as usize - 1];
+            let mut x = random.f16s((tokens * width) as usize, 4.0);
+            // One sequence of zeros, whose average has no direction.
+            x[(starts[0] * width) as usize..((starts[0] + lengths[0]) * width) as usize].fill(f16::ZERO);
+            let (x_on_gpu, starts_on_gpu, lengths_on_gpu) = (gpu.upload_f16(&x), gpu.upload_u32(&starts), gpu.upload_u32(&lengths));
+            let y = guarded(&gpu, 4 * (rows * width) as usize);
+            let pool = MeanPool {
+                rows,
+                width,
+                tokens,
+                x: x_on_gpu.ptr(),
+                starts: starts_on_gpu.ptr(),
+                lengths: lengths_on_gpu.ptr(),
+                normalise,
+                y: y.ptr(),
+            };
+            let output = floats(&gpu.assert_same_bits_at_every_sm_count(&pool, &[&y])[0]);
+            for (row, y) in output.chunks(width as usize).enumerate() {
+                let sequence = x.chunks(width as usize).skip(starts[row] as usize).take(lengths[row] as usize);
+                let mut mean = vec![0.0; width as usize];
+                for token in sequence {
+                    mean.iter_mut().zip(token).for_each(|(mean, &x)| *mean += f64::from(x) / f64::from(lengths[row]));
+                }
+                let length = mean.iter().map(|mean| mean * mean).sum::<f64>().sqrt();
+                if normalise && length > 0.0 {
+                    mean.iter_mut().for_each(|mean| *mean /= length);
+                }
+                assert_close(format!("width {width}, row {row}, normalise {normalise}"), y.iter().copied(), &mean, 1e-5);
+            }
+        }
+    }
+}
+
+fn weights(rows: u64, columns: u64, stride: u64, distribution: Distribution, y: &Buffer) -> RandomWeights {
+    RandomWeights { rows, columns, stride, distribution, y: y.ptr() }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn random_weights_are_those_of_the_cpu() {
+    let gpu = Gpu::open();
+    let config = smidgen::presets::find("distilbert").expect("a preset");
+    let reference = smidgen::weights::RandomWeights::new(&config, 11);
+    for parameter in [LayerParameter::QueryWeight, LayerParameter::KeyWeight].map(|parameter| Parameter::Layer(0, parameter)) {
+        let expected: Vec<f16> = reference.f32(parameter).expect("a parameter").into_iter().map(f16::from_f32).collect();
+        let key = reference.key(parameter).expect("a parameter");
+        let uniform = Distribution::Uniform { key, half_width: smidgen::weights::RandomWeights::HALF_WIDTH };
+        let y = guarded(&gpu, 2 * expected.len());
+        let output = gpu.assert_same_bits_at_every_sm_count(&weights(1, expected.len() as u64, expected.len() as u64, uniform, &y), &[&y]);
+        assert_same_bits(format!("{parameter:?}"), &halves(&output[0]), &expected);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn random_weights_are_uniform_and_another_key_is_another_sequence() {
+    const COUNT: usize = 1 << 20;
+    let gpu = Gpu::open();
+    let sequence = |key| {
+        let y = guarded(&gpu, 2 * COUNT);
+        gpu.run(&weights(1, COUNT as u64, COUNT as u64, Distribution::Uniform { key, half_width: 1.0 }, &y), gpu.sms());
+        halves(&gpu.download(&y)).into_iter().map(f64::from).collect::<Vec<_>>()
+    };
+    let (a, b) = (sequence(1), sequence(u64::MAX));
+    let moment = |values: &[f64], power| values.iter().map(|value| value.powi(power)).sum::<f64>() / COUNT as f64;
+    // Of a uniform distribution over [-1, 1): mean 0, mean square 1/3, mean fourth power 1/5; five standard errors are tolerated.
+    let within = 5.0 / (COUNT as f64).sqrt();
+    for values in [&a, &b] {
+        assert!(values.iter().all(|value| (-1.0..=1.0).contains(value)));
+        for (power, expected) in [(1, 0.0), (2, 1.0 / 3.0), (3, 0.0), (4, 0.2)] {
+            assert!((moment(values, power) - expected).abs() < within, "mean of power {power}: {}", moment(values, power));
+        }
+    }
+    let products: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+    let neighbours: Vec<f64> = a.iter().zip(&a[1..]).map(|(a, b)| a * b).collect();
+    assert!(moment(&products, 1).abs() < within && moment(&neighbours, 1).abs() < within, "draws are correlated");
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn weights_fill_their_rows_and_nothing_between() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(10);
+    for (rows, columns, gap) in [(1, 1, 0), (3, 8191, 1), (2, 8192, 0), (100, 33, 31), (7, 20_000, 12_345)] {
+        let stride = columns + gap;
+        let y = guarded(&gpu, 2 * (rows * stride) as usize);
+        let constant = random.unit();
+        let fill = weights(rows, columns, stride, Distribution::Constant(constant), &y);
+        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&fill, &[&y])[0]);
+        for (at, value) in output.iter().enumerate() {
+            let inside = at as u64 % stride < columns;
+            assert_eq!(value.is_nan(), !inside, "element {at} of rows of {columns}, {stride} apart, is {value}");
+            assert!(!inside || *value == f16::from_f32(constant), "element {at} is {value}, not {constant}");
+        }
+    }
+}
