@@ -127,14 +127,17 @@ impl Runtime {
     /// Admits a tenant and plans for it. Its kernels are not known yet: run one request, then [`learn`](Runtime::learn) them.
     ///
     /// # Errors
-    /// [`AdmitError::NoMemory`] with figures if it does not fit; nothing has changed then.
+    /// [`AdmitError::NoMemory`] with figures if it does not fit beside what the others were admitted with, or if less is free; what a
+    /// plan or the device says. Nothing has changed then.
     pub fn admit(&self, spec: TenantSpec) -> Result<TenantId, AdmitError> {
-        let free = self.device.free_bytes()?;
+        let mut state = self.state.lock();
+        // A tenant admitted before may not have allocated all of its memory yet.
+        let promised = state.tenants.values().map(|admitted| admitted.spec.memory_bytes).fold(0, u64::saturating_add);
+        let free = self.device.free_bytes()?.min(self.device.topology().memory_bytes.saturating_sub(promised));
         if spec.memory_bytes > free {
             return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free });
         }
         let grant = Arc::new(Grant::new(&self.device)?);
-        let mut state = self.state.lock();
         let id = TenantId(state.next);
         state.next += 1;
         state.tenants.insert(id, Admitted { spec, grant, kernels: Vec::new() });
@@ -154,7 +157,8 @@ impl Runtime {
     /// Tells which kernels one request of the tenant launches, and plans again.
     ///
     /// # Errors
-    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective.
+    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective; what a plan or the device says.
+    /// Nothing has changed then.
     pub fn learn(&self, tenant: TenantId, request: &[SeenKernel]) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let profiles = Arc::clone(&state.profiles);
@@ -167,18 +171,27 @@ impl Runtime {
                 return Err(AdmitError::ImpossibleSlo { name: admitted.spec.name.clone(), slo, isolated });
             }
         }
-        admitted.kernels = kernels;
-        self.replan(&state)
+        let before = std::mem::replace(&mut admitted.kernels, kernels);
+        self.replan(&state).inspect_err(|_| {
+            if let Some(admitted) = state.tenants.get_mut(&tenant) {
+                admitted.kernels = before;
+            }
+        })
     }
 
     /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.
     ///
     /// # Errors
-    /// [`AdmitError::Unknown`] if it is gone already.
+    /// [`AdmitError::Unknown`] if it is gone already. If a partition for the others cannot be made, that is the error; the tenant is gone
+    /// all the same, and the others keep the SMs they had.
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
-        self.replan(&state)
+        self.replan(&state).inspect_err(|_| {
+            let mut others = Plan::clone(&self.plans.current());
+            others.tenants.remove(&tenant);
+            self.plans.publish(others);
+        })
     }
 
     /// Grants a tenant exactly `tpcs` until the next plan says otherwise: its elastic kernels, those in flight and those in captured graphs
@@ -203,17 +216,16 @@ impl Runtime {
         self.replan(&state).inspect_err(|_| state.policy = before)
     }
 
+    /// Puts in force what the policy drafts. After an error the old plan stands.
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
         let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        let before = self.plans.current();
         self.plans.publish(Plan { policy: state.policy.name(), tenants });
-        for (id, admitted) in &state.tenants {
-            if let Some(draft) = draft.get(id) {
-                admitted.grant.set(draft.grant)?;
-            }
-        }
-        Ok(())
+        let mut grants = state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
+        let set = grants.try_for_each(|(grant, tpcs)| grant.set(tpcs));
+        Ok(set.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?)
     }
 
     fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
-use smidgen::colocate::{self, Run, Where, report, table};
+use smidgen::colocate::{Run, Where, report, table};
 use smidgen_profiler::today;
 
 use super::profile;
@@ -128,7 +128,7 @@ pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
 }
 
 fn execute(run: &Run) -> anyhow::Result<RunResult> {
-    let topology = colocate::topology(run.place)?;
+    let topology = run.inspect()?;
     let provenance = RunProvenance {
         command: super::command_line(),
         commit: super::commit(),

@@ -203,6 +203,7 @@ impl Device for ScriptedDevice {
         state.streams.push(Stream { sms, us: 0.0, capture: None });
         Ok(StreamId(state.streams.len() as u64 - 1))
     }
+    fn destroy_stream(&self, _: StreamId) {}
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
         if self.launches.fetch_add(1, Ordering::Relaxed) >= self.script.fails_at {
             return Err(broken("launch"));

@@ -3,7 +3,7 @@
 //! A back end supplies memory, streams inside partitions, kernel launches, events, graphs and a clock, with CUDA's meaning for each:
 //! work on one stream runs in order, events order work between streams, a captured graph replays what was enqueued while capturing. Every
 //! handle is a plain number that the back end gave out, so that the launch path carries no reference counts; the owning wrappers
-//! ([`Buffer`], [`Event`], [`Graph`]) give theirs back when dropped, and partitions and streams live as long as the device.
+//! ([`Buffer`], [`Stream`], [`Event`], [`Graph`]) give theirs back when dropped, and partitions live as long as the device.
 //!
 //! | back end | what runs | clock |
 //! |---|---|---|
@@ -215,8 +215,11 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::BadPartition`] for TPCs that the GPU lacks, [`DeviceError::SmNumbers`] where `%smid` does not identify SMs.
     fn sm_mask(&self, tpcs: TpcSet) -> Result<[u32; 8], DeviceError>;
 
-    /// A stream whose kernels run inside `partition`. It lives as long as the device.
+    /// A stream whose kernels run inside `partition`. It lives as long as the device, unless it is given back. Use [`Stream::new`].
     fn create_stream(&self, partition: PartitionId, priority: Priority) -> Result<StreamId, DeviceError>;
+
+    /// Gives back a stream, which must not be capturing. What was enqueued on it still runs, and graphs captured on it stay as they are.
+    fn destroy_stream(&self, stream: StreamId);
 
     /// Enqueues one kernel.
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError>;
@@ -299,6 +302,33 @@ impl fmt::Debug for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.device.free(self.ptr);
+    }
+}
+
+/// A stream that is given back when dropped; what was enqueued on it still runs then.
+pub struct Stream {
+    device: Arc<dyn Device>,
+    id: StreamId,
+}
+
+impl Stream {
+    /// A new stream whose kernels run inside `partition`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn new(device: &Arc<dyn Device>, partition: PartitionId, priority: Priority) -> Result<Self, DeviceError> {
+        Ok(Self { id: device.create_stream(partition, priority)?, device: Arc::clone(device) })
+    }
+
+    /// The handle for [`Device`]'s methods.
+    pub fn id(&self) -> StreamId {
+        self.id
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.device.destroy_stream(self.id);
     }
 }
 

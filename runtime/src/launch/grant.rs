@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, StreamId};
+use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, Stream};
 use crate::partition::TpcSet;
 
 /// One tenant's grant. Written by a 32-byte copy on a high-priority stream of its own, so that it overtakes the kernels it steers.
 pub struct Grant {
     device: Arc<dyn Device>,
+    // Dropped before the mask that its copies write.
+    stream: Stream,
     mask: Buffer,
-    stream: StreamId,
 }
 
 impl Grant {
@@ -19,10 +20,10 @@ impl Grant {
     /// What the device says.
     pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
         let mask = Buffer::new(device, size_of::<[u32; 8]>() as u64)?;
-        let stream = device.create_stream(PartitionId::WHOLE, Priority::High)?;
-        let grant = Self { device: Arc::clone(device), mask, stream };
+        let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
+        let grant = Self { device: Arc::clone(device), stream, mask };
         grant.set(device.topology().all_tpcs())?;
-        grant.device.synchronize(stream)?;
+        grant.device.synchronize(grant.stream.id())?;
         Ok(grant)
     }
 
@@ -35,11 +36,20 @@ impl Grant {
         for (target, word) in bytes.chunks_exact_mut(4).zip(self.device.sm_mask(tpcs)?) {
             target.copy_from_slice(&word.to_le_bytes());
         }
-        self.device.upload(self.stream, self.mask.ptr(), &bytes)
+        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)
     }
 
     /// Where kernels poll.
     pub fn ptr(&self) -> DevicePtr {
         self.mask.ptr()
+    }
+}
+
+impl Drop for Grant {
+    /// Waits for the last copy, which would otherwise write memory that is somebody else's by then.
+    fn drop(&mut self) {
+        if let Err(error) = self.device.synchronize(self.stream.id()) {
+            tracing::debug!("a grant was given up with its last copy unfinished: {error}");
+        }
     }
 }

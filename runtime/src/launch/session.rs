@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::device::{
-    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, StreamId,
+    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
 use crate::tenant::TenantId;
 
@@ -34,7 +34,7 @@ pub struct OpaqueKernel {
 pub struct SessionStats {
     /// Kernels launched eagerly or captured.
     pub launches: u64,
-    /// Changes of partition between them.
+    /// Changes of stream between them: each to another partition, or to another priority.
     pub hops: u64,
     /// Graphs replayed.
     pub replays: u64,
@@ -97,7 +97,8 @@ pub struct Session {
     reader: PlanReader,
     /// The plan that `resolved` and `lanes` follow.
     followed: Option<Arc<Plan>>,
-    capturing: bool,
+    /// The lane on which the capture in progress began.
+    capturing: Option<usize>,
     lanes: Vec<Lane>,
     current: usize,
     index: KeyIndex,
@@ -116,7 +117,7 @@ pub struct Session {
 struct Lane {
     partition: PartitionId,
     priority: Priority,
-    stream: StreamId,
+    stream: Stream,
     event: Event,
 }
 
@@ -139,7 +140,7 @@ impl Session {
             tenant,
             reader: plans.reader(),
             followed: None,
-            capturing: false,
+            capturing: None,
             lanes: Vec::new(),
             current: 0,
             index: KeyIndex::default(),
@@ -162,10 +163,11 @@ impl Session {
     /// [`LaunchError::Unsupported`] for a shape that the kernel cannot do, [`LaunchError::Dismissed`] once the tenant is gone, or what the
     /// device says.
     pub fn launch<K: Kernel + Clone + Send + 'static>(&mut self, kernel: &K) -> Result<(), LaunchError> {
+        self.launch_dyn(kernel)?;
         if let Some(recording) = &mut self.recording {
             recording.push(Box::new(kernel.clone()));
         }
-        self.launch_dyn(kernel)
+        Ok(())
     }
 
     /// [`launch`](Session::launch) for a kernel known only by its contract; it is not recorded.
@@ -175,7 +177,8 @@ impl Session {
     pub fn launch_dyn(&mut self, kernel: &dyn Kernel) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let (key, work) = (kernel.key(), kernel.work());
-        let placement = self.place(key, work);
+        let at = self.place(key, work);
+        let placement = self.resolved[at];
         let launch = kernel.configure(placement.sms, self.device.topology())?;
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
@@ -187,7 +190,7 @@ impl Session {
         };
         let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, key, work };
         self.device.launch(self.stream(), &request)?;
-        self.stats.launches += 1;
+        self.count(at);
         Ok(())
     }
 
@@ -197,9 +200,10 @@ impl Session {
     /// As [`launch`](Session::launch); what `enqueue` returns is passed on.
     pub fn launch_opaque<R>(&mut self, kernel: &OpaqueKernel, enqueue: impl FnOnce(StreamId, Sms) -> R) -> Result<R, LaunchError> {
         self.follow_plan()?;
-        let placement = self.place(kernel.key, kernel.work);
+        let at = self.place(kernel.key, kernel.work);
+        let placement = self.resolved[at];
         self.hop(placement.lane)?;
-        self.stats.launches += 1;
+        self.count(at);
         Ok(enqueue(self.stream(), placement.sms))
     }
 
@@ -207,18 +211,23 @@ impl Session {
     /// loaded while capturing.
     ///
     /// # Errors
-    /// What `body` returns, or what the device says of the capture.
+    /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
         self.follow_plan()?;
         let origin = self.current;
         self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
-        self.capturing = true;
+        self.capturing = Some(origin);
         let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
-        self.capturing = false;
-        let graph = Graph::end_capture(&self.device, self.lanes[origin].stream).map_err(LaunchError::from);
-        self.current = origin;
+        // Also after a failure: a stream that is left capturing takes no work any more.
+        let graph = self.end_capture(origin);
         done?;
         Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
+    }
+
+    fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
+        self.capturing = None;
+        self.current = origin;
+        Ok(Graph::end_capture(&self.device, self.stream())?)
     }
 
     /// Whether `graph` was captured under the plan now in force. If not, capture again: its nodes keep their old partitions.
@@ -233,19 +242,21 @@ impl Session {
         })
     }
 
-    /// Replays `graph` after everything launched so far.
+    /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
     ///
     /// # Errors
-    /// What the device says.
+    /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
+        self.follow_plan()?;
         self.device.replay(graph.graph.id(), self.stream())?;
         self.stats.replays += 1;
         Ok(())
     }
 
-    /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here.
+    /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
+    /// session lives.
     pub fn stream(&self) -> StreamId {
-        self.lanes[self.current].stream
+        self.lanes[self.current].stream.id()
     }
 
     /// The device.
@@ -280,15 +291,21 @@ impl Session {
         self.recording.take().unwrap_or_default()
     }
 
+    /// The kernel's index.
     #[inline]
-    fn place(&mut self, key: KernelKey, work: Work) -> Resolved {
+    fn place(&mut self, key: KernelKey, work: Work) -> usize {
         let fingerprint = key.fingerprint();
-        let at = match self.index.find(fingerprint) {
+        match self.index.find(fingerprint) {
             Some(at) => at,
             None => self.meet(key, work, fingerprint),
-        };
+        }
+    }
+
+    /// Counts a launch of the kernel with this index.
+    #[inline]
+    fn count(&mut self, at: usize) {
         self.seen[at].launches += 1;
-        self.resolved[at]
+        self.stats.launches += 1;
     }
 
     #[cold]
@@ -320,8 +337,8 @@ impl Session {
     fn hop(&mut self, lane: usize) -> Result<(), LaunchError> {
         if lane != self.current {
             let last = &self.lanes[self.current];
-            self.device.record(last.event.id(), last.stream)?;
-            self.device.wait(self.lanes[lane].stream, last.event.id())?;
+            self.device.record(last.event.id(), last.stream.id())?;
+            self.device.wait(self.lanes[lane].stream.id(), last.event.id())?;
             self.current = lane;
             self.stats.hops += 1;
         }
@@ -331,7 +348,7 @@ impl Session {
     #[inline]
     fn follow_plan(&mut self) -> Result<(), LaunchError> {
         // A capture belongs to one plan from its first node to its last.
-        if self.capturing {
+        if self.capturing.is_some() {
             return Ok(());
         }
         let plan = self.reader.load();
@@ -349,7 +366,7 @@ impl Session {
         let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
         for (partition, priority) in mine.streams() {
             if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
-                let stream = self.device.create_stream(partition, priority)?;
+                let stream = Stream::new(&self.device, partition, priority)?;
                 self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)? });
             }
         }
@@ -358,6 +375,22 @@ impl Session {
         }
         self.followed = Some(plan);
         Ok(())
+    }
+}
+
+impl Drop for Session {
+    /// Waits for the end of the chain: its launches count their tiles in memory that is given back now, and poll the grant.
+    fn drop(&mut self) {
+        // Only where the body of a capture panicked.
+        let ended = self.capturing.map_or(Ok(()), |origin| self.end_capture(origin).map(drop));
+        // There is no lane where the session was refused before it had one.
+        let idle = match self.lanes.get(self.current) {
+            Some(lane) => ended.and_then(|()| Ok(self.device.synchronize(lane.stream.id())?)),
+            None => ended,
+        };
+        if let Err(error) = idle {
+            tracing::debug!("a session was given up with launches unfinished: {error}");
+        }
     }
 }
 

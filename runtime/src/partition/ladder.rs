@@ -36,13 +36,15 @@ pub enum LadderError {
 pub struct Ladder {
     device: Arc<dyn Device>,
     limit: usize,
-    made: Mutex<HashMap<TpcSet, PartitionId>>,
+    /// With the error where the device granted another SM count than asked: it cannot take such a partition back, and asking again would
+    /// only make another.
+    made: Mutex<HashMap<TpcSet, Result<PartitionId, DeviceError>>>,
 }
 
 impl Ladder {
     /// An empty ladder that will hold at most `limit` partitions. The whole GPU is always on it and counts for nothing.
     pub fn new(device: Arc<dyn Device>, limit: usize) -> Self {
-        let whole = HashMap::from([(device.topology().all_tpcs(), PartitionId::WHOLE)]);
+        let whole = HashMap::from([(device.topology().all_tpcs(), Ok(PartitionId::WHOLE))]);
         Self { device, limit, made: Mutex::new(whole) }
     }
 
@@ -52,19 +54,17 @@ impl Ladder {
     /// [`LadderError::Full`] beyond the limit; [`DeviceError::ShortPartition`] if the device granted another SM count than asked.
     pub fn partition(&self, tpcs: TpcSet) -> Result<PartitionId, LadderError> {
         let mut made = self.made.lock();
-        if let Some(&partition) = made.get(&tpcs) {
-            return Ok(partition);
+        if let Some(known) = made.get(&tpcs) {
+            return Ok(known.clone()?);
         }
         if made.len() > self.limit {
             return Err(LadderError::Full { limit: self.limit });
         }
         let partition = self.device.create_partition(tpcs)?;
         let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(partition)?);
-        if granted != asked {
-            return Err(DeviceError::ShortPartition { asked, granted }.into());
-        }
-        made.insert(tpcs, partition);
-        Ok(partition)
+        let made_as_asked = if granted == asked { Ok(partition) } else { Err(DeviceError::ShortPartition { asked, granted }) };
+        made.insert(tpcs, made_as_asked.clone());
+        Ok(made_as_asked?)
     }
 
     /// How many partitions exist besides the whole GPU.

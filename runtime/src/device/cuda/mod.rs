@@ -105,7 +105,7 @@ impl CudaDevice {
         self.context.handle().raw()
     }
 
-    /// A stream of this device, for opaque launches. It stays valid while the device is open.
+    /// A stream of this device, for opaque launches. It stays valid until it is given back, or the device closed.
     pub fn stream_handle(&self, stream: StreamId) -> sys::CUstream {
         driver::Stream::from(stream).raw()
     }
@@ -206,6 +206,10 @@ impl Device for CudaDevice {
             partition => self.partitions.create_stream(partition, level),
         }?;
         Ok(self.streams.keep(stream).into())
+    }
+
+    fn destroy_stream(&self, stream: StreamId) {
+        tolerate(self.context.bind().and_then(|()| self.streams.release(stream.into())));
     }
 
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::driver::{self, Event, Stream};
 use super::status::tolerate;
-use crate::device::{DeviceError, Priority};
+use crate::device::{DeviceError, Priority, StreamId};
 
 /// The driver's numbers for our three priorities. The lower the number, the sooner blocks are scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,15 +32,24 @@ impl PriorityLevels {
     }
 }
 
-/// The streams of a device, destroyed when dropped.
+/// The streams of a device that were not given back; they are destroyed when dropped.
 #[derive(Default)]
 pub struct Streams(Mutex<Vec<Stream>>);
 
 impl Streams {
-    /// Keeps `stream` until the device is closed.
+    /// Keeps `stream` until it is released, or the device closed.
     pub fn keep(&self, stream: Stream) -> Stream {
         self.0.lock().push(stream);
         stream
+    }
+
+    /// Destroys `stream`; the driver finishes what is enqueued on it first. A stream that is not kept here is left alone.
+    pub fn release(&self, stream: Stream) -> Result<(), DeviceError> {
+        let mut kept = self.0.lock();
+        match kept.iter().position(|&known| StreamId::from(known) == StreamId::from(stream)) {
+            Some(at) => driver::stream_destroy(kept.swap_remove(at)),
+            None => Ok(()),
+        }
     }
 }
 

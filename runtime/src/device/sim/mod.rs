@@ -82,7 +82,8 @@ fn refused(call: &'static str, status: impl Into<String>) -> DeviceError {
 
 fn stream_index(engine: &Engine, stream: StreamId, call: &'static str) -> Result<usize, DeviceError> {
     let index = usize::try_from(stream.0).ok().and_then(|id| id.checked_sub(1));
-    index.filter(|&index| index < engine.streams.len()).ok_or_else(|| refused(call, format!("there is no stream {}", stream.0)))
+    let known = index.filter(|&index| engine.streams.get(index).is_some_and(|stream| !stream.destroyed));
+    known.ok_or_else(|| refused(call, format!("there is no stream {}", stream.0)))
 }
 
 /// The stream, which must not be capturing.
@@ -224,6 +225,13 @@ impl Device for SimDevice {
         let sms = engine.partitions.get(partition.0 as usize).copied();
         let sms = sms.ok_or_else(|| no_partition(partition, "simCreateStream"))?;
         Ok(StreamId(engine.add_stream(partition.0, sms) as u64 + 1))
+    }
+
+    fn destroy_stream(&self, stream: StreamId) {
+        let engine = &mut *self.engine.lock();
+        if let Ok(index) = stream_index(engine, stream, "simDestroyStream") {
+            engine.streams[index].destroyed = true;
+        }
     }
 
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {

@@ -50,11 +50,13 @@ pub(super) struct Stream {
     pub(super) host: u64,
     /// The capture that the stream takes part in.
     pub(super) capture: Option<usize>,
+    /// Given back: it takes nothing more, but its number stays taken, since graphs captured on it refer to it.
+    pub(super) destroyed: bool,
 }
 
 impl Stream {
     pub(super) fn new(partition: u32, sms: SmSet, space: usize) -> Self {
-        Self { partition, sms, space, queue: VecDeque::new(), busy: false, not_before: 0, host: 0, capture: None }
+        Self { partition, sms, space, queue: VecDeque::new(), busy: false, not_before: 0, host: 0, capture: None, destroyed: false }
     }
 
     pub(super) fn is_idle(&self) -> bool {

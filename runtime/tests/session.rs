@@ -1,0 +1,346 @@
+//! What a session promises at the interception point: every launch goes where the plan in force places it, in the order of the calls.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smidgen_runtime::device::sim::KernelTrace;
+use smidgen_runtime::device::{Event, PartitionId, Priority, Sms};
+use smidgen_runtime::launch::grant::Grant;
+use smidgen_runtime::launch::{Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
+use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::tenant::TenantId;
+
+mod support;
+
+use support::{Fake, Gpu, Impossible};
+
+const TENANT: TenantId = TenantId(0);
+const OTHER: TenantId = TenantId(1);
+const GEMM: Fake = Fake::new("gemm");
+const NORM: Fake = Fake::new("norm");
+const LOOKUP: Fake = Fake::new("lookup");
+
+/// A GPU with two partitions, and the plans over them.
+struct House {
+    gpu: Gpu,
+    plans: PlanCell,
+    /// TPCs 0 to 7, and TPCs 8 to 23.
+    small: (PartitionId, TpcSet),
+    large: (PartitionId, TpcSet),
+}
+
+impl House {
+    fn new() -> Self {
+        let gpu = Gpu::h200();
+        let partition = |tpcs| (gpu.device.create_partition(tpcs).unwrap(), tpcs);
+        let (small, large) = (partition(TpcSet::range(0, 8)), partition(TpcSet::range(8, 24)));
+        Self { gpu, plans: PlanCell::new(Plan::default()), small, large }
+    }
+
+    fn placement(&self, (partition, tpcs): (PartitionId, TpcSet)) -> Placement {
+        Placement { sms: self.gpu.device.topology().sms_of(tpcs), partition, priority: Priority::Normal }
+    }
+
+    /// A tenant whose kernels are placed as listed, and on the whole GPU where not.
+    fn tenant(&self, kernels: &[(Fake, (PartitionId, TpcSet))]) -> TenantPlan {
+        TenantPlan {
+            grant: self.gpu.device.topology().all_tpcs(),
+            default: Placement::whole(Sms(132)),
+            kernels: kernels.iter().map(|&(kernel, part)| (kernel.key().fingerprint(), self.placement(part))).collect(),
+            walls: Walls::default(),
+        }
+    }
+
+    fn publish(&self, tenants: impl IntoIterator<Item = (TenantId, TenantPlan)>) {
+        self.plans.publish(Plan { policy: "test", tenants: tenants.into_iter().collect::<HashMap<_, _>>() });
+    }
+
+    /// A session of [`TENANT`] under a plan of it alone.
+    fn session(&self, kernels: &[(Fake, (PartitionId, TpcSet))]) -> Session {
+        self.publish([(TENANT, self.tenant(kernels))]);
+        self.session_of(TENANT).unwrap()
+    }
+
+    fn session_of(&self, tenant: TenantId) -> Result<Session, LaunchError> {
+        let grant = Arc::new(Grant::new(&self.gpu.device).unwrap());
+        Session::new(&self.gpu.device, &self.plans, tenant, grant)
+    }
+
+    fn all(&self) -> TpcSet {
+        self.gpu.device.topology().all_tpcs()
+    }
+}
+
+/// Names and TPCs of kernels, which must have run one after another.
+#[track_caller]
+fn ran(trace: &[KernelTrace]) -> Vec<(&'static str, TpcSet)> {
+    for pair in trace.windows(2) {
+        assert!(pair[0].ended <= pair[1].started, "{} began before {} had ended", pair[1].symbol, pair[0].symbol);
+    }
+    trace.iter().map(|kernel| (kernel.symbol, kernel.tpcs)).collect()
+}
+
+#[test]
+fn each_kernel_runs_on_the_sms_that_the_plan_gives_it_and_unknown_ones_on_the_default() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    for kernel in [GEMM, NORM, LOOKUP, NORM] {
+        session.launch(&kernel).unwrap();
+    }
+    let expected = [("gemm", house.large.1), ("norm", house.small.1), ("lookup", house.all()), ("norm", house.small.1)];
+    assert_eq!(ran(&house.gpu.trace(&session)), expected);
+}
+
+#[test]
+fn a_grid_is_no_wider_than_the_placement_even_on_the_whole_gpu() {
+    let house = House::new();
+    let narrow = TenantPlan { default: Placement::whole(Sms(10)), ..house.tenant(&[]) };
+    house.publish([(TENANT, narrow)]);
+    let mut session = house.session_of(TENANT).unwrap();
+    session.launch(&GEMM).unwrap();
+    let trace = house.gpu.trace(&session);
+    assert!(trace[0].tpcs.len() <= 10, "{:?}", trace[0].tpcs);
+}
+
+#[test]
+fn a_published_plan_counts_from_the_next_launch_on_for_new_and_for_known_kernels() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    session.launch(&GEMM).unwrap();
+    house.publish([(TENANT, house.tenant(&[(GEMM, house.small), (NORM, house.large)]))]);
+    session.launch(&GEMM).unwrap();
+    session.launch(&NORM).unwrap();
+    let expected = [("gemm", house.large.1), ("gemm", house.small.1), ("norm", house.large.1)];
+    assert_eq!(ran(&house.gpu.trace(&session)), expected);
+}
+
+#[test]
+fn a_session_hops_only_when_the_stream_changes() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    // A session begins on its default lane.
+    session.launch(&LOOKUP).unwrap();
+    assert_eq!(session.stats().hops, 0);
+    for (kernel, hops) in [(GEMM, 1), (GEMM, 1), (NORM, 2), (NORM, 2), (NORM, 2), (GEMM, 3), (LOOKUP, 4)] {
+        session.launch(&kernel).unwrap();
+        assert_eq!(session.stats().hops, hops, "after {}", kernel.name);
+    }
+    let names: Vec<_> = ran(&house.gpu.trace(&session)).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["lookup", "gemm", "gemm", "norm", "norm", "norm", "gemm", "lookup"]);
+    assert_eq!(session.stats().launches, 8);
+}
+
+#[test]
+fn a_replay_keeps_the_partitions_and_the_order_of_its_capture() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    let body = |session: &mut Session| [GEMM, NORM, LOOKUP, GEMM].iter().try_for_each(|kernel| session.launch(kernel));
+    let graph = session.capture(body).unwrap();
+    assert!(house.gpu.trace(&session).is_empty(), "a capture runs nothing");
+    session.launch(&NORM).unwrap();
+    session.replay(&graph).unwrap();
+    session.replay(&graph).unwrap();
+    session.launch(&LOOKUP).unwrap();
+    let once = [("gemm", house.large.1), ("norm", house.small.1), ("lookup", house.all()), ("gemm", house.large.1)];
+    let expected = [&[("norm", house.small.1)][..], &once, &once, &[("lookup", house.all())]].concat();
+    assert_eq!(ran(&house.gpu.trace(&session)), expected);
+    assert_eq!(session.stats().replays, 2);
+}
+
+#[test]
+fn a_graph_belongs_to_the_plan_that_it_was_captured_under() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    assert!(session.is_current(&graph).unwrap());
+    house.publish([(TENANT, house.tenant(&[(GEMM, house.small)]))]);
+    assert!(!session.is_current(&graph).unwrap());
+    session.replay(&graph).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1)], "nodes keep their partitions");
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    assert!(session.is_current(&graph).unwrap());
+    session.replay(&graph).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
+}
+
+#[test]
+fn a_plan_published_during_a_capture_does_not_split_the_graph() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    let graph = session
+        .capture(|session| {
+            session.launch(&GEMM)?;
+            house.publish([(TENANT, house.tenant(&[(GEMM, house.small)]))]);
+            session.launch(&GEMM)
+        })
+        .unwrap();
+    assert!(!session.is_current(&graph).unwrap());
+    session.replay(&graph).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1); 2]);
+}
+
+#[test]
+fn a_capture_whose_body_fails_leaves_the_session_as_it_was() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    session.launch(&GEMM).unwrap();
+    // The error falls on a lane other than the one on which the capture began.
+    let failed = session.capture(|session| {
+        session.launch(&NORM)?;
+        session.launch(&Impossible)
+    });
+    assert!(matches!(failed.err(), Some(LaunchError::Unsupported { .. })));
+    for kernel in [GEMM, NORM] {
+        session.launch(&kernel).unwrap();
+    }
+    let graph = session.capture(|session| session.launch(&NORM)).unwrap();
+    session.replay(&graph).unwrap();
+    let expected = [("gemm", house.large.1), ("gemm", house.large.1), ("norm", house.small.1), ("norm", house.small.1)];
+    assert_eq!(ran(&house.gpu.trace(&session)), expected);
+}
+
+#[test]
+fn a_session_whose_capture_panicked_can_be_given_up() {
+    let house = House::new();
+    let free = house.gpu.free_bytes();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    let body = std::panic::AssertUnwindSafe(|| session.capture::<LaunchError>(|_| panic!("in the body of a capture")));
+    assert!(std::panic::catch_unwind(body).is_err());
+    drop(session);
+    assert_eq!(house.gpu.free_bytes(), free);
+    let mut next = house.session(&[(GEMM, house.large)]);
+    next.launch(&GEMM).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&next)), [("gemm", house.large.1)]);
+}
+
+#[test]
+fn a_dismissed_tenant_launches_nothing_and_its_neighbour_goes_on() {
+    let house = House::new();
+    house.publish([(TENANT, house.tenant(&[(GEMM, house.large)])), (OTHER, house.tenant(&[(NORM, house.small)]))]);
+    let mut session = house.session_of(TENANT).unwrap();
+    let mut other = house.session_of(OTHER).unwrap();
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    let others = other.capture(|session| session.launch(&NORM)).unwrap();
+    session.launch(&GEMM).unwrap();
+    house.publish([(OTHER, house.tenant(&[(NORM, house.small)]))]);
+    let opaque = OpaqueKernel { key: GEMM.key(), work: GEMM.work() };
+    let refused = [
+        session.launch(&GEMM).err(),
+        session.replay(&graph).err(),
+        session.is_current(&graph).err(),
+        session.launch_opaque(&opaque, |_, _| ()).err(),
+        session.capture(|session| session.launch(&GEMM)).err(),
+        house.session_of(TENANT).err(),
+    ];
+    for (at, error) in refused.into_iter().enumerate() {
+        assert!(matches!(error, Some(LaunchError::Dismissed)), "{at}: {error:?}");
+    }
+    other.launch(&NORM).unwrap();
+    other.replay(&others).unwrap();
+    house.gpu.device.synchronize(session.stream()).unwrap();
+    let mut names: Vec<_> = house.gpu.trace(&other).iter().map(|kernel| kernel.symbol).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["gemm", "norm", "norm"], "what was launched before the dismissal still runs, nothing else of that tenant");
+}
+
+#[test]
+fn an_opaque_launch_gets_its_partition_s_stream_and_sm_count_in_order() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    let opaque = OpaqueKernel { key: GEMM.key(), work: GEMM.work() };
+    session.launch(&NORM).unwrap();
+    let mark = Event::new(&house.gpu.device).unwrap();
+    let (stream, sms) = session
+        .launch_opaque(&opaque, |stream, sms| {
+            house.gpu.device.record(mark.id(), stream).unwrap();
+            (stream, sms)
+        })
+        .unwrap();
+    assert_eq!((sms, stream), (Sms(32), session.stream()));
+    assert_eq!(session.stats().hops, 2, "from the default lane to the kernel's, and on to the opaque launch's");
+    // Foreign work on that stream waits for the launches before it.
+    assert!(!house.gpu.device.query(mark.id()).unwrap());
+    house.gpu.device.synchronize(stream).unwrap();
+    assert_eq!(house.gpu.sim.take_trace().len(), 1);
+    assert!(house.gpu.device.query(mark.id()).unwrap());
+    let unknown = OpaqueKernel { key: LOOKUP.key(), work: LOOKUP.work() };
+    assert_eq!(session.launch_opaque(&unknown, |_, sms| sms).unwrap(), Sms(132));
+}
+
+#[test]
+fn only_elastic_kernels_are_held_by_the_grant() {
+    let house = House::new();
+    house.publish([(TENANT, house.tenant(&[]))]);
+    let grant = Arc::new(Grant::new(&house.gpu.device).unwrap());
+    let mut session = Session::new(&house.gpu.device, &house.plans, TENANT, Arc::clone(&grant)).unwrap();
+    grant.set(house.small.1).unwrap();
+    // The copy overtakes nothing here: it is done before the launches.
+    house.gpu.device.pass_time(house.gpu.device.now() + std::time::Duration::from_millis(1));
+    session.launch(&GEMM.elastic()).unwrap();
+    session.launch(&NORM).unwrap();
+    let trace = house.gpu.trace(&session);
+    assert_eq!(trace[1].tpcs, house.all());
+    assert!(trace[0].ended - trace[0].started > 2 * (trace[1].ended - trace[1].started), "8 TPCs do the work of 66");
+}
+
+#[test]
+fn a_recording_holds_every_launch_that_happened_in_order() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    session.launch(&LOOKUP).unwrap();
+    session.start_recording();
+    let graph = session.capture(|session| session.launch(&NORM)).unwrap();
+    for kernel in [GEMM, NORM, GEMM] {
+        session.launch(&kernel).unwrap();
+    }
+    assert!(session.launch(&Impossible).is_err());
+    session.replay(&graph).unwrap();
+    let keys = |kernels: Vec<Box<dyn Kernel + Send>>| kernels.iter().map(|kernel| kernel.key().to_string()).collect::<Vec<_>>();
+    assert_eq!(keys(session.finish_recording()), [NORM, GEMM, NORM, GEMM].map(|kernel| kernel.key().to_string()));
+    session.launch(&GEMM).unwrap();
+    assert!(session.finish_recording().is_empty());
+}
+
+#[test]
+fn what_a_request_launches_is_counted_by_kernel() {
+    let house = House::new();
+    let mut session = house.session(&[]);
+    session.launch(&LOOKUP).unwrap();
+    session.forget_counts();
+    for kernel in [GEMM, NORM, GEMM] {
+        session.launch(&kernel).unwrap();
+    }
+    assert!(session.launch(&Impossible).is_err());
+    let counts: Vec<_> = session.seen().iter().map(|seen| (seen.key.name(), seen.launches)).collect();
+    assert_eq!(counts, [("lookup", 0), ("gemm", 2), ("norm", 1), ("impossible", 0)]);
+}
+
+#[test]
+fn a_session_tells_a_thousand_kernels_apart() {
+    let house = House::new();
+    let names: Vec<&'static str> = (0..1000).map(|at| &*format!("kernel_{at}").leak()).collect();
+    let kernels: Vec<_> = names.iter().map(|&name| Fake { bytes: 1000, ..Fake::new(name) }).collect();
+    let placed: Vec<_> = kernels.iter().step_by(2).map(|&kernel| (kernel, house.small)).collect();
+    let mut session = house.session(&placed);
+    for kernel in &kernels {
+        session.launch(kernel).unwrap();
+    }
+    for (at, (name, tpcs)) in ran(&house.gpu.trace(&session)).into_iter().enumerate() {
+        assert_eq!((name, tpcs), (names[at], if at % 2 == 0 { house.small.1 } else { house.all() }));
+    }
+}
+
+#[test]
+fn a_session_that_is_given_up_finishes_its_launches_and_returns_all_it_had() {
+    let house = House::new();
+    let free = house.gpu.free_bytes();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    for kernel in [GEMM, NORM, GEMM.elastic()] {
+        session.launch(&kernel).unwrap();
+    }
+    let stream = session.stream();
+    drop(session);
+    assert_eq!(house.gpu.sim.take_trace().len(), 3);
+    assert_eq!(house.gpu.free_bytes(), free);
+    assert!(house.gpu.device.synchronize(stream).is_err(), "the stream is gone");
+}
