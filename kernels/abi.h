@@ -58,7 +58,7 @@ typedef enum GemmEpilogue {
     GEMM_BIAS_RELU = 5,      // max(x + bias, 0)
     GEMM_RESIDUAL = 6,       // x + residual
     GEMM_BIAS_RESIDUAL = 7,  // x + bias + residual
-    GEMM_SILU_GATE = 8       // columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up
+    GEMM_SILU_GATE = 8       // columns 2i and 2i + 1 of x, plus the bias if there is one, are gate and up: C[., i] = silu(gate) * up
 } GemmEpilogue;
 
 // ---- attention/ ----

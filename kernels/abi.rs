@@ -135,7 +135,7 @@ pub const GemmEpilogue_GEMM_BIAS_RELU: GemmEpilogue = 5;
 pub const GemmEpilogue_GEMM_RESIDUAL: GemmEpilogue = 6;
 #[doc = " x + bias + residual"]
 pub const GemmEpilogue_GEMM_BIAS_RESIDUAL: GemmEpilogue = 7;
-#[doc = " columns 2i and 2i + 1 are gate and up: C[., i] = silu(gate) * up"]
+#[doc = " columns 2i and 2i + 1 of x, plus the bias if there is one, are gate and up: C[., i] = silu(gate) * up"]
 pub const GemmEpilogue_GEMM_SILU_GATE: GemmEpilogue = 8;
 #[doc = " What is done to a sum before it is stored; x = scale * sum."]
 pub type GemmEpilogue = ::std::os::raw::c_uint;

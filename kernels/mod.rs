@@ -18,6 +18,9 @@ pub mod random;
 
 pub mod sampling;
 
+#[cfg(test)]
+mod testing;
+
 /// Whether 16-byte loads are allowed at every one of `pointers`. Null counts as aligned: absent operands are not loaded.
 pub(crate) fn is_aligned(pointers: &[smidgen_runtime::device::DevicePtr]) -> bool {
     pointers.iter().all(|pointer| pointer.0.is_multiple_of(16))

@@ -23,10 +23,11 @@ enum Finish {
     Residual,
     BiasResidual,
     SiluGate,
+    BiasSiluGate,
 }
 
 impl Finish {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Plain,
         Self::PlainF32,
         Self::Bias,
@@ -36,10 +37,15 @@ impl Finish {
         Self::Residual,
         Self::BiasResidual,
         Self::SiluGate,
+        Self::BiasSiluGate,
     ];
 
+    fn is_gate(self) -> bool {
+        matches!(self, Self::SiluGate | Self::BiasSiluGate)
+    }
+
     fn columns(self, n: u32) -> u32 {
-        if self == Self::SiluGate { n / 2 } else { n }
+        if self.is_gate() { n / 2 } else { n }
     }
 
     fn element_bytes(self) -> u32 {
@@ -84,6 +90,7 @@ impl Problem {
             Finish::Residual => Epilogue::Residual(added),
             Finish::BiasResidual => Epilogue::BiasResidual(bias_ptr, added),
             Finish::SiluGate => Epilogue::SiluGate,
+            Finish::BiasSiluGate => Epilogue::BiasSiluGate(bias_ptr),
         };
         let gemm = Gemm { lda, ldb, ldc, ..Gemm::new([m, n, k], operands[0].ptr(), operands[1].ptr(), c.ptr(), epilogue) };
         Self { gemm, finish, a, b, bias, residual, residual_stride, scale, c, _operands: operands }
@@ -109,9 +116,10 @@ impl Problem {
                     Finish::BiasRelu => biased().max(0.0),
                     Finish::Residual => sum(column) + residual(),
                     Finish::BiasResidual => biased() + residual(),
-                    Finish::SiluGate => {
-                        let gate = sum(2 * column);
-                        gate / (1.0 + (-gate).exp()) * sum(2 * column + 1)
+                    Finish::SiluGate => silu(sum(2 * column)) * sum(2 * column + 1),
+                    Finish::BiasSiluGate => {
+                        let biased = |column: usize| sum(column) + self.bias[column].to_f64();
+                        silu(biased(2 * column)) * biased(2 * column + 1)
                     }
                 }
             })
@@ -167,9 +175,13 @@ fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }
 
-/// An even n for the gate, which has no other.
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// An even n for the gates, which have no other.
 fn shape_for(finish: Finish, [m, n, k]: [u32; 3]) -> [u32; 3] {
-    [m, if finish == Finish::SiluGate { n.next_multiple_of(2) } else { n }, k]
+    [m, if finish.is_gate() { n.next_multiple_of(2) } else { n }, k]
 }
 
 #[test]

@@ -63,6 +63,10 @@ unsafe impl Kernel for Embed {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let shape = row_shape(&self.key(), self.rows, self.width)?;
+        // The kernel reads row 0 in place of a row that does not exist.
+        if self.vocabulary == 0 || self.bert.is_some_and(|bert| bert.max_positions == 0) {
+            return Err(LaunchError::Unsupported { kernel: self.key().to_string(), reason: "a table has no rows".into() });
+        }
         let mut args = EmbedArgs {
             ids: self.ids.0,
             words: self.words.0,
@@ -104,5 +108,53 @@ unsafe impl Kernel for Embed {
             (true, RowShape::Wide, false) => "embed_bert_wide_unaligned",
         };
         Ok(shape.launch(symbol, self.rows, sms, Params::new(args)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported, h200};
+    use super::*;
+
+    const BERT: BertEmbedding = BertEmbedding {
+        positions: DevicePtr(256),
+        position_table: DevicePtr(512),
+        max_positions: 512,
+        type_table: DevicePtr::NULL,
+        weight: DevicePtr(768),
+        bias: DevicePtr(1024),
+        epsilon: 1e-12,
+    };
+
+    fn embed(rows: u32, width: u32, bert: Option<BertEmbedding>) -> Embed {
+        Embed { rows, width, vocabulary: 1000, ids: DevicePtr(4), words: DevicePtr(256), bert, y: DevicePtr(512) }
+    }
+
+    #[test]
+    fn an_embedding_stays_within_its_sms_at_any_shape() {
+        for bert in [None, Some(BERT)] {
+            for (rows, width) in [(1, 1), (9, 768), (1000, 1025), (3, 8193), (u32::MAX, 32_768)] {
+                assert_stays_within_its_sms(&embed(rows, width, bert));
+            }
+        }
+    }
+
+    #[test]
+    fn an_embedding_without_rows_or_from_an_empty_table_is_refused() {
+        for bert in [None, Some(BERT)] {
+            assert_unsupported(&embed(0, 768, bert), "no rows");
+            assert_unsupported(&embed(4, 32_769, bert), "not 32769");
+            assert_unsupported(&Embed { vocabulary: 0, ..embed(4, 768, bert) }, "a table has no rows");
+        }
+        assert_unsupported(&embed(4, 768, Some(BertEmbedding { max_positions: 0, ..BERT })), "a table has no rows");
+    }
+
+    #[test]
+    fn wide_loads_need_every_table_aligned() {
+        let symbol = |embed: Embed| embed.configure(Sms(132), &h200()).expect("a supported shape").symbol;
+        assert_eq!(symbol(embed(4, 768, Some(BERT))), "embed_bert_narrow");
+        assert_eq!(symbol(embed(4, 768, Some(BertEmbedding { bias: DevicePtr(1026), ..BERT }))), "embed_bert_narrow_unaligned");
+        assert_eq!(symbol(embed(4, 4096, None)), "embed_tokens_middle");
+        assert_eq!(symbol(embed(4, 4095, None)), "embed_tokens_middle_unaligned");
     }
 }

@@ -67,7 +67,7 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
 
     float x[4] = {sums.x * args.scale, sums.y * args.scale, sums.z * args.scale, sums.w * args.scale};
     if (epilogue == GEMM_BIAS || epilogue == GEMM_BIAS_GELU || epilogue == GEMM_BIAS_GELU_TANH || epilogue == GEMM_BIAS_RELU ||
-        epilogue == GEMM_BIAS_RESIDUAL) {
+        epilogue == GEMM_BIAS_RESIDUAL || (epilogue == GEMM_SILU_GATE && args.bias != 0)) {
         float bias[4];
         load_4_halves(bias, reinterpret_cast<const __half *>(args.bias) + col, whole, valid);
 #pragma unroll

@@ -41,11 +41,18 @@ pub enum Epilogue {
     BiasResidual(DevicePtr, Residual),
     /// `silu(gate) * up`, where rows `2i` and `2i + 1` of `B` make gate and up of output column `i`: `C` is `[m, n / 2]`.
     SiluGate,
+    /// [`SiluGate`](Self::SiluGate) of `sum + bias`: the bias is `[n]`, and gates' and ups' alternate like the rows of `B`.
+    BiasSiluGate(DevicePtr),
 }
 
 impl Epilogue {
     /// The sum as it is.
     pub const NONE: Self = Self::Plain { scale: 1.0 };
+
+    /// Whether two columns of the product make one of `C`.
+    const fn is_gate(self) -> bool {
+        matches!(self, Self::SiluGate | Self::BiasSiluGate(_))
+    }
 }
 
 /// A matrix that is added to the product.
@@ -65,7 +72,7 @@ pub struct Residual {
 pub struct Gemm {
     /// Rows of `A` and `C`.
     pub m: u32,
-    /// Rows of `B`, and columns of `C` (twice those of `C` for [`Epilogue::SiluGate`]).
+    /// Rows of `B`, and columns of `C` (twice those of `C` for the gates).
     pub n: u32,
     /// Columns of `A` and `B`.
     pub k: u32,
@@ -88,7 +95,7 @@ pub struct Gemm {
 impl Gemm {
     /// A product of matrices without gaps between their rows.
     pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
-        let ldc = if matches!(epilogue, Epilogue::SiluGate) { n / 2 } else { n };
+        let ldc = if epilogue.is_gate() { n / 2 } else { n };
         Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
     }
 
@@ -127,7 +134,7 @@ impl Gemm {
     }
 
     fn c_columns(&self) -> u32 {
-        if self.epilogue == Epilogue::SiluGate { self.n / 2 } else { self.n }
+        if self.epilogue.is_gate() { self.n / 2 } else { self.n }
     }
 
     fn bias(&self) -> Option<DevicePtr> {
@@ -136,7 +143,8 @@ impl Gemm {
             | Epilogue::BiasGelu(bias)
             | Epilogue::BiasGeluTanh(bias)
             | Epilogue::BiasRelu(bias)
-            | Epilogue::BiasResidual(bias, _) => Some(bias),
+            | Epilogue::BiasResidual(bias, _)
+            | Epilogue::BiasSiluGate(bias) => Some(bias),
             Epilogue::Plain { .. } | Epilogue::PlainF32 { .. } | Epilogue::Residual(_) | Epilogue::SiluGate => None,
         }
     }
@@ -153,7 +161,7 @@ impl Gemm {
             "m, n and k must be at least 1"
         } else if self.m.max(self.n).max(self.k) > i32::MAX as u32 {
             "m, n and k must be below 2^31"
-        } else if self.epilogue == Epilogue::SiluGate && !self.n.is_multiple_of(2) {
+        } else if self.epilogue.is_gate() && !self.n.is_multiple_of(2) {
             "the SiLU gate needs an even n: gate and up rows alternate"
         } else if self.lda < self.k || self.ldb < self.k || self.ldc < self.c_columns() {
             "rows overlap: lda and ldb must be at least k, ldc at least the columns of C"
@@ -181,7 +189,7 @@ impl Gemm {
             Epilogue::BiasRelu(_) => abi::GemmEpilogue_GEMM_BIAS_RELU,
             Epilogue::Residual(_) => abi::GemmEpilogue_GEMM_RESIDUAL,
             Epilogue::BiasResidual(..) => abi::GemmEpilogue_GEMM_BIAS_RESIDUAL,
-            Epilogue::SiluGate => abi::GemmEpilogue_GEMM_SILU_GATE,
+            Epilogue::SiluGate | Epilogue::BiasSiluGate(_) => abi::GemmEpilogue_GEMM_SILU_GATE,
         }
     }
 
@@ -194,7 +202,7 @@ impl Gemm {
         // Four columns of the product make two of C under the gate.
         let (c_alignment, ldc_multiple) = match self.epilogue {
             Epilogue::PlainF32 { .. } => (16, 4),
-            Epilogue::SiluGate => (4, 2),
+            Epilogue::SiluGate | Epilogue::BiasSiluGate(_) => (4, 2),
             _ => (8, 4),
         };
         let vectorised = self.c.0.is_multiple_of(c_alignment)
@@ -235,6 +243,7 @@ unsafe impl Kernel for Gemm {
         const RESIDUAL: KernelName = KernelName::new("gemm_residual");
         const BIAS_RESIDUAL: KernelName = KernelName::new("gemm_bias_residual");
         const SILU_GATE: KernelName = KernelName::new("gemm_silu_gate");
+        const BIAS_SILU_GATE: KernelName = KernelName::new("gemm_bias_silu_gate");
         let name = match self.epilogue {
             Epilogue::Plain { .. } => PLAIN,
             Epilogue::PlainF32 { .. } => PLAIN_F32,
@@ -245,6 +254,7 @@ unsafe impl Kernel for Gemm {
             Epilogue::Residual(_) => RESIDUAL,
             Epilogue::BiasResidual(..) => BIAS_RESIDUAL,
             Epilogue::SiluGate => SILU_GATE,
+            Epilogue::BiasSiluGate(_) => BIAS_SILU_GATE,
         };
         KernelKey::new(name, [self.m, self.n, self.k])
     }
@@ -333,7 +343,14 @@ mod tests {
         let gate = Gemm { epilogue: Epilogue::SiluGate, ..gemm([8, 7, 64]) };
         let no_bias = Gemm { epilogue: Epilogue::Bias(DevicePtr::NULL), ..gemm([8, 8, 64]) };
         let overlapping = Gemm { lda: 63, ..gemm([8, 8, 64]) };
-        for (problem, reason) in [(gate, "even n"), (gemm([0, 8, 8]), "at least 1"), (overlapping, "rows overlap"), (no_bias, "is null")] {
+        let biased_gate = Gemm { epilogue: Epilogue::BiasSiluGate(DevicePtr(64)), ..gate };
+        for (problem, reason) in [
+            (gate, "even n"),
+            (biased_gate, "even n"),
+            (gemm([0, 8, 8]), "at least 1"),
+            (overlapping, "rows overlap"),
+            (no_bias, "is null"),
+        ] {
             let error = problem.configure(Sms(8), &h200()).expect_err("no such kernel");
             assert!(error.to_string().contains(reason), "{error}");
         }
@@ -358,6 +375,8 @@ mod tests {
     fn work_counts_each_operand_once() {
         let work = Gemm { epilogue: Epilogue::Bias(DevicePtr(64)), ..gemm([2, 3, 5]) }.work();
         assert_eq!(work, Work { flops: 2 * 2 * 3 * 5, bytes: 2 * (2 * 5 + 3 * 5 + 2 * 3 + 3) });
-        assert_eq!(Gemm::new([2, 4, 5], DevicePtr(0), DevicePtr(0), DevicePtr(0), Epilogue::SiluGate).work().bytes, 2 * (10 + 20 + 4));
+        let gate = |epilogue| Gemm::new([2, 4, 5], DevicePtr(0), DevicePtr(0), DevicePtr(0), epilogue).work().bytes;
+        assert_eq!(gate(Epilogue::SiluGate), 2 * (10 + 20 + 4));
+        assert_eq!(gate(Epilogue::BiasSiluGate(DevicePtr(64))), 2 * (10 + 20 + 4 + 4));
     }
 }

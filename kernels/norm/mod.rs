@@ -146,3 +146,63 @@ unsafe impl Kernel for Norm {
         Ok(shape.launch(symbol, self.rows, sms, Params::new(args)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported, h200};
+    use super::*;
+
+    fn norm(rows: u32, width: u32) -> Norm {
+        Norm {
+            kind: NormKind::Layer,
+            rows,
+            width,
+            epsilon: 1e-5,
+            x: DevicePtr(256),
+            residual: DevicePtr(512),
+            sum: DevicePtr(768),
+            weight: DevicePtr(1024),
+            bias: DevicePtr(1280),
+            y: DevicePtr(1536),
+        }
+    }
+
+    fn symbol(norm: Norm) -> &'static str {
+        norm.configure(Sms(132), &h200()).expect("a supported shape").symbol
+    }
+
+    #[test]
+    fn a_norm_stays_within_its_sms_at_any_shape() {
+        for rows in [1, 7, 8, 9, 1000, u32::MAX] {
+            for width in [1, 768, 1024, 1025, 8192, 8193, 32_768] {
+                assert_stays_within_its_sms(&norm(rows, width));
+            }
+        }
+    }
+
+    #[test]
+    fn a_norm_without_rows_or_of_rows_too_long_is_refused() {
+        assert_unsupported(&norm(0, 768), "no rows");
+        assert_unsupported(&norm(4, 0), "not 0");
+        assert_unsupported(&norm(4, 32_769), "not 32769");
+    }
+
+    #[test]
+    fn the_shape_follows_the_width_and_wide_loads_need_aligned_rows() {
+        assert_eq!(
+            [1024, 1032, 8192, 8200].map(|width| symbol(norm(1, width))),
+            ["layer_norm_narrow", "layer_norm_middle", "layer_norm_middle", "layer_norm_wide"]
+        );
+        assert_eq!(symbol(norm(1, 1023)), "layer_norm_narrow_unaligned");
+        assert_eq!(symbol(Norm { y: DevicePtr(1538), ..norm(1, 1024) }), "layer_norm_narrow_unaligned");
+        let rms = Norm { kind: NormKind::Rms, bias: DevicePtr::NULL, residual: DevicePtr::NULL, sum: DevicePtr::NULL, ..norm(1, 4096) };
+        assert_eq!(symbol(rms), "rms_norm_middle");
+    }
+
+    #[test]
+    fn absent_operands_are_no_bytes() {
+        let all = norm(10, 100).work().bytes;
+        assert_eq!(all, 4 * 2 * 1000 + 4 * 100);
+        assert_eq!(Norm { residual: DevicePtr::NULL, sum: DevicePtr::NULL, ..norm(10, 100) }.work().bytes, 2 * 2 * 1000 + 4 * 100);
+    }
+}

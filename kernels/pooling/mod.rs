@@ -102,3 +102,39 @@ unsafe impl Kernel for MeanPool {
         launch("mean_pool", &self.key(), sms, args)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported};
+    use super::*;
+
+    fn gather(rows: u32, width: u32) -> GatherRows {
+        GatherRows { rows, width, x: DevicePtr(256), index: DevicePtr(512), y: DevicePtr(768) }
+    }
+
+    fn pool(rows: u32, width: u32) -> MeanPool {
+        let [x, starts, lengths, y] = [256, 512, 768, 1024].map(DevicePtr);
+        MeanPool { rows, width, tokens: 8 * rows, x, starts, lengths, normalise: true, y }
+    }
+
+    #[test]
+    fn picking_and_averaging_stay_within_their_sms() {
+        for (rows, width) in [(1, 1), (8, 768), (1000, 40_000)] {
+            assert_stays_within_its_sms(&gather(rows, width));
+            assert_stays_within_its_sms(&pool(rows, width));
+        }
+    }
+
+    #[test]
+    fn no_rows_and_empty_rows_are_refused() {
+        for (rows, width) in [(0, 768), (8, 0)] {
+            assert_unsupported(&gather(rows, width), "no rows");
+            assert_unsupported(&pool(rows, width), "no rows");
+        }
+    }
+
+    #[test]
+    fn an_average_reads_every_token_once_in_fp16_and_writes_fp32() {
+        assert_eq!(pool(2, 10).work().bytes, 16 * 10 * 2 + 2 * 10 * 4);
+    }
+}

@@ -40,7 +40,7 @@ impl RandomWeights {
     const BLOCKS_PER_SM: u32 = 4;
 
     fn count(&self) -> u64 {
-        self.rows * self.columns
+        self.rows.saturating_mul(self.columns)
     }
 }
 
@@ -77,5 +77,29 @@ unsafe impl Kernel for RandomWeights {
             elastic: false,
             params: Params::new(args),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported};
+    use super::*;
+
+    fn weights(rows: u64, columns: u64) -> RandomWeights {
+        RandomWeights { rows, columns, stride: columns, distribution: Distribution::Constant(1.0), y: DevicePtr(256) }
+    }
+
+    #[test]
+    fn weights_of_any_size_stay_within_their_sms() {
+        for (rows, columns) in [(1, 1), (1, 8192), (3, 8191), (128_256, 4096), (1 << 20, 1 << 24)] {
+            assert_stays_within_its_sms(&weights(rows, columns));
+        }
+    }
+
+    #[test]
+    fn no_elements_and_more_than_can_be_counted_are_refused() {
+        assert_unsupported(&weights(0, 10), "no elements");
+        assert_unsupported(&weights(1 << 23, 1 << 23), "more than 2^45");
+        assert_unsupported(&weights(u64::MAX, u64::MAX), "more than 2^45");
     }
 }

@@ -64,3 +64,27 @@ unsafe impl Kernel for Sample {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported};
+    use super::*;
+
+    fn sample(rows: u32, vocabulary: u32) -> Sample {
+        let [logits, params, tokens] = [256, 512, 768].map(DevicePtr);
+        Sample { rows, vocabulary, logits, params, tokens, positions: DevicePtr::NULL, lengths: DevicePtr::NULL }
+    }
+
+    #[test]
+    fn sampling_stays_within_its_sms() {
+        for (rows, vocabulary) in [(1, 1), (8, 32_000), (1000, 128_256)] {
+            assert_stays_within_its_sms(&sample(rows, vocabulary));
+        }
+    }
+
+    #[test]
+    fn nothing_to_choose_from_is_refused() {
+        assert_unsupported(&sample(0, 32_000), "no rows");
+        assert_unsupported(&sample(8, 0), "no tokens");
+    }
+}

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::device::{Device, DeviceError};
 use crate::launch::grant::Grant;
 use crate::launch::{LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
-use crate::partition::{Ladder, LadderError};
+use crate::partition::{Ladder, LadderError, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
 use crate::profile::ProfileStore;
 use crate::tenant::{TenantId, TenantSpec};
@@ -169,6 +169,17 @@ impl Runtime {
             others.tenants.remove(&tenant);
             self.plans.publish(others);
         })
+    }
+
+    /// Grants a tenant exactly `tpcs` until the next plan says otherwise: its elastic kernels, those in flight and those in captured graphs
+    /// included, leave other SMs at their next tile. Placements stay as planned. This does not wait for the kernels.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it was dismissed; [`DeviceError::BadPartition`] for TPCs that the GPU lacks.
+    pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
+        let state = self.state.lock();
+        let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        Ok(admitted.grant.set(tpcs)?)
     }
 
     /// Plans by another policy from here on.

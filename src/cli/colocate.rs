@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
-use smidgen::colocate::{self, Run, Where, report, table};
+use smidgen::colocate::{Run, Where, report, table};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use tempfile::NamedTempFile;
@@ -139,7 +139,12 @@ pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
     }
 }
 
+<<<<<<< HEAD
+fn execute(run: &Run) -> anyhow::Result<RunResult> {
+    let topology = run.inspect()?;
+=======
 fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
+>>>>>>> refs/heads/sessions
     let provenance = RunProvenance {
         command: super::command_line(),
         commit: super::commit(),

@@ -21,8 +21,8 @@ pub mod worker;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
+use smidgen_runtime::device::{Device, DeviceError, Topology};
 use smidgen_runtime::profile::{Profile, ProfileError};
 
 use mps::MpsError;
@@ -80,9 +80,27 @@ pub enum RunError {
     /// A profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+<<<<<<< HEAD
+    /// There is no such GPU.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The objective cannot be met even alone.
+    #[error(
+        "tenant `{tenant}`: its SLO of {slo_ms} ms is below its isolated latency, {alone_ms:.3} ms at the median; raise `slo=` or use a smaller batch"
+    )]
+    ImpossibleSlo {
+        /// The tenant's name.
+        tenant: String,
+        /// What was asked for.
+        slo_ms: f64,
+        /// What it has alone.
+        alone_ms: f64,
+    },
+=======
     /// A policy needs MPS, which is not there.
     #[error(transparent)]
     Mps(#[from] MpsError),
+>>>>>>> refs/heads/sessions
 }
 
 impl Run {
@@ -114,7 +132,13 @@ impl Run {
             observe(&phase);
             // Alone means as fast as it can: at its own rate it would only wait for requests.
             let saturated = TenantRequest { rate: None, ..tenant.clone() };
-            alone.extend(self.phase(&phase, &Sharing::Policy("exclusive".into()), &[saturated])?);
+            let measured = self.phase(&phase, &Sharing::Policy("exclusive".into()), &[saturated])?;
+            if let (Some(slo_ms), Some(result)) = (tenant.slo_ms, measured.first())
+                && slo_ms < result.p50_ms
+            {
+                return Err(RunError::ImpossibleSlo { tenant: tenant.name.clone(), slo_ms, alone_ms: result.p50_ms });
+            }
+            alone.extend(measured);
         }
         let mut policies = Vec::new();
         for sharing in &self.policies {
@@ -124,6 +148,22 @@ impl Run {
             policies.push(PolicyResult::new(phase, tenants, &alone));
         }
         Ok(RunResult { provenance, alone, policies })
+    }
+
+    /// Opens the device that the tenants will run on, checks the profiles against it, and closes it again: workers must not share the GPU with
+    /// this process.
+    ///
+    /// # Errors
+    /// What opening the GPU says; the first profile that cannot be used.
+    pub fn inspect(&self) -> Result<Topology, RunError> {
+        let device: Arc<dyn Device> = match self.place {
+            Where::Cuda => crate::cuda::open()?,
+            Where::Sim => SimDevice::new(SimConfig::h200()),
+        };
+        for warning in profiles::load(&self.profiles, &*device)?.1 {
+            tracing::warn!("{warning}");
+        }
+        Ok(device.topology().clone())
     }
 
     /// How many phases [`execute`](Run::execute) goes through.
@@ -146,7 +186,7 @@ impl Run {
             config.sharing = sim::Sharing::time_sliced();
         }
         let device = SimDevice::new(config);
-        let profiles = profiles::load(&self.profiles, &*device)?;
+        let (profiles, _) = profiles::load(&self.profiles, &*device)?;
         phase::run(&PhaseDevice::Sim(Arc::clone(&device)), sharing, tenants, profiles, self.seconds, || Ok(()))
             .map_err(|source| RunError::Phase { phase: name.to_owned(), source: Box::new(source) })
     }
@@ -168,15 +208,4 @@ impl Run {
         }
         Ok(())
     }
-}
-
-/// The topology that a run on `place` would see, for provenance.
-///
-/// # Errors
-/// What opening the GPU says.
-pub fn topology(place: Where) -> Result<smidgen_runtime::device::Topology, smidgen_runtime::device::DeviceError> {
-    Ok(match place {
-        Where::Cuda => crate::cuda::open()?.topology().clone(),
-        Where::Sim => SimDevice::new(SimConfig::h200()).topology().clone(),
-    })
 }

@@ -4,7 +4,11 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use signal_hook::SigId;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -23,6 +27,12 @@ pub enum MpsError {
     /// Tenants run, but no MPS server does: what would be measured is time slicing.
     #[error("the tenants did not connect to the MPS daemon in {0}; see its control.log")]
     Unused(PathBuf),
+    /// The user wants to stop.
+    #[error("interrupted; the MPS daemon was quit")]
+    Interrupted,
+    /// Interrupts cannot be caught, so that the daemon could be left behind.
+    #[error("cannot catch interrupts: {0}")]
+    Signals(io::Error),
     /// The private folder could not be made.
     #[error("cannot make a private folder for the MPS daemon: {0}")]
     Folder(io::Error),
@@ -41,7 +51,12 @@ fn find_in(path: &OsStr) -> Result<PathBuf, MpsError> {
 }
 
 /// A running daemon.
+///
+/// While it runs, an interrupt (SIGINT, SIGTERM) does not end this process at once, which would leave the daemon behind: it is noted, and
+/// [`MpsDaemon::check_not_interrupted`] tells.
 pub struct MpsDaemon {
+    interrupted: Arc<AtomicBool>,
+    handlers: Vec<SigId>,
     /// Short, because the daemon's socket path must fit in 107 bytes.
     folder: TempDir,
 }
@@ -53,7 +68,10 @@ impl MpsDaemon {
     /// [`MpsError`], with what to do.
     pub fn start() -> Result<Self, MpsError> {
         let folder = tempfile::Builder::new().prefix("mps").rand_bytes(6).tempdir().map_err(MpsError::Folder)?;
-        let daemon = Self { folder };
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let register = |signal| signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(MpsError::Signals);
+        let handlers = [SIGINT, SIGTERM].into_iter().map(register).collect::<Result<_, _>>()?;
+        let daemon = Self { interrupted, handlers, folder };
         let output = daemon.control().arg("-d").stdin(Stdio::null()).output();
         match output {
             Ok(output) if output.status.success() => Ok(daemon),
@@ -77,6 +95,14 @@ impl MpsDaemon {
         if servers.trim().is_empty() { Err(MpsError::Unused(self.folder.path().to_owned())) } else { Ok(()) }
     }
 
+    /// Whether the run may go on.
+    ///
+    /// # Errors
+    /// [`MpsError::Interrupted`] once an interrupt has come.
+    pub fn check_not_interrupted(&self) -> Result<(), MpsError> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(MpsError::Interrupted) } else { Ok(()) }
+    }
+
     fn control(&self) -> Command {
         let mut command = Command::new(CONTROL);
         command.envs(self.environment());
@@ -96,6 +122,9 @@ impl Drop for MpsDaemon {
     fn drop(&mut self) {
         if let Err(error) = self.ask("quit") {
             tracing::warn!("could not quit the MPS daemon in {}: {error}", self.folder.path().display());
+        }
+        for &handler in &self.handlers {
+            signal_hook::low_level::unregister(handler);
         }
     }
 }

@@ -81,18 +81,30 @@ pub fn run_phase(
     seconds: f64,
 ) -> Result<Vec<TenantResult>, WorkerError> {
     let daemon = matches!(sharing, Sharing::MpsDefault).then(MpsDaemon::start).transpose()?;
+    let measured = run_workers(sharing, tenants, profiles, seconds, daemon.as_ref());
+    // An interrupt ends the workers too; it is the reason then, and not their end.
+    daemon.as_ref().map_or(Ok(()), MpsDaemon::check_not_interrupted)?;
+    measured
+}
+
+/// The workers of one phase. All are gone when this returns, so that their daemon can be asked to quit.
+fn run_workers(
+    sharing: &Sharing,
+    tenants: &[TenantRequest],
+    profiles: &[PathBuf],
+    seconds: f64,
+    daemon: Option<&MpsDaemon>,
+) -> Result<Vec<TenantResult>, WorkerError> {
     let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
     let mut workers = Vec::new();
     for group in groups {
         let job = Job { sharing: sharing.clone(), tenants: group.to_vec(), profiles: profiles.to_vec(), seconds };
-        workers.push(Worker::start(&job, daemon.as_ref())?);
+        workers.push(Worker::start(&job, daemon)?);
     }
     for worker in &mut workers {
         worker.wait_until_ready()?;
     }
-    if let Some(daemon) = &daemon {
-        daemon.check_in_use()?;
-    }
+    daemon.map_or(Ok(()), MpsDaemon::check_in_use)?;
     for worker in &mut workers {
         worker.go()?;
     }
@@ -100,9 +112,6 @@ pub fn run_phase(
     for worker in &mut workers {
         results.extend(worker.report()?);
     }
-    // Clients must be gone before their daemon is asked to quit.
-    drop(workers);
-    drop(daemon);
     Ok(results)
 }
 
@@ -195,7 +204,8 @@ pub fn serve_coordinator() -> io::Result<()> {
 
 fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<Vec<TenantResult>, Box<dyn Error>> {
     let device = crate::cuda::open()?;
-    let profiles = super::profiles::load(&job.profiles, &*device)?;
+    // The coordinator has warned of what is doubtful.
+    let (profiles, _) = super::profiles::load(&job.profiles, &*device)?;
     let gate = || {
         println!("ready");
         io::stdout().flush().map_err(|_| PhaseError::CalledOff)?;

@@ -1,6 +1,9 @@
 //! The Llama family on the device: pre-norm layers of causal attention with rotary positions and grouped queries, and a gated feed-forward
 //! block. [`Decoder::prefill`] takes whole prompts, [`Decoder::step`] one token of each sequence against the key-value cache.
 //!
+//! Attention is never windowed here: a configuration limits sequences to its sliding window
+//! ([`DecoderConfig::max_sequence`]), and within the window sliding and full attention are the same.
+//!
 //! Source: Touvron et al., "Llama 2", 2023.
 
 use smidgen_runtime::device::{Buffer, DevicePtr};
@@ -38,7 +41,10 @@ struct Layer {
     mlp_norm: Buffer,
     /// Gate and up projections, row by row in turn.
     gate_up: Buffer,
+    /// Their biases, element by element in turn.
+    gate_up_bias: Option<Buffer>,
     down: Buffer,
+    down_bias: Option<Buffer>,
 }
 
 /// The sequences of one batch: their caches, the tokens that come next, and room for what the layers pass on.
@@ -105,9 +111,6 @@ impl Decoder {
     /// # Errors
     /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
     pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
-        if config.mlp_bias {
-            return Err(BuildError::Unsupported("`mlp_bias` is true: the gated feed-forward kernels have no bias; use `--device cpu`"));
-        }
         if config.activation != Activation::Silu {
             return Err(BuildError::Unsupported(
                 "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
@@ -325,15 +328,22 @@ impl Decoder {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
         let residual = Residual { ptr: x, stride: hidden };
-        let added = match &layer.attention_output_bias {
+        let added = |bias: &Option<Buffer>| match bias {
             Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
             None => Epilogue::Residual(residual),
         };
+        let gated = layer.gate_up_bias.as_ref().map_or(Epilogue::SiluGate, |bias| Epilogue::BiasSiluGate(bias.ptr()));
         let width = self.config.query_width() as u32;
-        session.launch(&Gemm::new([rows, hidden, width], batch.attention.ptr(), layer.attention_output.ptr(), x, added))?;
+        session.launch(&Gemm::new(
+            [rows, hidden, width],
+            batch.attention.ptr(),
+            layer.attention_output.ptr(),
+            x,
+            added(&layer.attention_output_bias),
+        ))?;
         session.launch(&self.rms_norm(rows, x, &layer.mlp_norm, normed))?;
-        session.launch(&Gemm::new([rows, 2 * inner, hidden], normed, layer.gate_up.ptr(), batch.inner.ptr(), Epilogue::SiluGate))?;
-        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, Epilogue::Residual(residual)))
+        session.launch(&Gemm::new([rows, 2 * inner, hidden], normed, layer.gate_up.ptr(), batch.inner.ptr(), gated))?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))
     }
 
     /// Final norm and head over `rows` rows of `x`.
@@ -360,9 +370,11 @@ impl Layer {
     fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
         use LayerParameter as P;
         let at = |parameter| Parameter::layer(index, parameter);
-        let mut bias = |parts: &[Parameter]| config.attention_bias.then(|| loader.stacked(parts)).transpose();
-        let qkv_bias = bias(&[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
-        let attention_output_bias = bias(&[at(P::AttentionOutputBias)])?;
+        let mut bias = |wanted: bool, parts: &[Parameter]| wanted.then(|| loader.stacked(parts)).transpose();
+        let qkv_bias = bias(config.attention_bias, &[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
+        let attention_output_bias = bias(config.attention_bias, &[at(P::AttentionOutputBias)])?;
+        let down_bias = bias(config.mlp_bias, &[at(P::DownBias)])?;
+        let gate_up_bias = config.mlp_bias.then(|| loader.interleaved(at(P::GateBias), at(P::UpBias))).transpose()?;
         Ok(Self {
             attention_norm: loader.load(at(P::AttentionNormWeight))?,
             qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
@@ -371,7 +383,9 @@ impl Layer {
             attention_output_bias,
             mlp_norm: loader.load(at(P::FeedForwardNormWeight))?,
             gate_up: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?,
+            gate_up_bias,
             down: loader.load(at(P::DownWeight))?,
+            down_bias,
         })
     }
 }

@@ -17,6 +17,8 @@ use crate::weights::{LayerParameter, Parameter, Weights};
 /// An encoder's weights.
 pub struct Encoder {
     config: EncoderConfig,
+    /// The epilogue of the first feed-forward projection, whose bias it gets.
+    activation: fn(DevicePtr) -> Epilogue,
     words: Buffer,
     positions: Buffer,
     token_types: Option<Buffer>,
@@ -68,11 +70,22 @@ impl Encoder {
     /// Puts the weights on the device.
     ///
     /// # Errors
-    /// The first parameter that is missing or misshapen; what the device says.
+    /// The first parameter that is missing or misshapen; an activation that there is no kernel for; what the device says.
     pub fn new(config: &EncoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+        let activation = match config.activation {
+            Activation::Gelu => Epilogue::BiasGelu,
+            Activation::GeluTanh => Epilogue::BiasGeluTanh,
+            Activation::Relu => Epilogue::BiasRelu,
+            Activation::Silu => {
+                return Err(BuildError::Unsupported(
+                    "`hidden_act` is silu: the feed-forward kernels of encoders compute gelu, gelu_new and relu only; use `--device cpu`",
+                ));
+            }
+        };
         let mut loader = Loader::new(weights, session);
         Ok(Self {
             config: config.clone(),
+            activation,
             words: loader.load(Parameter::TokenEmbedding)?,
             positions: loader.load(Parameter::PositionEmbedding)?,
             token_types: (config.token_types > 0).then(|| loader.load(Parameter::TokenTypeEmbedding)).transpose()?,
@@ -122,11 +135,6 @@ impl Encoder {
         let config = &self.config;
         let (rows, hidden, inner) = (batch.rows, config.hidden as u32, config.intermediate as u32);
         let (x, y) = (batch.x.ptr(), batch.y.ptr());
-        let activation: fn(DevicePtr) -> Epilogue = match config.activation {
-            Activation::GeluTanh => Epilogue::BiasGeluTanh,
-            Activation::Relu => Epilogue::BiasRelu,
-            Activation::Gelu | Activation::Silu => Epilogue::BiasGelu,
-        };
         let added = |bias| Epilogue::BiasResidual(bias, Residual { ptr: x, stride: hidden });
         session.launch(&self.embedding(batch))?;
         for layer in &self.layers {
@@ -134,7 +142,7 @@ impl Encoder {
             session.launch(&self.attention(batch))?;
             session.launch(&layer.attention_output.gemm([rows, hidden, hidden], batch.attention.ptr(), y, added))?;
             session.launch(&layer.attention_norm.apply(rows, config, y, x))?;
-            session.launch(&layer.up.gemm([rows, inner, hidden], x, batch.inner.ptr(), activation))?;
+            session.launch(&layer.up.gemm([rows, inner, hidden], x, batch.inner.ptr(), self.activation))?;
             session.launch(&layer.down.gemm([rows, hidden, inner], batch.inner.ptr(), y, added))?;
             session.launch(&layer.output_norm.apply(rows, config, y, x))?;
         }

@@ -97,10 +97,16 @@ impl ModelSource {
     /// # Errors
     /// What is wrong with the weights, or what the device says.
     pub fn workload(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
-        self.check_length(seq)?;
         match self.config() {
-            ModelConfig::Encoder(config) => workload::encoder(config, &self.weights, session, batch, seq),
-            ModelConfig::Decoder(config) => workload::decoder(config, &self.weights, session, batch, seq),
+            ModelConfig::Encoder(config) => {
+                self.check_length(seq)?;
+                workload::encoder(config, &self.weights, session, batch, seq)
+            }
+            ModelConfig::Decoder(config) => {
+                // The token of the step comes after those in the cache.
+                self.check_length(seq.saturating_add(1))?;
+                workload::decoder(config, &self.weights, session, batch, seq)
+            }
         }
     }
 

@@ -50,6 +50,14 @@ pub enum SoloError {
         /// Which command takes it.
         remedy: &'static str,
     },
+    /// A sequence grew beyond the room it was made with.
+    #[error("the sequence has {length} tokens and its key-value cache has room for {capacity}; make it with more room")]
+    Full {
+        /// Tokens it would have.
+        length: usize,
+        /// Tokens there is room for.
+        capacity: u32,
+    },
 }
 
 impl Solo {
@@ -132,7 +140,7 @@ impl Solo {
             return Err(SoloError::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" });
         };
         let batch = decoder.batch(&self.session, 1, capacity, capacity, LogitRows::Last)?;
-        Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, _runtime: self.runtime })
+        Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, length: 0, capacity, _runtime: self.runtime })
     }
 
     fn download(&self, source: DevicePtr, bytes: usize) -> Result<Vec<u8>, SoloError> {
@@ -148,6 +156,10 @@ pub struct DeviceSequence {
     session: Session,
     batch: DecoderBatch,
     stage: Stage,
+    /// Tokens in the cache.
+    length: usize,
+    /// Tokens there is room for.
+    capacity: u32,
     _runtime: Runtime,
 }
 
@@ -168,6 +180,10 @@ impl Continue for DeviceSequence {
 
     /// `tokens` is the prompt at first, and the token drawn last from then on: the device has that one already.
     fn next(&mut self, tokens: &[u32], sampling: &Sampling, uniform: f32) -> Result<u32, SoloError> {
+        let length = self.length + tokens.len();
+        if length > self.capacity as usize {
+            return Err(SoloError::Full { length, capacity: self.capacity });
+        }
         let top_k = sampling.top_k.map_or(0, |top_k| u32::try_from(top_k.get()).unwrap_or(0));
         let params = SampleParams { temperature: sampling.temperature, top_p: sampling.top_p, top_k, draw: uniform };
         self.batch.draw_by(&self.session, &[params])?;
@@ -192,6 +208,7 @@ impl Continue for DeviceSequence {
         if let Some(stage) = next.map_err(BuildError::from)? {
             self.stage = stage;
         }
+        self.length = length;
         Ok(self.batch.tokens(&self.session)?[0])
     }
 }

@@ -43,7 +43,7 @@ impl<'a> Loader<'a> {
         self.upload(&values)
     }
 
-    /// Two matrices of the same shape, row by row in turn: the layout of the gated GEMM epilogue.
+    /// Two matrices of the same shape row by row in turn, or two vectors element by element: the layout of the gated GEMM epilogues.
     pub(super) fn interleaved(&mut self, even: Parameter, odd: Parameter) -> Result<Buffer, BuildError> {
         let (rows, columns) = self.extent(even);
         if self.weights.as_random().is_some() {
@@ -58,11 +58,11 @@ impl<'a> Loader<'a> {
         self.upload(&values)
     }
 
-    /// Rows and columns of a parameter; a vector is one row.
+    /// Rows and columns of a parameter; a vector is one column.
     fn extent(&self, parameter: Parameter) -> (u64, u64) {
         match parameter.shape(self.weights.config())[..] {
             [rows, columns] => (rows as u64, columns as u64),
-            ref vector => (1, vector.iter().product::<usize>() as u64),
+            ref vector => (vector.iter().product::<usize>() as u64, 1),
         }
     }
 

@@ -13,9 +13,10 @@ pub const DECODERS: [&str; 3] = ["llama-tied", "llama-untied", "mistral"];
 /// The encoders among the fixtures.
 pub const ENCODERS: [&str; 2] = ["bert", "distilbert"];
 
-/// The directory of a tiny model.
+/// The directory of a tiny model. `SMIDGEN_FIXTURES` names the folder where a test runs away from the repository.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    let fixtures = std::env::var_os("SMIDGEN_FIXTURES").map(PathBuf::from);
+    fixtures.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join(name)
 }
 
 /// The token ids a tiny model was run on.

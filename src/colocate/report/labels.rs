@@ -16,6 +16,7 @@ const CHARACTER: (f64, f64) = (6.4, 12.0);
 /// A place beside its own curve for each name: the first free one of several heights and both sides, or the least bad. `left` and `right`
 /// bound the plot. Curves without points have no place.
 pub(super) fn place(curves: &[Vec<Point>], names: &[String], (left, right): (f64, f64)) -> Vec<Option<Place>> {
+    let drawn: Vec<Point> = curves.iter().flat_map(|curve| along(curve)).collect();
     let mut taken: Vec<Area> = Vec::new();
     let mut places = Vec::with_capacity(curves.len());
     for (curve, name) in curves.iter().zip(names) {
@@ -32,12 +33,23 @@ pub(super) fn place(curves: &[Vec<Point>], names: &[String], (left, right): (f64
         let best = candidates.min_by_key(|(_, area)| {
             let outside = usize::from(area.left < left || area.right > right || area.left < 0.0 || area.right > Svg::WIDTH);
             let names = taken.iter().filter(|other| area.meets(other)).count();
-            1000 * names + 1000 * outside + curves.iter().flatten().filter(|&&point| area.holds(point)).count()
+            1000 * names + 1000 * outside + drawn.iter().filter(|&&point| area.holds(point)).count()
         });
         taken.extend(best.map(|(_, area)| area));
         places.push(best.map(|(place, _)| place));
     }
     places
+}
+
+/// A curve's points, and more of them where it runs far between two.
+fn along(curve: &[Point]) -> impl Iterator<Item = Point> {
+    const STEP: f64 = 5.0;
+    curve.windows(2).flat_map(|pair| {
+        let (from, to) = (pair[0], pair[1]);
+        let steps = ((to.0 - from.0).hypot(to.1 - from.1) / STEP).ceil().max(1.0) as usize;
+        let between = move |start: f64, end: f64, at: usize| start + (end - start) * at as f64 / steps as f64;
+        (0..=steps).map(move |at| (between(from.0, to.0, at), between(from.1, to.1, at)))
+    })
 }
 
 /// What a label covers.
@@ -74,6 +86,17 @@ mod tests {
                 assert!(a.anchor != b.anchor || (a.at.1 - b.at.1).abs() >= CHARACTER.1, "{a:?} covers {b:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_name_does_not_cover_a_stretch_between_two_points() {
+        // Up, far to the right, and up again.
+        let curve: Vec<Point> = (0..=100).map(|at| (if at <= 50 { 100.0 } else { 300.0 }, f64::from(200 - at))).collect();
+        let [Some(Place { at: (x, y), anchor })] = place(&[curve], &["time-slice".to_owned()], (0.0, 460.0))[..] else {
+            panic!("no place")
+        };
+        let beside = if anchor == Anchor::Start { x > 300.0 } else { x < 100.0 };
+        assert!(beside || (y - 4.0 - 150.0).abs() > CHARACTER.1 / 2.0, "the name is written over the line, from {x}, {y}");
     }
 
     #[test]

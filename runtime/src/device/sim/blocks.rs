@@ -480,10 +480,11 @@ impl Blocks {
     /// A kernel whose blocks are all placed as if alone takes the count that it was launched for: what its grid fills, or, if its grid is as
     /// large as its work, every SM within its reach. Otherwise it takes what it has.
     fn effective_sms(&self, id: usize, had: f64) -> f64 {
-        let (mut reach, mut filled, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 1);
+        let (mut reach, mut filled, mut resident, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 0, 1);
         for member in self.members(id) {
             reach = reach.union(member.reach());
             filled += f64::from(member.resident) / f64::from(member.spec.blocks_per_sm);
+            resident += member.resident;
             grid += member.spec.grid;
             tiles = tiles.max(member.spec.tiles);
         }
@@ -491,7 +492,14 @@ impl Blocks {
         let before = self.kernel(id).and_then(|kernel| kernel.tail).unwrap_or(1.0);
         let (had, filled) = (had * before, filled * before);
         let within_reach = f64::from(reach.len().max(1));
-        let nominal = if grid < tiles { filled.min(within_reach) } else { within_reach };
+        let placed_all = self.members(id).all(|member| member.pending() == 0);
+        let nominal = if grid < tiles {
+            filled.min(within_reach)
+        } else if placed_all {
+            within_reach
+        } else {
+            within_reach * f64::from(resident) / f64::from(grid)
+        };
         if had + 1e-9 >= f64::from(grid).min(within_reach) { nominal } else { nominal.min(had) }
     }
 

@@ -112,7 +112,7 @@ impl SimConfig {
             event_gap: Duration::from_nanos(130),
             hop_gap: Duration::from_nanos(690),
             launch_cost: Duration::from_nanos(4_100),
-            replay_cost: Duration::from_micros(5),
+            replay_cost: Duration::from_micros(30),
             event_cost: Duration::from_nanos(450),
             copy_latency: Duration::from_nanos(1_500),
             copy_bandwidth: 55.0,

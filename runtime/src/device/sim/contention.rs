@@ -101,7 +101,7 @@ pub(super) fn contend(demands: &mut [Demand], costs: &CostModel, config: &SimCon
         let traffic: f64 = demands.iter().map(Demand::traffic).sum();
         for demand in &mut *demands {
             let others = ((traffic - demand.traffic()) / peak).clamp(0.0, 1.0);
-            demand.slowdown *= 1.0 - demand.compute_bound * config.dram_interference * others;
+            demand.slowdown *= 1.0 - (1.0 - demand.memory_bound) * config.dram_interference * others;
         }
     }
 }

