@@ -25,7 +25,7 @@
 
 constexpr int BLOCK_K = 64;  // halves: 128 bytes, the swizzle's row and the L2's line
 
-// A tile's shape and what follows from it. kernels/gemm/tile.rs holds the same figures for the host.
+// A tile's shape and what follows from it. kernels/gemm/variant.rs holds the same figures for the host.
 template <int BLOCK_M_, int BLOCK_N_, int WARPS_M_, int WARPS_N_, int STAGES_, int BLOCKS_PER_SM_>
 struct TileShape {
     static constexpr int BLOCK_M = BLOCK_M_, BLOCK_N = BLOCK_N_;

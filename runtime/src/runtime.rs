@@ -21,6 +21,29 @@ use crate::tenant::{TenantId, TenantSpec};
 const PARTITION_LIMIT: usize = 128;
 
 /// Several tenants on one device.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use smidgen_runtime::device::Sms;
+/// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
+/// use smidgen_runtime::policy::StaticEqual;
+/// use smidgen_runtime::profile::ProfileStore;
+/// use smidgen_runtime::tenant::{Class, TenantSpec};
+/// use smidgen_runtime::{AdmitError, Runtime};
+///
+/// let device = SimDevice::new(SimConfig::h200());
+/// let runtime = Runtime::new(device, Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+/// let tenant = |name: &str| TenantSpec { name: name.to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
+///
+/// let first = runtime.admit(tenant("first"))?;
+/// let second = runtime.admit(tenant("second"))?;
+/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(66));
+///
+/// runtime.dismiss(second)?;
+/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(132));
+/// # Ok::<(), AdmitError>(())
+/// ```
 pub struct Runtime {
     device: Arc<dyn Device>,
     ladder: Ladder,
@@ -172,7 +195,8 @@ impl Runtime {
     }
 
     /// Grants a tenant exactly `tpcs` until the next plan says otherwise: its elastic kernels, those in flight and those in captured graphs
-    /// included, leave other SMs at their next tile. Placements stay as planned. This does not wait for the kernels.
+    /// included, leave other SMs at their next tile. Placements stay as planned. This does not wait for the kernels;
+    /// one that starts before a larger grant has arrived, some microseconds later, ends on the SMs of the old one.
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] if it was dismissed; [`DeviceError::BadPartition`] for TPCs that the GPU lacks.

@@ -90,7 +90,7 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     }
     let place = args.device.into();
     let mut run = Run { tenants: args.tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place };
-    let topology = colocate::topology(place)?;
+    let topology = run.inspect()?;
     run.check()?;
     match place {
         Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
@@ -116,7 +116,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
         check_writable(path)?;
     }
     let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place };
-    let topology = colocate::topology(place)?;
+    let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
         Where::Sim => vec![find_shipped_profile()?],
@@ -139,12 +139,7 @@ pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
     }
 }
 
-<<<<<<< HEAD
-fn execute(run: &Run) -> anyhow::Result<RunResult> {
-    let topology = run.inspect()?;
-=======
 fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
->>>>>>> refs/heads/sessions
     let provenance = RunProvenance {
         command: super::command_line(),
         commit: super::commit(),

@@ -80,7 +80,6 @@ pub enum RunError {
     /// A profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-<<<<<<< HEAD
     /// There is no such GPU.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -96,11 +95,9 @@ pub enum RunError {
         /// What it has alone.
         alone_ms: f64,
     },
-=======
     /// A policy needs MPS, which is not there.
     #[error(transparent)]
     Mps(#[from] MpsError),
->>>>>>> refs/heads/sessions
 }
 
 impl Run {

@@ -189,7 +189,8 @@ pub trait Device: Send + Sync {
     /// Copies host bytes to the device in stream order. `source` may be reused as soon as this returns. An error while the stream is captured.
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError>;
 
-    /// Waits for the stream and copies device bytes to the host. The simulator leaves `target` zeroed.
+    /// Waits for the stream and copies device bytes to the host. The simulator keeps no results and only small writes (at most
+    /// 4 KiB each): these read back as written, anything else as zeros.
     fn download(&self, stream: StreamId, source: DevicePtr, target: &mut [u8]) -> Result<(), DeviceError>;
 
     /// Sets `bytes` device bytes to `value` in stream order.

@@ -52,6 +52,45 @@ pub struct SeenKernel {
 }
 
 /// One tenant's chain of launches.
+///
+/// An engine's own kernels implement [`Kernel`] and go through [`launch`](Session::launch); a library's calls get a stream in the right
+/// partition from [`launch_opaque`](Session::launch_opaque). Either may be captured and replayed:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use smidgen_runtime::device::Sms;
+/// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
+/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work};
+/// use smidgen_runtime::policy::StaticEqual;
+/// use smidgen_runtime::profile::ProfileStore;
+/// use smidgen_runtime::tenant::{Class, TenantSpec};
+/// use smidgen_runtime::{AdmitError, Runtime};
+///
+/// const GEMM: KernelName = KernelName::new("library_gemm");
+///
+/// let device = SimDevice::new(SimConfig::h200());
+/// let runtime = Runtime::new(device, Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+/// let spec = TenantSpec { name: "ours".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
+/// let tenant = runtime.admit(spec)?;
+/// let mut session = runtime.session(tenant)?;
+///
+/// let gemm = OpaqueKernel { key: KernelKey::new(GEMM, [1024, 768, 768]), work: Work { flops: 1_207_959_552, bytes: 4_325_376 } };
+/// let request = |session: &mut Session| -> Result<(), LaunchError> {
+///     session.launch_opaque(&gemm, |_stream, sms| {
+///         // Here the library is given the stream, and called.
+///         assert_eq!(sms, Sms(132));
+///     })
+/// };
+/// request(&mut session)?;
+/// runtime.learn(tenant, session.seen())?;
+///
+/// let graph = session.capture(request)?;
+/// assert!(session.is_current(&graph)?);
+/// session.replay(&graph)?;
+/// assert_eq!((session.stats().launches, session.stats().replays), (2, 1));
+/// # Ok::<(), AdmitError>(())
+/// ```
 pub struct Session {
     device: Arc<dyn Device>,
     tenant: TenantId,

@@ -1,4 +1,4 @@
-//! The thread-block scheduler: which blocks are on which SM, and how fast each kernel's work gets done there.
+//! The thread-block scheduler: which blocks are on which SM.
 //!
 //! - Blocks wait for room on an SM of their stream's partition, in the order of priority, then arrival. A kernel whose blocks do not all fit
 //!   keeps later ones off its partition until they do (Amert et al., "GPU Scheduling on the NVIDIA TX2: Hidden Details Revealed", 2017).
@@ -10,13 +10,13 @@
 //!   of the blocks that must leave, a quarter goes after each quarter of a tile. The same holds for ending blocks that make room.
 //! - Placement is breadth-first: the emptiest SM first, the first SM of every TPC before the second ones.
 //!
-//! Work is a fluid: a kernel runs at the rate of its latency on the SMs that it has, and [`contention`](super::contention) slows it from there.
-//! An SM that it shares counts in part, by what the kernels there ask of it together: two that would each keep the tensor cores busy get half
-//! of an SM each, one that computes and one that waits for memory leave each other alone. No block is an object, so that an event costs time
-//! in proportion to the SMs and to the few kernels that run at once.
+//! How fast the blocks get their work done is set in [`rates`]. No block is an object, so that an event costs time in proportion to the SMs and
+//! to the few kernels that run at once.
 //!
 //! Left out: the last blocks of an elastic kernel that find no room while it runs are taken as ended with it, and time to poll the grant
 //! (0.3 us per kernel measured) is taken as part of the profile.
+
+mod rates;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::device::Priority;
 
 use super::config::SimConfig;
-use super::contention::{Demand, SmLoad, contend};
+use super::contention::Demand;
 use super::cost::CostModel;
 use super::kernel::{Kernel, KernelSpec, Origin, SM_ROOM};
 use super::memory::Memory;
@@ -363,6 +363,7 @@ impl Blocks {
         if !candidates.is_empty() {
             kernel.crew_changed();
         }
+        let started_before = kernel.started;
         let mut pending = kernel.pending();
         let mut drained = false;
         while pending > 0 {
@@ -385,6 +386,10 @@ impl Blocks {
                 }
             }
         }
+        // A tile is done by one block from beginning to end: however much the blocks before them did, the late ones need the time of a tile.
+        if kernel.spec.elastic && started_before > 0 && kernel.started > started_before {
+            kernel.left = kernel.left.max(kernel.tile_part());
+        }
         // Blocks that started on an SM which the grant does not hold leave at once, and those that still wait follow through the same room.
         if kernel.held.is_some() {
             for &sm in candidates {
@@ -404,103 +409,6 @@ impl Blocks {
                 kernel.touched.insert(sm as usize);
             }
         }
-    }
-
-    /// Sets the rate and the end of every running launch.
-    fn refresh(&mut self, costs: &CostModel, config: &SimConfig, now: u64) {
-        let (mut active, mut demands) = (std::mem::take(&mut self.active), std::mem::take(&mut self.demands));
-        active.clear();
-        demands.clear();
-        let gpu_sms = self.sms as f64;
-        for &id in &self.running {
-            let Some(kernel) = self.kernel(id).filter(|kernel| self.turn == Some(kernel.space) && kernel.resident > 0) else { continue };
-            let occupied = self.occupied(id);
-            let alone = self.effective_sms(id, f64::from(occupied.len()));
-            active.push((id, occupied));
-            demands.push(Demand::new(&kernel.spec.cost, alone, costs, gpu_sms));
-        }
-        self.share_sms(&active, &mut demands, costs);
-        contend(&mut demands, costs, config);
-        for &id in &self.running {
-            if let Some(kernel) = self.kernels[id].as_mut() {
-                (kernel.rate, kernel.ends_at, kernel.tail_at) = (0.0, u64::MAX, u64::MAX);
-            }
-        }
-        for (&(id, _), demand) in active.iter().zip(&demands) {
-            if let Some(kernel) = self.kernel_mut(id) {
-                kernel.rate = demand.rate();
-                kernel.expect_tail();
-                kernel.ends_at = now.saturating_add((kernel.left / kernel.rate).ceil() as u64);
-            }
-        }
-        (self.active, self.demands) = (active, demands);
-    }
-
-    /// Takes from each kernel the parts of SMs that it loses to others on the same SMs.
-    fn share_sms(&self, active: &[(usize, SmSet)], demands: &mut [Demand], costs: &CostModel) {
-        let (mut once, mut shared) = (SmSet::EMPTY, SmSet::EMPTY);
-        for (_, occupied) in active {
-            shared = shared.union(once.intersection(*occupied));
-            once = once.union(*occupied);
-        }
-        if shared == SmSet::EMPTY {
-            return;
-        }
-        let mut load = [SmLoad::default(); MAX_SMS];
-        for ((_, occupied), demand) in active.iter().zip(&*demands) {
-            let own = demand.load_on_each(occupied.len(), costs);
-            occupied.intersection(shared).iter().for_each(|sm| load[sm] += own);
-        }
-        for ((id, occupied), demand) in active.iter().zip(demands) {
-            let crowded = occupied.intersection(shared);
-            if let (true, Some(kernel)) = (crowded != SmSet::EMPTY, self.kernel(*id)) {
-                let own = demand.load_on_each(occupied.len(), costs);
-                let whole = f64::from(occupied.without(shared).len());
-                let had = whole + crowded.iter().map(|sm| own.share_of(load[sm])).sum::<f64>();
-                *demand = Demand::new(&kernel.spec.cost, self.effective_sms(*id, had), costs, self.sms as f64);
-            }
-        }
-    }
-
-    /// The SMs that a launch and its joiners have blocks on.
-    fn occupied(&self, id: usize) -> SmSet {
-        let mut occupied = SmSet::EMPTY;
-        for member in self.members(id) {
-            for (sm, &count) in member.counts[..self.sms].iter().enumerate() {
-                if count > 0 {
-                    occupied.insert(sm);
-                }
-            }
-        }
-        occupied
-    }
-
-    /// The SM count at which the curve of a kernel is read that has blocks on `had` SMs, shared ones counted in part.
-    ///
-    /// A kernel whose blocks are all placed as if alone takes the count that it was launched for: what its grid fills, or, if its grid is as
-    /// large as its work, every SM within its reach. Otherwise it takes what it has.
-    fn effective_sms(&self, id: usize, had: f64) -> f64 {
-        let (mut reach, mut filled, mut resident, mut grid, mut tiles) = (SmSet::EMPTY, 0.0, 0, 0, 1);
-        for member in self.members(id) {
-            reach = reach.union(member.reach());
-            filled += f64::from(member.resident) / f64::from(member.spec.blocks_per_sm);
-            resident += member.resident;
-            grid += member.spec.grid;
-            tiles = tiles.max(member.spec.tiles);
-        }
-        // The curve counts the idle SMs of the last wave in: what is left runs it at the rate of them all.
-        let before = self.kernel(id).and_then(|kernel| kernel.tail).unwrap_or(1.0);
-        let (had, filled) = (had * before, filled * before);
-        let within_reach = f64::from(reach.len().max(1));
-        let placed_all = self.members(id).all(|member| member.pending() == 0);
-        let nominal = if grid < tiles {
-            filled.min(within_reach)
-        } else if placed_all {
-            within_reach
-        } else {
-            within_reach * f64::from(resident) / f64::from(grid)
-        };
-        if had + 1e-9 >= f64::from(grid).min(within_reach) { nominal } else { nominal.min(had) }
     }
 
     /// A launch and those that joined it.

@@ -166,6 +166,11 @@ impl Kernel {
         if self.rate > 0.0 { f64::from(crew) / (f64::from(turns) * self.rate) } else { 0.0 }
     }
 
+    /// The part of the kernel's time that one tile takes where every block is placed.
+    pub(super) fn tile_part(&self) -> f64 {
+        f64::from(self.spec.grid) / f64::from(self.spec.tiles.max(self.spec.grid))
+    }
+
     /// Parts of the work that a block does before it ends or may leave.
     fn turns(&self) -> u32 {
         if self.spec.elastic { self.spec.tiles } else { self.spec.grid }
