@@ -6,6 +6,7 @@
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -79,9 +80,10 @@ fn main() -> ExitCode {
 
 /// Help as it is; what is wrong with the arguments in one line, like every other error.
 fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        print!("{}", error.render());
-        return ExitCode::SUCCESS;
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Fails only where nobody reads.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
     }
     let text = error.render().to_string();
     let problem: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();

@@ -198,7 +198,7 @@ mod tests {
             ("a=", "empty"),
             ("a=b,seq=0", "seq `0`"),
             ("a=b,slo=5", "no unit"),
-            ("a=b,rate=-1/s", "rate `-1`"),
+            ("a=b,rate=-1/s", "rate `-1/s`"),
             ("a=b,class=best", "class `best`"),
             ("a=b,colour=red", "`colour`"),
             ("a=b,rate=inf", "rate `inf`"),

@@ -1,0 +1,274 @@
+//! `smidgen colocate` and `smidgen doctor` as a user without a GPU meets them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const CHAT: &str = "chat=llama-3.2-1b,class=latency,slo=5ms,batch=8,seq=128";
+const EMBED: &str = "embed=bert-large,batch=8,seq=128";
+
+fn profile() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/h200.json")
+}
+
+fn smidgen(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_smidgen")).current_dir(folder).args(args).output().unwrap()
+}
+
+/// `smidgen colocate` on the simulator, writing `out.json` and `out.html` in `folder`.
+fn colocate(folder: &Path, tenants: &[&str], policies: &str) -> Output {
+    let profile = profile();
+    let mut args = vec!["colocate", "--device", "sim", "--duration", "0.2s", "--json", "out.json", "--html", "out.html"];
+    args.extend(["--profile", profile.to_str().unwrap(), "--policy", policies]);
+    args.extend(tenants.iter().flat_map(|tenant| ["--tenant", tenant]));
+    smidgen(folder, &args)
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("out.json")).unwrap()).unwrap()
+}
+
+/// The one line of a command that must fail, in a folder that stays empty.
+fn refused(folder: &Path, output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "a result although it failed");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "something was written: {stderr}");
+    let line = stderr.strip_prefix("error: ").and_then(|line| line.strip_suffix('\n')).unwrap_or_else(|| panic!("{stderr}"));
+    assert!(!line.contains('\n'), "more than one line: {line}");
+    line.to_owned()
+}
+
+#[track_caller]
+fn names_all(line: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(line.contains(part), "`{part}` is missing: {line}");
+    }
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[track_caller]
+fn has_keys(value: &Value, expected: &[&str]) {
+    let keys = keys(value);
+    for key in expected {
+        assert!(keys.contains(key), "`{key}` is missing: {keys:?}");
+    }
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("`{key}` is no number: {value}"))
+}
+
+#[test]
+fn the_json_has_the_documented_form_and_its_figures_agree() {
+    let folder = TempDir::new().unwrap();
+    let policies = "time-slice,mps-default,static-equal,krisp-i";
+    succeeded(&colocate(folder.path(), &[CHAT, EMBED], policies));
+    let result = json(folder.path());
+    assert_eq!(keys(&result), BTreeSet::from(["provenance", "alone", "policies"]));
+    let provenance = &result["provenance"];
+    has_keys(provenance, &["command", "commit", "gpu", "sms", "driver", "date", "simulated"]);
+    assert_eq!((&provenance["simulated"], &provenance["gpu"], &provenance["sms"]), (&true.into(), &"NVIDIA H200".into(), &132.into()));
+    names_all(provenance["command"].as_str().unwrap(), &["smidgen colocate", "--device sim", EMBED, policies]);
+
+    let alone = result["alone"].as_array().unwrap();
+    assert_eq!(alone.iter().map(|tenant| &tenant["name"]).collect::<Vec<_>>(), ["chat", "embed"]);
+    for tenant in alone {
+        has_keys(tenant, &["throughput", "p50_ms", "p95_ms", "p99_ms"]);
+        assert!(number(tenant, "throughput") > 0.0);
+    }
+
+    let found: Vec<_> = result["policies"].as_array().unwrap().iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
+    assert_eq!(found.join(","), policies);
+    for policy in result["policies"].as_array().unwrap() {
+        has_keys(policy, &["policy", "tenants", "total_normalised_throughput", "fairness"]);
+        let mut total = 0.0;
+        for ((tenant, alone), class) in policy["tenants"].as_array().unwrap().iter().zip(alone).zip(["latency", "throughput"]) {
+            has_keys(tenant, &["name", "class", "throughput", "p50_ms", "p95_ms", "p99_ms", "slowdown"]);
+            assert_eq!((&tenant["name"], &tenant["class"]), (&alone["name"], &class.into()));
+            let quantiles = ["p50_ms", "p95_ms", "p99_ms"].map(|quantile| number(tenant, quantile));
+            assert!(quantiles.is_sorted() && quantiles[0] > 0.0, "{quantiles:?}");
+            assert!(number(tenant, "slowdown") > 0.99, "no tenant is faster beside another");
+            total += number(tenant, "throughput") / number(alone, "throughput");
+        }
+        assert!((number(policy, "total_normalised_throughput") - total).abs() < 1e-9);
+        assert!((0.0..=1.0).contains(&number(policy, "fairness")));
+    }
+}
+
+#[test]
+fn every_line_of_a_simulated_run_says_so() {
+    let folder = TempDir::new().unwrap();
+    let output = colocate(folder.path(), &[CHAT, EMBED], "mps-default,krisp-i");
+    let stdout = succeeded(&output);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stdout.lines().count() >= 8, "{stdout}");
+    for line in stdout.lines().chain(stderr.lines()) {
+        assert!(line.contains("SIMULATED"), "{line}");
+    }
+    names_all(&stdout, &["chat", "embed", "mps-default", "krisp-i", "wrote out.json", "wrote out.html"]);
+}
+
+#[test]
+fn the_report_is_one_page_that_loads_nothing_and_says_that_it_is_simulated() {
+    let folder = TempDir::new().unwrap();
+    succeeded(&colocate(folder.path(), &[CHAT, EMBED], "static-equal"));
+    let page = fs::read_to_string(folder.path().join("out.html")).unwrap();
+    assert!(page.trim_start().to_lowercase().starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
+    names_all(&page, &["SIMULATED", "<svg", "chat", "embed", "static-equal"]);
+    for reference in ["src=", "<link", "@import", "url(", "fetch(", "XMLHttpRequest"] {
+        assert!(!page.contains(reference), "the page refers to something outside of it by `{reference}`");
+    }
+    let mut addresses = page.match_indices("http").map(|(at, _)| &page[at..(at + 40).min(page.len())]);
+    assert!(addresses.all(|address| address.starts_with("http://www.w3.org/")), "namespaces are the only addresses");
+}
+
+#[test]
+fn equal_runs_give_equal_results_in_closed_loop_and_at_a_rate() {
+    let folder = TempDir::new().unwrap();
+    let chat = format!("{CHAT},rate=100/s");
+    let run = || {
+        succeeded(&colocate(folder.path(), &[&chat, EMBED], "default-sharing,krisp-o"));
+        let mut result = json(folder.path());
+        assert!(result["provenance"]["date"].take().is_string());
+        result
+    };
+    let first = run();
+    assert_eq!(first, run());
+    for policy in first["policies"].as_array().unwrap() {
+        let requests = number(&policy["tenants"][0], "requests");
+        // 20 are expected in 0.2 s; the arrivals are a fixed sequence, so this holds always or never.
+        assert!((8.0..=40.0).contains(&requests), "{requests} requests at 100/s");
+    }
+    // Alone is saturated, whatever the rate.
+    assert!(number(&first["alone"][0], "throughput") > 300.0);
+}
+
+#[test]
+fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
+    let cases: [(&[&str], &[&str]); 13] = [
+        (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
+        (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
+        (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
+        (&["a=bert-large,batch=100000"], &["`a`", "141000000000 are free", "smaller model, batch"]),
+        (&["a=llama-3.2-1b,batch=1000000,seq=131072"], &["`a`", "device memory", "smaller model, batch"]),
+        (&["a=llama-3.2-1b,batch=4294967295"], &["batch `4294967295`", "1000000"]),
+        (&["a=llama-3.2-1b,class=latency,slo=0.1ms"], &["`a`", "0.100 ms", "isolated latency", "raise `slo=`"]),
+        (&["a=bert-large,slo=1e300s"], &["slo `1e300s`", "3600s"]),
+        (&["a=bert-large,rate=1e-300/s"], &["rate `1e-300/s`", "per second"]),
+        (&["a=bert-large,rate=0/s"], &["rate `0/s`", "per second"]),
+        (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
+        (&["a=bert-large,sms=0"], &["`sms`", "NAME=MODEL"]),
+        (&["bert-large"], &["no `=`", "NAME=MODEL"]),
+    ];
+    for (tenants, parts) in cases {
+        let folder = TempDir::new().unwrap();
+        names_all(&refused(folder.path(), &colocate(folder.path(), tenants, "krisp-i")), parts);
+    }
+}
+
+#[test]
+fn a_policy_or_a_duration_that_does_not_exist_is_refused_with_those_that_do() {
+    let folder = TempDir::new().unwrap();
+    names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "krisp-i,fair")), &["`fair`", "krisp-i", "mps-default"]);
+    for duration in ["0", "1e9s", "NaN", "soon"] {
+        let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--duration", duration];
+        names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["--duration", duration, "10s"]);
+    }
+    let line = refused(folder.path(), &smidgen(folder.path(), &["colocate", "--device", "sim"]));
+    names_all(&line, &["--tenant"]);
+}
+
+#[test]
+fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
+    let folder = TempDir::new().unwrap();
+    let profiles = TempDir::new().unwrap();
+    let sound = fs::read_to_string(profile()).unwrap();
+    let cases: [(&str, Option<String>, &[&str]); 6] = [
+        ("missing.json", None, &["cannot be read", "smidgen profile"]),
+        ("gpu.json", Some(sound.replace("\"NVIDIA H200\"", "\"NVIDIA A100\"")), &["NVIDIA A100", "NVIDIA H200", "smidgen profile"]),
+        ("sms.json", Some(sound.replacen("\"sms\": 132", "\"sms\": 144", 1)), &["144", "132", "smidgen profile"]),
+        ("schema.json", Some(sound.replacen("\"schema\": 1", "\"schema\": 99", 1)), &["schema", "99", "smidgen profile"]),
+        ("zero.json", Some(sound.replacen("{\"sms\": 2,", "{\"sms\": 0,", 1)), &["points[0]", "sms"]),
+        ("half.json", Some(sound[..sound.len() / 2].to_owned()), &["line"]),
+    ];
+    for (name, contents, parts) in cases {
+        let path = profiles.path().join(name);
+        if let Some(contents) = contents {
+            assert_ne!(contents, sound, "{name} is damaged");
+            fs::write(&path, contents).unwrap();
+        }
+        let path = path.to_str().unwrap();
+        let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--policy", "krisp-i", "--profile", path, "--json", "out.json"];
+        let line = refused(folder.path(), &smidgen(folder.path(), &args));
+        names_all(&line, &[path]);
+        names_all(&line, parts);
+    }
+    // Without --profile the shipped one is taken, which is not in this folder.
+    let line = refused(folder.path(), &smidgen(folder.path(), &["colocate", "--device", "sim", "--tenant", EMBED]));
+    names_all(&line, &["profiles/h200.json", "--profile"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_the_run_and_neither_file_appears() {
+    let profile = profile();
+    for (json, html, part) in [
+        ("out.json", "missing/out.html", "there is no folder missing"),
+        ("missing/out.json", "out.html", "make it first"),
+        ("out.json", ".", "it is a folder"),
+        ("/proc/out.json", "out.html", "choose another folder"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--policy", "krisp-i", "--duration", "3600s"];
+        let outputs = ["--profile", profile.to_str().unwrap(), "--json", json, "--html", html];
+        names_all(&refused(folder.path(), &smidgen(folder.path(), &[&args[..], &outputs].concat())), &["cannot write", part]);
+    }
+}
+
+#[test]
+fn an_old_result_survives_a_run_that_fails() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("out.json"), "old").unwrap();
+    let output = colocate(folder.path(), &["a=llama-3.2-1b,slo=0.1ms"], "krisp-i");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(fs::read_to_string(folder.path().join("out.json")).unwrap(), "old");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// Hides the GPU, where there is one, from the driver.
+fn without_gpu(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+    command.current_dir(folder).args(args).env("CUDA_VISIBLE_DEVICES", "").env("PATH", folder).output().unwrap()
+}
+
+#[test]
+fn a_run_on_a_gpu_that_is_not_there_is_refused_with_the_remedy() {
+    let folder = TempDir::new().unwrap();
+    for policy in ["krisp-i", "static-equal", "time-slice", "mps-default"] {
+        let args = ["colocate", "--device", "cuda", "--tenant", EMBED, "--policy", policy, "--json", "out.json"];
+        let line = refused(folder.path(), &without_gpu(folder.path(), &args));
+        names_all(&line, &["no NVIDIA GPU", "driver", "--device sim"]);
+    }
+}
+
+#[test]
+fn doctor_without_a_gpu_says_what_is_missing_and_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    let output = without_gpu(folder.path(), &["doctor"]);
+    assert_eq!(output.status.code(), Some(2));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    names_all(&stdout, &["kernels", "GPU", "install the NVIDIA driver", "MPS", "mps-default", "--device sim"]);
+    assert!(stdout.lines().any(|line| line.trim_start().starts_with("MISSING")), "{stdout}");
+}
