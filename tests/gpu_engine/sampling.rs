@@ -1,12 +1,9 @@
 //! Sampling on the GPU against a plain implementation on the CPU: sort, cut, walk, in f64.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
 
 use smidgen::kernels::sampling::{Sample, SampleParams};
 use smidgen_runtime::device::{Buffer, DevicePtr};
 
-use support::{Gpu, Random};
+use crate::support::{Gpu, Random};
 
 /// How far sums of probabilities may differ between fixed point on the GPU and f64 here.
 const TOLERANCE: f64 = 1e-5;

@@ -1,7 +1,4 @@
 //! GEMM on the GPU against sums in f64 on the CPU: every epilogue, any shape and stride, and the same bits at every SM count.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
 
 use half::f16;
 use rayon::prelude::*;
@@ -9,7 +6,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant};
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
-use support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close};
 
 /// What to do with the sums; the operands come with the [`Problem`].
 #[derive(Debug, Clone, Copy, PartialEq)]

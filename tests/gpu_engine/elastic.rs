@@ -1,7 +1,4 @@
 //! Elastic kernels while their grant changes: every tile done once, the same bits, and counters that are ready for the next launch.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +8,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen_runtime::device::{Buffer, DevicePtr, Graph, PartitionId, Priority, Sms, StreamId, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, TilesArg, Work};
 
-use support::{Gpu, Random};
+use crate::support::{Gpu, Random};
 
 /// Counts each tile's executions: kernels/elastic_probe.cu.
 struct Probe {

@@ -1,10 +1,5 @@
 //! Whole models on the GPU: against Hugging Face transformers, sentence-transformers and the CPU reference, and with the same bits however the
 //! GPU is divided, resized and shared.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
-mod tenant;
-mod tiny_models;
 
 use std::env;
 use std::ffi::OsString;
@@ -31,9 +26,9 @@ use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{DefaultSharing, Exclusive, Policy, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 
-use support::Random;
-use tenant::{OnTheFirst, Tenant};
-use tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
+use crate::support::Random;
+use crate::tenant::{self, OnTheFirst, Tenant};
+use crate::tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
 
 /// FP16 on the GPU against f32 elsewhere.
 const TOLERANCE: f64 = 2e-2;

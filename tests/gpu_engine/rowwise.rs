@@ -1,8 +1,5 @@
 //! Norms, embeddings, pooling and weight initialisation on the GPU against f64 (or exact) references on the CPU: any width, operands in
 //! place, the same bits at every SM count.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
 
 use half::f16;
 use smidgen::kernels::embedding::{BertEmbedding, Embed};
@@ -12,7 +9,7 @@ use smidgen::kernels::random::{Distribution, RandomWeights};
 use smidgen::weights::names::{LayerParameter, Parameter};
 use smidgen_runtime::device::{Buffer, DevicePtr};
 
-use support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close};
 
 /// One element, the vector width and its neighbours, primes, model widths, and both sides of every change of row shape.
 const WIDTHS: [u32; 20] = [1, 2, 7, 8, 9, 64, 127, 384, 768, 1000, 1023, 1024, 1025, 1031, 4096, 8191, 8192, 8193, 16_381, 32_768];

@@ -1,8 +1,5 @@
 //! Attention and rotary positions on the GPU against softmax in f64 on the CPU: ragged batches, any head size, caches of any length, and the
 //! same bits at every SM count.
-#![cfg(feature = "cuda-13000")]
-
-mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +9,7 @@ use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCa
 use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
-use support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close};
 
 /// Every compiled head size, sizes between them, and those of tiny test models.
 const HEAD_DIMS: [u32; 18] = [1, 8, 12, 16, 20, 32, 33, 48, 64, 72, 80, 96, 100, 112, 128, 160, 250, 256];

@@ -1,0 +1,17 @@
+//! Everything that needs a GPU with this project's kernels on it, in one binary, so that a bundle stays small: kernels against references,
+//! elastic tiles under changing grants, whole models. Run by `cargo xtask test --gpu`.
+#![cfg(feature = "cuda-13000")]
+
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../tenant/mod.rs"]
+mod tenant;
+#[path = "../tiny_models/mod.rs"]
+mod tiny_models;
+
+mod attention;
+mod elastic;
+mod gemm;
+mod models;
+mod rowwise;
+mod sampling;
