@@ -1,26 +1,12 @@
-//! What the simulator forecasts from the shipped profile, against what tenants reached on the GPU that the profile was measured on.
+//! What the simulator forecasts from the shipped profile, against what tenants reached on the GPU that the profile was measured on: the run in
+//! results/h200/colocate.json, which `smidgen colocate` wrote.
 
+use std::fs;
 use std::path::Path;
 
-use smidgen::colocate::results::{RunProvenance, TenantResult};
+use smidgen::colocate::results::{RunResult, TenantResult};
+use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::{Run, Where};
-
-/// Requests per second.
-struct Measured {
-    phase: &'static str,
-    chat: f64,
-    embed: f64,
-}
-
-/// MEASURED on one H200 for 3 s each, with the kernels that profiles/h200.json was taken of: `chat` decodes Llama-3.2-1B, batch 8 at a context of
-/// 128 tokens; `embed` runs BERT-large, batch 8 at 128 tokens; both in closed loop.
-const MEASURED: [Measured; 5] = [
-    Measured { phase: "alone", chat: 711.7, embed: 290.7 },
-    Measured { phase: "time-slice", chat: 292.3, embed: 146.3 },
-    Measured { phase: "mps-default", chat: 429.7, embed: 186.3 },
-    Measured { phase: "static-equal", chat: 577.7, embed: 139.7 },
-    Measured { phase: "krisp-i", chat: 462.0, embed: 165.0 },
-];
 
 /// How far a SIMULATED throughput may be from the measured one.
 const TOLERANCE: f64 = 0.25;
@@ -30,37 +16,43 @@ const TOLERANCE_ALONE: f64 = 0.05;
 
 #[test]
 fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured() {
-    let policies = MEASURED[1..].iter().map(|measured| measured.phase.parse().unwrap()).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let measured: RunResult = serde_json::from_slice(&fs::read(root.join("results/h200/colocate.json")).unwrap()).unwrap();
+    assert!(!measured.provenance.simulated, "a forecast is held against measured figures");
+    let tenants = measured.alone.iter().map(|tenant| TenantRequest {
+        name: tenant.name.clone(),
+        model: tenant.model.clone(),
+        class: tenant.class,
+        slo_ms: None,
+        batch: 8,
+        seq: 128,
+        rate: None,
+    });
     let run = Run {
-        tenants: vec!["chat=llama-3.2-1b,class=latency".parse().unwrap(), "embed=bert-large".parse().unwrap()],
-        policies,
+        tenants: tenants.collect(),
+        policies: measured.policies.iter().map(|policy| policy.policy.parse().unwrap()).collect(),
         seconds: 0.5,
-        profiles: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/h200.json")],
+        profiles: vec![root.join("profiles/h200.json")],
         place: Where::Sim,
     };
-    let provenance = RunProvenance {
-        command: String::new(),
-        commit: String::new(),
-        gpu: "simulated H200".to_owned(),
-        sms: 132,
-        driver: String::new(),
-        date: String::new(),
-        simulated: true,
-        seconds: run.seconds,
-    };
-    let simulated = run.execute(provenance, |_| ()).unwrap();
-    let phases = std::iter::once(&simulated.alone).chain(simulated.policies.iter().map(|policy| &policy.tenants));
-    for (measured, tenants) in MEASURED.iter().zip(phases) {
-        let tolerance = if measured.phase == "alone" { TOLERANCE_ALONE } else { TOLERANCE };
-        for (name, measured_rate) in [("chat", measured.chat), ("embed", measured.embed)] {
-            let TenantResult { throughput, .. } = tenants.iter().find(|tenant| tenant.name == name).unwrap();
-            let error = throughput / measured_rate - 1.0;
-            let phase = measured.phase;
-            assert!(
-                error.abs() <= tolerance,
-                "{phase}, {name}: simulated {throughput:.1}/s, measured {measured_rate}/s, {:+.1}%",
-                error * 100.0
-            );
-        }
+    let simulated = run.execute(measured.provenance.clone(), |_| ()).unwrap();
+    compare("alone", &simulated.alone, &measured.alone, TOLERANCE_ALONE);
+    for (simulated, measured) in simulated.policies.iter().zip(&measured.policies) {
+        compare(&measured.policy, &simulated.tenants, &measured.tenants, TOLERANCE);
+    }
+}
+
+fn compare(phase: &str, simulated: &[TenantResult], measured: &[TenantResult], tolerance: f64) {
+    assert_eq!(simulated.len(), measured.len(), "{phase}");
+    for (simulated, measured) in simulated.iter().zip(measured) {
+        let error = simulated.throughput / measured.throughput - 1.0;
+        assert!(
+            error.abs() <= tolerance,
+            "{phase}, {}: SIMULATED {:.1} requests/s, measured {:.1}: {:+.1}%",
+            measured.name,
+            simulated.throughput,
+            measured.throughput,
+            error * 100.0
+        );
     }
 }
