@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
-use smidgen::colocate::{Run, Where, report, table};
+use smidgen::colocate::{Run, Where, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use tempfile::NamedTempFile;
@@ -38,8 +38,11 @@ impl From<RunDevice> for Where {
 #[derive(Debug, Args)]
 pub struct ColocateArgs {
     /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory.
-    #[arg(long = "tenant", required = true)]
-    tenants: Vec<TenantRequest>,
+    #[arg(long, required_unless_present = "tenants")]
+    tenant: Vec<TenantRequest>,
+    /// A TOML file of tenants: tenants = ["NAME=MODEL,...", ...].
+    #[arg(long, value_name = "FILE")]
+    tenants: Option<PathBuf>,
     /// Policies, in the order they run.
     #[arg(long, value_delimiter = ',', default_value = "mps-default,krisp-i")]
     policy: Vec<Sharing>,
@@ -89,7 +92,9 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
         check_writable(path)?;
     }
     let place = args.device.into();
-    let mut run = Run { tenants: args.tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place };
+    let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
+    tenants.extend(args.tenant);
+    let mut run = Run { tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place };
     let topology = run.inspect()?;
     run.check()?;
     match place {

@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`spec`] | reads what the user asks for |
+//! | [`spec`], [`tenants_file`] | read what the user asks for |
 //! | [`phase`] | runs tenants under one way of sharing and measures them |
 //! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
 //! | [`mps`] | the MPS daemon that the baseline `mps-default` needs |
@@ -16,6 +16,7 @@ pub mod report;
 pub mod results;
 pub mod spec;
 pub mod table;
+pub mod tenants_file;
 pub mod worker;
 
 use std::path::PathBuf;
