@@ -36,9 +36,14 @@ fn gpu(findings: &mut Findings) {
     use smidgen_runtime::device::cuda;
 
     let probe = cuda::probe(0);
-    findings.result("driver library", probe.library.map(|()| "libcuda found"));
-    findings.result("driver", probe.driver_version.map(|version| format!("supports CUDA {}.{}", version / 1000, version % 1000 / 10)));
-    findings.result("GPUs", probe.devices.map(|names| names.join(", ")));
+    // What rests on a missing part is not asked for: it would only repeat the same error.
+    let there = findings.result("driver library", probe.library.map(|()| "libcuda found"))
+        && findings
+            .result("driver", probe.driver_version.map(|version| format!("supports CUDA {}.{}", version / 1000, version % 1000 / 10)))
+        && findings.result("GPUs", probe.devices.map(|names| names.join(", ")));
+    if !there {
+        return;
+    }
     findings.result(
         "GPU 0",
         probe.topology.map(|gpu| {
@@ -79,14 +84,15 @@ impl Findings {
         println!("  absent   {what:<15} {finding}\n           {:<15} {remedy}", "");
     }
 
-    /// Device errors carry their remedy after the first semicolon or colon; they are printed whole.
-    fn result<T: Display, E: Display>(&mut self, what: &str, result: Result<T, E>) {
-        match result {
+    /// A finding, or an error that carries its remedy; whether it is there.
+    fn result<T: Display, E: Display>(&mut self, what: &str, result: Result<T, E>) -> bool {
+        match &result {
             Ok(finding) => self.good(what, finding),
             Err(error) => {
                 self.missing += 1;
                 println!("  MISSING  {what:<15} {error}");
             }
         }
+        result.is_ok()
     }
 }
