@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Kernel};
 
-use super::Gemm;
 use super::abi::GemmEpilogue;
+use super::{Epilogue, Gemm};
 
 /// A compiled kernel: a tile shape of `tiled.cuh` or `skinny.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,12 +38,21 @@ pub enum Variant {
 /// Shared memory that the driver keeps for itself in each block, and the kernel's own static part, bytes.
 const RESERVED_SHARED_BYTES: u32 = 1024 + 128;
 
-/// Multiply-adds that one SM's tensor cores do in a cycle through `mma.sync`: on Hopper about 62% of the 2048 that `wgmma` reaches (Luo et al.,
-/// "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024). Only ratios matter to the choice.
-const MULTIPLY_ADDS_PER_CYCLE: f64 = 1270.0;
+/// Multiply-adds that an SM does in a cycle in the main loop of the largest tile. This and the figures below were fitted to `cargo bench
+/// --bench kernels` on an H200 (results/h200/kernels.txt), 2026-11-21: main loops from the slope between k = 768 and k = 3072, the rest from what is left.
+const MULTIPLY_ADDS_PER_CYCLE: f64 = 786.0;
 
-/// Cycles of a tile outside its main loop: taking it, filling the pipeline, and the epilogue.
-const TILE_OVERHEAD_CYCLES: f64 = 3000.0;
+/// Cycles of a tile outside its main loop, however small it is: taking it, and filling the pipeline from memory.
+const TILE_CYCLES: f64 = 11_400.0;
+
+/// Cycles of the epilogue for each element that a thread holds; a residual is read where it is added, so its latency shows.
+const fn epilogue_cycles(epilogue: Epilogue) -> f64 {
+    match epilogue {
+        Epilogue::Residual(_) | Epilogue::BiasResidual(..) => 240.0,
+        Epilogue::BiasGelu(_) | Epilogue::BiasGeluTanh(_) | Epilogue::SiluGate | Epilogue::BiasSiluGate(_) => 115.0,
+        _ => 55.0,
+    }
+}
 
 impl Variant {
     /// The variants that give the same bits.
@@ -145,10 +154,10 @@ impl Variant {
     /// warps waits for its own copies; small warp tiles read more shared memory for each multiplication (see tiled.cuh).
     const fn efficiency(self) -> (f64, f64) {
         match self {
-            Self::Tiled128x256 => (0.90, 0.90),
-            Self::Tiled128x128 => (0.65, 0.85),
-            Self::Tiled64x128 => (0.45, 0.75),
-            _ => (0.25, 0.60),
+            Self::Tiled128x256 => (1.0, 1.0),
+            Self::Tiled128x128 => (0.86, 0.98),
+            Self::Tiled64x128 => (0.71, 0.85),
+            _ => (0.50, 0.63),
         }
     }
 
@@ -160,8 +169,10 @@ impl Variant {
         let at_once = tiles_per_sm.min(resident);
         let (alone, full) = self.efficiency();
         let efficiency = if resident > 1.0 { alone + (full - alone) * (at_once - 1.0) / (resident - 1.0) } else { full };
+        let rounds = (tiles_per_sm / at_once).ceil();
+        let epilogue = epilogue_cycles(gemm.epilogue) * f64::from(rows * columns) / f64::from(self.threads());
         let multiply_adds = f64::from(rows) * f64::from(columns) * f64::from(gemm.k.next_multiple_of(64));
-        tiles_per_sm * multiply_adds / (MULTIPLY_ADDS_PER_CYCLE * efficiency) + (tiles_per_sm / at_once).ceil() * TILE_OVERHEAD_CYCLES
+        tiles_per_sm * multiply_adds / (MULTIPLY_ADDS_PER_CYCLE * efficiency) + rounds * (TILE_CYCLES + epilogue)
     }
 
     /// The entry point with an epilogue, a value of `GemmEpilogue` in kernels/abi.h.

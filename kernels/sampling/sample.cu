@@ -105,6 +105,19 @@ struct Row {
     __device__ uint32_t id_of(const Cut &cut) const {
         __shared__ uint32_t ties[THREADS];
         __shared__ uint32_t found;
+        if (cut.ties == 1) {
+            // Nearly always: the lowest id with this logit, found by neighbouring threads reading neighbouring logits.
+            if (threadIdx.x == 0) found = vocabulary - 1;
+            __syncthreads();
+            uint32_t lowest = vocabulary - 1;
+#pragma unroll 8
+            for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) lowest = order_of(logit(id)) == cut.order ? min(lowest, id) : lowest;
+            atomicMin(&found, lowest);
+            __syncthreads();
+            const uint32_t id = found;
+            __syncthreads();
+            return id;
+        }
         const uint32_t run = (vocabulary + THREADS - 1) / THREADS;
         const uint32_t first = min(threadIdx.x * run, vocabulary), end = min(first + run, vocabulary);
         uint32_t mine = 0;
@@ -132,6 +145,7 @@ __device__ float block_max(const float *logits, uint32_t vocabulary) {
     if (threadIdx.x == 0) best = 0;
     __syncthreads();
     uint32_t mine = 0;
+#pragma unroll 8
     for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) mine = max(mine, order_of(not_nan(logits[id])));
     atomicMax(&best, mine);
     __syncthreads();
