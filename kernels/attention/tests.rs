@@ -3,8 +3,8 @@
 use smidgen_runtime::device::{DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, LaunchError, Work};
 
+use super::super::testing::h200;
 use super::*;
-use crate::kernels::testing::h200;
 
 const LLAMA: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 64 };
 

@@ -280,8 +280,8 @@ unsafe impl Kernel for Gemm {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::h200;
     use super::*;
-    use crate::kernels::testing::h200;
 
     fn gemm(shape: [u32; 3]) -> Gemm {
         Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)

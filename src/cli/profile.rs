@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
@@ -57,12 +56,12 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     }
     for model in &args.model {
         let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
-
         for line in report::table(&profile).lines() {
             println!("{line}");
         }
     }
-    println!("wrote {}", args.output.display());
+    let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
+    println!("{mark}wrote {}", args.output.display());
     Ok(())
 }
 
@@ -87,9 +86,6 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
 
 /// Records one request of `model` and sweeps its kernel keys into `path`.
 fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &Options, path: &Path) -> anyhow::Result<Profile> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    }
     let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let source = ModelSource::find(model)?;
     let memory_bytes = source.memory_bytes(batch, seq)?;
