@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
 use smidgen::fatbin::BUILD_HASH;
 use smidgen::models::ModelSource;
-use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, report, today};
+use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms};
@@ -105,7 +106,10 @@ fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &
         date: today(),
     };
     let sweep = Sweep { device, ladder: &ladder, recording: &recording, origin: &origin, options };
-    Ok(sweep.run_into(path, &mut Bar::new(model)?)?)
+    sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {
+        SweepError::Option { name: "rungs", reason } => anyhow!("--sms: {reason}"),
+        other => other.into(),
+    })
 }
 
 /// A progress bar over the points of a sweep.
