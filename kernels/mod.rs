@@ -3,19 +3,12 @@
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, non_camel_case_types)]
 pub mod abi;
-// One line a room, added by the room's author:
-pub mod gemm;
-
 pub mod attention;
-
-pub mod norm;
-
 pub mod embedding;
-
+pub mod gemm;
+pub mod norm;
 pub mod pooling;
-
 pub mod random;
-
 pub mod sampling;
 
 #[cfg(test)]

@@ -225,15 +225,15 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
 fn an_output_that_cannot_be_written_is_refused_before_the_run_and_neither_file_appears() {
     let profile = profile();
     for (json, html, part) in [
-        ("out.json", "missing/out.html", "there is no folder missing"),
-        ("missing/out.json", "out.html", "make it first"),
-        ("out.json", ".", "it is a folder"),
-        ("/proc/out.json", "out.html", "choose another folder"),
+        ("out.json", "missing/out.html", "missing/out.html: cannot be written"),
+        ("missing/out.json", "out.html", "give a file in a folder that exists"),
+        ("out.json", ".", ".: is a folder"),
+        ("/proc/out.json", "out.html", "/proc/out.json: cannot be written"),
     ] {
         let folder = TempDir::new().unwrap();
         let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--policy", "krisp-i", "--duration", "3600s"];
         let outputs = ["--profile", profile.to_str().unwrap(), "--json", json, "--html", html];
-        names_all(&refused(folder.path(), &smidgen(folder.path(), &[&args[..], &outputs].concat())), &["cannot write", part]);
+        names_all(&refused(folder.path(), &smidgen(folder.path(), &[&args[..], &outputs].concat())), &[part]);
     }
 }
 

@@ -1,24 +1,12 @@
+//! Launches and refusals of the attention kernels, which need no GPU to be checked.
+
 use smidgen_runtime::device::{DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, LaunchError, Work};
 
+use super::super::testing::h200;
 use super::*;
 
 const LLAMA: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 64 };
-
-fn h200() -> Topology {
-    Topology {
-        name: "H200".to_owned(),
-        sms: Sms(132),
-        sms_per_tpc: 2,
-        tpcs_per_gpc: vec![9; 8],
-        memory_bytes: 140 << 30,
-        l2_bytes: 50 << 20,
-        shared_bytes_per_sm: 228 << 10,
-        compute_capability: (9, 0),
-        driver_version: 13000,
-        driver: String::new(),
-    }
-}
 
 fn prefill(heads: Heads) -> AttentionPrefill {
     AttentionPrefill {

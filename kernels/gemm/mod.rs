@@ -280,22 +280,8 @@ unsafe impl Kernel for Gemm {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::h200;
     use super::*;
-
-    fn h200() -> Topology {
-        Topology {
-            name: "H200".to_owned(),
-            sms: Sms(132),
-            sms_per_tpc: 2,
-            tpcs_per_gpc: vec![9; 8],
-            memory_bytes: 140 << 30,
-            l2_bytes: 50 << 20,
-            shared_bytes_per_sm: 228 << 10,
-            compute_capability: (9, 0),
-            driver_version: 13000,
-            driver: String::new(),
-        }
-    }
 
     fn gemm(shape: [u32; 3]) -> Gemm {
         Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)

@@ -1,10 +1,9 @@
 //! `smidgen colocate` and `smidgen demo`: tenants side by side, under one policy after the other.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
@@ -12,8 +11,8 @@ use smidgen::colocate::spec::{Sharing, TenantRequest};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
-use tempfile::NamedTempFile;
 
+use super::output::{Unfinished, check_writable};
 use super::profile;
 
 /// Where tenants run.
@@ -49,7 +48,8 @@ pub struct ColocateArgs {
     /// Time measured for each policy, such as 10s.
     #[arg(long, default_value = "10s", value_parser = seconds)]
     duration: f64,
-    /// Profiles that policies place by, and that the simulator takes durations from. Missing kernels of policies that need them are profiled first.
+    /// Profiles that policies place by, and that the simulator takes durations from. Without one, policies that need profiles have the tenants
+    /// profiled first, and the simulator takes the shipped profile.
     #[arg(long)]
     profile: Vec<PathBuf>,
     /// Write the result as JSON.
@@ -170,46 +170,26 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
 }
 
 fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow::Result<()> {
-    let mut staged = Vec::new();
+    let mut outputs = Vec::new();
     if let Some(path) = json {
-        staged.push((path, stage(path, serde_json::to_string_pretty(result)?.as_bytes())?));
+        outputs.push((path, serde_json::to_string_pretty(result)?));
     }
     if let Some(path) = html {
-        staged.push((path, stage(path, report::render(result).as_bytes())?));
+        outputs.push((path, report::render(result)));
     }
-    for (path, file) in staged {
-        file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+    // All are complete before the first appears.
+    let mut complete = Vec::new();
+    for (path, text) in outputs {
+        let mut file = Unfinished::create(path)?;
+        file.write(text.as_bytes())?;
+        complete.push(file);
     }
+    complete.into_iter().try_for_each(Unfinished::finish)?;
     let mark = if result.provenance.simulated { "SIMULATED  " } else { "" };
     for path in json.iter().chain(&html) {
         println!("{mark}wrote {}", path.display());
     }
     Ok(())
-}
-
-/// Writes a temporary file beside `path`, which then takes its place: an output is there whole or not at all.
-fn stage(path: &Path, bytes: &[u8]) -> anyhow::Result<NamedTempFile> {
-    let mut file = temporary_beside(path)?;
-    file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file)
-}
-
-fn temporary_beside(path: &Path) -> anyhow::Result<NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        bail!("cannot write {}: there is no folder {}; make it first", path.display(), folder.display());
-    }
-    NamedTempFile::new_in(folder).map_err(|error| {
-        anyhow!("cannot write {}: no file can be made in {} ({}); choose another folder", path.display(), folder.display(), error.kind())
-    })
-}
-
-/// A long run should not end at an output that cannot be written.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
-        bail!("cannot write {}: it is a folder; name a file in it", path.display());
-    }
-    temporary_beside(path).map(drop)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

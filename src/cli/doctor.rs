@@ -68,6 +68,8 @@ fn gpu(findings: &mut Findings) {
 #[derive(Default)]
 struct Findings {
     missing: u32,
+    /// The last device error. Every later probe fails for the same reason, which is said once.
+    last_error: Option<String>,
 }
 
 impl Findings {
@@ -89,8 +91,12 @@ impl Findings {
         match &result {
             Ok(finding) => self.good(what, finding),
             Err(error) => {
-                self.missing += 1;
-                println!("  MISSING  {what:<15} {error}");
+                let error = error.to_string();
+                if self.last_error.as_ref() != Some(&error) {
+                    self.missing += 1;
+                    println!("  MISSING  {what:<15} {error}");
+                    self.last_error = Some(error);
+                }
             }
         }
         result.is_ok()

@@ -1,7 +1,6 @@
 //! `smidgen forward`: a model's output on token ids, for comparison with other implementations.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -11,9 +10,9 @@ use smidgen::batch::RaggedBatch;
 use smidgen::config::ModelConfig;
 use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
-use tempfile::NamedTempFile;
 
 use super::ComputeDevice;
+use super::output::Unfinished;
 
 /// Run a model on token ids and write its output: the tensor `logits` (decoders) or `last_hidden_state` (encoders), f32, one row per token,
 /// the sequences one after another.
@@ -38,7 +37,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let batch = RaggedBatch::new(&sequences, source.config()).with_context(|| args.ids.display().to_string())?;
     // Made before the long part, so that a path that cannot be written fails at once.
-    let file = Unfinished::create(&args.out)?;
+    let mut file = Unfinished::create(&args.out)?;
     let values = match ComputeDevice::open(args.device)? {
         None => Reference::load(source.weights())?.forward(&batch).into_values(),
         Some(gpu) => {
@@ -50,7 +49,8 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         ModelConfig::Encoder(_) => "last_hidden_state",
         ModelConfig::Decoder(_) => "logits",
     };
-    file.finish(&encode(name, &values, source.config().output_width())?)
+    file.write(&encode(name, &values, source.config().output_width())?)?;
+    file.finish()
 }
 
 fn read_ids(path: &Path) -> anyhow::Result<Vec<Vec<u32>>> {
@@ -65,36 +65,4 @@ fn encode(name: &str, values: &[f32], width: usize) -> anyhow::Result<Vec<u8>> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![values.len() / width, width], &bytes)?;
     Ok(safetensors::serialize([(name, view)], None)?)
-}
-
-/// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails.
-struct Unfinished {
-    path: PathBuf,
-    file: NamedTempFile,
-}
-
-impl Unfinished {
-    fn create(path: &Path) -> anyhow::Result<Self> {
-        if path.is_dir() {
-            return Err(anyhow!("{}: is a folder; give the name of a file", path.display()));
-        }
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        // As any new file has them, instead of the private ones of a temporary; the process's mask still applies.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        // The error's own text names the temporary, which nobody asked for.
-        let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
-            anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
-        })?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    fn finish(mut self, contents: &[u8]) -> anyhow::Result<()> {
-        let cannot = || format!("{}: cannot be written; check that its disk has room", self.path.display());
-        self.file.write_all(contents).and_then(|()| self.file.as_file().sync_all()).with_context(cannot)?;
-        let path = self.path;
-        self.file.persist(&path).with_context(|| format!("{}: cannot be written", path.display()))?;
-        Ok(())
-    }
 }

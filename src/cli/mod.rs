@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod embed;
 pub mod forward;
 pub mod generate;
+pub mod output;
 pub mod profile;
 
 /// What computes a model's output.
@@ -53,7 +54,7 @@ fn command_line() -> String {
     std::iter::once("smidgen".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// The commit this binary was built from, as the build script found it; `unknown` outside a checkout.
+/// The commit this binary was built from, as the build script found it; empty outside a checkout.
 fn commit() -> String {
-    option_env!("SMIDGEN_COMMIT").unwrap_or("unknown").to_owned()
+    env!("SMIDGEN_COMMIT").to_owned()
 }

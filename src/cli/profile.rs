@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
 use smidgen::fatbin::BUILD_HASH;
 use smidgen::models::ModelSource;
-use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, report, today};
+use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms};
@@ -57,12 +57,12 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     }
     for model in &args.model {
         let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
-
         for line in report::table(&profile).lines() {
             println!("{line}");
         }
     }
-    println!("wrote {}", args.output.display());
+    let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
+    println!("{mark}wrote {}", args.output.display());
     Ok(())
 }
 
@@ -87,9 +87,6 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
 
 /// Records one request of `model` and sweeps its kernel keys into `path`.
 fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &Options, path: &Path) -> anyhow::Result<Profile> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    }
     let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let source = ModelSource::find(model)?;
     let memory_bytes = source.memory_bytes(batch, seq)?;
@@ -109,7 +106,10 @@ fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &
         date: today(),
     };
     let sweep = Sweep { device, ladder: &ladder, recording: &recording, origin: &origin, options };
-    Ok(sweep.run_into(path, &mut Bar::new(model)?)?)
+    sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {
+        SweepError::Option { name: "rungs", reason } => anyhow!("--sms: {reason}"),
+        other => other.into(),
+    })
 }
 
 /// A progress bar over the points of a sweep.

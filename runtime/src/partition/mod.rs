@@ -1,4 +1,4 @@
-//! Which SMs: sets of TPCs, the ladder of partitions made at start, and KRISP's allocation of SMs to kernels.
+//! Which SMs: sets of TPCs, the ladder of partitions, each made once and never on the launch path, and KRISP's allocation of SMs to kernels.
 //!
 //! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, once, off the launch path; [`krisp`] chooses sets from counts of who
 //! runs where. Nothing in this room launches anything.

@@ -5,7 +5,7 @@
 //!
 //! | policy | a tenant's kernels get | walls | profiles |
 //! |---|---|---|---|
-//! | [`Exclusive`] | the whole GPU, one tenant at a time | none | no |
+//! | [`Exclusive`] | the whole GPU, for a tenant that is alone | none | no |
 //! | [`DefaultSharing`] | the whole GPU, all at once | none | no |
 //! | [`StaticEqual`] | an equal part | grid, grant, partition | no |
 //! | [`ModelRightsize`] | a part sized to the tenant's whole request | grid, grant, partition | yes |

@@ -1,3 +1,5 @@
+//! The page as a reader meets it: its sentences, its figures, and what it must never contain.
+
 use smidgen_runtime::launch::Walls;
 use smidgen_runtime::tenant::Class;
 
