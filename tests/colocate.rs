@@ -157,6 +157,17 @@ fn equal_runs_give_equal_results_in_closed_loop_and_at_a_rate() {
 }
 
 #[test]
+fn exclusive_tenants_take_turns_request_by_request() {
+    let folder = tempfile::tempdir().unwrap();
+    succeeded(&colocate(folder.path(), &["chat=llama-3.2-1b", "embed=bert-large"], "exclusive"));
+    let policy = &json(folder.path())["policies"][0];
+    let requests: Vec<f64> = policy["tenants"].as_array().unwrap().iter().map(|tenant| number(tenant, "requests")).collect();
+    assert!((requests[0] - requests[1]).abs() <= 1.0, "turns do not go round: {requests:?}");
+    let total = number(policy, "total_normalised_throughput");
+    assert!((0.95..1.05).contains(&total), "one at a time, two tenants do {total} times what one does");
+}
+
+#[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
     let cases: [(&[&str], &[&str]); 13] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),

@@ -15,7 +15,7 @@ use smidgen_runtime::tenant::{TenantId, TenantSpec};
 use super::results::TenantResult;
 use super::spec::{Sharing, TenantRequest};
 use crate::models::{self, BuildError};
-use crate::serve::{Served, Server, Step, Window};
+use crate::serve::{Served, Server, Step, Turn, Window};
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
@@ -102,6 +102,12 @@ pub fn run(
     let mut servers = Vec::new();
     for (tenant, (session, workload)) in tenants.iter().zip(prepared) {
         servers.push(Server::new(session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?);
+    }
+    if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
+        let turn = Arc::new(Turn::default());
+        for (number, server) in (0..).zip(&mut servers) {
+            server.take_turns(Arc::clone(&turn), number);
+        }
     }
     gate()?;
     let start = runtime.device().now();

@@ -129,9 +129,11 @@ impl Worker {
         let pipe = |source| WorkerError::Pipe { tenant: tenant.clone(), source };
         let mut command = Command::new(std::env::current_exe().map_err(pipe)?);
         command.arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        if let Some(daemon) = daemon {
-            command.envs(daemon.environment());
-        }
+        match daemon {
+            Some(daemon) => command.envs(daemon.environment()),
+            // No daemon of the machine's own shall serve what is measured without MPS: nobody listens in this folder.
+            None => command.env("CUDA_MPS_PIPE_DIRECTORY", std::env::temp_dir().join("no-mps-daemon")),
+        };
         let mut child = command.spawn().map_err(pipe)?;
         let missing = || pipe(io::ErrorKind::BrokenPipe.into());
         let mut stdin = child.stdin.take().ok_or_else(missing)?;

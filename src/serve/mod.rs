@@ -5,7 +5,9 @@
 //! the *scheduled* arrival, so that queueing shows.
 
 mod arrivals;
+mod turn;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
@@ -13,6 +15,7 @@ use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 use smidgen_runtime::telemetry::Latencies;
 
 pub use arrivals::Arrivals;
+pub use turn::Turn;
 
 /// One kind of request of one model, with its buffers on the device.
 pub trait Workload: Send {
@@ -55,12 +58,16 @@ pub struct Server {
     slo: Option<Duration>,
     window: Window,
     served: Served,
+    /// Shared with the other servers where only one may have a request in flight, with this server's number among them.
+    turn: Option<(Arc<Turn>, u64)>,
+    /// Scheduled arrival of the request that waits for its turn.
+    waiting: Option<Duration>,
 }
 
 /// What a step found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A request is in flight.
+    /// A request is in flight, or waits for its turn.
     Busy,
     /// Nothing to do before this instant of the device's clock.
     IdleUntil(Duration),
@@ -77,7 +84,24 @@ impl Server {
         let graph = session.capture(|session| workload.enqueue(session))?;
         let done = Event::new(session.device())?;
         let window = Window { from: Duration::ZERO, until: Duration::ZERO, end: Duration::ZERO };
-        Ok(Self { session, workload, graph, done, in_flight: None, arrivals: Arrivals::ClosedLoop, slo, window, served: Served::default() })
+        Ok(Self {
+            session,
+            workload,
+            graph,
+            done,
+            in_flight: None,
+            arrivals: Arrivals::ClosedLoop,
+            slo,
+            window,
+            served: Served::default(),
+            turn: None,
+            waiting: None,
+        })
+    }
+
+    /// Lets this server, number `server`, issue requests only in its turn.
+    pub fn take_turns(&mut self, turn: Arc<Turn>, server: u64) {
+        self.turn = Some((turn, server));
     }
 
     /// Opens the gate: requests arrive from now on.
@@ -97,18 +121,28 @@ impl Server {
             }
             self.in_flight = None;
             self.note(scheduled);
+            if let Some((turn, _)) = &self.turn {
+                turn.give_back();
+            }
         }
         let now = self.session.device().now();
-        let scheduled = self.arrivals.next(now);
+        let scheduled = self.waiting.unwrap_or_else(|| self.arrivals.next(now));
         if now >= self.window.end || scheduled >= self.window.end {
+            if let Some((turn, server)) = &self.turn {
+                turn.leave(*server);
+            }
             return Ok(Step::Finished);
         }
         if scheduled > now {
             return Ok(Step::IdleUntil(scheduled));
         }
-        self.issue()?;
-        self.arrivals.advance();
-        self.in_flight = Some(scheduled);
+        self.waiting = Some(scheduled);
+        if self.turn.as_ref().is_none_or(|(turn, server)| turn.take(*server)) {
+            self.waiting = None;
+            self.issue()?;
+            self.arrivals.advance();
+            self.in_flight = Some(scheduled);
+        }
         Ok(Step::Busy)
     }
 

@@ -30,6 +30,9 @@ pub fn run(root: &Path, gpu: bool) -> Result<()> {
     let runtime_alone = ["clippy", "--package=smidgen-runtime", "--no-default-features", "--", "-D", "warnings"];
     run.cargo("runtime without CUDA", cargo(root).args(runtime_alone))?;
     run.cargo("tests", cargo(root).args(["test", "--workspace"]))?;
+    for example in ["01_one_model", "02_link_the_runtime"] {
+        run.cargo(example, cargo(root).args(["run", "--quiet", "--example", example]))?;
+    }
     run.cargo("documentation", cargo(root).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     if gpu {
         let targets = gpu_tests(root)?;

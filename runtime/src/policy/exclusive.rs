@@ -1,4 +1,4 @@
-//! `exclusive`: the whole GPU for a tenant that is alone on it.
+//! `exclusive`: the whole GPU for one tenant at a time.
 
 use crate::device::Topology;
 
@@ -6,8 +6,8 @@ use super::{Draft, Policy, TenantDemand, unconfined};
 
 /// Each tenant on the whole GPU, at normal priority, with no walls: what it gets alone, and so the figure that slowdowns are measured against.
 ///
-/// A plan says where kernels run, not when, so the draft equals that of [`DefaultSharing`](super::DefaultSharing). Exclusive it is where the
-/// engine admits one tenant only; with several at once it is default sharing.
+/// A plan says where kernels run, not when, so the draft equals that of [`DefaultSharing`](super::DefaultSharing). With several tenants it is
+/// for the engine to have one request at a time in flight; smidgen's own does.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Exclusive;
 
