@@ -48,8 +48,8 @@ pub struct ColocateArgs {
     /// Time measured for each policy, such as 10s.
     #[arg(long, default_value = "10s", value_parser = seconds)]
     duration: f64,
-    /// Profiles that policies place by, and that the simulator takes durations from. Without one, policies that need profiles have the tenants
-    /// profiled first, and the simulator takes the shipped profile.
+    /// Profiles that policies place by, and that the simulator takes durations from. On a GPU, tenants with kernels that are in none of them are
+    /// profiled first if a policy needs it; the simulator takes the shipped profile where none is given.
     #[arg(long)]
     profile: Vec<PathBuf>,
     /// Write the result as JSON.

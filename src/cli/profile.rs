@@ -6,13 +6,16 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use smidgen::colocate::profiles;
 use smidgen::colocate::spec::{Sharing, TenantRequest};
 use smidgen::fatbin::BUILD_HASH;
 use smidgen::models::ModelSource;
+use smidgen::serve::Workload;
 use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms};
+use smidgen_runtime::launch::{Kernel, Session};
 use smidgen_runtime::partition::{Ladder, rungs};
 use smidgen_runtime::policy::{self, Exclusive};
 use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint};
@@ -56,7 +59,8 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }
     for model in &args.model {
-        let profile = sweep(&device, model, args.batch, args.seq, &options, &args.output)?;
+        let recording = record(&device, model, args.batch, args.seq)?;
+        let profile = sweep(&device, model, &recording, &options, &args.output)?;
         for line in report::table(&profile).lines() {
             println!("{line}");
         }
@@ -72,21 +76,35 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
         Sharing::Policy(name) => policy::by_name(name).is_ok_and(|policy| policy.needs_profiles()),
         Sharing::TimeSlice | Sharing::MpsDefault => false,
     });
-    if !needed || !given.is_empty() {
+    if !needed {
         return Ok(Vec::new());
     }
     let device = smidgen::cuda::open()?;
+    let (known, _) = profiles::load(given, &*device)?;
     let path =
         PathBuf::from("target/profiles").join(format!("{}-{BUILD_HASH}.json", device.topology().name.replace(' ', "-").to_lowercase()));
     let options = Options { rungs: rungs(device.topology()), ..Options::default() };
+    let mut made = None;
     for tenant in tenants {
-        sweep(&device, &tenant.model, tenant.batch, tenant.seq, &options, &path)?;
+        let recording = record(&device, &tenant.model, tenant.batch, tenant.seq)?;
+        if !recording.launches.iter().all(|kernel| known.kernel(kernel.key().fingerprint()).is_some()) {
+            sweep(&device, &tenant.model, &recording, &options, &path)?;
+            made = Some(path.clone());
+        }
     }
-    Ok(vec![path])
+    Ok(made.into_iter().collect())
 }
 
-/// Records one request of `model` and sweeps its kernel keys into `path`.
-fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &Options, path: &Path) -> anyhow::Result<Profile> {
+/// The launches of one request, and what keeps their buffers.
+struct Recording {
+    launches: Vec<Box<dyn Kernel + Send>>,
+    _workload: Box<dyn Workload>,
+    _session: Session,
+    _runtime: Runtime,
+}
+
+/// Runs one request of `model`.
+fn record(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32) -> anyhow::Result<Recording> {
     let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let source = ModelSource::find(model)?;
     let memory_bytes = source.memory_bytes(batch, seq)?;
@@ -96,7 +114,12 @@ fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &
     session.start_recording();
     workload.enqueue(&mut session)?;
     device.synchronize(session.stream())?;
-    let recording = session.finish_recording();
+    let launches = session.finish_recording();
+    Ok(Recording { launches, _workload: workload, _session: session, _runtime: runtime })
+}
+
+/// Sweeps the kernel keys of a recorded request into `path`.
+fn sweep(device: &Arc<dyn Device>, model: &str, recording: &Recording, options: &Options, path: &Path) -> anyhow::Result<Profile> {
     let ladder = Ladder::new(Arc::clone(device), 64);
     let origin = Origin {
         model: model.to_owned(),
@@ -105,7 +128,7 @@ fn sweep(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32, options: &
         commit: super::commit(),
         date: today(),
     };
-    let sweep = Sweep { device, ladder: &ladder, recording: &recording, origin: &origin, options };
+    let sweep = Sweep { device, ladder: &ladder, recording: &recording.launches, origin: &origin, options };
     sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {
         SweepError::Option { name: "rungs", reason } => anyhow!("--sms: {reason}"),
         other => other.into(),
