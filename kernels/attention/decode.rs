@@ -4,7 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::super::abi;
-use super::{CompiledSize, Heads, KvCache, product, too_little_shared_memory, unsupported};
+use super::{CompiledSize, Heads, KvCache, product, unsupported};
 
 /// Query heads of one tile, `QUERY_ROWS` in flash.cuh.
 const HEADS_PER_TILE: u32 = 16;
@@ -120,20 +120,6 @@ unsafe impl Kernel for AttentionDecode {
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         let size = self.check()?;
-        let tiles = u32::try_from(self.tiles()).map_err(|_| unsupported(&self.key(), "more than 2^32 tiles".to_owned()))?;
-        let blocks_per_sm = size.blocks_per_sm(gpu);
-        if blocks_per_sm == 0 {
-            return Err(too_little_shared_memory(&self.key(), size, gpu));
-        }
-        Ok(Launch {
-            symbol: size.symbol,
-            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
-            block: size.threads,
-            shared_bytes: size.shared_bytes,
-            blocks_per_sm,
-            tiles,
-            elastic: true,
-            params: Params::new(self.args()),
-        })
+        size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)
     }
 }

@@ -7,8 +7,8 @@
 //! Any head of 1 to 256 columns works: it runs on the next larger compiled size, whose remaining columns are zeros in shared memory. Rows that
 //! do not lie on 16 bytes (an odd stride, a head of 20 columns) are read element by element, which is several times slower.
 
-use smidgen_runtime::device::Topology;
-use smidgen_runtime::launch::{KernelKey, LaunchError};
+use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::launch::{KernelKey, Launch, LaunchError, Params};
 
 mod decode;
 mod prefill;
@@ -98,6 +98,25 @@ impl CompiledSize {
     /// Blocks that fit on one SM of `gpu` at once.
     fn blocks_per_sm(&self, gpu: &Topology) -> u32 {
         self.blocks_by_registers.min(gpu.shared_bytes_per_sm / (self.shared_bytes + RESERVED_SHARED_BYTES))
+    }
+
+    /// The elastic launch of `tiles` tiles in this size.
+    fn launch(&self, key: &KernelKey, tiles: u64, params: Params, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        let tiles = u32::try_from(tiles).map_err(|_| unsupported(key, "more than 2^32 tiles".to_owned()))?;
+        let blocks_per_sm = self.blocks_per_sm(gpu);
+        if blocks_per_sm == 0 {
+            return Err(too_little_shared_memory(key, self, gpu));
+        }
+        Ok(Launch {
+            symbol: self.symbol,
+            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
+            block: self.threads,
+            shared_bytes: self.shared_bytes,
+            blocks_per_sm,
+            tiles,
+            elastic: true,
+            params,
+        })
     }
 }
 
