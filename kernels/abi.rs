@@ -111,10 +111,12 @@ pub struct GemmArgs {
     pub scale: f32,
     #[doc = " whether C, bias and residual may be accessed four elements at a time"]
     pub vectorised: u32,
+    #[doc = " whether no earlier launch still in flight may be writing B: a weight"]
+    pub constant_b: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 80usize];
+    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 88usize];
     ["Alignment of GemmArgs"][::std::mem::align_of::<GemmArgs>() - 8usize];
     ["Offset of field: GemmArgs::a"][::std::mem::offset_of!(GemmArgs, a) - 0usize];
     ["Offset of field: GemmArgs::b"][::std::mem::offset_of!(GemmArgs, b) - 8usize];
@@ -131,6 +133,35 @@ const _: () = {
     ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+    ["Offset of field: GemmArgs::constant_b"][::std::mem::offset_of!(GemmArgs, constant_b) - 80usize];
+};
+#[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct WarpgroupGemmArgs {
+    #[doc = " a tile's rows, or half of them if they are shared, by 64 columns"]
+    pub a: TensorMap,
+    #[doc = " the same"]
+    pub b: TensorMap,
+    #[doc = " tiles of 64 rows by one slice"]
+    pub c: TensorMap,
+    #[doc = " as c; unused without a residual"]
+    pub residual: TensorMap,
+    pub gemm: GemmArgs,
+    #[doc = " 1: the pair's tiles lie side by side along n; 0: one below the other along m, and share B"]
+    pub shares_a: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WarpgroupGemmArgs"][::std::mem::size_of::<WarpgroupGemmArgs>() - 640usize];
+    ["Alignment of WarpgroupGemmArgs"][::std::mem::align_of::<WarpgroupGemmArgs>() - 64usize];
+    ["Offset of field: WarpgroupGemmArgs::a"][::std::mem::offset_of!(WarpgroupGemmArgs, a) - 0usize];
+    ["Offset of field: WarpgroupGemmArgs::b"][::std::mem::offset_of!(WarpgroupGemmArgs, b) - 128usize];
+    ["Offset of field: WarpgroupGemmArgs::c"][::std::mem::offset_of!(WarpgroupGemmArgs, c) - 256usize];
+    ["Offset of field: WarpgroupGemmArgs::residual"][::std::mem::offset_of!(WarpgroupGemmArgs, residual) - 384usize];
+    ["Offset of field: WarpgroupGemmArgs::gemm"][::std::mem::offset_of!(WarpgroupGemmArgs, gemm) - 512usize];
+    ["Offset of field: WarpgroupGemmArgs::shares_a"][::std::mem::offset_of!(WarpgroupGemmArgs, shares_a) - 600usize];
 };
 #[doc = " x"]
 pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
