@@ -6,20 +6,24 @@
 //!
 //! Source: Touvron et al., "Llama 2", 2023.
 
+mod batch;
+
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::BuildError;
-use super::encoder::RaggedShape;
-use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
+use super::tensors::Loader;
 use crate::config::{Activation, DecoderConfig};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
-use crate::kernels::sampling::{Sample, SampleParams};
+use crate::kernels::sampling::Sample;
 use crate::weights::{LayerParameter, Parameter, Weights};
+
+use batch::Cache;
+pub use batch::{DecoderBatch, LogitRows, Prompts};
 
 /// A decoder's weights.
 pub struct Decoder {
@@ -45,64 +49,6 @@ struct Layer {
     gate_up_bias: Option<Buffer>,
     down: Buffer,
     down_bias: Option<Buffer>,
-}
-
-/// The sequences of one batch: their caches, the tokens that come next, and room for what the layers pass on.
-pub struct DecoderBatch {
-    sequences: u32,
-    /// Positions that each sequence's cache has room for.
-    capacity: u32,
-    /// Tokens that the caches will typically hold: what a step's kernel key counts.
-    context: u32,
-    /// Rows there is room for in a prefill.
-    max_rows: u32,
-    caches: Vec<Cache>,
-    /// The token that each sequence's next step takes, `[sequences]` u32.
-    tokens: Buffer,
-    /// Its position.
-    positions: Buffer,
-    /// Cache length including it.
-    lengths: Buffer,
-    /// 0, 1, 2, ...: in a step, row and sequence are the same.
-    numbers: Buffer,
-    params: Buffer,
-    logits: Buffer,
-    /// The residual stream, `[max_rows, hidden]`.
-    x: Buffer,
-    /// `[max_rows, hidden]`.
-    normed: Buffer,
-    /// `[max_rows, (heads + 2 kv_heads) * head_dim]`.
-    qkv: Buffer,
-    /// `[max_rows, heads * head_dim]`.
-    attention: Buffer,
-    /// `[max_rows, intermediate]`.
-    inner: Buffer,
-}
-
-struct Cache {
-    keys: Buffer,
-    values: Buffer,
-}
-
-/// The prompts of one prefill on the device.
-pub struct Prompts {
-    rows: u32,
-    max_length: u32,
-    ids: Buffer,
-    positions: Buffer,
-    starts: Buffer,
-    lengths: Buffer,
-    sequence_of: Buffer,
-    last_rows: Buffer,
-}
-
-/// Which rows' logits are wanted after a prefill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogitRows {
-    /// The last of each sequence, to sample from.
-    Last,
-    /// All of them, for comparison with other implementations.
-    All,
 }
 
 impl Decoder {
@@ -136,49 +82,6 @@ impl Decoder {
         let cache = 2 * kv * u64::from(batch) * (u64::from(seq) + 1);
         let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
         2 * (tables + config.layers as u64 * (layer + cache) + rows)
-    }
-
-    /// Room for `sequences` sequences of up to `capacity` tokens each, and for prefills of up to `max_rows` tokens in all.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn batch(
-        &self,
-        session: &Session,
-        sequences: u32,
-        capacity: u32,
-        max_rows: u32,
-        logits: LogitRows,
-    ) -> Result<DecoderBatch, BuildError> {
-        let config = &self.config;
-        let device = session.device();
-        let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
-        let max_rows = max_rows.max(sequences);
-        let zeros = vec![0; sequences as usize];
-        let cache = || -> Result<Cache, BuildError> {
-            let room = || halves(sequences * capacity, config.kv_width());
-            Ok(Cache { keys: room()?, values: room()? })
-        };
-        let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
-        let greedy = SampleParams { temperature: 0.0, top_p: 1.0, top_k: 0, draw: 0.0 };
-        Ok(DecoderBatch {
-            sequences,
-            capacity,
-            context: capacity,
-            max_rows,
-            caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
-            tokens: upload_u32(session, &zeros)?,
-            positions: upload_u32(session, &zeros)?,
-            lengths: upload_u32(session, &zeros)?,
-            numbers: upload_u32(session, &(0..sequences).collect::<Vec<_>>())?,
-            params: upload(session, &vec![sample_bytes(&greedy); sequences as usize].concat())?,
-            logits: Buffer::new(device, u64::from(logit_rows) * config.vocab as u64 * 4)?,
-            x: halves(max_rows, config.hidden)?,
-            normed: halves(max_rows, config.hidden)?,
-            qkv: halves(max_rows, config.query_width() + 2 * config.kv_width())?,
-            attention: halves(max_rows, config.query_width())?,
-            inner: halves(max_rows, config.intermediate)?,
-        })
     }
 
     /// Launches the forward pass over whole prompts: fills the caches, and leaves the logits of the wanted rows.
@@ -388,79 +291,4 @@ impl Layer {
             down_bias,
         })
     }
-}
-
-impl Prompts {
-    /// Puts the prompts of a batch on the device, one a sequence, none empty; ids were checked against the vocabulary.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn new(session: &Session, sequences: &[Vec<u32>]) -> Result<Self, BuildError> {
-        let shape = RaggedShape::of(sequences);
-        let sequence_of: Vec<u32> =
-            (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
-        let last_rows: Vec<u32> = shape.starts.iter().zip(&shape.lengths).map(|(start, length)| start + length - 1).collect();
-        Ok(Self {
-            rows: shape.rows,
-            max_length: shape.max_length,
-            ids: upload_u32(session, &sequences.concat())?,
-            positions: upload_u32(session, &shape.positions)?,
-            starts: upload_u32(session, &shape.starts)?,
-            lengths: upload_u32(session, &shape.lengths)?,
-            sequence_of: upload_u32(session, &sequence_of)?,
-            last_rows: upload_u32(session, &last_rows)?,
-        })
-    }
-}
-
-impl DecoderBatch {
-    /// Says where each sequence stands: its next token's position is `lengths[i]`, after as many tokens in the cache.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn stand_at(&self, session: &Session, lengths: &[u32]) -> Result<(), BuildError> {
-        let device = session.device();
-        let including: Vec<u32> = lengths.iter().map(|length| length + 1).collect();
-        device.upload(session.stream(), self.positions.ptr(), &bytes_of_u32(lengths))?;
-        device.upload(session.stream(), self.lengths.ptr(), &bytes_of_u32(&including))?;
-        Ok(())
-    }
-
-    /// How the next tokens are drawn, one entry a sequence.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn draw_by(&self, session: &Session, params: &[SampleParams]) -> Result<(), BuildError> {
-        let bytes: Vec<u8> = params.iter().flat_map(sample_bytes).collect();
-        Ok(session.device().upload(session.stream(), self.params.ptr(), &bytes)?)
-    }
-
-    /// The tokens drawn last, waited for.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn tokens(&self, session: &Session) -> Result<Vec<u32>, BuildError> {
-        let mut bytes = vec![0; self.sequences as usize * 4];
-        session.device().download(session.stream(), self.tokens.ptr(), &mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
-    }
-
-    /// The logits of the last launch, `[rows, vocabulary]` fp32.
-    pub fn logits(&self) -> DevicePtr {
-        self.logits.ptr()
-    }
-
-    fn cache(&self, cache: &Cache) -> KvCache {
-        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
-    }
-
-    /// Tokens there is room for in a prefill.
-    pub fn max_rows(&self) -> u32 {
-        self.max_rows
-    }
-}
-
-/// A `SampleParams` as the device reads it.
-fn sample_bytes(params: &SampleParams) -> Vec<u8> {
-    [params.temperature.to_le_bytes(), params.top_p.to_le_bytes(), params.top_k.to_le_bytes(), params.draw.to_le_bytes()].concat()
 }
