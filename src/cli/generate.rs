@@ -16,7 +16,7 @@ use smidgen::tokenizer::Tokenizer;
 
 use super::{ComputeDevice, text_directory};
 
-/// Continue a prompt with a model of the Llama family.
+/// Continue a prompt with a decoder: GPT-2, Llama, Mistral, Qwen2.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// A Hugging Face model directory.
@@ -47,7 +47,7 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let ModelConfig::Decoder(config) = source.config() else {
-        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a model of the Llama family", args.model);
+        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a decoder", args.model);
     };
     let tokenizer = Tokenizer::open(text_directory(&source)?, source.config(), None)?;
     let prompt = tokenizer.encode(&args.prompt)?;
@@ -64,7 +64,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             stream(args, config, &tokenizer, &prompt.ids, decoder.start())
         }
         Some(gpu) => {
-            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
+            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_positions);
             let room = u32::try_from(room)?;
             stream(args, config, &tokenizer, &prompt.ids, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
         }

@@ -15,7 +15,7 @@ mod encoder;
 mod fields;
 mod rope;
 
-pub use decoder::{DecoderConfig, DecoderFamily};
+pub use decoder::{DecoderConfig, DecoderFamily, DecoderNorm, Positions, ScoreScale, SlidingWindow};
 pub use encoder::{EncoderConfig, EncoderFamily};
 pub use rope::{Rope, RopeScaling};
 
@@ -60,13 +60,15 @@ impl ModelConfig {
         let config = match model_type {
             "bert" => Self::Encoder(encoder::bert(&fields)?),
             "distilbert" => Self::Encoder(encoder::distilbert(&fields)?),
+            "gpt2" => Self::Decoder(decoder::gpt2(&fields)?),
             "llama" => Self::Decoder(decoder::llama(&fields)?),
             "mistral" => Self::Decoder(decoder::mistral(&fields)?),
+            "qwen2" => Self::Decoder(decoder::qwen2(&fields)?),
             other => {
                 return Err(fields.error(
                     "model_type",
                     format!("is `{other}`, which this engine cannot run"),
-                    "use a model of type bert, distilbert, llama or mistral",
+                    "use a model of type bert, distilbert, gpt2, llama, mistral or qwen2",
                 ));
             }
         };
@@ -97,12 +99,11 @@ impl ModelConfig {
         }
     }
 
-    /// The longest sequence this engine computes: the model's positions, or a decoder's sliding window where that is shorter, since within
-    /// the window sliding and full attention are the same.
+    /// The longest sequence: as many tokens as the model has positions.
     pub fn max_sequence(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.max_positions,
-            Self::Decoder(decoder) => decoder.max_sequence(),
+            Self::Decoder(decoder) => decoder.max_positions,
         }
     }
 

@@ -25,7 +25,7 @@ use crate::batch::RaggedBatch;
 pub enum Reference {
     /// BERT family.
     Encoder(Encoder),
-    /// Llama family.
+    /// GPT-2, Llama, Mistral, Qwen2.
     Decoder(Decoder),
 }
 

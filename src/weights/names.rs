@@ -5,14 +5,14 @@
 
 use std::fmt;
 
-use crate::config::{DecoderConfig, EncoderConfig, EncoderFamily, ModelConfig};
+use crate::config::{DecoderConfig, DecoderFamily, DecoderNorm, EncoderConfig, EncoderFamily, ModelConfig, Positions};
 
 /// One tensor of a model. Weights of projections are `[out, in]`, row-major: `y = x * W^T + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parameter {
     /// `[vocab, hidden]`.
     TokenEmbedding,
-    /// `[max_positions, hidden]`; encoders.
+    /// `[max_positions, hidden]`; encoders, and decoders with learned positions.
     PositionEmbedding,
     /// `[token_types, hidden]`; encoders that have token types.
     TokenTypeEmbedding,
@@ -20,8 +20,10 @@ pub enum Parameter {
     EmbeddingNormWeight,
     /// `[hidden]`: shift of the same.
     EmbeddingNormBias,
-    /// `[hidden]`: scale of the RMS norm after the last layer; decoders.
+    /// `[hidden]`: scale of the norm after the last layer; decoders.
     FinalNormWeight,
+    /// `[hidden]`: shift of the same; decoders with layer norms.
+    FinalNormBias,
     /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings.
     OutputHead,
     /// A parameter of the layer with this index.
@@ -47,16 +49,16 @@ pub enum LayerParameter {
     AttentionOutputWeight,
     /// `[hidden]`.
     AttentionOutputBias,
-    /// `[hidden]`: layer norm after the attention residual (encoders), RMS norm before the attention (decoders).
+    /// `[hidden]`: scale of the norm after the attention residual (encoders) or before the attention (decoders).
     AttentionNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     AttentionNormBias,
-    /// `[intermediate, hidden]`: the projection that the activation is applied to; decoders.
+    /// `[intermediate, hidden]`: the projection that the activation is applied to, where the feed-forward block is gated.
     GateWeight,
     /// `[intermediate]`.
     GateBias,
-    /// `[intermediate, hidden]`: into the feed-forward block. In encoders the activation is applied to it, in decoders it is multiplied by the
-    /// activated gate.
+    /// `[intermediate, hidden]`: into the feed-forward block. It is multiplied by the activated gate, or the activation is applied to it where
+    /// there is none.
     UpWeight,
     /// `[intermediate]`.
     UpBias,
@@ -64,9 +66,9 @@ pub enum LayerParameter {
     DownWeight,
     /// `[hidden]`.
     DownBias,
-    /// `[hidden]`: layer norm after the feed-forward residual (encoders), RMS norm before the feed-forward block (decoders).
+    /// `[hidden]`: scale of the norm after the feed-forward residual (encoders) or before the feed-forward block (decoders).
     FeedForwardNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     FeedForwardNormBias,
 }
 
@@ -113,13 +115,14 @@ impl Parameter {
             Self::TokenEmbedding | Self::OutputHead => vec![config.vocab(), hidden],
             Self::PositionEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.max_positions, hidden],
+                ModelConfig::Decoder(decoder) if decoder.positions == Positions::Learned => vec![decoder.max_positions, hidden],
                 ModelConfig::Decoder(_) => vec![0, hidden],
             },
             Self::TokenTypeEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.token_types, hidden],
                 ModelConfig::Decoder(_) => vec![0, hidden],
             },
-            Self::EmbeddingNormWeight | Self::EmbeddingNormBias | Self::FinalNormWeight => vec![hidden],
+            Self::EmbeddingNormWeight | Self::EmbeddingNormBias | Self::FinalNormWeight | Self::FinalNormBias => vec![hidden],
             Self::Layer(_, parameter) => match parameter {
                 L::QueryWeight => vec![query, hidden],
                 L::QueryBias => vec![query],
@@ -145,7 +148,7 @@ impl Parameter {
             Self::EmbeddingNormWeight | Self::FinalNormWeight | Self::Layer(_, L::AttentionNormWeight | L::FeedForwardNormWeight) => {
                 Role::NormScale
             }
-            Self::EmbeddingNormBias => Role::Bias,
+            Self::EmbeddingNormBias | Self::FinalNormBias => Role::Bias,
             Self::Layer(
                 _,
                 L::QueryBias
@@ -167,8 +170,58 @@ impl Parameter {
     pub(super) fn hugging_face_name(self, config: &ModelConfig, prefix: &str) -> Option<String> {
         match config {
             ModelConfig::Encoder(encoder) => encoder_name(self, encoder, prefix),
+            ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => gpt2_name(self, prefix),
             ModelConfig::Decoder(_) => decoder_name(self, prefix),
         }
+    }
+
+    /// How the tensor of that name holds this parameter.
+    pub(super) fn layout(self, config: &ModelConfig) -> Layout {
+        match (config, self) {
+            (ModelConfig::Decoder(decoder), Self::Layer(_, layer)) if decoder.family == DecoderFamily::Gpt2 => gpt2_layout(layer, decoder),
+            _ => Layout::Whole,
+        }
+    }
+}
+
+/// How a checkpoint's tensor holds a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// The tensor is the parameter.
+    Whole,
+    /// The tensor is `[in, of]` where the parameter is `[out, in]`: its columns from `first` on are the parameter's rows. For a bias, the tensor
+    /// is `[of]` and the parameter its elements from `first` on.
+    Columns {
+        /// The column that is the parameter's first row.
+        first: usize,
+        /// Columns of the tensor.
+        of: usize,
+    },
+}
+
+impl Layout {
+    /// The shape of the tensor that holds a parameter of this shape.
+    pub(super) fn stored_shape(self, shape: &[usize]) -> Vec<usize> {
+        match self {
+            Self::Whole => shape.to_vec(),
+            Self::Columns { of, .. } => shape.iter().skip(1).rev().copied().chain([of]).collect(),
+        }
+    }
+
+    /// The parameter of this shape, row-major, out of the elements of its tensor.
+    pub(super) fn extract<T: Copy + Default>(self, stored: Vec<T>, shape: &[usize]) -> Vec<T> {
+        /// Rows written at once: the cache lines that they need at a time fit the first-level cache, and each is filled before it leaves.
+        const ROWS: usize = 32;
+        let Self::Columns { first, of } = self else { return stored };
+        let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
+        let mut extracted = vec![T::default(); rows * columns];
+        for (block, target) in extracted.chunks_mut(ROWS * columns).enumerate() {
+            for (column, source) in stored.chunks_exact(of).enumerate() {
+                let source = &source[first + block * ROWS..];
+                target.chunks_exact_mut(columns).zip(source).for_each(|(row, &value)| row[column] = value);
+            }
+        }
+        extracted
     }
 }
 
@@ -233,30 +286,34 @@ fn encoder_parameters(encoder: &EncoderConfig) -> Parts {
 }
 
 fn decoder_parameters(decoder: &DecoderConfig) -> Parts {
+    let shifted = decoder.norm == DecoderNorm::Layer;
     let layer = vec![
         (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, shifted),
         (L::QueryWeight, true),
-        (L::QueryBias, decoder.attention_bias),
+        (L::QueryBias, decoder.qkv_bias),
         (L::KeyWeight, true),
-        (L::KeyBias, decoder.attention_bias),
+        (L::KeyBias, decoder.qkv_bias),
         (L::ValueWeight, true),
-        (L::ValueBias, decoder.attention_bias),
+        (L::ValueBias, decoder.qkv_bias),
         (L::AttentionOutputWeight, true),
-        (L::AttentionOutputBias, decoder.attention_bias),
+        (L::AttentionOutputBias, decoder.attention_output_bias),
         (L::FeedForwardNormWeight, true),
-        (L::GateWeight, true),
-        (L::GateBias, decoder.mlp_bias),
+        (L::FeedForwardNormBias, shifted),
+        (L::GateWeight, decoder.gated),
+        (L::GateBias, decoder.gated && decoder.mlp_bias),
         (L::UpWeight, true),
         (L::UpBias, decoder.mlp_bias),
         (L::DownWeight, true),
         (L::DownBias, decoder.mlp_bias),
     ];
-    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
-    let mut last = vec![Parameter::FinalNormWeight];
-    if !decoder.tied_embeddings {
-        last.push(Parameter::OutputHead);
-    }
-    (vec![Parameter::TokenEmbedding], layer, last)
+    let outer = [(Parameter::TokenEmbedding, true), (Parameter::PositionEmbedding, decoder.positions == Positions::Learned)];
+    let last = [(Parameter::FinalNormWeight, true), (Parameter::FinalNormBias, shifted), (Parameter::OutputHead, !decoder.tied_embeddings)];
+    (present(outer), present(layer), present(last))
+}
+
+fn present<T>(parameters: impl IntoIterator<Item = (T, bool)>) -> Vec<T> {
+    parameters.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect()
 }
 
 /// What may stand before every name of [`Parameter::hugging_face_name`], most common first. A checkpoint of the bare model has no prefix,
@@ -265,6 +322,7 @@ pub(super) fn prefixes(config: &ModelConfig) -> [&'static str; 2] {
     match config {
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Bert, .. }) => ["", "bert."],
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::DistilBert, .. }) => ["", "distilbert."],
+        ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => ["transformer.", ""],
         ModelConfig::Decoder(_) => ["model.", ""],
     }
 }
@@ -283,7 +341,7 @@ fn encoder_name(parameter: Parameter, encoder: &EncoderConfig, prefix: &str) -> 
         Parameter::TokenTypeEmbedding => "embeddings.token_type_embeddings.weight",
         Parameter::EmbeddingNormWeight => "embeddings.LayerNorm.weight",
         Parameter::EmbeddingNormBias => "embeddings.LayerNorm.bias",
-        Parameter::FinalNormWeight | Parameter::OutputHead => return None,
+        Parameter::FinalNormWeight | Parameter::FinalNormBias | Parameter::OutputHead => return None,
         Parameter::Layer(index, layer) => {
             return Some(match encoder.family {
                 EncoderFamily::Bert => format!("{prefix}encoder.layer.{index}.{}", bert_layer_name(layer)?),
@@ -369,4 +427,71 @@ fn decoder_layer_name(parameter: LayerParameter) -> Option<&'static str> {
         L::FeedForwardNormWeight => "post_attention_layernorm.weight",
         L::AttentionNormBias | L::FeedForwardNormBias => return None,
     })
+}
+
+fn gpt2_name(parameter: Parameter, prefix: &str) -> Option<String> {
+    let name = match parameter {
+        Parameter::TokenEmbedding => "wte.weight",
+        Parameter::PositionEmbedding => "wpe.weight",
+        Parameter::FinalNormWeight => "ln_f.weight",
+        Parameter::FinalNormBias => "ln_f.bias",
+        // As for the other decoders.
+        Parameter::OutputHead => return Some("lm_head.weight".to_owned()),
+        Parameter::Layer(index, layer) => return Some(format!("{prefix}h.{index}.{}", gpt2_layer_name(layer)?)),
+        Parameter::TokenTypeEmbedding | Parameter::EmbeddingNormWeight | Parameter::EmbeddingNormBias => return None,
+    };
+    Some(format!("{prefix}{name}"))
+}
+
+fn gpt2_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::QueryWeight | L::KeyWeight | L::ValueWeight => "attn.c_attn.weight",
+        L::QueryBias | L::KeyBias | L::ValueBias => "attn.c_attn.bias",
+        L::AttentionOutputWeight => "attn.c_proj.weight",
+        L::AttentionOutputBias => "attn.c_proj.bias",
+        L::AttentionNormWeight => "ln_1.weight",
+        L::AttentionNormBias => "ln_1.bias",
+        L::UpWeight => "mlp.c_fc.weight",
+        L::UpBias => "mlp.c_fc.bias",
+        L::DownWeight => "mlp.c_proj.weight",
+        L::DownBias => "mlp.c_proj.bias",
+        L::FeedForwardNormWeight => "ln_2.weight",
+        L::FeedForwardNormBias => "ln_2.bias",
+        L::GateWeight | L::GateBias => return None,
+    })
+}
+
+/// GPT-2 keeps projections as `[in, out]`, and those of queries, keys and values in one tensor.
+fn gpt2_layout(parameter: LayerParameter, decoder: &DecoderConfig) -> Layout {
+    let hidden = decoder.hidden;
+    match parameter {
+        L::QueryWeight | L::QueryBias => Layout::Columns { first: 0, of: 3 * hidden },
+        L::KeyWeight | L::KeyBias => Layout::Columns { first: hidden, of: 3 * hidden },
+        L::ValueWeight | L::ValueBias => Layout::Columns { first: 2 * hidden, of: 3 * hidden },
+        L::AttentionOutputWeight | L::DownWeight => Layout::Columns { first: 0, of: hidden },
+        L::UpWeight => Layout::Columns { first: 0, of: decoder.intermediate },
+        _ => Layout::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_a_stored_matrix_become_the_rows_of_a_parameter() {
+        // [2, 100]: row 0 counts from 0, row 1 from 1000.
+        let stored: Vec<u32> = (0..100).chain(1000..1100).collect();
+        let layout = Layout::Columns { first: 7, of: 100 };
+        assert_eq!(layout.stored_shape(&[70, 2]), [2, 100]);
+        let expected: Vec<u32> = (7..77).flat_map(|row| [row, 1000 + row]).collect();
+        assert_eq!(layout.extract(stored, &[70, 2]), expected);
+    }
+
+    #[test]
+    fn a_part_of_a_stored_bias_becomes_a_parameter() {
+        let layout = Layout::Columns { first: 40, of: 120 };
+        assert_eq!(layout.stored_shape(&[40]), [120]);
+        assert_eq!(layout.extract((0..120).collect::<Vec<u32>>(), &[40]), (40..80).collect::<Vec<u32>>());
+    }
 }
