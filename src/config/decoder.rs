@@ -323,8 +323,8 @@ fn sliding_window(fields: &Fields<'_>, width: Option<usize>, full_layers: usize)
         };
         let full = kinds.iter().take_while(|&&kind| kind == "full_attention").count();
         if let Some(other) = kinds[full..].iter().find(|&&kind| kind != "sliding_attention") {
-            let remedy = "use a model whose layers have full_attention, and sliding_attention from some layer on";
-            return Err(fields.error("layer_types", format!("names {other} after {full} layers with full_attention"), remedy));
+            let remedy = "use a model with full_attention up to some layer and sliding_attention from there on";
+            return Err(fields.error("layer_types", format!("names {other} for layer {full}"), remedy));
         }
         if full < layers && width.is_none() {
             return Err(fields.error("layer_types", "names sliding_attention in a model without a sliding window", "correct it"));
