@@ -1,7 +1,7 @@
 //! Continuous batching: a decoder serves a stream of requests, which join and leave between steps.
 //!
 //! [`Scheduler`] decides what each step computes and who holds which page of the key-value cache; an [`Executor`] computes it, on a GPU
-//! ([`models::Batch`](crate::models::Batch)) or on the CPU ([`reference::PagedBatch`](crate::reference::PagedBatch)); [`Batching`] drives
+//! ([`models::SlotBatch`](crate::models::SlotBatch)) or on the CPU ([`reference::PagedBatch`](crate::reference::PagedBatch)); [`Batching`] drives
 //! both and notes when each token came. A request's tokens are those that it gets alone: nothing in a step depends on the other requests in it, up to the
 //! rounding of GPU kernels that are chosen by the number of rows.
 //!
