@@ -112,6 +112,7 @@ fn launch(args: abi::RotaryArgs, sms: Sms) -> Launch {
         blocks_per_sm: BLOCKS_PER_SM,
         tiles: args.rows,
         elastic: false,
+        programmatic: true,
         params: Params::new(args),
     }
 }
