@@ -14,7 +14,7 @@ use smidgen_runtime::launch::{LaunchError, Session};
 use super::BuildError;
 use super::tensors::Loader;
 use crate::config::{Activation, DecoderConfig};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
@@ -79,7 +79,7 @@ impl Decoder {
         let (query, kv) = (config.query_width() as u64, config.kv_width() as u64);
         let tables = config.vocab as u64 * hidden * if config.tied_embeddings { 1 } else { 2 };
         let layer = hidden * (2 * query + 2 * kv + 3 * inner + 2);
-        let cache = 2 * kv * u64::from(batch) * (u64::from(seq) + 1);
+        let cache = 2 * kv * u64::from(batch) * u64::from(KvCache::pages_for(seq + 1) * PAGE_TOKENS);
         let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
         2 * (tables + config.layers as u64 * (layer + cache) + rows)
     }
@@ -143,6 +143,7 @@ impl Decoder {
                 output: batch.attention.ptr(),
                 output_stride: self.heads().output_width(),
                 lengths: batch.lengths.ptr(),
+                workspace: batch.workspace.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
