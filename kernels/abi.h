@@ -3,6 +3,17 @@
 #pragma once
 #include <stdint.h>
 
+#ifdef __cplusplus
+#define ALIGNED(BYTES) alignas(BYTES)
+#else
+#define ALIGNED(BYTES) _Alignas(BYTES)
+#endif
+
+// What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from.
+typedef struct TensorMap {
+    ALIGNED(64) uint64_t opaque[16];
+} TensorMap;
+
 // Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch.
 typedef struct TileProgress {
     unsigned long long taken;
@@ -12,7 +23,7 @@ typedef struct TileProgress {
 
 // Every kernel's second parameter. The runtime crate's TilesArg is the same struct.
 typedef struct Tiles {
-    uint64_t progress; // TileProgress*
+    uint64_t progress; // TileProgress*; 0 for a launch that is not elastic
     uint64_t grant;    // one bit per SM in %smid order; 0 where every SM is granted
     uint32_t count;    // tiles to be done
     uint32_t joins;    // 0 for the owner; 1 + epoch for a joiner
@@ -83,18 +94,27 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// Tokens of one page of the KV cache.
+#define KV_PAGE_TOKENS 64
+
+// One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS.
+typedef struct KvPages {
+    uint64_t keys;       // f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache
+    uint64_t values;     // the same
+    uint64_t page_table; // u32 [sequences, pages_per_sequence]
+    uint32_t pages_per_sequence;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+} KvPages;
+
 // One query row per sequence, against the keys and values of the sequence's cache.
 typedef struct AttentionDecodeArgs {
+    KvPages cache;
     uint64_t qkv;     // f16 [sequences, qkv_stride], of which only the query heads are read
-    uint64_t k_cache; // f16 [sequences, kv_heads, capacity, head_dim]
-    uint64_t v_cache; // the same
     uint64_t output;  // f16 [sequences, output_stride]
     uint64_t lengths; // u32 [sequences], valid positions of each cache, the query's own included
     uint32_t sequences;
     uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-    uint32_t capacity;
     uint32_t qkv_stride;
     uint32_t output_stride;
     uint32_t window; // as in AttentionPrefillArgs
@@ -117,17 +137,13 @@ typedef struct AttentionDecodeArgs {
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
+    KvPages cache;
     uint64_t qkv;                 // f16 [rows, qkv_stride]
     uint64_t positions;           // u32 [rows]
-    uint64_t inverse_frequencies; // f32 [head_dim / 2]
-    uint64_t k_cache;             // f16 [sequences, kv_heads, capacity, head_dim], or 0
-    uint64_t v_cache;             // the same
-    uint64_t sequence_of;         // u32 [rows]: the cache that a row belongs to; not read without a cache
+    uint64_t inverse_frequencies; // f32 [head_dim / 2], or 0 where nothing is rotated
+    uint64_t sequence_of;         // u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache
     uint32_t rows;
     uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-    uint32_t capacity;
     uint32_t qkv_stride;
 } RotaryArgs;
 

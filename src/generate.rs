@@ -126,7 +126,7 @@ impl<S: Continue> Iterator for Generation<'_, S> {
             return self.end(Stop::MaxTokens);
         }
         // A prompt that is itself too long goes to the device, which names the limit; only a drawn token ends quietly.
-        if self.drawn > 0 && self.length > self.config.max_positions {
+        if self.drawn > 0 && self.length > self.config.max_sequence() {
             return self.end(Stop::Full);
         }
         match self.sequence.next(&self.pending, &self.sampling, self.uniform.draw()) {

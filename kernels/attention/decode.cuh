@@ -1,6 +1,6 @@
 // Attention where every sequence brings one query and its keys and values lie in a cache: a decoder's next token.
 //   out[h] = sum over cached positions j of softmax_j(scale * q[h] . k[j]) * v[j],   for each query head h
-//   q: the first heads * head_dim columns of qkv [sequences, qkv_stride]; caches: [sequences, kv_heads, capacity, head_dim]; all fp16
+//   q: the first heads * head_dim columns of qkv [sequences, qkv_stride]; cache: pages, see KvPages in abi.h; all fp16
 //
 // Memory bound: 4 * length * head_dim bytes for each key head and next to no arithmetic, so all that matters is how many bytes are under
 // way. A tile is one key head of one sequence; the up to 16 query heads that share it are the 16 rows of one multiply, so that each key is
@@ -48,39 +48,41 @@ struct Decode {
     };
 
     __device__ static void tile(const AttentionDecodeArgs &args, uint32_t tile, Shared &shared) {
-        const uint32_t group = args.heads / args.kv_heads; // query heads that share a key head
+        const KvPages &cache = args.cache;
+        const uint32_t group = args.heads / cache.kv_heads; // query heads that share a key head
         const uint32_t parts = div_ceil(group, QUERY_ROWS);
-        const uint32_t part = tile % parts, kv_head = tile / parts % args.kv_heads, sequence = tile / parts / args.kv_heads;
+        const uint32_t part = tile % parts, kv_head = tile / parts % cache.kv_heads, sequence = tile / parts / cache.kv_heads;
         const uint32_t first_head = kv_head * group + part * QUERY_ROWS;
         const int rows = min(int(group - part * QUERY_ROWS), QUERY_ROWS);
 
-        const int length = min(reinterpret_cast<const uint32_t *>(args.lengths)[sequence], args.capacity);
+        const int length = min(reinterpret_cast<const uint32_t *>(args.lengths)[sequence], cache.pages_per_sequence * KV_PAGE_TOKENS);
         if (length == 0) return;
         const Mask mask(length, args.window, true);
         const Range range{mask.first(length - 1), length};
 
         // Broadcast, so that the compiler knows that a warp does not part ways over its number.
-        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32, head_dim = args.head_dim;
+        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32, head_dim = cache.head_dim;
         const float scale_log2 = args.scale * 1.4426950408889634f;
 
-        const size_t cache = (size_t(sequence) * args.kv_heads + kv_head) * args.capacity * head_dim;
-        const __half *const keys = reinterpret_cast<const __half *>(args.k_cache) + cache;
-        const __half *const values = reinterpret_cast<const __half *>(args.v_cache) + cache;
-        const bool cache_aligned = on_16_bytes(args.k_cache | args.v_cache, head_dim, head_dim);
+        const uint32_t *const pages = reinterpret_cast<const uint32_t *>(cache.page_table) + size_t(sequence) * cache.pages_per_sequence;
+        const bool cache_aligned = on_16_bytes(cache.keys | cache.values, head_dim, head_dim);
         const int end_block = div_ceil(range.past, KEYS);
         const auto copy_block = [&](int stage, int block) {
-            const int row = block * KEYS;
-            const auto rows_from = [&](const __half *base) {
-                return Rows{base + size_t(row) * head_dim, args.head_dim, length - row, head_dim};
+            const int position = block * KEYS, page = position / KV_PAGE_TOKENS;
+            // Table entries past the length are not followed.
+            const size_t first_row = (position < length ? size_t(pages[page]) : 0) * cache.kv_heads * KV_PAGE_TOKENS + kv_head * KV_PAGE_TOKENS +
+                                     position % KV_PAGE_TOKENS;
+            const auto rows_from = [&](uint64_t pool) {
+                return Rows{reinterpret_cast<const __half *>(pool) + first_row * head_dim, uint32_t(head_dim), length - position, head_dim};
             };
-            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].keys, rows_from(keys), cache_aligned, lane);
-            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].values, rows_from(values), cache_aligned, lane);
+            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].keys, rows_from(cache.keys), cache_aligned, lane);
+            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].values, rows_from(cache.values), cache_aligned, lane);
             cp_async_commit();
         };
 
         if (warp == 0) {
             const __half *const qkv = reinterpret_cast<const __half *>(args.qkv);
-            const Rows queries{qkv + sequence * size_t(args.qkv_stride) + first_head * head_dim, args.head_dim, rows, head_dim};
+            const Rows queries{qkv + sequence * size_t(args.qkv_stride) + first_head * head_dim, uint32_t(head_dim), rows, head_dim};
             copy_rows<D, QUERY_ROWS, 32>(shared.queries, queries, on_16_bytes(args.qkv, args.qkv_stride, head_dim), lane);
             cp_async_commit();
         }

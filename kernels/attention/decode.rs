@@ -9,6 +9,13 @@ use super::{CompiledSize, Heads, KvCache, product, unsupported};
 /// Query heads of one tile, `QUERY_ROWS` in flash.cuh.
 const HEADS_PER_TILE: u32 = 16;
 
+/// Pages whose keys are summed by one block.
+const PAGES_PER_CHUNK: u32 = 4;
+
+/// Counters at the beginning of the workspace, one for each tile column (sequence and group of query heads that are summed together). They have a
+/// fixed place, so that launches of different shapes can share a workspace.
+const MAX_COUNTERS: u32 = 1 << 15;
+
 /// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
 const SIZES: [CompiledSize; 6] = {
     const fn size(head_dim: u32, symbol: &'static str, threads: u32, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
@@ -26,7 +33,10 @@ const SIZES: [CompiledSize; 6] = {
 
 /// `output[b, h] = sum over cached positions j of softmax_j(scale * q[b, h] . k[j]) * v[j]`, one query row for each sequence `b`.
 ///
-/// The cache holds the present token's key and value already ([`Rotary`](super::Rotary) writes them). A sequence of length 0 gets no output.
+/// Row `b` of `qkv` and of `output` belongs to row `b` of the page table. The cache holds the present token's key and value already
+/// ([`Rotary`](super::Rotary) or [`CacheWrite`](super::CacheWrite) wrote them). A sequence of length 0 gets no output, and costs next to nothing.
+///
+/// The launch depends on the capacity of the page table and not on the lengths, so a captured graph stays valid while the sequences grow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionDecode {
     /// How a row is divided.
@@ -52,9 +62,20 @@ pub struct AttentionDecode {
     pub output_stride: u32,
     /// Valid positions of each sequence's cache, the present token's included: `[sequences]`, u32, at most the cache's capacity.
     pub lengths: DevicePtr,
+    /// Room for partial results, [`AttentionDecode::workspace_bytes`], on 16 bytes. Zero before its first use; a launch leaves it fit for the next
+    /// one on the same stream, whatever its shape, so that all layers may share it.
+    pub workspace: DevicePtr,
 }
 
 impl AttentionDecode {
+    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs.
+    pub fn workspace_bytes(heads: Heads, sequences: u32, pages_per_sequence: u32) -> u64 {
+        let chunks = pages_per_sequence.div_ceil(PAGES_PER_CHUNK);
+        // A row of outputs, a maximum and a sum for each chunk of each query head.
+        let partials = product([4, sequences, heads.heads, chunks, heads.head_dim.saturating_add(2)].map(u64::from));
+        partials.saturating_add(4 * u64::from(MAX_COUNTERS))
+    }
+
     fn tiles(&self) -> u64 {
         let Heads { heads, kv_heads, .. } = self.heads;
         product([self.sequences, kv_heads, (heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)].map(u64::from))
@@ -70,8 +91,15 @@ impl AttentionDecode {
         if let Some(reason) = self.heads.problem(self.qkv_stride).or_else(|| self.heads.output_problem(self.output_stride)) {
             return Err(unsupported(&key, reason));
         }
-        if self.sequences == 0 || self.cache.capacity == 0 || self.cache.capacity > 1 << 30 {
-            return Err(unsupported(&key, "there must be a sequence, and a cache of 1 to 2^30 positions".to_owned()));
+        if let Some(reason) = self.cache.problem() {
+            return Err(unsupported(&key, reason));
+        }
+        if self.sequences == 0 {
+            return Err(unsupported(&key, "there must be a sequence".to_owned()));
+        }
+        let columns = self.tiles();
+        if columns > u64::from(MAX_COUNTERS) {
+            return Err(unsupported(&key, format!("{columns} groups of query heads in all sequences are more than {MAX_COUNTERS}")));
         }
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(unsupported(&key, format!("the scale must be positive and finite, not {}", self.scale)));
@@ -82,16 +110,12 @@ impl AttentionDecode {
 
     fn args(&self) -> abi::AttentionDecodeArgs {
         abi::AttentionDecodeArgs {
+            cache: self.cache.args(self.heads),
             qkv: self.qkv.0,
-            k_cache: self.cache.k.0,
-            v_cache: self.cache.v.0,
             output: self.output.0,
             lengths: self.lengths.0,
             sequences: self.sequences,
             heads: self.heads.heads,
-            kv_heads: self.heads.kv_heads,
-            head_dim: self.heads.head_dim,
-            capacity: self.cache.capacity,
             qkv_stride: self.qkv_stride,
             output_stride: self.output_stride,
             window: self.window,

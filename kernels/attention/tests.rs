@@ -8,6 +8,8 @@ use super::*;
 
 const LLAMA: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 64 };
 
+const CACHE: KvCache = KvCache { keys: DevicePtr(512), values: DevicePtr(1024), page_table: DevicePtr(2048), pages_per_sequence: 8 };
+
 fn prefill(heads: Heads) -> AttentionPrefill {
     AttentionPrefill {
         heads,
@@ -35,10 +37,11 @@ fn decode(heads: Heads) -> AttentionDecode {
         scale: 0.125,
         qkv: DevicePtr(256),
         qkv_stride: heads.qkv_width(),
-        cache: KvCache { k: DevicePtr(512), v: DevicePtr(1024), capacity: 512 },
+        cache: CACHE,
         output: DevicePtr(2048),
         output_stride: heads.output_width(),
         lengths: DevicePtr(4096),
+        workspace: DevicePtr(8192),
     }
 }
 

@@ -64,7 +64,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             stream(args, config, &tokenizer, &prompt.ids, decoder.start())
         }
         Some(gpu) => {
-            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_positions);
+            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
             let room = u32::try_from(room)?;
             stream(args, config, &tokenizer, &prompt.ids, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
         }

@@ -124,6 +124,11 @@ impl DecoderConfig {
         self.kv_heads * self.head_dim
     }
 
+    /// The longest sequence: a token needs a position, and a window limits only what it sees.
+    pub fn max_sequence(&self) -> usize {
+        self.max_positions
+    }
+
     /// The positions that a token sees in this layer, its own included, if limited.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|window| layer >= window.full_layers).map(|window| window.width)

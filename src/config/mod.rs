@@ -103,7 +103,7 @@ impl ModelConfig {
     pub fn max_sequence(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.max_positions,
-            Self::Decoder(decoder) => decoder.max_positions,
+            Self::Decoder(decoder) => decoder.max_sequence(),
         }
     }
 

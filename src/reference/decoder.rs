@@ -60,15 +60,15 @@ impl Norm {
 
 /// Keys and values of the tokens a sequence has so far, per layer, `[tokens, kv_heads * head_dim]` each.
 #[derive(Debug, Clone)]
-struct Cache {
-    tokens: usize,
-    layers: Vec<LayerCache>,
+pub(super) struct Cache {
+    pub(super) tokens: usize,
+    pub(super) layers: Vec<LayerCache>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct LayerCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+pub(super) struct LayerCache {
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Decoder {
@@ -131,12 +131,21 @@ impl Decoder {
         Sequence { model: self, cache: self.empty_cache() }
     }
 
+    pub(super) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Elements of one token's keys in one layer, and of its values.
+    pub(super) fn kv_width(&self) -> usize {
+        self.architecture.kv_width()
+    }
+
     fn empty_cache(&self) -> Cache {
         Cache { tokens: 0, layers: vec![LayerCache::default(); self.layers.len()] }
     }
 
     /// Runs the layers over new tokens of several sequences and appends their keys and values to the caches.
-    fn hidden(&self, sequences: &[&[u32]], caches: &mut [Cache]) -> Matrix {
+    pub(super) fn hidden(&self, sequences: &[&[u32]], caches: &mut [Cache]) -> Matrix {
         let positions: Vec<usize> =
             sequences.iter().zip(&*caches).flat_map(|(tokens, cache)| cache.tokens..cache.tokens + tokens.len()).collect();
         let mut hidden = self.embed(sequences.iter().copied().flatten().copied(), &positions);
@@ -211,7 +220,7 @@ impl Decoder {
         Matrix::new(width, attended)
     }
 
-    fn logits(&self, hidden: &Matrix) -> Matrix {
+    pub(super) fn logits(&self, hidden: &Matrix) -> Matrix {
         matrix::times_transposed(&self.final_norm.apply(hidden), self.head.as_ref().unwrap_or(&self.tokens))
     }
 }

@@ -11,11 +11,13 @@ mod decoder;
 mod encoder;
 mod matrix;
 mod ops;
+mod paged;
 mod sampling;
 
 pub use decoder::{Decoder, Sequence};
 pub use encoder::Encoder;
 pub use matrix::Matrix;
+pub use paged::PagedBatch;
 pub use sampling::sample;
 
 use crate::batch::RaggedBatch;

@@ -10,8 +10,10 @@ mod tenant;
 mod tiny_models;
 
 mod attention;
+mod decode;
 mod elastic;
 mod gemm;
 mod models;
+mod rotary;
 mod rowwise;
 mod sampling;

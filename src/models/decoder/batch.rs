@@ -4,7 +4,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::Session;
 
 use super::Decoder;
-use crate::kernels::attention::KvCache;
+use crate::kernels::attention::{AttentionDecode, KvCache};
 use crate::kernels::sampling::SampleParams;
 use crate::models::BuildError;
 use crate::models::encoder::RaggedShape;
@@ -13,13 +13,17 @@ use crate::models::tensors::{bytes_of_u32, upload, upload_u32};
 /// The sequences of one batch: their caches, the tokens that come next, and room for what the layers pass on.
 pub struct DecoderBatch {
     pub(super) sequences: u32,
-    /// Positions that each sequence's cache has room for.
-    pub(super) capacity: u32,
+    /// Pages that each sequence's cache has.
+    pub(super) pages_per_sequence: u32,
     /// Tokens that the caches will typically hold: what a step's kernel key counts.
     pub(super) context: u32,
     /// Rows there is room for in a prefill.
     pub(super) max_rows: u32,
     pub(super) caches: Vec<Cache>,
+    /// `[sequences, pages_per_sequence]` u32, the same for all layers: every sequence has pages of its own, in order.
+    pub(super) page_table: Buffer,
+    /// What decode attention counts and sums in.
+    pub(super) workspace: Buffer,
     /// The token that each sequence's next step takes, `[sequences]` u32.
     pub(super) tokens: Buffer,
     /// Its position.
@@ -86,18 +90,23 @@ impl Decoder {
         let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
         let max_rows = max_rows.max(sequences);
         let zeros = vec![0; sequences as usize];
+        let pages_per_sequence = KvCache::pages_for(capacity);
         let cache = || -> Result<Cache, BuildError> {
-            let room = || halves(sequences * capacity, config.kv_width());
+            let room = || Buffer::new(device, u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(self.heads()));
             Ok(Cache { keys: room()?, values: room()? })
         };
         let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
+        let workspace = Buffer::new(device, AttentionDecode::workspace_bytes(self.heads(), sequences, pages_per_sequence))?;
+        device.fill(session.stream(), workspace.ptr(), 0, workspace.bytes())?;
         let greedy = SampleParams { temperature: 0.0, top_p: 1.0, top_k: 0, draw: 0.0 };
         Ok(DecoderBatch {
             sequences,
-            capacity,
+            pages_per_sequence,
             context: capacity,
             max_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
+            page_table: upload_u32(session, &(0..sequences * pages_per_sequence).collect::<Vec<_>>())?,
+            workspace,
             tokens: upload_u32(session, &zeros)?,
             positions: upload_u32(session, &zeros)?,
             lengths: upload_u32(session, &zeros)?,
@@ -174,7 +183,12 @@ impl DecoderBatch {
     }
 
     pub(super) fn cache(&self, cache: &Cache) -> KvCache {
-        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
+        KvCache {
+            keys: cache.keys.ptr(),
+            values: cache.values.ptr(),
+            page_table: self.page_table.ptr(),
+            pages_per_sequence: self.pages_per_sequence,
+        }
     }
 
     /// Tokens there is room for in a prefill.

@@ -15,8 +15,8 @@ use smidgen_runtime::launch::{LaunchError, Session};
 use super::BuildError;
 use super::tensors::{Loader, ptr};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, Rotary};
-use crate::kernels::embedding::Embed;
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
+use crate::kernels::embedding::{Embed, EmbedWithPositions};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::pooling::GatherRows;
@@ -99,7 +99,7 @@ impl Decoder {
         let positions = if config.positions == Positions::Learned { config.max_positions } else { 0 } as u64;
         let tables = (config.vocab as u64 * if config.tied_embeddings { 1 } else { 2 } + positions) * hidden;
         let layer = hidden * (2 * query + 2 * kv + if config.gated { 3 } else { 2 } * inner + 2);
-        let cache = 2 * kv * u64::from(batch) * (u64::from(seq) + 1);
+        let cache = 2 * kv * u64::from(batch) * u64::from(KvCache::pages_for(seq + 1) * PAGE_TOKENS);
         let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
         2 * (tables + config.layers as u64 * (layer + cache) + rows)
     }
@@ -110,7 +110,7 @@ impl Decoder {
     /// What a launch says.
     pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
         let rows = prompts.rows;
-        session.launch(&self.embed(rows, &prompts.ids, batch))?;
+        self.embed(session, batch, rows, &prompts.ids, &prompts.positions)?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
@@ -148,7 +148,7 @@ impl Decoder {
     /// What a launch says.
     pub fn step(&self, session: &mut Session, batch: &DecoderBatch) -> Result<(), LaunchError> {
         let rows = batch.sequences;
-        session.launch(&self.embed(rows, &batch.tokens, batch))?;
+        self.embed(session, batch, rows, &batch.tokens, &batch.positions)?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
@@ -163,6 +163,7 @@ impl Decoder {
                 output: batch.attention.ptr(),
                 output_stride: self.heads().output_width(),
                 lengths: batch.lengths.ptr(),
+                workspace: batch.workspace.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -191,15 +192,22 @@ impl Decoder {
         self.config.vocab
     }
 
-    fn embed(&self, rows: u32, ids: &Buffer, batch: &DecoderBatch) -> Embed {
-        Embed {
-            rows,
-            width: self.config.hidden as u32,
-            vocabulary: self.config.vocab as u32,
-            ids: ids.ptr(),
-            words: self.words.ptr(),
-            bert: None,
-            y: batch.x.ptr(),
+    fn embed(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, ids: &Buffer, positions: &Buffer) -> Result<(), LaunchError> {
+        let (width, vocabulary) = (self.config.hidden as u32, self.config.vocab as u32);
+        let (ids, words, y) = (ids.ptr(), self.words.ptr(), batch.x.ptr());
+        match &self.positions {
+            None => session.launch(&Embed { rows, width, vocabulary, ids, words, bert: None, y }),
+            Some(table) => session.launch(&EmbedWithPositions {
+                rows,
+                width,
+                vocabulary,
+                max_positions: self.config.max_positions as u32,
+                ids,
+                words,
+                positions: positions.ptr(),
+                position_table: table.ptr(),
+                y,
+            }),
         }
     }
 
@@ -221,7 +229,7 @@ impl Decoder {
         }
     }
 
-    /// Norm, query, key and value projections, rotation, and keys and values into the cache.
+    /// Norm, query, key and value projections, rotation where positions are rotary, and keys and values into the cache.
     #[expect(clippy::too_many_arguments, reason = "prefill and step differ in the last two alone")]
     fn project_and_rotate(
         &self,
@@ -237,16 +245,14 @@ impl Decoder {
         session.launch(&self.norm(rows, x, &layer.attention_norm, normed))?;
         let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
         session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
-        session.launch(&Rotary {
-            heads: self.heads(),
-            rows,
-            qkv,
-            qkv_stride: self.heads().qkv_width(),
-            positions,
-            inverse_frequencies: ptr(self.inverse_frequencies.as_ref()),
-            cache: Some(batch.cache(cache)),
-            sequence_of,
-        })
+        let (heads, qkv_stride, cache) = (self.heads(), self.heads().qkv_width(), batch.cache(cache));
+        match &self.inverse_frequencies {
+            None => session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of }),
+            Some(frequencies) => {
+                let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
+                session.launch(&Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of })
+            }
+        }
     }
 
     /// Output projection, norm and feed-forward block, each added to the residual stream.
