@@ -17,7 +17,7 @@ use crate::config::ModelConfig;
 use crate::serve::Workload;
 use crate::weights::{Weights, WeightsError};
 
-pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
+pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
 pub use solo::{DeviceSequence, Solo, SoloError};
 

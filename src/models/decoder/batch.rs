@@ -4,7 +4,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::Session;
 
 use super::Decoder;
-use crate::kernels::attention::{AttentionDecode, KvCache};
+use crate::kernels::attention::{AttentionDecode, KvCache, PAGE_TOKENS};
 use crate::kernels::sampling::SampleParams;
 use crate::models::BuildError;
 use crate::models::encoder::RaggedShape;
@@ -63,6 +63,21 @@ pub struct Prompts {
     pub(super) last_rows: Buffer,
 }
 
+/// What a batch has room for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Sequences that take steps together.
+    pub(super) sequences: u32,
+    /// Pages of the cache.
+    pub(super) pages: u32,
+    /// Pages that one sequence has at most.
+    pub(super) pages_per_sequence: u32,
+    /// Tokens of one launch.
+    pub(super) rows: u32,
+    /// Rows of logits.
+    pub(super) logit_rows: u32,
+}
+
 /// Which rows' logits are wanted after a prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogitRows {
@@ -85,39 +100,49 @@ impl Decoder {
         max_rows: u32,
         logits: LogitRows,
     ) -> Result<DecoderBatch, BuildError> {
+        let max_rows = max_rows.max(sequences);
+        let pages_per_sequence = KvCache::pages_for(capacity);
+        let pages = sequences * pages_per_sequence;
+        let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
+        let page_table = upload_u32(session, &(0..pages).collect::<Vec<_>>())?;
+        self.batch_with(session, Room { sequences, pages, pages_per_sequence, rows: max_rows, logit_rows }, page_table)
+    }
+
+    /// A batch whose sequences have the pages that `page_table` says.
+    pub(super) fn batch_with(&self, session: &Session, room: Room, page_table: Buffer) -> Result<DecoderBatch, BuildError> {
+        let Room { sequences, pages, pages_per_sequence, rows, logit_rows } = room;
         let config = &self.config;
         let device = session.device();
-        let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
-        let max_rows = max_rows.max(sequences);
-        let zeros = vec![0; sequences as usize];
-        let pages_per_sequence = KvCache::pages_for(capacity);
-        let cache = || -> Result<Cache, BuildError> {
-            let room = || Buffer::new(device, u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(self.heads()));
-            Ok(Cache { keys: room()?, values: room()? })
+        let halves = |columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
+        let zeroed = |bytes: u64| -> Result<Buffer, BuildError> {
+            let buffer = Buffer::new(device, bytes)?;
+            device.fill(session.stream(), buffer.ptr(), 0, bytes)?;
+            Ok(buffer)
         };
-        let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
-        let workspace = Buffer::new(device, AttentionDecode::workspace_bytes(self.heads(), sequences, pages_per_sequence))?;
-        device.fill(session.stream(), workspace.ptr(), 0, workspace.bytes())?;
+        // Masked positions of a page count with weight 0, so what lies there before any token is written must be a number.
+        let part = || zeroed(u64::from(pages) * KvCache::page_bytes(self.heads()));
+        let cache = || -> Result<Cache, BuildError> { Ok(Cache { keys: part()?, values: part()? }) };
+        let zeros = vec![0; sequences as usize];
         let greedy = SampleParams { temperature: 0.0, top_p: 1.0, top_k: 0, draw: 0.0 };
         Ok(DecoderBatch {
             sequences,
             pages_per_sequence,
-            context: capacity,
-            max_rows,
+            context: pages_per_sequence * PAGE_TOKENS,
+            max_rows: rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
-            page_table: upload_u32(session, &(0..sequences * pages_per_sequence).collect::<Vec<_>>())?,
-            workspace,
+            page_table,
+            workspace: zeroed(AttentionDecode::workspace_bytes(self.heads(), sequences, pages_per_sequence))?,
             tokens: upload_u32(session, &zeros)?,
             positions: upload_u32(session, &zeros)?,
             lengths: upload_u32(session, &zeros)?,
             numbers: upload_u32(session, &(0..sequences).collect::<Vec<_>>())?,
             params: upload(session, &vec![sample_bytes(&greedy); sequences as usize].concat())?,
             logits: Buffer::new(device, u64::from(logit_rows) * config.vocab as u64 * 4)?,
-            x: halves(max_rows, config.hidden)?,
-            normed: halves(max_rows, config.hidden)?,
-            qkv: halves(max_rows, config.query_width() + 2 * config.kv_width())?,
-            attention: halves(max_rows, config.query_width())?,
-            inner: halves(max_rows, config.intermediate)?,
+            x: halves(config.hidden)?,
+            normed: halves(config.hidden)?,
+            qkv: halves(config.query_width() + 2 * config.kv_width())?,
+            attention: halves(config.query_width())?,
+            inner: halves(config.intermediate)?,
         })
     }
 }
@@ -198,6 +223,6 @@ impl DecoderBatch {
 }
 
 /// A `SampleParams` as the device reads it.
-fn sample_bytes(params: &SampleParams) -> Vec<u8> {
+pub(super) fn sample_bytes(params: &SampleParams) -> Vec<u8> {
     [params.temperature.to_le_bytes(), params.top_p.to_le_bytes(), params.top_k.to_le_bytes(), params.draw.to_le_bytes()].concat()
 }

@@ -8,6 +8,8 @@
 //! Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Touvron et al., "Llama 2", 2023.
 
 mod batch;
+mod inputs;
+mod slots;
 
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
@@ -25,6 +27,7 @@ use crate::weights::{LayerParameter, Parameter, Weights};
 
 use batch::Cache;
 pub use batch::{DecoderBatch, LogitRows, Prompts};
+pub use slots::SlotBatch;
 
 /// A decoder's weights.
 pub struct Decoder {
