@@ -113,7 +113,7 @@ impl Decoder {
     /// What a launch says.
     pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
         let rows = prompts.rows;
-        self.embed(session, batch, rows, &prompts.ids, &prompts.positions)?;
+        self.embed(session, rows, prompts.ids.ptr(), prompts.positions.ptr(), batch.x.ptr())?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
@@ -151,7 +151,7 @@ impl Decoder {
     /// What a launch says.
     pub fn step(&self, session: &mut Session, batch: &DecoderBatch) -> Result<(), LaunchError> {
         let rows = batch.sequences;
-        self.embed(session, batch, rows, &batch.tokens, &batch.positions)?;
+        self.embed(session, rows, batch.tokens.ptr(), batch.positions.ptr(), batch.x.ptr())?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
@@ -195,22 +195,15 @@ impl Decoder {
         self.config.vocab
     }
 
-    fn embed(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, ids: &Buffer, positions: &Buffer) -> Result<(), LaunchError> {
-        let (width, vocabulary) = (self.config.hidden as u32, self.config.vocab as u32);
-        let (ids, words, y) = (ids.ptr(), self.words.ptr(), batch.x.ptr());
+    /// Launches the embeddings of `rows` tokens, with their positions where those are learned, into `y`.
+    fn embed(&self, session: &mut Session, rows: u32, ids: DevicePtr, positions: DevicePtr, y: DevicePtr) -> Result<(), LaunchError> {
+        let (width, vocabulary, words) = (self.config.hidden as u32, self.config.vocab as u32, self.words.ptr());
         match &self.positions {
             None => session.launch(&Embed { rows, width, vocabulary, ids, words, bert: None, y }),
-            Some(table) => session.launch(&EmbedWithPositions {
-                rows,
-                width,
-                vocabulary,
-                max_positions: self.config.max_positions as u32,
-                ids,
-                words,
-                positions: positions.ptr(),
-                position_table: table.ptr(),
-                y,
-            }),
+            Some(table) => {
+                let (max_positions, position_table) = (self.config.max_positions as u32, table.ptr());
+                session.launch(&EmbedWithPositions { rows, width, vocabulary, max_positions, ids, words, positions, position_table, y })
+            }
         }
     }
 

@@ -13,11 +13,10 @@ use std::time::Duration;
 use smidgen_runtime::device::{Buffer, DevicePtr, Event, PartitionId, Priority, Stream};
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 
-use super::Decoder;
 use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, SlotInputs};
+use super::{Decoder, Layer};
 use crate::kernels::attention::{AttentionDecode, KvCache, PAGE_TOKENS};
-use crate::kernels::embedding::Embed;
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
@@ -292,10 +291,10 @@ impl Decoder {
     /// Every slot's token goes into its pages, and the next one is drawn.
     fn decode_slots(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>) -> Result<(), LaunchError> {
         let rows = step.rows;
-        session.launch(&self.embed(rows, step.from, batch))?;
+        self.embed(session, rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, step.positions(), step.table_rows())?;
-            session.launch(&self.attend_slots(batch, batch.cache(cache), rows, step.lengths()))?;
+            session.launch(&self.attend_slots(layer, batch, batch.cache(cache), rows, step.lengths()))?;
             self.finish_layer(session, layer, batch, rows)?;
         }
         self.logits(session, batch, rows, batch.x.ptr())?;
@@ -314,16 +313,17 @@ impl Decoder {
         let rows = decode_rows + prefill_rows;
         let hidden = self.config.hidden as u64;
         if *decode_rows > 0 {
-            session.launch(&self.embed(*decode_rows, step.from, batch))?;
+            self.embed(session, *decode_rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
         }
+        let positions = buffers.positions.ptr().offset(4 * u64::from(*decode_rows));
         let y = batch.x.ptr().offset(2 * hidden * u64::from(*decode_rows));
-        session.launch(&Embed { y, ..self.embed(*prefill_rows, &buffers.ids, batch) })?;
+        self.embed(session, *prefill_rows, buffers.ids.ptr(), positions, y)?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, buffers.positions.ptr(), buffers.table_rows.ptr())?;
             if *decode_rows > 0 {
-                session.launch(&self.attend_slots(batch, batch.cache(cache), *decode_rows, step.lengths()))?;
+                session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
-            self.attend_prefills(session, batch, batch.cache(cache), mixed)?;
+            self.attend_prefills(session, layer, batch, batch.cache(cache), mixed)?;
             self.finish_layer(session, layer, batch, rows)?;
         }
         if !draws {
@@ -338,13 +338,13 @@ impl Decoder {
     }
 
     /// Attention of the first `rows` slots' tokens.
-    fn attend_slots(&self, batch: &DecoderBatch, cache: KvCache, rows: u32, lengths: DevicePtr) -> AttentionDecode {
+    fn attend_slots(&self, layer: &Layer, batch: &DecoderBatch, cache: KvCache, rows: u32, lengths: DevicePtr) -> AttentionDecode {
         AttentionDecode {
             heads: self.heads(),
             sequences: rows,
             context: batch.context,
-            window: 0,
-            scale: self.scale(),
+            window: layer.window,
+            scale: layer.scale,
             qkv: batch.qkv.ptr(),
             qkv_stride: self.heads().qkv_width(),
             cache,
@@ -359,6 +359,7 @@ impl Decoder {
     fn attend_prefills(
         &self,
         session: &mut Session,
+        layer: &Layer,
         batch: &DecoderBatch,
         cache: KvCache,
         mixed: &MixedRows<'_>,
@@ -369,7 +370,7 @@ impl Decoder {
             let rows = (mixed.prefill_rows - row).min(batch.sequences);
             let (at, offset) = (u64::from(mixed.decode_rows + row), 4 * u64::from(row));
             let page_table = mixed.buffers.tables.ptr().offset(offset * u64::from(cache.pages_per_sequence));
-            let decode = self.attend_slots(batch, KvCache { page_table, ..cache }, rows, mixed.buffers.lengths.ptr().offset(offset));
+            let decode = self.attend_slots(layer, batch, KvCache { page_table, ..cache }, rows, mixed.buffers.lengths.ptr().offset(offset));
             let qkv = batch.qkv.ptr().offset(2 * at * u64::from(heads.qkv_width()));
             let output = batch.attention.ptr().offset(2 * at * u64::from(heads.output_width()));
             session.launch(&AttentionDecode { qkv, output, ..decode })?;
