@@ -327,9 +327,9 @@ fn sliding_window(fields: &Fields<'_>, width: Option<usize>, full_layers: usize)
             return Err(fields.error("layer_types", format!("does not list one kind for each of the {layers} layers"), "correct it"));
         };
         let full = kinds.iter().take_while(|&&kind| kind == "full_attention").count();
-        if let Some(other) = kinds[full..].iter().find(|&&kind| kind != "sliding_attention") {
+        if let Some((layer, kind)) = kinds.iter().enumerate().skip(full).find(|&(_, &kind)| kind != "sliding_attention") {
             let remedy = "use a model with full_attention up to some layer and sliding_attention from there on";
-            return Err(fields.error("layer_types", format!("names {other} for layer {full}"), remedy));
+            return Err(fields.error("layer_types", format!("names {kind} for layer {layer}"), remedy));
         }
         if full < layers && width.is_none() {
             return Err(fields.error("layer_types", "names sliding_attention in a model without a sliding window", "correct it"));
