@@ -12,6 +12,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::presets;
 
 mod checkpoint;
+mod layout;
 pub mod names;
 mod random;
 
