@@ -2,18 +2,20 @@
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
 pub const KV_PAGE_TOKENS: u32 = 64;
+pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 30992;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55568;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67856;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106768;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104720;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203024;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -235,6 +237,8 @@ pub struct AttentionDecodeArgs {
     pub output: u64,
     #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
     pub lengths: u64,
+    #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
+    pub workspace: u64,
     pub sequences: u32,
     pub heads: u32,
     pub qkv_stride: u32,
@@ -246,18 +250,19 @@ pub struct AttentionDecodeArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 88usize];
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 96usize];
     ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
     ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
     ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
     ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
     ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 68usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 72usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 76usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 80usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
 };
 #[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
 #[repr(C)]
