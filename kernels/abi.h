@@ -127,6 +127,24 @@ typedef struct AttentionDecodeArgs {
     float scale;     // as in AttentionPrefillArgs
 } AttentionDecodeArgs;
 
+// Some new rows of each of several sequences, against their caches, which hold the new keys and values already.
+typedef struct AttentionChunkArgs {
+    KvPages cache;
+    uint64_t qkv;         // f16 [rows, qkv_stride], of which only the query heads are read
+    uint64_t output;      // f16 [rows, output_stride]
+    uint64_t starts;      // u32 [chunks]: a chunk's first row
+    uint64_t lengths;     // u32 [chunks]: its rows
+    uint64_t contexts;    // u32 [chunks]: valid positions of its sequence's cache, its own included
+    uint64_t sequence_of; // u32 [chunks]: the row of the page table
+    uint32_t chunks;
+    uint32_t max_length; // no length is greater
+    uint32_t heads;
+    uint32_t qkv_stride;
+    uint32_t output_stride;
+    uint32_t window; // as in AttentionPrefillArgs
+    float scale;     // as in AttentionPrefillArgs
+} AttentionChunkArgs;
+
 // Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
 #define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
 #define ATTENTION_PREFILL_D64_SHARED_BYTES 36880
@@ -140,6 +158,12 @@ typedef struct AttentionDecodeArgs {
 #define ATTENTION_DECODE_D96_SHARED_BYTES 106768
 #define ATTENTION_DECODE_D128_SHARED_BYTES 104720
 #define ATTENTION_DECODE_D256_SHARED_BYTES 203024
+#define ATTENTION_CHUNK_D32_SHARED_BYTES 20496
+#define ATTENTION_CHUNK_D64_SHARED_BYTES 36880
+#define ATTENTION_CHUNK_D80_SHARED_BYTES 45072
+#define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
+#define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
+#define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
