@@ -2,18 +2,26 @@
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
 pub const KV_PAGE_TOKENS: u32 = 64;
+pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 30992;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55568;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67856;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106768;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104720;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203024;
+pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
+pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
+pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
+pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
+pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
+pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -235,6 +243,8 @@ pub struct AttentionDecodeArgs {
     pub output: u64,
     #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
     pub lengths: u64,
+    #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
+    pub workspace: u64,
     pub sequences: u32,
     pub heads: u32,
     pub qkv_stride: u32,
@@ -246,18 +256,66 @@ pub struct AttentionDecodeArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 88usize];
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 96usize];
     ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
     ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
     ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
     ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
     ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 68usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 72usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 76usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 80usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
+};
+#[doc = " Some new rows of each of several sequences, against their caches, which hold the new keys and values already."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionChunkArgs {
+    pub cache: KvPages,
+    #[doc = " f16 [rows, qkv_stride], of which only the query heads are read"]
+    pub qkv: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [chunks]: a chunk's first row"]
+    pub starts: u64,
+    #[doc = " u32 [chunks]: its rows"]
+    pub lengths: u64,
+    #[doc = " u32 [chunks]: valid positions of its sequence's cache, its own included"]
+    pub contexts: u64,
+    #[doc = " u32 [chunks]: the row of the page table"]
+    pub sequence_of: u64,
+    pub chunks: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub window: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionChunkArgs"][::std::mem::size_of::<AttentionChunkArgs>() - 120usize];
+    ["Alignment of AttentionChunkArgs"][::std::mem::align_of::<AttentionChunkArgs>() - 8usize];
+    ["Offset of field: AttentionChunkArgs::cache"][::std::mem::offset_of!(AttentionChunkArgs, cache) - 0usize];
+    ["Offset of field: AttentionChunkArgs::qkv"][::std::mem::offset_of!(AttentionChunkArgs, qkv) - 40usize];
+    ["Offset of field: AttentionChunkArgs::output"][::std::mem::offset_of!(AttentionChunkArgs, output) - 48usize];
+    ["Offset of field: AttentionChunkArgs::starts"][::std::mem::offset_of!(AttentionChunkArgs, starts) - 56usize];
+    ["Offset of field: AttentionChunkArgs::lengths"][::std::mem::offset_of!(AttentionChunkArgs, lengths) - 64usize];
+    ["Offset of field: AttentionChunkArgs::contexts"][::std::mem::offset_of!(AttentionChunkArgs, contexts) - 72usize];
+    ["Offset of field: AttentionChunkArgs::sequence_of"][::std::mem::offset_of!(AttentionChunkArgs, sequence_of) - 80usize];
+    ["Offset of field: AttentionChunkArgs::chunks"][::std::mem::offset_of!(AttentionChunkArgs, chunks) - 88usize];
+    ["Offset of field: AttentionChunkArgs::max_length"][::std::mem::offset_of!(AttentionChunkArgs, max_length) - 92usize];
+    ["Offset of field: AttentionChunkArgs::heads"][::std::mem::offset_of!(AttentionChunkArgs, heads) - 96usize];
+    ["Offset of field: AttentionChunkArgs::qkv_stride"][::std::mem::offset_of!(AttentionChunkArgs, qkv_stride) - 100usize];
+    ["Offset of field: AttentionChunkArgs::output_stride"][::std::mem::offset_of!(AttentionChunkArgs, output_stride) - 104usize];
+    ["Offset of field: AttentionChunkArgs::window"][::std::mem::offset_of!(AttentionChunkArgs, window) - 108usize];
+    ["Offset of field: AttentionChunkArgs::scale"][::std::mem::offset_of!(AttentionChunkArgs, scale) - 112usize];
 };
 #[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
 #[repr(C)]

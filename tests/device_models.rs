@@ -1,11 +1,15 @@
 //! What the models on a device refuse, and that every family's launches are accepted: on the simulator, which computes nothing.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use smidgen::generate::{Continue, Sampling};
-use smidgen::models::{BuildError, ModelSource, Solo, SoloError};
+use smidgen::kernels::attention::PAGE_TOKENS;
+use smidgen::models::{BuildError, ModelSource, Solo, SoloBatch, SoloError};
+use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
@@ -64,4 +68,36 @@ fn a_decode_step_reaches_beyond_the_sliding_window_to_the_last_position() {
     source.workload(&mut session, 2, 191).unwrap();
     let Err(error) = source.workload(&mut session, 2, 192) else { panic!("a step beyond the last position was accepted") };
     assert!(matches!(error, BuildError::TooLong { asked: 193, limit: 192, .. }), "{error}");
+}
+
+/// The simulator draws token 0 always, so that only the number of tokens tells anything.
+#[test]
+fn requests_of_every_length_are_served_together_in_eager_and_captured_steps() {
+    for name in DECODERS {
+        let source = source(&fixture(name));
+        let limits = Limits { slots: 3, step_tokens: 5, pages: 6, page_tokens: PAGE_TOKENS, max_sequence: source.config().max_sequence() };
+        let mut batching = Batching::new(SoloBatch::load(&device(), &source, limits).unwrap(), limits).unwrap();
+        for count in 1..=8 {
+            let max_tokens = NonZeroUsize::new(count * 3 % 11 + 1).unwrap();
+            let request = Request { prompt: vec![7; count], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };
+            batching.submit(request, Duration::ZERO).unwrap();
+        }
+        let mut outputs = Vec::new();
+        while !batching.is_idle() {
+            outputs.extend(batching.step().unwrap());
+        }
+        for (index, count) in (1..=8).enumerate() {
+            let tokens = outputs.iter().filter(|output| matches!(output, Output::Token(RequestId(id), 0) if *id == index as u64)).count();
+            assert_eq!(tokens, count * 3 % 11 + 1, "{name}, request {index}");
+        }
+        assert_eq!(batching.take_finished().len(), 8);
+    }
+}
+
+#[test]
+fn a_cache_that_does_not_fit_is_refused_before_anything_is_loaded() {
+    let source = ModelSource::find("llama-3.2-1b").unwrap();
+    let limits = Limits { slots: 64, step_tokens: 512, pages: 1 << 20, page_tokens: PAGE_TOKENS, max_sequence: 131_072 };
+    let Err(error) = SoloBatch::load(&device(), &source, limits) else { panic!("2 TB of cache were accepted") };
+    assert!(error.to_string().contains("bytes of device memory"), "{error}");
 }

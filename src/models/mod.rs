@@ -6,6 +6,7 @@
 
 mod decoder;
 mod encoder;
+mod serving;
 mod solo;
 mod tensors;
 mod workload;
@@ -19,6 +20,7 @@ use crate::weights::{Weights, WeightsError};
 
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
+pub use serving::SoloBatch;
 pub use solo::{DeviceSequence, Solo, SoloError};
 
 /// Why a model is not on the device.

@@ -17,3 +17,4 @@ mod models;
 mod rotary;
 mod rowwise;
 mod sampling;
+mod serving;

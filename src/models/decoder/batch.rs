@@ -3,12 +3,14 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::Session;
 
-use super::Decoder;
-use crate::kernels::attention::{AttentionDecode, KvCache, PAGE_TOKENS};
+use super::{Decoder, SlotBatch};
+use crate::config::DecoderConfig;
+use crate::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS};
 use crate::kernels::sampling::SampleParams;
 use crate::models::BuildError;
 use crate::models::encoder::RaggedShape;
 use crate::models::tensors::{bytes_of_u32, upload, upload_u32};
+use crate::serve::batching::Limits;
 
 /// The sequences of one batch: their caches, the tokens that come next, and room for what the layers pass on.
 pub struct DecoderBatch {
@@ -106,6 +108,17 @@ impl Decoder {
         let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
         let page_table = upload_u32(session, &(0..pages).collect::<Vec<_>>())?;
         self.batch_with(session, Room { sequences, pages, pages_per_sequence, rows: max_rows, logit_rows }, page_table)
+    }
+
+    /// Device memory of the weights and of a batch with `limits`, bytes.
+    pub fn serving_memory_bytes(config: &DecoderConfig, limits: Limits) -> u64 {
+        let heads = Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 };
+        let weights = Self::memory_bytes(config, 0, 0);
+        let cache = 2 * config.layers as u64 * (u64::from(limits.pages) + 1) * KvCache::page_bytes(heads);
+        let row = 2 * (2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate) as u64;
+        let rows = (u64::from(limits.slots) + u64::from(limits.step_tokens)) * row;
+        let logits = 4 * u64::from(limits.slots) * config.vocab as u64;
+        weights + cache + rows + logits + AttentionDecode::workspace_bytes(heads, limits.slots, SlotBatch::pages_per_sequence(limits))
     }
 
     /// A batch whose sequences have the pages that `page_table` says.

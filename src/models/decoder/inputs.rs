@@ -37,9 +37,6 @@ pub(super) struct RowInputs {
 }
 
 impl SlotInputs {
-    /// Words of each slot.
-    pub(super) const WORDS: u32 = 7;
-
     pub(super) fn new(step: &StepPlan, slots: u32) -> Self {
         let count = slots as usize;
         let greedy = SampleParams { temperature: 0.0, top_p: 1.0, top_k: 0, draw: 0.0 };
@@ -115,7 +112,7 @@ mod tests {
             (&[0, 0, 9, 0, 0][..], &[5, 5, 2, 5, 5][..], &[0, 0, 10, 0, 0][..])
         );
         assert_eq!(slots.params.iter().map(|params| params.draw).collect::<Vec<_>>(), [0.25, 0.0, 0.25, 0.0, 0.0]);
-        assert_eq!(slots.bytes().len(), 5 * 4 * SlotInputs::WORDS as usize);
+        assert_eq!(slots.bytes().len(), 5 * (3 * 4 + 16));
 
         let rows = RowInputs::new(&step, &slots, 4);
         assert_eq!(rows.ids, [11, 12, 13, 14]);

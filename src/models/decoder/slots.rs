@@ -20,7 +20,7 @@ use crate::kernels::attention::{AttentionDecode, KvCache, PAGE_TOKENS};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
-use crate::models::tensors::{bytes_of_u32, upload_u32};
+use crate::models::tensors::{bytes_of_u32, upload, upload_u32};
 use crate::serve::batching::{Executor, Limits, NewPages, StepPlan};
 
 /// Buffers of drawn tokens, and so steps that are issued and not read.
@@ -94,7 +94,7 @@ impl SlotBatch {
         let event = || Event::new(device);
         let sizes = slots.next_power_of_two().trailing_zeros() + 1;
         Ok(Self {
-            slot_inputs: words(slots * SlotInputs::WORDS)?,
+            slot_inputs: upload(&session, &SlotInputs::new(&StepPlan::default(), slots).bytes())?,
             row_inputs: RowBuffers {
                 ids: words(step_tokens)?,
                 positions: words(rows)?,
@@ -118,12 +118,28 @@ impl SlotBatch {
         })
     }
 
-    /// The session, for who serves several tenants.
+    /// Runs and captures every decode step there can be, so that no request waits for it. Without it that happens as they are first needed.
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn prepare(&mut self) -> Result<(), BuildError> {
+        for size in 0..self.decodes.len() {
+            let rows = (1 << size).min(self.limits.slots);
+            for buffer in 0..TOKEN_BUFFERS {
+                // Once so that everything is loaded, and once to capture it. All slots are idle.
+                self.launch_decode(rows, buffer)?;
+                self.launch_decode(rows, buffer)?;
+            }
+        }
+        Ok(self.session.device().synchronize(self.session.stream())?)
+    }
+
+    /// The session whose launches these are.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session
     }
 
-    fn pages_per_sequence(limits: Limits) -> u32 {
+    pub(super) fn pages_per_sequence(limits: Limits) -> u32 {
         let longest = u32::try_from(limits.max_sequence).unwrap_or(u32::MAX);
         KvCache::pages_for(longest).min(limits.pages).max(1)
     }

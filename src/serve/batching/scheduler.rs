@@ -358,18 +358,23 @@ impl Scheduler {
     fn admit(&mut self, plan: &mut StepPlan) -> bool {
         let Some(&id) = self.waiting.front() else { return false };
         let Some(slot) = self.slots.iter().position(Option::is_none) else { return false };
-        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        let Some(sequence) = self.sequences.get(&id) else { return false };
         // A preempted request is recomputed from its tokens, so the host must have them all.
         if sequence.on_their_way > 0 {
             return false;
         }
-        // A page to grow into for everybody, so that an admission is not what makes the next step preempt. It is not asked of a request alone, which fits.
-        let reserve = self.running.len();
+        // A page for each request that will need one more, so that an admission is not what makes the next step preempt. A request alone always fits.
+        let grows = |id: &&RequestId| {
+            self.sequences.get(id).is_some_and(|other| self.pool.pages_for(other.last_cached()) > other.pages.numbers().len())
+        };
+        let reserve = self.running.iter().filter(grows).count();
         if self.pool.pages_for(sequence.tokens.len()) + reserve > self.pool.free() {
             return false;
         }
-        sequence.slot = slot as u32;
         let tokens = sequence.tokens.len();
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.slot = slot as u32;
+        }
         self.slots[slot] = Some(id);
         self.waiting.pop_front();
         self.running.push(id);
@@ -423,6 +428,11 @@ impl Scheduler {
 }
 
 impl Sequence {
+    /// Tokens in the cache at the end: all but the last drawn.
+    fn last_cached(&self) -> usize {
+        (self.tokens.len() + self.on_their_way + self.draws_left).saturating_sub(1)
+    }
+
     /// Counts one more token on its way.
     fn draw(&mut self) -> Draw {
         self.on_their_way += 1;

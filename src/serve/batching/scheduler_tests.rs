@@ -255,6 +255,13 @@ fn a_slot_is_free_for_the_next_request_as_soon_as_the_last_token_is_planned() {
 }
 
 #[test]
+fn requests_that_will_grow_no_further_hold_no_page_back_from_others() {
+    let mut scheduler = Scheduler::new(Limits { pages: 4, ..ROOMY }).unwrap();
+    (0..4).for_each(|_| assert!(scheduler.submit(request(vec![1, 2], 3)).is_ok()));
+    assert_eq!(scheduler.plan().unwrap().prefills.len(), 4, "four pages for four requests of a page each");
+}
+
+#[test]
 fn what_can_never_be_served_is_refused_with_the_reason() {
     let mut scheduler = Scheduler::new(Limits { pages: 4, ..ROOMY }).unwrap();
     let refused = [request(vec![], 1), request(vec![0; 101], 1), request(vec![0; 9], 9)];
