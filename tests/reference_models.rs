@@ -13,7 +13,7 @@ use smidgen::weights::Weights;
 
 mod tiny_models;
 
-use tiny_models::{Copy, DECODERS, ENCODERS, expected, fixture, fixture_ids, relative_error};
+use tiny_models::{Copy, DECODERS, ENCODERS, OwnedTensor, expected, fixture, fixture_ids, relative_error};
 
 /// f32 against f32: only the order of sums differs.
 const TOLERANCE: f64 = 1e-4;
@@ -138,12 +138,14 @@ fn names_as_tensorflow_checkpoints_have_them_are_found() {
 }
 
 #[test]
-fn a_bare_gpt2_with_its_head_beside_it_is_found() {
+fn a_bare_gpt2_with_its_head_and_masks_beside_it_is_found() {
     let model = Copy::of("gpt2").edit_tensors(|mut all| {
         all.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("transformer.", ""));
         let mut head = all.iter().find(|tensor| tensor.name == "wte.weight").unwrap().clone();
         head.name = "lm_head.weight".to_owned();
-        all.push(head);
+        // The published files also hold the causal mask.
+        let mask = OwnedTensor { name: "h.0.attn.bias".to_owned(), ..head.clone() };
+        all.extend([head, mask]);
         all
     });
     let model = model.edit_json("config.json", |config| config["tie_word_embeddings"] = json!(false));
