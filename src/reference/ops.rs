@@ -132,7 +132,7 @@ pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> 
 }
 
 /// Softmax in place, shifted by the maximum so that nothing overflows.
-fn softmax(scores: &mut [f32]) {
+pub(super) fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
     let total: f32 = scores.iter().sum();
