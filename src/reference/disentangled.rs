@@ -103,7 +103,7 @@ pub(super) fn split_headwise(weights: &Weights, index: usize, heads: usize) -> R
     let part = |part: usize, bias: Option<L>| {
         let rows = (0..heads).flat_map(|head| (0..dim).map(move |row| (3 * head + part) * dim + row));
         let weight = Matrix::new(packed.width(), rows.flat_map(|row| packed.row(row)).copied().collect());
-        Ok(Linear { weight, bias: bias.map(|bias| weights.f32(Parameter::layer(index, bias))).transpose()? })
+        Ok::<_, WeightsError>(Linear { weight, bias: bias.map(|bias| weights.f32(Parameter::layer(index, bias))).transpose()? })
     };
     Ok([part(0, Some(L::QueryBias))?, part(1, None)?, part(2, Some(L::ValueBias))?])
 }
@@ -126,11 +126,14 @@ impl Convolution {
     ) -> Result<Self, WeightsError> {
         let (hidden, width) = (architecture.hidden, convolution.width);
         let stored = weights.f32(Parameter::ConvolutionWeight)?;
-        let tap_by_tap = stored.chunks_exact(hidden * width).flat_map(|output| {
-            (0..width).flat_map(move |tap| output.iter().skip(tap).step_by(width).copied())
-        });
+        let tap_by_tap = stored
+            .chunks_exact(hidden * width)
+            .flat_map(|output| (0..width).flat_map(move |tap| output.iter().skip(tap).step_by(width).copied()));
         Ok(Self {
-            taps: Linear { weight: Matrix::new(hidden * width, tap_by_tap.collect()), bias: Some(weights.f32(Parameter::ConvolutionBias)?) },
+            taps: Linear {
+                weight: Matrix::new(hidden * width, tap_by_tap.collect()),
+                bias: Some(weights.f32(Parameter::ConvolutionBias)?),
+            },
             width,
             activation: convolution.activation,
             norm: LayerNorm {

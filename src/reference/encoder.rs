@@ -43,17 +43,14 @@ impl Encoder {
             let epsilon = architecture.layer_norm_epsilon;
             Ok::<_, WeightsError>(LayerNorm { weight: weights.f32(weight)?, bias: weights.f32(bias)?, epsilon })
         };
-        let relative = architecture.relative.as_ref().map(|relative| RelativePositions::load(weights, architecture, relative)).transpose()?;
+        let relative =
+            architecture.relative.as_ref().map(|relative| RelativePositions::load(weights, architecture, relative)).transpose()?;
         let layer = |index| {
             let linear = |weight, bias| load::linear(weights, Parameter::Layer(index, weight), Some(Parameter::Layer(index, bias)));
             let norm = |weight, bias| norm(Parameter::Layer(index, weight), Parameter::Layer(index, bias));
             let [query, key, value] = match architecture.family {
                 EncoderFamily::Deberta => split_headwise(weights, index, architecture.heads)?,
-                _ => [
-                    linear(L::QueryWeight, L::QueryBias)?,
-                    linear(L::KeyWeight, L::KeyBias)?,
-                    linear(L::ValueWeight, L::ValueBias)?,
-                ],
+                _ => [linear(L::QueryWeight, L::QueryBias)?, linear(L::KeyWeight, L::KeyBias)?, linear(L::ValueWeight, L::ValueBias)?],
             };
             Ok::<_, WeightsError>(Layer {
                 position_terms: relative.as_ref().map(|relative| relative.project(weights, index, &key, &query)).transpose()?,

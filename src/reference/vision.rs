@@ -128,7 +128,8 @@ impl Vision {
         let heads = self.architecture.heads;
         let heads = Heads { queries: heads, keys: heads, dim: self.architecture.head_dim(), causal: false };
         let elements = self.architecture.tokens() * x.width();
-        let images = query.values().chunks_exact(elements).zip(key.values().chunks_exact(elements)).zip(value.values().chunks_exact(elements));
+        let images =
+            query.values().chunks_exact(elements).zip(key.values().chunks_exact(elements)).zip(value.values().chunks_exact(elements));
         let attended = images.flat_map(|((query, keys), values)| ops::attend(heads, query, KeysAndValues { keys, values }));
         Matrix::new(x.width(), attended.collect())
     }

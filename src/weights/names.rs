@@ -337,12 +337,9 @@ fn encoder_parameters(encoder: &EncoderConfig) -> Parts {
     let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
     let last = match &encoder.convolution {
         None => Vec::new(),
-        Some(_) => vec![
-            Parameter::ConvolutionWeight,
-            Parameter::ConvolutionBias,
-            Parameter::ConvolutionNormWeight,
-            Parameter::ConvolutionNormBias,
-        ],
+        Some(_) => {
+            vec![Parameter::ConvolutionWeight, Parameter::ConvolutionBias, Parameter::ConvolutionNormWeight, Parameter::ConvolutionNormBias]
+        }
     };
     (outer, layer, last)
 }
