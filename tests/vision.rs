@@ -87,13 +87,11 @@ fn vit_computes_what_transformers_computes() {
 
 #[test]
 fn a_model_saved_without_its_classifier_gives_the_last_hidden_state() {
-    let bare = Copy::of("vit")
-        .edit_json("config.json", |config| config["architectures"] = json!(["ViTModel"]))
-        .edit_tensors(|mut all| {
-            all.retain(|tensor| !tensor.name.starts_with("classifier"));
-            all.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("vit.", ""));
-            all
-        });
+    let bare = Copy::of("vit").edit_json("config.json", |config| config["architectures"] = json!(["ViTModel"])).edit_tensors(|mut all| {
+        all.retain(|tensor| !tensor.name.starts_with("classifier"));
+        all.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("vit.", ""));
+        all
+    });
     let error = relative_error(open(bare.path()).forward(&expected("pixel_values")).values(), &expected("last_hidden_state"));
     assert!(error < TOLERANCE, "relative error {error}");
 }
