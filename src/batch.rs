@@ -58,6 +58,9 @@ impl RaggedBatch {
 /// # Errors
 /// [`InputError`], naming the sequence by `index`.
 pub fn check_sequence(index: usize, tokens: &[u32], before: usize, config: &ModelConfig) -> Result<(), InputError> {
+    if matches!(config, ModelConfig::Vision(_)) {
+        return Err(InputError::NotText);
+    }
     if tokens.is_empty() {
         return Err(InputError::EmptySequence { index });
     }
@@ -79,6 +82,9 @@ pub enum InputError {
     /// There is nothing to run.
     #[error("there is no sequence; give at least one")]
     NoSequence,
+    /// The model takes images.
+    #[error("this is a vision model, which takes images and no token ids; use `smidgen classify`")]
+    NotText,
     /// A sequence has no token.
     #[error("sequence {index} is empty; give each sequence at least one token id")]
     EmptySequence {

@@ -148,6 +148,21 @@ fn a_configuration_that_cannot_be_run_is_refused_by_file_and_field() {
     for (case, edit) in bert {
         messages.forward(case, &edited("bert", edit));
     }
+    let deberta: [(&str, Edit); 9] = [
+        ("a convolution of even width", |c| c["conv_kernel_size"] = json!(4)),
+        ("a convolution in groups", |c| c["conv_groups"] = json!(2)),
+        ("a convolution with tanh", |c| c["conv_act"] = Value::Null),
+        ("DeBERTa without relative positions", |c| c["relative_attention"] = json!(false)),
+        ("another term of the scores", |c| c["pos_att_type"] = json!("c2p|p2p")),
+        ("buckets that reach no farther than single positions", |c| c["position_buckets"] = json!(40)),
+        ("another norm of the positions", |c| c["norm_rel_ebd"] = json!("batch_norm")),
+        ("embeddings of another width", |c| c["embedding_size"] = json!(16)),
+        ("heads that are narrower than the width implies", |c| c["attention_head_size"] = json!(8)),
+    ];
+    for (case, edit) in deberta {
+        messages.forward(case, &edited("deberta-v2", edit));
+    }
+    messages.forward("buckets in the first DeBERTa", &edited("deberta", |c| c["position_buckets"] = json!(16)));
     messages.forward("DistilBERT's width given twice", &edited("distilbert", |c| c["hidden_size"] = json!(32)));
     insta::assert_snapshot!(messages.0);
 }
@@ -210,6 +225,8 @@ fn weights_that_do_not_fit_are_refused_by_file_and_tensor() {
     let without_bias = Copy::of("llama-untied").edit_json("config.json", |c| c["attention_bias"] = json!(false));
     messages.forward("the configuration has no biases", &without_bias);
     messages.forward("the configuration has another vocabulary", &edited("llama-tied", |c| c["vocab_size"] = json!(132)));
+    let shared = edited("deberta-v2", |c| c["share_att_key"] = json!(true));
+    messages.forward("the configuration shares what the weights do not", &shared);
     messages.forward("the head is tied in the weights only", &edited("llama-tied", |c| c["tie_word_embeddings"] = json!(false)));
     insta::assert_snapshot!(messages.0);
 }

@@ -27,7 +27,7 @@ fn forward(dir: &std::path::Path, sequences: &[Vec<u32>]) -> Vec<f32> {
 fn open_decoder(dir: &std::path::Path) -> Decoder {
     match Reference::load(&Weights::open(dir).unwrap()).unwrap() {
         Reference::Decoder(decoder) => decoder,
-        Reference::Encoder(_) => panic!("{} is an encoder", dir.display()),
+        Reference::Encoder(_) | Reference::Vision(_) => panic!("{} is no decoder", dir.display()),
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Embed {
 pub struct BertEmbedding {
     /// Positions, `[rows]` u32, each below `max_positions`.
     pub positions: DevicePtr,
-    /// `[max_positions, width]`.
+    /// `[max_positions, width]`; null for none (DeBERTa), and then `positions` are not read.
     pub position_table: DevicePtr,
     /// Rows of `position_table`.
     pub max_positions: u32,
@@ -69,7 +69,7 @@ unsafe impl Kernel for Embed {
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let shape = row_shape(&self.key(), self.rows, self.width)?;
         // The kernel reads row 0 in place of a row that does not exist.
-        if self.vocabulary == 0 || self.bert.is_some_and(|bert| bert.max_positions == 0) {
+        if self.vocabulary == 0 || self.bert.is_some_and(|bert| !bert.position_table.is_null() && bert.max_positions == 0) {
             return Err(LaunchError::Unsupported { kernel: self.key().to_string(), reason: "a table has no rows".into() });
         }
         let mut args = EmbedArgs {
@@ -157,6 +157,7 @@ mod tests {
             assert_unsupported(&Embed { vocabulary: 0, ..embed(4, 768, bert) }, "a table has no rows");
         }
         assert_unsupported(&embed(4, 768, Some(BertEmbedding { max_positions: 0, ..BERT })), "a table has no rows");
+        assert_stays_within_its_sms(&embed(4, 768, Some(BertEmbedding { max_positions: 0, position_table: DevicePtr::NULL, ..BERT })));
     }
 
     #[test]

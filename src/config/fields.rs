@@ -124,6 +124,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A size of at least 1, if the field is there and not the 0 or -1 that says that there is none.
+    pub(super) fn optional_count(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+        match self.value(field).and_then(Value::as_i64) {
+            Some(-1 | 0) => Ok(None),
+            _ => self.optional_size(field),
+        }
+    }
+
     /// A finite number above 0, if the field is there.
     pub(super) fn optional_positive(&self, field: &str) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.value(field) else { return Ok(None) };

@@ -94,6 +94,13 @@ pub(super) struct Heads {
     pub(super) window: Option<usize>,
 }
 
+impl Heads {
+    /// Heads of an encoder: each with keys of its own, which all tokens see.
+    pub(super) fn bidirectional(heads: usize, dim: usize) -> Self {
+        Self { queries: heads, keys: heads, dim, scale: 1.0 / (dim as f32).sqrt(), causal: false, window: None }
+    }
+}
+
 /// Keys and values of one sequence, `[tokens, keys * dim]` each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeysAndValues<'a> {
@@ -137,7 +144,7 @@ pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> 
 }
 
 /// Softmax in place, shifted by the maximum so that nothing overflows.
-fn softmax(scores: &mut [f32]) {
+pub(super) fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
     let total: f32 = scores.iter().sum();

@@ -67,11 +67,13 @@ impl Weights {
     /// [`WeightsError::Surplus`] for a layer or bias that `config` leaves out.
     pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
         let prefixes = names::prefixes(&config);
-        let has_embedding =
-            |prefix: &&str| Parameter::TokenEmbedding.hugging_face_name(&config, prefix).is_some_and(|name| checkpoint.contains(&name));
+        let parameters = names::parameters(&config);
+        let has_embedding = |prefix: &&str| {
+            let name = parameters.first().and_then(|embedding| embedding.hugging_face_name(&config, prefix));
+            name.is_some_and(|name| checkpoint.contains(&name))
+        };
         let prefix = prefixes.into_iter().find(has_embedding).unwrap_or(prefixes[0]);
         let weights = Self { config, source: Source::Checkpoint { checkpoint, prefix } };
-        let parameters = names::parameters(&weights.config);
         for &parameter in &parameters {
             weights.check(parameter)?;
         }
@@ -87,6 +89,11 @@ impl Weights {
     /// The configuration the weights were checked against.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Whether models of this configuration have `parameter`.
+    pub fn has(&self, parameter: Parameter) -> bool {
+        names::parameters(&self.config).contains(&parameter)
     }
 
     /// How the random weights are made, where they are random: a device can then make them itself.
