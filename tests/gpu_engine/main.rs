@@ -10,8 +10,10 @@ mod tenant;
 mod tiny_models;
 
 mod attention;
+mod deberta;
 mod elastic;
 mod gemm;
 mod models;
 mod rowwise;
 mod sampling;
+mod vit;
