@@ -136,3 +136,82 @@ unsafe impl Kernel for AttentionDisentangled {
         size.launch(&self.key(), self.tiles(), Params::new(args), sms, gpu)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{assert_stays_within_its_sms, assert_unsupported, h200};
+    use super::*;
+
+    fn attention(heads: u32, head_dim: u32, max_length: u32) -> AttentionDisentangled {
+        let [qkv, position_keys, position_queries, output, starts, lengths] = [256, 512, 768, 1024, 1280, 1536].map(DevicePtr);
+        let width = heads * head_dim;
+        AttentionDisentangled {
+            heads,
+            head_dim,
+            sequences: 8,
+            max_length,
+            tokens: 8 * max_length,
+            scale: 0.07,
+            qkv,
+            qkv_stride: 3 * width,
+            position_keys,
+            position_queries,
+            position_stride: width,
+            reach: 511,
+            output,
+            output_stride: width,
+            starts,
+            lengths,
+        }
+    }
+
+    #[test]
+    fn attention_with_distances_stays_within_its_sms_at_any_shape() {
+        for (heads, head_dim, max_length) in [(1, 1, 1), (12, 64, 128), (24, 64, 512), (3, 20, 65)] {
+            assert_stays_within_its_sms(&attention(heads, head_dim, max_length));
+        }
+    }
+
+    #[test]
+    fn heads_run_on_the_next_larger_compiled_size() {
+        let symbol = |head_dim| attention(2, head_dim, 64).configure(Sms(132), &h200()).expect("a supported shape").symbol;
+        assert_eq!([1, 32, 33, 64].map(symbol), [32, 32, 64, 64].map(|size| format!("attention_disentangled_d{size}")));
+    }
+
+    #[test]
+    fn the_key_tells_scores_of_fewer_terms_apart() {
+        let full = attention(12, 64, 128);
+        assert_eq!(full.key().to_string(), "attention_disentangled[8x128x12x64x3]f16");
+        let half = AttentionDisentangled { position_queries: DevicePtr::NULL, ..full };
+        assert_eq!(half.key().to_string(), "attention_disentangled[8x128x12x64x2]f16");
+        assert!(half.work().flops < full.work().flops && half.work().bytes < full.work().bytes);
+    }
+
+    #[test]
+    fn work_counts_each_term_of_a_score_and_each_row_of_the_positions_once() {
+        let work = attention(12, 64, 128).work();
+        assert_eq!(work, Work { flops: 8 * 8 * 12 * 64 * 128 * 128, bytes: 2 * 12 * 64 * (4 * 8 * 128 + 2 * 255) });
+    }
+
+    #[test]
+    fn shapes_that_no_kernel_can_do_are_refused() {
+        let fits = attention(12, 64, 128);
+        assert_unsupported(&attention(12, 65, 128), "at most 64");
+        assert_unsupported(&attention(12, 64, 513), "must reach 512");
+        assert_unsupported(&attention(12, 64, 0), "at least 1");
+        assert_unsupported(&AttentionDisentangled { sequences: 0, ..fits }, "must be a sequence");
+        assert_unsupported(&AttentionDisentangled { position_stride: 767, ..fits }, "overlap");
+        assert_unsupported(&AttentionDisentangled { qkv_stride: 2303, ..fits }, "2304 columns");
+        assert_unsupported(&AttentionDisentangled { output_stride: 767, ..fits }, "768 columns");
+        assert_unsupported(&AttentionDisentangled { scale: 0.0, ..fits }, "positive");
+        assert_unsupported(&AttentionDisentangled { reach: u32::MAX, max_length: u32::MAX, ..fits }, "2^24");
+    }
+
+    #[test]
+    fn no_shape_however_absurd_panics() {
+        let huge =
+            AttentionDisentangled { heads: u32::MAX, head_dim: u32::MAX, tokens: u32::MAX, max_length: u32::MAX, ..attention(1, 1, 1) };
+        huge.work();
+        assert!(huge.configure(Sms(132), &h200()).is_err());
+    }
+}

@@ -44,6 +44,8 @@ struct Layer {
 /// One batch of images, and room for what the layers pass on.
 pub struct VisionBatch {
     images: u32,
+    /// Elements of one image.
+    image_pixels: usize,
     /// Tokens of all images.
     rows: u32,
     /// `[images, channels, image_size, image_size]`.
@@ -121,6 +123,7 @@ impl Vision {
         let image: Vec<u8> = self.added.iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(VisionBatch {
             images,
+            image_pixels: config.pixels(),
             rows,
             pixels: room(images, config.pixels())?,
             patches: room(rows, patch_stride(config))?,
@@ -220,8 +223,11 @@ impl VisionBatch {
     /// Puts the images on the device, `[images, channels, image_size, image_size]`.
     ///
     /// # Errors
-    /// What the device says, of too many pixels too.
+    /// [`BuildError::Unsupported`] for pixels that are not those of as many images; what the device says.
     pub fn show(&self, session: &Session, pixels: &[f32]) -> Result<(), BuildError> {
+        if pixels.len() != self.images as usize * self.image_pixels {
+            return Err(BuildError::Unsupported("the pixels are not those of a batch's images; make them with an `ImageProcessor`"));
+        }
         let bytes: Vec<u8> = pixels.iter().flat_map(|&pixel| f16::from_f32(pixel).to_le_bytes()).collect();
         Ok(session.device().upload(session.stream(), self.pixels.ptr(), &bytes)?)
     }

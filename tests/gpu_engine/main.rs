@@ -10,6 +10,7 @@ mod tenant;
 mod tiny_models;
 
 mod attention;
+mod deberta;
 mod decode;
 mod elastic;
 mod gemm;
@@ -18,3 +19,4 @@ mod rotary;
 mod rowwise;
 mod sampling;
 mod serving;
+mod vit;

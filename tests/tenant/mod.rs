@@ -144,6 +144,7 @@ impl Model {
                 let prompts = Prompts::new(session, sequences)?;
                 Self::Decoder(decoder, Box::new(batch), prompts, lengths)
             }
+            ModelConfig::Vision(_) => panic!("a tenant here has token ids"),
         })
     }
 
