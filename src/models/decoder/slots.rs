@@ -14,9 +14,9 @@ use smidgen_runtime::device::{Buffer, DevicePtr, Event, PartitionId, Priority, S
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 
 use super::batch::{DecoderBatch, Room};
-use super::inputs::{RowInputs, SlotInputs};
+use super::inputs::{RowInputs, RowPtrs, SlotInputs};
 use super::{Decoder, Layer};
-use crate::kernels::attention::{AttentionDecode, KvCache, PAGE_TOKENS};
+use crate::kernels::attention::{AttentionChunk, AttentionDecode, KvCache, PAGE_TOKENS};
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
@@ -36,8 +36,8 @@ pub struct SlotBatch {
     limits: Limits,
     /// [`SlotInputs`], field after field.
     slot_inputs: Buffer,
-    /// [`RowInputs`], field after field, and the page tables of the prefills' rows.
-    row_inputs: RowBuffers,
+    /// [`RowInputs`].
+    row_inputs: Buffer,
     /// By slot, the token drawn last: by even steps in the second buffer, by odd ones in the first.
     tokens: [Buffer; TOKEN_BUFFERS],
     drawn: [Event; TOKEN_BUFFERS],
@@ -52,15 +52,6 @@ pub struct SlotBatch {
     in_flight: VecDeque<Vec<u32>>,
     /// Tokens of steps that were read early.
     read: VecDeque<Vec<u32>>,
-}
-
-struct RowBuffers {
-    ids: Buffer,
-    positions: Buffer,
-    table_rows: Buffer,
-    last_rows: Buffer,
-    lengths: Buffer,
-    tables: Buffer,
 }
 
 /// How the decode step over some number of slots is issued.
@@ -95,14 +86,7 @@ impl SlotBatch {
         let sizes = slots.next_power_of_two().trailing_zeros() + 1;
         Ok(Self {
             slot_inputs: upload(&session, &SlotInputs::new(&StepPlan::default(), slots).bytes())?,
-            row_inputs: RowBuffers {
-                ids: words(step_tokens)?,
-                positions: words(rows)?,
-                table_rows: words(rows)?,
-                last_rows: words(slots)?,
-                lengths: words(step_tokens)?,
-                tables: words(step_tokens * pages_per_sequence)?,
-            },
+            row_inputs: Buffer::new(device, 4 * RowInputs::max_words(slots, step_tokens))?,
             tokens: [words(slots)?, words(slots)?],
             drawn: [event()?, event()?],
             reading: Stream::new(device, PartitionId::WHOLE, Priority::Normal)?,
@@ -183,24 +167,20 @@ impl SlotBatch {
     fn launch_mixed(&mut self, plan: &StepPlan, slots: &SlotInputs, rows: u32, buffer: usize) -> Result<(), BuildError> {
         let decode_rows = if plan.decodes.is_empty() { 0 } else { rows };
         let inputs = RowInputs::new(plan, slots, decode_rows);
-        let buffers = &self.row_inputs;
-        self.upload(buffers.ids.ptr(), &inputs.ids)?;
-        self.upload(buffers.positions.ptr(), &inputs.positions)?;
-        self.upload(buffers.table_rows.ptr(), &inputs.table_rows)?;
-        self.upload(buffers.last_rows.ptr(), &inputs.last_rows)?;
-        let width = self.batch.pages_per_sequence as usize;
-        let chunk = decode_rows as usize..;
-        let lengths: Vec<u32> = inputs.positions[chunk.clone()].iter().map(|position| position + 1).collect();
-        let tables: Vec<u32> =
-            inputs.table_rows[chunk].iter().flat_map(|&row| &self.tables[row as usize * width..][..width]).copied().collect();
-        self.upload(buffers.lengths.ptr(), &lengths)?;
-        self.upload(buffers.tables.ptr(), &tables)?;
-
-        let Self { session, decoder, batch, slot_inputs, row_inputs, tokens, limits, .. } = self;
+        let (words, ptrs) = inputs.packed(self.row_inputs.ptr());
+        self.upload(self.row_inputs.ptr(), &words)?;
+        let mixed = MixedRows {
+            decode_rows,
+            prefill_rows: inputs.ids.len() as u32,
+            chunks: inputs.starts.len() as u32,
+            longest: inputs.lengths.iter().copied().max().unwrap_or(0),
+            context: inputs.contexts.iter().copied().max().unwrap_or(0),
+            draws: plan.draws().next().is_some(),
+            ptrs,
+        };
+        let Self { session, decoder, batch, slot_inputs, tokens, limits, .. } = self;
         let step = SlotStep { rows, slots: limits.slots, inputs: slot_inputs, from: &tokens[buffer], to: &tokens[1 - buffer] };
-        let prefill_rows = inputs.ids.len() as u32;
-        let draws = plan.draws().next().is_some();
-        Ok(decoder.mixed_step(session, batch, &step, &MixedRows { decode_rows, prefill_rows, draws, buffers: row_inputs })?)
+        Ok(decoder.mixed_step(session, batch, &step, &mixed)?)
     }
 
     /// The tokens of the oldest step that was not read, waited for.
@@ -272,12 +252,18 @@ struct SlotStep<'a> {
 }
 
 /// The rows of a step with prefills: of slots first, then of prefills.
-struct MixedRows<'a> {
+struct MixedRows {
     decode_rows: u32,
     prefill_rows: u32,
+    /// Prefills.
+    chunks: u32,
+    /// Rows of the longest of them.
+    longest: u32,
+    /// Tokens in the cache of the one with most.
+    context: u32,
     /// Whether any slot draws a token.
     draws: bool,
-    buffers: &'a RowBuffers,
+    ptrs: RowPtrs,
 }
 
 impl SlotStep<'_> {
@@ -318,28 +304,22 @@ impl Decoder {
     }
 
     /// [`decode_slots`](Self::decode_slots), and the tokens of prefills beside them.
-    fn mixed_step(
-        &self,
-        session: &mut Session,
-        batch: &DecoderBatch,
-        step: &SlotStep<'_>,
-        mixed: &MixedRows<'_>,
-    ) -> Result<(), LaunchError> {
-        let MixedRows { decode_rows, prefill_rows, draws, buffers } = mixed;
+    fn mixed_step(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>, mixed: &MixedRows) -> Result<(), LaunchError> {
+        let MixedRows { decode_rows, prefill_rows, draws, ptrs, .. } = mixed;
         let rows = decode_rows + prefill_rows;
         let hidden = self.config.hidden as u64;
         if *decode_rows > 0 {
             self.embed(session, *decode_rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
         }
-        let positions = buffers.positions.ptr().offset(4 * u64::from(*decode_rows));
+        let positions = ptrs.positions.offset(4 * u64::from(*decode_rows));
         let y = batch.x.ptr().offset(2 * hidden * u64::from(*decode_rows));
-        self.embed(session, *prefill_rows, buffers.ids.ptr(), positions, y)?;
+        self.embed(session, *prefill_rows, ptrs.ids, positions, y)?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
-            self.project_and_rotate(session, layer, cache, batch, rows, buffers.positions.ptr(), buffers.table_rows.ptr())?;
+            self.project_and_rotate(session, layer, cache, batch, rows, ptrs.positions, ptrs.table_rows)?;
             if *decode_rows > 0 {
                 session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
-            self.attend_prefills(session, layer, batch, batch.cache(cache), mixed)?;
+            session.launch(&self.attend_prefills(layer, batch, batch.cache(cache), mixed))?;
             self.finish_layer(session, layer, batch, rows)?;
         }
         if !draws {
@@ -348,7 +328,7 @@ impl Decoder {
         // The last norm's output is done with; it holds the rows that draw.
         let last = batch.normed.ptr();
         let (rows, width) = (step.rows, self.config.hidden as u32);
-        session.launch(&GatherRows { rows, width, x: batch.x.ptr(), index: buffers.last_rows.ptr(), y: last })?;
+        session.launch(&GatherRows { rows, width, x: batch.x.ptr(), index: ptrs.last_rows, y: last })?;
         self.logits(session, batch, rows, last)?;
         session.launch(&self.draw_slots(batch, step))
     }
@@ -371,28 +351,27 @@ impl Decoder {
         }
     }
 
-    /// Attention of the prefills' tokens, each as a sequence of its own that ends with it.
-    fn attend_prefills(
-        &self,
-        session: &mut Session,
-        layer: &Layer,
-        batch: &DecoderBatch,
-        cache: KvCache,
-        mixed: &MixedRows<'_>,
-    ) -> Result<(), LaunchError> {
-        let heads = self.heads();
-        let mut row = 0;
-        while row < mixed.prefill_rows {
-            let rows = (mixed.prefill_rows - row).min(batch.sequences);
-            let (at, offset) = (u64::from(mixed.decode_rows + row), 4 * u64::from(row));
-            let page_table = mixed.buffers.tables.ptr().offset(offset * u64::from(cache.pages_per_sequence));
-            let decode = self.attend_slots(layer, batch, KvCache { page_table, ..cache }, rows, mixed.buffers.lengths.ptr().offset(offset));
-            let qkv = batch.qkv.ptr().offset(2 * at * u64::from(heads.qkv_width()));
-            let output = batch.attention.ptr().offset(2 * at * u64::from(heads.output_width()));
-            session.launch(&AttentionDecode { qkv, output, ..decode })?;
-            row += rows;
+    /// Attention of the prefills' tokens.
+    fn attend_prefills(&self, layer: &Layer, batch: &DecoderBatch, cache: KvCache, mixed: &MixedRows) -> AttentionChunk {
+        let MixedRows { ptrs, .. } = mixed;
+        AttentionChunk {
+            heads: self.heads(),
+            chunks: mixed.chunks,
+            max_length: mixed.longest,
+            tokens: mixed.prefill_rows,
+            context: mixed.context,
+            window: layer.window,
+            scale: layer.scale,
+            qkv: batch.qkv.ptr(),
+            qkv_stride: self.heads().qkv_width(),
+            cache,
+            output: batch.attention.ptr(),
+            output_stride: self.heads().output_width(),
+            starts: ptrs.starts,
+            lengths: ptrs.lengths,
+            contexts: ptrs.contexts,
+            sequence_of: ptrs.slots,
         }
-        Ok(())
     }
 
     fn draw_slots(&self, batch: &DecoderBatch, step: &SlotStep<'_>) -> Sample {
