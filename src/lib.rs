@@ -1,6 +1,7 @@
 //! An FP16 transformer engine whose every kernel gets just the SMs it needs.
 //!
-//! The engine runs encoders of the BERT and DeBERTa families, vision transformers and decoders of the Llama family from Hugging Face model directories, on the GPU through
+//! The engine runs encoders of the BERT and DeBERTa families, vision transformers and decoders (GPT-2, Llama, Mistral, Qwen2) from Hugging Face
+//! model directories, on the GPU through
 //! [`smidgen_runtime`] or on the CPU, where [`mod@reference`] computes the same models in f32 as the yardstick for the kernels.
 //!
 //! | room | what is in it |

@@ -8,6 +8,8 @@ use super::*;
 
 const LLAMA: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 64 };
 
+const CACHE: KvCache = KvCache { keys: DevicePtr(512), values: DevicePtr(1024), page_table: DevicePtr(2048), pages_per_sequence: 8 };
+
 fn prefill(heads: Heads) -> AttentionPrefill {
     AttentionPrefill {
         heads,
@@ -35,10 +37,11 @@ fn decode(heads: Heads) -> AttentionDecode {
         scale: 0.125,
         qkv: DevicePtr(256),
         qkv_stride: heads.qkv_width(),
-        cache: KvCache { k: DevicePtr(512), v: DevicePtr(1024), capacity: 512 },
+        cache: CACHE,
         output: DevicePtr(2048),
         output_stride: heads.output_width(),
         lengths: DevicePtr(4096),
+        workspace: DevicePtr(8192),
     }
 }
 
@@ -90,11 +93,20 @@ fn any_head_size_runs_on_the_next_larger_compiled_one() {
 }
 
 #[test]
-fn tiles_are_counted_by_the_longest_length_and_by_groups_of_16_query_heads() {
+fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     let tiles = |kernel: &dyn Kernel| kernel.configure(Sms(132), &h200()).unwrap().tiles;
     assert_eq!(tiles(&prefill(LLAMA)), 8 * 32 * 2);
-    assert_eq!(tiles(&decode(LLAMA)), 8 * 8);
-    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 2);
+    // 8 pages are 2 chunks.
+    assert_eq!(tiles(&decode(LLAMA)), 8 * 8 * 2);
+    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3 * 2);
+}
+
+#[test]
+fn decode_polls_its_grant_only_where_it_runs_for_long() {
+    let elastic = |context, sms| AttentionDecode { context, ..decode(LLAMA) }.configure(Sms(sms), &h200()).unwrap().elastic;
+    assert!(!elastic(128, 132));
+    assert!(elastic(8192, 132));
+    assert!(elastic(4096, 32));
 }
 
 #[test]
@@ -122,6 +134,9 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
     assert_refused(&AttentionPrefill { scale: -1.0, ..prefill(LLAMA) }, "positive");
     assert_refused(&AttentionPrefill { sequences: 0, ..prefill(LLAMA) }, "must be a sequence");
     assert_refused(&rotary(Heads { head_dim: 15, ..LLAMA }), "must be even");
+    assert_refused(&AttentionDecode { cache: KvCache { pages_per_sequence: 0, ..CACHE }, ..decode(LLAMA) }, "1 to 16777216 pages, not 0");
+    assert_refused(&AttentionDecode { cache: KvCache { values: DevicePtr(1032), ..CACHE }, ..decode(LLAMA) }, "on 16 bytes");
+    assert_refused(&AttentionDecode { sequences: 4097, ..decode(LLAMA) }, "32776 groups of query heads");
     assert_refused(&prefill(Heads { heads: u32::MAX, kv_heads: 1, head_dim: 256 }), "longer than");
 }
 
@@ -129,7 +144,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
 fn a_gpu_with_too_little_shared_memory_is_an_error_and_not_a_failing_launch() {
     let small = Topology { shared_bytes_per_sm: 100 << 10, ..h200() };
     assert!(decode(LLAMA).configure(Sms(8), &small).is_ok());
-    let error = decode(Heads { head_dim: 128, ..LLAMA }).configure(Sms(8), &small).unwrap_err();
+    let error = decode(Heads { head_dim: 256, ..LLAMA }).configure(Sms(8), &small).unwrap_err();
     assert!(error.to_string().contains("bytes of shared memory"), "{error}");
 }
 

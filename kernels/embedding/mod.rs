@@ -1,4 +1,5 @@
-//! Token embeddings: a row of a table for each token, and for BERT the sum of three tables, normalised.
+//! Token embeddings: a row of a table for each token ([`Embed`]), with a row of a second table for its position ([`EmbedWithPositions`], GPT-2), and
+//! for BERT the sum of three tables, normalised.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
@@ -6,6 +7,10 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 use super::abi::EmbedArgs;
 use super::is_aligned;
 use super::norm::{RowShape, row_shape};
+
+mod positions;
+
+pub use positions::EmbedWithPositions;
 
 /// `y[row] = words[ids[row]]`. Shapes: `ids` `[rows]` u32, `words` `[vocabulary, width]`, `y` `[rows, width]`; fp16, row-major, no gaps.
 ///
@@ -93,21 +98,26 @@ unsafe impl Kernel for Embed {
             args.max_positions = bert.max_positions;
             args.epsilon = bert.epsilon;
         }
-        let symbol = match (self.bert.is_some(), shape, aligned) {
-            (false, RowShape::Narrow, true) => "embed_tokens_narrow",
-            (false, RowShape::Narrow, false) => "embed_tokens_narrow_unaligned",
-            (false, RowShape::Middle, true) => "embed_tokens_middle",
-            (false, RowShape::Middle, false) => "embed_tokens_middle_unaligned",
-            (false, RowShape::Wide, true) => "embed_tokens_wide",
-            (false, RowShape::Wide, false) => "embed_tokens_wide_unaligned",
-            (true, RowShape::Narrow, true) => "embed_bert_narrow",
-            (true, RowShape::Narrow, false) => "embed_bert_narrow_unaligned",
-            (true, RowShape::Middle, true) => "embed_bert_middle",
-            (true, RowShape::Middle, false) => "embed_bert_middle_unaligned",
-            (true, RowShape::Wide, true) => "embed_bert_wide",
-            (true, RowShape::Wide, false) => "embed_bert_wide_unaligned",
-        };
+        let symbol = symbol(self.bert.is_some(), shape, aligned);
         Ok(shape.launch(symbol, self.rows, sms, Params::new(args)))
+    }
+}
+
+/// The entry point for rows of this shape.
+fn symbol(bert: bool, shape: RowShape, aligned: bool) -> &'static str {
+    match (bert, shape, aligned) {
+        (false, RowShape::Narrow, true) => "embed_tokens_narrow",
+        (false, RowShape::Narrow, false) => "embed_tokens_narrow_unaligned",
+        (false, RowShape::Middle, true) => "embed_tokens_middle",
+        (false, RowShape::Middle, false) => "embed_tokens_middle_unaligned",
+        (false, RowShape::Wide, true) => "embed_tokens_wide",
+        (false, RowShape::Wide, false) => "embed_tokens_wide_unaligned",
+        (true, RowShape::Narrow, true) => "embed_bert_narrow",
+        (true, RowShape::Narrow, false) => "embed_bert_narrow_unaligned",
+        (true, RowShape::Middle, true) => "embed_bert_middle",
+        (true, RowShape::Middle, false) => "embed_bert_middle_unaligned",
+        (true, RowShape::Wide, true) => "embed_bert_wide",
+        (true, RowShape::Wide, false) => "embed_bert_wide_unaligned",
     }
 }
 

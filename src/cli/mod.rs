@@ -14,6 +14,7 @@ pub mod forward;
 pub mod generate;
 pub mod output;
 pub mod profile;
+mod requests;
 
 /// What computes a model's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

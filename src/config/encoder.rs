@@ -95,7 +95,11 @@ pub(super) fn bert(fields: &Fields<'_>) -> Result<EncoderConfig, ConfigError> {
     absolute_positions(fields)?;
     for field in ["is_decoder", "add_cross_attention"] {
         if fields.flag(field)? == Some(true) {
-            return Err(fields.error(field, "is true, and BERT as a decoder is not supported", "use a model of type llama or mistral"));
+            return Err(fields.error(
+                field,
+                "is true, and BERT as a decoder is not supported",
+                "use a model of type gpt2, llama, mistral or qwen2",
+            ));
         }
     }
     let config = EncoderConfig {
@@ -150,8 +154,8 @@ fn absolute_positions(fields: &Fields<'_>) -> Result<(), ConfigError> {
     }
 }
 
-/// DistilBERT's own name for a size, or the common name that transformers maps to it; both must agree where both are there.
-fn either_name(fields: &Fields<'_>, own: &str, common: &str) -> Result<usize, ConfigError> {
+/// A family's own name for a size, or the common name that transformers maps to it; both must agree where both are there.
+pub(super) fn either_name(fields: &Fields<'_>, own: &str, common: &str) -> Result<usize, ConfigError> {
     match (fields.optional_size(own)?, fields.optional_size(common)?) {
         (Some(size), None) | (None, Some(size)) => Ok(size),
         (None, None) => Err(fields.missing(own)),

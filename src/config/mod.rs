@@ -18,7 +18,7 @@ mod rope;
 mod vision;
 
 pub use deberta::{Convolution, RelativeAttention};
-pub use decoder::{DecoderConfig, DecoderFamily};
+pub use decoder::{DecoderConfig, DecoderFamily, DecoderNorm, Positions, ScoreScale, SlidingWindow};
 pub use encoder::{EncoderConfig, EncoderFamily};
 pub use rope::{Rope, RopeScaling};
 pub use vision::VisionConfig;
@@ -69,13 +69,15 @@ impl ModelConfig {
             "deberta" => Self::Encoder(deberta::deberta(&fields)?),
             "deberta-v2" => Self::Encoder(deberta::deberta_v2(&fields)?),
             "vit" => Self::Vision(vision::vit(&fields)?),
+            "gpt2" => Self::Decoder(decoder::gpt2(&fields)?),
             "llama" => Self::Decoder(decoder::llama(&fields)?),
             "mistral" => Self::Decoder(decoder::mistral(&fields)?),
+            "qwen2" => Self::Decoder(decoder::qwen2(&fields)?),
             other => {
                 return Err(fields.error(
                     "model_type",
                     format!("is `{other}`, which this engine cannot run"),
-                    "use a model of type bert, distilbert, deberta, deberta-v2, vit, llama or mistral",
+                    "use a model of type bert, distilbert, deberta, deberta-v2, vit, gpt2, llama, mistral or qwen2",
                 ));
             }
         };
@@ -109,8 +111,7 @@ impl ModelConfig {
         }
     }
 
-    /// The longest sequence this engine computes: the model's positions, or a decoder's sliding window where that is shorter, since within
-    /// the window sliding and full attention are the same. A vision model's sequences all have this length.
+    /// The longest sequence: as many tokens as the model has positions. A vision model's sequences all have this length.
     pub fn max_sequence(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.max_positions,

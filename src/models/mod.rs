@@ -7,6 +7,7 @@
 mod deberta;
 mod decoder;
 mod encoder;
+mod serving;
 mod solo;
 mod tensors;
 mod vision;
@@ -19,8 +20,9 @@ use crate::config::ModelConfig;
 use crate::serve::Workload;
 use crate::weights::{Weights, WeightsError};
 
-pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
+pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
+pub use serving::SoloBatch;
 pub use solo::{DeviceSequence, Solo, SoloError};
 pub use vision::{Vision, VisionBatch};
 

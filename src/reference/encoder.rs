@@ -129,8 +129,7 @@ impl Encoder {
     fn attend(&self, layer: &Layer, hidden: &Matrix, batch: &RaggedBatch) -> Matrix {
         let (query, key, value) = (layer.query.apply(hidden), layer.key.apply(hidden), layer.value.apply(hidden));
         let width = self.architecture.hidden;
-        let heads =
-            Heads { queries: self.architecture.heads, keys: self.architecture.heads, dim: self.architecture.head_dim(), causal: false };
+        let heads = Heads::bidirectional(self.architecture.heads, self.architecture.head_dim());
         let mut attended = Vec::with_capacity(hidden.values().len());
         for rows in batch.rows() {
             let elements = rows.start * width..rows.end * width;

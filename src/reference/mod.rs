@@ -12,12 +12,14 @@ mod disentangled;
 mod encoder;
 mod matrix;
 mod ops;
+mod paged;
 mod sampling;
 mod vision;
 
 pub use decoder::{Decoder, Sequence};
 pub use encoder::Encoder;
 pub use matrix::Matrix;
+pub use paged::PagedBatch;
 pub use sampling::sample;
 pub use vision::Vision;
 
@@ -28,7 +30,7 @@ use crate::batch::RaggedBatch;
 pub enum Reference {
     /// BERT family.
     Encoder(Encoder),
-    /// Llama family.
+    /// GPT-2, Llama, Mistral, Qwen2.
     Decoder(Decoder),
     /// ViT.
     Vision(Vision),

@@ -126,7 +126,7 @@ impl Vision {
     fn attend(&self, layer: &Layer, x: &Matrix) -> Matrix {
         let [query, key, value] = [&layer.query, &layer.key, &layer.value].map(|projection| projection.apply(x));
         let heads = self.architecture.heads;
-        let heads = Heads { queries: heads, keys: heads, dim: self.architecture.head_dim(), causal: false };
+        let heads = Heads::bidirectional(heads, self.architecture.head_dim());
         let elements = self.architecture.tokens() * x.width();
         let images =
             query.values().chunks_exact(elements).zip(key.values().chunks_exact(elements)).zip(value.values().chunks_exact(elements));

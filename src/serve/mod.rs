@@ -5,6 +5,7 @@
 //! the *scheduled* arrival, so that queueing shows.
 
 mod arrivals;
+pub mod batching;
 mod turn;
 
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::presets;
 
 mod checkpoint;
+mod layout;
 pub mod names;
 mod random;
 
@@ -110,7 +111,11 @@ impl Weights {
     pub fn f32(&self, parameter: Parameter) -> Result<Vec<f32>, WeightsError> {
         match &self.source {
             Source::Random(random) => random.f32(parameter),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f32(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f32(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
@@ -121,14 +126,21 @@ impl Weights {
     pub fn f16(&self, parameter: Parameter) -> Result<Vec<f16>, WeightsError> {
         match &self.source {
             Source::Random(random) => Ok(random.f32(parameter)?.into_iter().map(f16::from_f32).collect()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f16(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f16(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
     fn check(&self, parameter: Parameter) -> Result<(), WeightsError> {
         match &self.source {
             Source::Random(_) => Ok(()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.check(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let stored = parameter.layout(&self.config).stored_shape(&parameter.shape(&self.config));
+                checkpoint.check(&self.tensor_name(parameter)?, &stored)
+            }
         }
     }
 

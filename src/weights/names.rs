@@ -5,14 +5,17 @@
 
 use std::fmt;
 
-use crate::config::{DecoderConfig, EncoderConfig, EncoderFamily, ModelConfig, RelativeAttention, VisionConfig};
+use super::layout::Layout;
+use crate::config::{
+    DecoderConfig, DecoderFamily, DecoderNorm, EncoderConfig, EncoderFamily, ModelConfig, Positions, RelativeAttention, VisionConfig,
+};
 
 /// One tensor of a model. Weights of projections are `[out, in]`, row-major: `y = x * W^T + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parameter {
     /// `[vocab, hidden]`.
     TokenEmbedding,
-    /// `[max_positions, hidden]`; encoders. `[1, tokens, hidden]` of vision models.
+    /// `[max_positions, hidden]`; encoders, and decoders with learned positions. `[1, tokens, hidden]` of vision models.
     PositionEmbedding,
     /// `[token_types, hidden]`; encoders that have token types.
     TokenTypeEmbedding,
@@ -42,7 +45,7 @@ pub enum Parameter {
     PatchBias,
     /// `[hidden]`: scale of the norm after the last layer; decoders and vision models.
     FinalNormWeight,
-    /// `[hidden]`: shift of the same, of a layer norm; vision models.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     FinalNormBias,
     /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings. `[classes, hidden]`: vision models that classify.
     OutputHead,
@@ -81,17 +84,16 @@ pub enum LayerParameter {
     AttentionOutputWeight,
     /// `[hidden]`.
     AttentionOutputBias,
-    /// `[hidden]`: layer norm after the attention residual (encoders) or before the attention (vision models), RMS norm before the attention
-    /// (decoders).
+    /// `[hidden]`: scale of the norm after the attention residual (encoders) or before the attention (decoders, vision models).
     AttentionNormWeight,
-    /// `[hidden]`; encoders and vision models.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     AttentionNormBias,
-    /// `[intermediate, hidden]`: the projection that the activation is applied to; decoders.
+    /// `[intermediate, hidden]`: the projection that the activation is applied to, where the feed-forward block is gated.
     GateWeight,
     /// `[intermediate]`.
     GateBias,
-    /// `[intermediate, hidden]`: into the feed-forward block. In encoders the activation is applied to it, in decoders it is multiplied by the
-    /// activated gate.
+    /// `[intermediate, hidden]`: into the feed-forward block. It is multiplied by the activated gate, or the activation is applied to it where
+    /// there is none.
     UpWeight,
     /// `[intermediate]`.
     UpBias,
@@ -99,10 +101,10 @@ pub enum LayerParameter {
     DownWeight,
     /// `[hidden]`.
     DownBias,
-    /// `[hidden]`: layer norm after the feed-forward residual (encoders) or before the feed-forward block (vision models), RMS norm before the
-    /// feed-forward block (decoders).
+    /// `[hidden]`: scale of the norm after the feed-forward residual (encoders) or before the feed-forward block (decoders, vision
+    /// models).
     FeedForwardNormWeight,
-    /// `[hidden]`; encoders and vision models.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     FeedForwardNormBias,
 }
 
@@ -160,6 +162,7 @@ impl Parameter {
             Self::OutputHeadBias => vec![config.output_width()],
             Self::PositionEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.max_positions, hidden],
+                ModelConfig::Decoder(decoder) if decoder.positions == Positions::Learned => vec![decoder.max_positions, hidden],
                 ModelConfig::Decoder(_) => vec![0, hidden],
                 ModelConfig::Vision(vision) => vec![1, vision.tokens(), hidden],
             },
@@ -251,8 +254,17 @@ impl Parameter {
     pub(super) fn hugging_face_name(self, config: &ModelConfig, prefix: &str) -> Option<String> {
         match config {
             ModelConfig::Encoder(encoder) => encoder_name(self, encoder, prefix),
+            ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => gpt2_name(self, prefix),
             ModelConfig::Decoder(_) => decoder_name(self, prefix),
             ModelConfig::Vision(_) => vision_name(self, prefix),
+        }
+    }
+
+    /// How the tensor of that name holds this parameter.
+    pub(super) fn layout(self, config: &ModelConfig) -> Layout {
+        match (config, self) {
+            (ModelConfig::Decoder(decoder), Self::Layer(_, layer)) if decoder.family == DecoderFamily::Gpt2 => gpt2_layout(layer, decoder),
+            _ => Layout::Whole,
         }
     }
 }
@@ -373,30 +385,34 @@ fn vision_parameters(vision: &VisionConfig) -> Parts {
 }
 
 fn decoder_parameters(decoder: &DecoderConfig) -> Parts {
+    let shifted = decoder.norm == DecoderNorm::Layer;
     let layer = vec![
         (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, shifted),
         (L::QueryWeight, true),
-        (L::QueryBias, decoder.attention_bias),
+        (L::QueryBias, decoder.qkv_bias),
         (L::KeyWeight, true),
-        (L::KeyBias, decoder.attention_bias),
+        (L::KeyBias, decoder.qkv_bias),
         (L::ValueWeight, true),
-        (L::ValueBias, decoder.attention_bias),
+        (L::ValueBias, decoder.qkv_bias),
         (L::AttentionOutputWeight, true),
-        (L::AttentionOutputBias, decoder.attention_bias),
+        (L::AttentionOutputBias, decoder.attention_output_bias),
         (L::FeedForwardNormWeight, true),
-        (L::GateWeight, true),
-        (L::GateBias, decoder.mlp_bias),
+        (L::FeedForwardNormBias, shifted),
+        (L::GateWeight, decoder.gated),
+        (L::GateBias, decoder.gated && decoder.mlp_bias),
         (L::UpWeight, true),
         (L::UpBias, decoder.mlp_bias),
         (L::DownWeight, true),
         (L::DownBias, decoder.mlp_bias),
     ];
-    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
-    let mut last = vec![Parameter::FinalNormWeight];
-    if !decoder.tied_embeddings {
-        last.push(Parameter::OutputHead);
-    }
-    (vec![Parameter::TokenEmbedding], layer, last)
+    let outer = [(Parameter::TokenEmbedding, true), (Parameter::PositionEmbedding, decoder.positions == Positions::Learned)];
+    let last = [(Parameter::FinalNormWeight, true), (Parameter::FinalNormBias, shifted), (Parameter::OutputHead, !decoder.tied_embeddings)];
+    (present(outer), present(layer), present(last))
+}
+
+fn present<T>(parameters: impl IntoIterator<Item = (T, bool)>) -> Vec<T> {
+    parameters.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect()
 }
 
 /// What may stand before every name of [`Parameter::hugging_face_name`], most common first. A checkpoint of the bare model has no prefix,
@@ -405,6 +421,7 @@ pub(super) fn prefixes(config: &ModelConfig) -> [&'static str; 2] {
     match config {
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Bert, .. }) => ["", "bert."],
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::DistilBert, .. }) => ["", "distilbert."],
+        ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => ["transformer.", ""],
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Deberta | EncoderFamily::DebertaV2, .. }) => ["", "deberta."],
         ModelConfig::Vision(_) => ["", "vit."],
         ModelConfig::Decoder(_) => ["model.", ""],
@@ -582,4 +599,49 @@ fn decoder_layer_name(parameter: LayerParameter) -> Option<&'static str> {
         L::FeedForwardNormWeight => "post_attention_layernorm.weight",
         _ => return None,
     })
+}
+
+fn gpt2_name(parameter: Parameter, prefix: &str) -> Option<String> {
+    let name = match parameter {
+        Parameter::TokenEmbedding => "wte.weight",
+        Parameter::PositionEmbedding => "wpe.weight",
+        Parameter::FinalNormWeight => "ln_f.weight",
+        Parameter::FinalNormBias => "ln_f.bias",
+        // As for the other decoders.
+        Parameter::OutputHead => return Some("lm_head.weight".to_owned()),
+        Parameter::Layer(index, layer) => return Some(format!("{prefix}h.{index}.{}", gpt2_layer_name(layer)?)),
+        _ => return None,
+    };
+    Some(format!("{prefix}{name}"))
+}
+
+fn gpt2_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::QueryWeight | L::KeyWeight | L::ValueWeight => "attn.c_attn.weight",
+        L::QueryBias | L::KeyBias | L::ValueBias => "attn.c_attn.bias",
+        L::AttentionOutputWeight => "attn.c_proj.weight",
+        L::AttentionOutputBias => "attn.c_proj.bias",
+        L::AttentionNormWeight => "ln_1.weight",
+        L::AttentionNormBias => "ln_1.bias",
+        L::UpWeight => "mlp.c_fc.weight",
+        L::UpBias => "mlp.c_fc.bias",
+        L::DownWeight => "mlp.c_proj.weight",
+        L::DownBias => "mlp.c_proj.bias",
+        L::FeedForwardNormWeight => "ln_2.weight",
+        L::FeedForwardNormBias => "ln_2.bias",
+        _ => return None,
+    })
+}
+
+/// GPT-2 keeps projections as `[in, out]`, and those of queries, keys and values in one tensor.
+fn gpt2_layout(parameter: LayerParameter, decoder: &DecoderConfig) -> Layout {
+    let hidden = decoder.hidden;
+    match parameter {
+        L::QueryWeight | L::QueryBias => Layout::Columns { first: 0, of: 3 * hidden },
+        L::KeyWeight | L::KeyBias => Layout::Columns { first: hidden, of: 3 * hidden },
+        L::ValueWeight | L::ValueBias => Layout::Columns { first: 2 * hidden, of: 3 * hidden },
+        L::AttentionOutputWeight | L::DownWeight => Layout::Columns { first: 0, of: hidden },
+        L::UpWeight => Layout::Columns { first: 0, of: decoder.intermediate },
+        _ => Layout::Whole,
+    }
 }

@@ -11,9 +11,12 @@ mod tiny_models;
 
 mod attention;
 mod deberta;
+mod decode;
 mod elastic;
 mod gemm;
 mod models;
+mod rotary;
 mod rowwise;
 mod sampling;
+mod serving;
 mod vit;
