@@ -6,16 +6,16 @@
 //
 // Work. A sequence's keys are cut into chunks of DECODE_PAGES_PER_CHUNK pages, counted from position 0. An item is one chunk of one column: one
 // key head and up to 8 of the query heads that share it, so that each key is read once for all of them. Items are numbered through the sequences
-// by their true lengths, chunk by chunk and in each chunk column by column; the launch has as many tiles as there are items when every sequence is
-// as long as its row of the page table, tiles beyond the last item are nobody's, and so a captured launch stays right while sequences grow.
+// by their true lengths, chunk by chunk and in each chunk column by column. The launch has as many tiles as there would be items were every sequence
+// as long as its row of the page table; tiles beyond the last item are empty, and so a captured launch stays right while sequences grow.
 //
-// A block. Pages of all its items pass through one ring of asynchronous copies that runs on into the next item while this one is finished. Each of
-// the four warps has a quarter of every page, and its own part of the ring, with no barrier between warps before the item's end; then their
-// partial results are added in the order of the warps.
+// A block. Pages of all its items pass through one ring of asynchronous copies, which runs on into the next item while one is finished. Each of
+// four warps has a quarter of every page, and its own part of the ring, with no barrier between warps before the item's end; then their
+// partial results are added in the order of the warps. A fifth warp does what waits for other SMs, so that the ring never stands still for it.
 //
-// Chunks. The only chunk of a column writes its output. Of several, each leaves (output, maximum, sum) in the workspace, and the last to arrive
-// adds up all of them in the order of the chunks. So the arithmetic of a sequence depends on its own length and the window alone: not on
-// who computes it, nor on the batch, the capacity, or the SM count.
+// Chunks. The only chunk of a column writes its output. Of several, each leaves (output, maximum, sum) in the workspace, and the fifth warp of the
+// block that is the last to arrive adds up all of them in the order of the chunks. So the arithmetic of a sequence depends on its own length and
+// the window alone: not on who computes it, nor on the batch, the capacity, or the SM count.
 //
 // Arithmetic. As products of transposes, so that keys are the 16 rows of m16n8k16 and query heads its 8 columns: s = k q^T and o = v^T p^T.
 // The running maximum and sum are those of flash.cuh.
@@ -116,8 +116,9 @@ class DecodeItems {
 
 template <int D>
 struct Decode {
-    static constexpr int WARPS = 4;
-    static constexpr int THREADS = WARPS * 32;
+    static constexpr int WARPS = 4; // that attend
+    static constexpr int KEEPER = WARPS;
+    static constexpr int THREADS = (WARPS + 1) * 32;
     static constexpr int KEYS = KV_PAGE_TOKENS / WARPS; // of one warp in one page
     static_assert(KEYS == 16, "the m of m16n8k16");
     // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it. Together with the stages they fill an SM's shared memory.
@@ -138,8 +139,9 @@ struct Decode {
         Slot slots[STAGES][WARPS];
         float highest[WARPS][DECODE_HEADS];
         float sum[WARPS][DECODE_HEADS];
-        uint32_t tiles[2]; // taken ahead
-        uint32_t arrived_last;
+        DecodeItem finished;
+        bool more; // whether there is an item after it
+        uint32_t first, next; // numbers of items, by the keeper
     };
 
     // What a warp knows of an item so far. A lane holds query heads 2 (lane % 4) and the next, and of every 16 columns lane / 4 and lane / 4 + 8.
@@ -166,91 +168,127 @@ struct Decode {
 
     __device__ void run(const Tiles &tiles) {
         DecodeItems items(args);
-        const uint32_t count = items.count();
-        TileQueue queue(tiles);
-        const auto take = [&](uint32_t &taken) {
-            bool more;
-            while ((more = queue.take(taken)) && taken >= count) {}
-            if (!more) taken = NONE;
-        };
-        if (threadIdx.x == 0) {
-            take(shared.tiles[0]);
-            take(shared.tiles[1]);
+        Numbers numbers(tiles, items.count());
+        uint32_t first, next;
+        if (tiles.progress == 0) {
+            first = numbers.next();
+            next = numbers.next();
+        } else {
+            if (threadIdx.x == KEEPER * 32) {
+                shared.first = numbers.next();
+                shared.next = numbers.next();
+            }
+            __syncthreads();
+            first = shared.first;
+            next = shared.next;
+            __syncthreads(); // before the keeper writes the next one
         }
-        __syncthreads();
-        uint32_t next = shared.tiles[1];
-        if (shared.tiles[0] != NONE) {
-            DecodeItem item = items.at(shared.tiles[0]), ahead = item;
-            bool ahead_is_next = false, unfinished = true;
-            int filled = 0, slot = 0, load_slot = 0;
-            Queries queries = read_queries(item, items.group());
-            Partial partial;
-            // The item that was finished last, if it has yet to be counted.
-            DecodeItem counted;
-            counted.chunks = 1;
-            do {
-                while (filled < STAGES) {
-                    if (ahead.page == ahead.end_page) {
-                        if (ahead_is_next || next == NONE) break;
-                        ahead = items.at(next);
-                        ahead_is_next = true;
-                    }
-                    copy_page(ahead, items.group(), load_slot);
-                    ++ahead.page;
-                    ++filled;
-                    load_slot = load_slot + 1 == STAGES ? 0 : load_slot + 1;
-                }
-                if (counted.chunks > 1) {
-                    combine_if_last(counted, items);
-                    counted.chunks = 1;
-                }
-                if (!unfinished) break;
-
-                wait_for_oldest(filled);
-                __syncwarp(); // what the other lanes copied is there too
-                const int position = item.page * KV_PAGE_TOKENS + warp * KEYS;
-                if (position < item.length) attend(partial, queries, shared.slots[slot][warp], position, item);
-                __syncwarp(); // no lane still reads what is overwritten next
-                --filled;
-
-                if (++item.page == item.end_page) {
-                    leave_partial(partial, shared.slots[slot][warp]);
-                    counted = item;
-                    // Tile numbers are taken two items ahead.
-                    if (threadIdx.x == 0) take(shared.tiles[0]);
-                    if (ahead_is_next) queries = read_queries(ahead, items.group());
-                    __syncthreads();
-                    store(counted, items, slot);
-                    partial = Partial();
-                    unfinished = ahead_is_next;
-                    next = shared.tiles[0];
-                    if (ahead_is_next) {
-                        // Its pages that are copied already are still to be attended to.
-                        const int copied = ahead.page;
-                        item = ahead;
-                        item.page = max(item.chunk * DECODE_PAGES_PER_CHUNK, item.begin / KV_PAGE_TOKENS);
-                        ahead.page = copied;
-                        ahead_is_next = false;
-                    }
-                    __syncthreads(); // the slot may be filled again
-                }
-                slot = slot + 1 == STAGES ? 0 : slot + 1;
-            } while (true);
+        if (warp == KEEPER) {
+            keep(items, numbers, first != NONE);
+        } else if (first != NONE) {
+            work(items, first, next);
         }
-        __syncthreads();
-        if (threadIdx.x == 0) queue.leave();
     }
 
+    // The numbers of this block's items, in rising order. A tile is one item, or several that lie a launch's tiles apart.
+    class Numbers {
+      public:
+        __device__ Numbers(const Tiles &tiles, uint32_t items) : tiles_(tiles), queue_(tiles), items_(items), last_(NONE) {}
+
+        __device__ uint32_t next() {
+            if (tiles_.progress == 0) {
+                last_ = last_ == NONE ? blockIdx.x : last_ + gridDim.x;
+                return last_ < items_ ? last_ : NONE;
+            }
+            if (last_ < items_ && items_ - last_ > tiles_.count) return last_ += tiles_.count;
+            while (queue_.take(last_)) {
+                if (last_ < items_) return last_;
+            }
+            return last_ = NONE;
+        }
+        __device__ void leave() { queue_.leave(); }
+
+      private:
+        const Tiles &tiles_;
+        TileQueue queue_;
+        const uint32_t items_;
+        uint32_t last_;
+    };
+
+    // The fifth warp: takes the numbers of items two ahead, counts finished ones, and adds up the chunks of a column that is complete. All that waits
+    // for other SMs, so that the four others wait for their pages only.
+    __device__ void keep(const DecodeItems &items, Numbers &numbers, bool more) {
+        while (more) {
+            if (lane == 0) shared.next = numbers.next();
+            __syncthreads(); // partial results are there
+            __syncthreads(); // they are in the workspace, and shared.finished says what they are of
+            const DecodeItem item = shared.finished;
+            more = shared.more;
+            if (item.chunks > 1) combine_if_last(item, items);
+        }
+        __syncwarp();
+        if (lane == 0) numbers.leave();
+    }
+
+    // The other four: attend to the pages of one item after another.
+    __device__ void work(DecodeItems &items, uint32_t first, uint32_t next) {
+        DecodeItem item = items.at(first), ahead = item;
+        bool ahead_is_next = false, more = true;
+        int filled = 0, slot = 0, load_slot = 0;
+        Queries queries = read_queries(item, items.group());
+        Partial partial;
+        while (more) {
+            while (filled < STAGES) {
+                if (ahead.page == ahead.end_page) {
+                    if (ahead_is_next || next == NONE) break;
+                    ahead = items.at(next);
+                    ahead_is_next = true;
+                }
+                copy_page(ahead, items.group(), load_slot);
+                ++ahead.page;
+                ++filled;
+                load_slot = load_slot + 1 == STAGES ? 0 : load_slot + 1;
+            }
+
+            wait_for_oldest<STAGES>(filled);
+            __syncwarp(); // what the other lanes copied is there too
+            const int position = item.page * KV_PAGE_TOKENS + warp * KEYS;
+            if (position < item.length) attend(partial, queries, shared.slots[slot][warp], position, item);
+            __syncwarp(); // no lane still reads what is overwritten next
+            --filled;
+
+            if (++item.page == item.end_page) {
+                leave_partial(partial, shared.slots[slot][warp]);
+                more = ahead_is_next;
+                if (more) queries = read_queries(ahead, items.group());
+                __syncthreads(); // all four partial results are there, and the number of the item after the next
+                next = shared.next;
+                if (threadIdx.x == 0) {
+                    shared.finished = item;
+                    shared.more = more;
+                }
+                store(item, items, slot);
+                partial = Partial();
+                if (more) {
+                    item = ahead;
+                    item.page = max(item.chunk * DECODE_PAGES_PER_CHUNK, item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
+                    ahead_is_next = false;
+                }
+                __syncthreads(); // the slot may be filled again
+            }
+            slot = slot + 1 == STAGES ? 0 : slot + 1;
+        }
+    }
+
+    // With `copies` pages under way.
+    template <int MOST>
     __device__ static void wait_for_oldest(int copies) {
-        static_assert(STAGES == 3 || STAGES == 4);
-        if (copies == 4) {
-            cp_async_wait<3>();
-        } else if (copies == 3) {
-            cp_async_wait<2>();
-        } else if (copies == 2) {
-            cp_async_wait<1>();
-        } else {
+        if constexpr (MOST == 1) {
             cp_async_wait<0>();
+        } else if (copies >= MOST) {
+            cp_async_wait<MOST - 1>();
+        } else {
+            wait_for_oldest<MOST - 1>(copies);
         }
     }
 
@@ -418,7 +456,7 @@ struct Decode {
     // Adds up the warps' results, into the output or the workspace.
     __device__ void store(const DecodeItem &item, const DecodeItems &items, int slot) const {
         const int first = first_head(item, items.group()), pieces = pitch();
-        for (int i = threadIdx.x; i < heads_of(item, items.group()) * pieces; i += THREADS) {
+        for (int i = threadIdx.x; i < heads_of(item, items.group()) * pieces; i += WARPS * 32) {
             const int row = i / pieces, piece = i % pieces;
             float highest = shared.highest[0][row];
 #pragma unroll
@@ -442,21 +480,20 @@ struct Decode {
         }
     }
 
-    // Counts the item; whoever counts the last of a column adds up its chunks, and leaves the counter as it was.
+    // Counts the item; whoever counts the last of a column adds up its chunks, and leaves the counter as it was. One warp.
     __device__ void combine_if_last(const DecodeItem &item, const DecodeItems &items) {
-        if (threadIdx.x == 0) {
+        bool last = false;
+        if (lane == 0) {
             uint32_t *const arrivals = counter(item, items.columns());
             __threadfence(); // every thread's part, ordered before this thread by the barrier after store()
-            const bool last = atomicAdd(arrivals, 1u) == item.chunks - 1;
+            last = atomicAdd(arrivals, 1u) == item.chunks - 1;
             if (last) *arrivals = 0;
             __threadfence();
-            shared.arrived_last = last;
         }
-        __syncthreads();
-        if (!shared.arrived_last) return;
+        if (!__shfl_sync(EVERY_LANE, last, 0)) return;
 
         const int first = first_head(item, items.group()), pieces = pitch(), first_chunk = item.begin / (DECODE_PAGES_PER_CHUNK * KV_PAGE_TOKENS);
-        for (int i = threadIdx.x; i < heads_of(item, items.group()) * pieces; i += THREADS) {
+        for (int i = lane; i < heads_of(item, items.group()) * pieces; i += 32) {
             const int row = i / pieces, piece = i % pieces;
             const size_t at = workspace_row(item, first + row) + first_chunk;
             // Read past L1, which does not see what other SMs write.

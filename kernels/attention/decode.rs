@@ -9,10 +9,13 @@ use super::{CompiledSize, Heads, KvCache, product, unsupported};
 /// Query heads of one tile, `DECODE_HEADS` in decode.cuh.
 const HEADS_PER_TILE: u32 = 8;
 
+/// Beyond this, a tile is several chunks.
+const MOST_TILES: u64 = 8192;
+
 /// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
 const SIZES: [CompiledSize; 6] = {
     const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
-        CompiledSize { head_dim, symbol, threads: 128, shared_bytes, blocks_by_registers }
+        CompiledSize { head_dim, symbol, threads: 160, shared_bytes, blocks_by_registers }
     }
     [
         size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 5),
@@ -76,9 +79,10 @@ impl AttentionDecode {
         product([self.sequences, kv_heads, (heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)].map(u64::from))
     }
 
-    /// As many as there are chunks when every sequence fills its row of the page table.
+    /// As many as there are chunks when every sequence fills its row of the page table, up to a limit: each of those that turn out to be empty
+    /// still has to be taken from the counter.
     fn tiles(&self) -> u64 {
-        product([self.columns(), u64::from(chunks_of(self.cache.pages_per_sequence))])
+        product([self.columns(), u64::from(chunks_of(self.cache.pages_per_sequence))]).min(MOST_TILES)
     }
 
     /// Positions that a query sees.

@@ -4,8 +4,8 @@
 use half::f16;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS};
-use smidgen_runtime::device::Buffer;
-use smidgen_runtime::launch::Kernel;
+use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
+use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
 
 use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
 use crate::support::{Gpu, Random};
@@ -68,7 +68,7 @@ impl PagedCache {
 }
 
 /// Rows as [`attend`] takes them.
-fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
+pub(crate) fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
     rows.iter().map(Vec::as_slice).collect()
 }
 
@@ -110,11 +110,12 @@ impl Decode {
         Self { kernel, lengths: lengths.to_vec(), qkv, cache, output, _workspace: workspace, _operands: operands }
     }
 
-    /// The output without the gaps between its rows.
+    /// The output of the sequences that have tokens, without the gaps between its rows.
     fn reference(&self) -> Vec<f64> {
         let Heads { heads, kv_heads, head_dim } = self.kernel.heads;
         let qkv = f64s(&self.qkv);
-        let rows = (0..self.kernel.sequences).flat_map(|sequence| (0..heads).map(move |head| (sequence, head))).collect::<Vec<_>>();
+        let with_tokens = (0..self.kernel.sequences).filter(|&sequence| self.lengths[sequence as usize] > 0);
+        let rows = with_tokens.flat_map(|sequence| (0..heads).map(move |head| (sequence, head))).collect::<Vec<_>>();
         let of_head = |(sequence, head): (u32, u32)| {
             let length = self.lengths[sequence as usize];
             let first = if self.kernel.window == 0 { 0 } else { length.saturating_sub(self.kernel.window) };
@@ -131,8 +132,8 @@ impl Decode {
     fn check(&self, output: &[f16]) {
         let what = format!("{} with lengths {:?}, window {}", self.kernel.key(), self.lengths, self.kernel.window);
         let mut valid = Vec::new();
-        for row in output.chunks(self.kernel.output_stride as usize) {
-            let (row, gap) = row.split_at(self.kernel.heads.output_width() as usize);
+        for (row, &length) in output.chunks(self.kernel.output_stride as usize).zip(&self.lengths) {
+            let (row, gap) = row.split_at(if length == 0 { 0 } else { self.kernel.heads.output_width() as usize });
             valid.extend_from_slice(row);
             assert!(gap.iter().all(|value| value.is_nan()), "{what}: elements between the rows were written");
         }
@@ -167,7 +168,8 @@ fn decode_is_right_over_caches_of_any_length_and_window() {
         let kv_heads = random.between(1, 4);
         let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 3, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
         let capacity = random.between(1, 1000);
-        let lengths: Vec<u32> = (0..random.between(1, 6)).map(|_| random.between(1, capacity)).collect();
+        let sequences = *random.pick(&[1, 2, 6, 6, 40, 70]);
+        let lengths: Vec<u32> = (0..sequences).map(|_| random.between(0, capacity)).chain([capacity]).collect();
         let window = *random.pick(&[0, 0, 1, 15, 16, 100, 2000]);
         let gaps = [random.between(0, 9), random.between(0, 9)];
         let sms = *random.pick(&gpu.sm_counts());
@@ -187,6 +189,14 @@ fn decode_has_the_same_bits_at_every_sm_count_and_while_its_grant_changes() {
         let outputs = gpu.assert_same_bits_at_every_sm_count(&decode.kernel, &[&decode.output]);
         decode.check(&halves(&outputs[0]));
         assert_same_bits_while_the_grant_changes(&gpu, &decode.kernel, &decode.output, &outputs[0], 5);
+
+        let launch = decode.kernel.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+        for grid in [1, 3, launch.grid] {
+            gpu.poison(&decode.output);
+            let uncounted = TilesArg { progress: DevicePtr::NULL, ..gpu.tiles(&launch) };
+            gpu.enqueue(&decode.kernel, &Launch { grid, ..launch }, gpu.stream(), uncounted);
+            assert!(outputs[0] == gpu.download(&decode.output), "{}: {grid} blocks without a tile counter differ", decode.kernel.key());
+        }
     }
 }
 
@@ -198,4 +208,36 @@ fn decode_leaves_sequences_without_tokens_alone() {
     let decode = Decode::new(&gpu, &mut Random::new(4), heads, &[0, 0], 16, 0, [0, 0]);
     gpu.run(&decode.kernel, gpu.sms());
     assert!(gpu.download_f16(&decode.output).iter().all(|value| value.is_nan()));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_gives_a_sequence_the_same_bits_alone_and_in_any_batch_and_capacity() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(13);
+    let heads = Heads { heads: 12, kv_heads: 3, head_dim: 64 };
+    let lengths: Vec<u32> = (0..40).map(|_| random.between(1, 1500)).collect();
+    for window in [0, 300] {
+        let decode = Decode::new(&gpu, &mut random, heads, &lengths, 2000, window, [0, 0]);
+        gpu.run(&decode.kernel, gpu.sms());
+        let batch = gpu.download_f16(&decode.output);
+        for (sequence, &length) in lengths.iter().enumerate().step_by(7) {
+            let pages_per_sequence = KvCache::pages_for(length);
+            let row = &decode.cache.table[sequence * decode.cache.pages_per_sequence as usize..][..pages_per_sequence as usize];
+            let table = gpu.upload_u32(row);
+            let output = gpu.poisoned_f16(heads.output_width() as usize);
+            let at = |pointer: DevicePtr, bytes: u32| pointer.offset(sequence as u64 * u64::from(bytes));
+            let alone = AttentionDecode {
+                sequences: 1,
+                qkv: at(decode.kernel.qkv, 2 * heads.qkv_width()),
+                lengths: at(decode.kernel.lengths, 4),
+                output: output.ptr(),
+                cache: KvCache { page_table: table.ptr(), pages_per_sequence, ..decode.kernel.cache },
+                ..decode.kernel
+            };
+            gpu.run(&alone, 8);
+            let width = heads.output_width() as usize;
+            assert_eq!(gpu.download_f16(&output), batch[sequence * width..][..width], "sequence {sequence} of {length} tokens");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod tenant;
 mod tiny_models;
 
 mod attention;
+mod chunk;
 mod decode;
 mod elastic;
 mod gemm;

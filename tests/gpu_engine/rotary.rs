@@ -1,7 +1,7 @@
 //! Rotary positions and the write to the KV cache on the GPU against f64 on the CPU.
 
 use half::f16;
-use smidgen::kernels::attention::{Heads, KvCache, PAGE_TOKENS, Rotary};
+use smidgen::kernels::attention::{CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen_runtime::device::DevicePtr;
 use smidgen_runtime::launch::Kernel;
 
@@ -108,5 +108,49 @@ fn rotary_of_a_position_beyond_the_cache_leaves_the_cache_alone() {
     gpu.run(&kernel, gpu.sms());
     for cache in [k, v] {
         assert!(gpu.download_f16(&cache).iter().all(|value| value.is_nan()));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_cache_write_copies_keys_and_values_and_changes_nothing_else() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(14);
+    for (head_dim, gap) in [(64, 0), (128, 8), (20, 0), (33, 1), (80, 0)] {
+        let heads = Heads { heads: 6, kv_heads: 3, head_dim };
+        let stride = heads.qkv_width() + gap;
+        let before = random.f16s((5 * stride) as usize, 2.0);
+        let qkv = gpu.upload_f16(&before);
+        // Two sequences of two pages each, in this order; the last row has no place in the cache.
+        let table = [3, 0, 1, 2];
+        let (positions, sequence_of) = ([0, 63, 64, 70, 128], [0, 1, 0, 1, 0]);
+        let page_elements = (KvCache::page_bytes(heads) / 2) as usize;
+        let pools = [(); 2].map(|()| gpu.poisoned_f16(4 * page_elements));
+        let arrays = [&table[..], &positions, &sequence_of].map(|values| gpu.upload_u32(values));
+        let cache = KvCache { keys: pools[0].ptr(), values: pools[1].ptr(), page_table: arrays[0].ptr(), pages_per_sequence: 2 };
+        let kernel = CacheWrite {
+            heads,
+            rows: 5,
+            qkv: qkv.ptr(),
+            qkv_stride: stride,
+            positions: arrays[1].ptr(),
+            cache,
+            sequence_of: arrays[2].ptr(),
+        };
+        gpu.run(&kernel, gpu.sms());
+        assert_eq!(gpu.download_f16(&qkv), before);
+        for (pool, first_head) in pools.iter().zip([6, 9]) {
+            let mut expected = vec![f16::from_bits(0xffff); 4 * page_elements];
+            for (row, (&position, &sequence)) in positions.iter().zip(&sequence_of).enumerate().take(4) {
+                for head in 0..3 {
+                    let page = table[(sequence * 2 + position / PAGE_TOKENS) as usize];
+                    let to = (((page * 3 + head) * PAGE_TOKENS + position % PAGE_TOKENS) * head_dim) as usize;
+                    let from = row * stride as usize + ((first_head + head) * head_dim) as usize;
+                    expected[to..][..head_dim as usize].copy_from_slice(&before[from..][..head_dim as usize]);
+                }
+            }
+            let same = gpu.download_f16(pool).iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "heads of {head_dim} columns: the cache is not what was in the rows");
+        }
     }
 }
