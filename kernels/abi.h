@@ -94,6 +94,29 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
+// attention/disentangled.cuh.
+typedef struct AttentionDisentangledArgs {
+    uint64_t qkv;              // f16 [rows, qkv_stride]
+    uint64_t position_keys;    // f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it
+    uint64_t position_queries; // the same; keys are multiplied by it
+    uint64_t output;           // f16 [rows, output_stride]
+    uint64_t starts;           // u32 [sequences]
+    uint64_t lengths;          // u32 [sequences]
+    uint32_t sequences;
+    uint32_t max_length;       // no length is greater
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t qkv_stride;
+    uint32_t position_stride;
+    uint32_t reach;            // the farthest distance of two tokens; row `reach` of the position matrices is for distance 0
+    uint32_t output_stride;
+    float scale;               // of the scores, before the softmax; positive
+} AttentionDisentangledArgs;
+
+#define ATTENTION_DISENTANGLED_D32_SHARED_BYTES 73728
+#define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
+
 // Tokens of one page of the KV cache.
 #define KV_PAGE_TOKENS 64
 
@@ -199,7 +222,7 @@ typedef struct EmbedArgs {
     uint64_t ids;            // uint32 [rows]
     uint64_t words;          // half [vocabulary, width]
     uint64_t positions;      // uint32 [rows]; BERT only, as all below to epsilon
-    uint64_t position_table; // half [max_positions, width]
+    uint64_t position_table; // half [max_positions, width], or 0
     uint64_t type_table;     // half [*, width], whose row 0 is added; or 0
     uint64_t weight;         // half [width]
     uint64_t bias;           // half [width]
@@ -210,6 +233,29 @@ typedef struct EmbedArgs {
     uint32_t max_positions;
     float epsilon;
 } EmbedArgs;
+
+// ---- unfold/ ----
+
+// Patches of images as rows, see unfold/unfold.cu.
+typedef struct UnfoldPatchesArgs {
+    uint64_t pixels; // half [images, channels, image_size, image_size]
+    uint64_t y;      // half [images * (1 + patches), stride]
+    uint32_t channels;
+    uint32_t image_size;
+    uint32_t patch_size;
+    uint32_t stride;
+} UnfoldPatchesArgs;
+
+// Neighbouring tokens as rows.
+typedef struct UnfoldTokensArgs {
+    uint64_t x;       // half [rows, hidden]
+    uint64_t starts;  // uint32 [sequences]
+    uint64_t lengths; // uint32 [sequences]
+    uint64_t y;       // half [rows, width * hidden]
+    uint32_t max_length;
+    uint32_t hidden;
+    uint32_t width;
+} UnfoldTokensArgs;
 
 // ---- pooling/ ----
 

@@ -4,6 +4,8 @@
 pub const KV_PAGE_TOKENS: u32 = 64;
 pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
+pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
+pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
@@ -206,6 +208,59 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::window"][::std::mem::offset_of!(AttentionPrefillArgs, window) - 60usize];
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
+};
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled.cuh."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDisentangledArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it"]
+    pub position_keys: u64,
+    #[doc = " the same; keys are multiplied by it"]
+    pub position_queries: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences]"]
+    pub starts: u64,
+    #[doc = " u32 [sequences]"]
+    pub lengths: u64,
+    pub sequences: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub qkv_stride: u32,
+    pub position_stride: u32,
+    #[doc = " the farthest distance of two tokens; row `reach` of the position matrices is for distance 0"]
+    pub reach: u32,
+    pub output_stride: u32,
+    #[doc = " of the scores, before the softmax; positive"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDisentangledArgs"][::std::mem::size_of::<AttentionDisentangledArgs>() - 88usize];
+    ["Alignment of AttentionDisentangledArgs"][::std::mem::align_of::<AttentionDisentangledArgs>() - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv) - 0usize];
+    ["Offset of field: AttentionDisentangledArgs::position_keys"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_keys) - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::position_queries"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_queries) - 16usize];
+    ["Offset of field: AttentionDisentangledArgs::output"][::std::mem::offset_of!(AttentionDisentangledArgs, output) - 24usize];
+    ["Offset of field: AttentionDisentangledArgs::starts"][::std::mem::offset_of!(AttentionDisentangledArgs, starts) - 32usize];
+    ["Offset of field: AttentionDisentangledArgs::lengths"][::std::mem::offset_of!(AttentionDisentangledArgs, lengths) - 40usize];
+    ["Offset of field: AttentionDisentangledArgs::sequences"][::std::mem::offset_of!(AttentionDisentangledArgs, sequences) - 48usize];
+    ["Offset of field: AttentionDisentangledArgs::max_length"][::std::mem::offset_of!(AttentionDisentangledArgs, max_length) - 52usize];
+    ["Offset of field: AttentionDisentangledArgs::heads"][::std::mem::offset_of!(AttentionDisentangledArgs, heads) - 56usize];
+    ["Offset of field: AttentionDisentangledArgs::head_dim"][::std::mem::offset_of!(AttentionDisentangledArgs, head_dim) - 60usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv_stride"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv_stride) - 64usize];
+    ["Offset of field: AttentionDisentangledArgs::position_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_stride) - 68usize];
+    ["Offset of field: AttentionDisentangledArgs::reach"][::std::mem::offset_of!(AttentionDisentangledArgs, reach) - 72usize];
+    ["Offset of field: AttentionDisentangledArgs::output_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, output_stride) - 76usize];
+    ["Offset of field: AttentionDisentangledArgs::scale"][::std::mem::offset_of!(AttentionDisentangledArgs, scale) - 80usize];
 };
 #[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
 #[repr(C)]
@@ -424,6 +479,58 @@ const _: () = {
     ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 72usize];
     ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 76usize];
     ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 80usize];
+};
+#[doc = " Patches of images as rows, see unfold/unfold.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldPatchesArgs {
+    #[doc = " half [images, channels, image_size, image_size]"]
+    pub pixels: u64,
+    #[doc = " half [images * (1 + patches), stride]"]
+    pub y: u64,
+    pub channels: u32,
+    pub image_size: u32,
+    pub patch_size: u32,
+    pub stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldPatchesArgs"][::std::mem::size_of::<UnfoldPatchesArgs>() - 32usize];
+    ["Alignment of UnfoldPatchesArgs"][::std::mem::align_of::<UnfoldPatchesArgs>() - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::pixels"][::std::mem::offset_of!(UnfoldPatchesArgs, pixels) - 0usize];
+    ["Offset of field: UnfoldPatchesArgs::y"][::std::mem::offset_of!(UnfoldPatchesArgs, y) - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::channels"][::std::mem::offset_of!(UnfoldPatchesArgs, channels) - 16usize];
+    ["Offset of field: UnfoldPatchesArgs::image_size"][::std::mem::offset_of!(UnfoldPatchesArgs, image_size) - 20usize];
+    ["Offset of field: UnfoldPatchesArgs::patch_size"][::std::mem::offset_of!(UnfoldPatchesArgs, patch_size) - 24usize];
+    ["Offset of field: UnfoldPatchesArgs::stride"][::std::mem::offset_of!(UnfoldPatchesArgs, stride) - 28usize];
+};
+#[doc = " Neighbouring tokens as rows."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldTokensArgs {
+    #[doc = " half [rows, hidden]"]
+    pub x: u64,
+    #[doc = " uint32 [sequences]"]
+    pub starts: u64,
+    #[doc = " uint32 [sequences]"]
+    pub lengths: u64,
+    #[doc = " half [rows, width * hidden]"]
+    pub y: u64,
+    pub max_length: u32,
+    pub hidden: u32,
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldTokensArgs"][::std::mem::size_of::<UnfoldTokensArgs>() - 48usize];
+    ["Alignment of UnfoldTokensArgs"][::std::mem::align_of::<UnfoldTokensArgs>() - 8usize];
+    ["Offset of field: UnfoldTokensArgs::x"][::std::mem::offset_of!(UnfoldTokensArgs, x) - 0usize];
+    ["Offset of field: UnfoldTokensArgs::starts"][::std::mem::offset_of!(UnfoldTokensArgs, starts) - 8usize];
+    ["Offset of field: UnfoldTokensArgs::lengths"][::std::mem::offset_of!(UnfoldTokensArgs, lengths) - 16usize];
+    ["Offset of field: UnfoldTokensArgs::y"][::std::mem::offset_of!(UnfoldTokensArgs, y) - 24usize];
+    ["Offset of field: UnfoldTokensArgs::max_length"][::std::mem::offset_of!(UnfoldTokensArgs, max_length) - 32usize];
+    ["Offset of field: UnfoldTokensArgs::hidden"][::std::mem::offset_of!(UnfoldTokensArgs, hidden) - 36usize];
+    ["Offset of field: UnfoldTokensArgs::width"][::std::mem::offset_of!(UnfoldTokensArgs, width) - 40usize];
 };
 #[doc = " Rows picked or averaged, see pooling/pooling.cu."]
 #[repr(C)]

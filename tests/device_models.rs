@@ -40,8 +40,8 @@ fn every_family_launches_a_forward_pass_of_the_whole_ragged_batch() {
 }
 
 #[test]
-fn an_encoder_with_silu_is_refused_with_the_field_and_the_remedy() {
-    for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation")] {
+fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy() {
+    for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation"), ("gpt2", "activation_function")] {
         let model = Copy::of(name).edit_json("config.json", |config| config[field] = json!("silu"));
         let Err(error) = Solo::load(&device(), &source(model.path()), 1, 8) else { panic!("{name} with silu was accepted") };
         let message = error.to_string();
@@ -59,17 +59,15 @@ fn a_sequence_that_outgrows_its_cache_is_refused_and_may_go_on_below_that() {
     assert!(matches!(next(&[5]), Err(SoloError::Full { length: 5, capacity: 4 })));
 }
 
-/// Within the window, sliding and full attention are the same: no request may leave it.
 #[test]
-fn a_decode_step_reaches_to_the_end_of_the_sliding_window_and_not_beyond() {
-    let model = Copy::of("mistral").edit_json("config.json", |config| config["sliding_window"] = json!(20));
-    let source = source(model.path());
+fn a_decode_step_reaches_beyond_the_sliding_window_to_the_last_position() {
+    let source = source(&fixture("mistral-window"));
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "mistral".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-    source.workload(&mut session, 2, 19).unwrap();
-    let Err(error) = source.workload(&mut session, 2, 20) else { panic!("a step beyond the window was accepted") };
-    assert!(matches!(error, BuildError::TooLong { asked: 21, limit: 20, .. }), "{error}");
+    source.workload(&mut session, 2, 191).unwrap();
+    let Err(error) = source.workload(&mut session, 2, 192) else { panic!("a step beyond the last position was accepted") };
+    assert!(matches!(error, BuildError::TooLong { asked: 193, limit: 192, .. }), "{error}");
 }
 
 /// The simulator draws token 0 always, so that only the number of tokens tells anything.

@@ -57,16 +57,19 @@ fn forward_runs_a_preset_with_the_same_weights_every_time() {
 
 #[test]
 fn generate_prints_the_continuation_and_a_seed_repeats_it() {
-    let model = fixture("llama-untied");
-    let generate =
-        |options: &[&str]| smidgen(&[&["generate", "--device", "cpu", "--model", text(&model), "the quick"], options].concat()).0;
-    let greedy = generate(&["--max-tokens", "12"]);
-    assert!(!greedy.trim().is_empty());
-    assert_eq!(greedy, generate(&["--max-tokens", "12", "--temperature", "0", "--seed", "9"]));
-    assert!(generate(&["--max-tokens", "24"]).starts_with(greedy.trim_end_matches(['\u{fffd}', '\n'])), "a longer text begins alike");
-    let sampled = |seed| generate(&["--max-tokens", "12", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed]);
-    assert_eq!(sampled("1"), sampled("1"));
-    assert_ne!(sampled("1"), sampled("2"));
+    for name in ["gpt2", "llama-untied", "qwen2"] {
+        let model = fixture(name);
+        let generate =
+            |options: &[&str]| smidgen(&[&["generate", "--device", "cpu", "--model", text(&model), "the quick"], options].concat()).0;
+        let greedy = generate(&["--max-tokens", "12"]);
+        assert!(!greedy.trim().is_empty(), "{name}");
+        assert_eq!(greedy, generate(&["--max-tokens", "12", "--temperature", "0", "--seed", "9"]), "{name}");
+        let longer = generate(&["--max-tokens", "24"]);
+        assert!(longer.starts_with(greedy.trim_end_matches(['\u{fffd}', '\n'])), "{name}: a longer text begins alike");
+        let sampled = |seed| generate(&["--max-tokens", "12", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed]);
+        assert_eq!(sampled("1"), sampled("1"), "{name}");
+        assert_ne!(sampled("1"), sampled("2"), "{name}");
+    }
 }
 
 #[derive(Deserialize)]

@@ -17,7 +17,7 @@ use smidgen::tokenizer::Tokenizer;
 use super::requests::{self, ServingArgs};
 use super::{ComputeDevice, text_directory};
 
-/// Continue a prompt, or the lines of a file, with a model of the Llama family.
+/// Continue a prompt, or the lines of a file, with a decoder: GPT-2, Llama, Mistral, Qwen2.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// A Hugging Face model directory.
@@ -51,7 +51,7 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let ModelConfig::Decoder(config) = source.config() else {
-        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a model of the Llama family", args.model);
+        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a decoder", args.model);
     };
     let tokenizer = Tokenizer::open(text_directory(&source)?, source.config(), None)?;
     let Some(prompt) = &args.prompt else { return requests::serve(args, &args.serving, &source, config, &tokenizer) };

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use smidgen::models::ModelSource;
 use smidgen_runtime::device::Device;
 
+pub mod classify;
 pub mod colocate;
 pub mod doctor;
 pub mod embed;

@@ -1,14 +1,16 @@
 //! Models on the device: weights in FP16, and the forward pass as launches through one [`Session`].
 //!
-//! A model is made from a Hugging Face directory or from a preset with seeded random weights ([`ModelSource`]); [`Encoder`] and [`Decoder`] hold
-//! its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
+//! A model is made from a Hugging Face directory or from a preset with seeded random weights ([`ModelSource`]); [`Encoder`], [`Decoder`] and
+//! [`Vision`] hold its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
 //! say where each sequence starts and how long it is, so that nothing is computed for padding.
 
+mod deberta;
 mod decoder;
 mod encoder;
 mod serving;
 mod solo;
 mod tensors;
+mod vision;
 mod workload;
 
 use smidgen_runtime::device::DeviceError;
@@ -23,6 +25,7 @@ pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
 pub use serving::SoloBatch;
 pub use solo::{DeviceSequence, Solo, SoloError};
+pub use vision::{Vision, VisionBatch};
 
 /// Why a model is not on the device.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +87,7 @@ impl ModelSource {
         &self.weights
     }
 
-    /// Device memory that the weights and one batch will take, bytes.
+    /// Device memory that the weights and one batch will take, bytes. `batch` counts images for a vision model, whose `seq` is always its own.
     ///
     /// # Errors
     /// [`BuildError::TooLong`] for sequences beyond the model's positions.
@@ -93,11 +96,13 @@ impl ModelSource {
         Ok(match self.config() {
             ModelConfig::Encoder(config) => Encoder::memory_bytes(config, batch, seq),
             ModelConfig::Decoder(config) => Decoder::memory_bytes(config, batch, seq),
+            ModelConfig::Vision(config) => Vision::memory_bytes(config, batch),
         })
     }
 
     /// One kind of request: a forward pass of `batch` sequences of `seq` tokens for an encoder; for a decoder one step of `batch` sequences whose
-    /// caches hold `seq` tokens, ending with a sampled token.
+    /// caches hold `seq` tokens, ending with a sampled token; for a vision model a forward pass of `batch` images, each of which has as many tokens as
+    /// it has patches and a class, whatever `seq` says.
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
@@ -112,6 +117,7 @@ impl ModelSource {
                 self.check_length(seq.saturating_add(1))?;
                 workload::decoder(config, &self.weights, session, batch, seq)
             }
+            ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, batch),
         }
     }
 
@@ -142,7 +148,8 @@ impl ModelSource {
 
     fn check_length(&self, seq: u32) -> Result<(), BuildError> {
         let limit = self.config().max_sequence();
-        if seq as usize > limit {
+        // Nobody chooses the length of an image.
+        if seq as usize > limit && !matches!(self.config(), ModelConfig::Vision(_)) {
             return Err(BuildError::TooLong { model: self.name.clone(), asked: seq, limit });
         }
         Ok(())

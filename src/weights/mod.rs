@@ -12,6 +12,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::presets;
 
 mod checkpoint;
+mod layout;
 pub mod names;
 mod random;
 
@@ -66,11 +67,13 @@ impl Weights {
     /// [`WeightsError::Surplus`] for a layer or bias that `config` leaves out.
     pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
         let prefixes = names::prefixes(&config);
-        let has_embedding =
-            |prefix: &&str| Parameter::TokenEmbedding.hugging_face_name(&config, prefix).is_some_and(|name| checkpoint.contains(&name));
+        let parameters = names::parameters(&config);
+        let has_embedding = |prefix: &&str| {
+            let name = parameters.first().and_then(|embedding| embedding.hugging_face_name(&config, prefix));
+            name.is_some_and(|name| checkpoint.contains(&name))
+        };
         let prefix = prefixes.into_iter().find(has_embedding).unwrap_or(prefixes[0]);
         let weights = Self { config, source: Source::Checkpoint { checkpoint, prefix } };
-        let parameters = names::parameters(&weights.config);
         for &parameter in &parameters {
             weights.check(parameter)?;
         }
@@ -88,6 +91,11 @@ impl Weights {
         &self.config
     }
 
+    /// Whether models of this configuration have `parameter`.
+    pub fn has(&self, parameter: Parameter) -> bool {
+        names::parameters(&self.config).contains(&parameter)
+    }
+
     /// How the random weights are made, where they are random: a device can then make them itself.
     pub fn as_random(&self) -> Option<&RandomWeights> {
         match &self.source {
@@ -103,7 +111,11 @@ impl Weights {
     pub fn f32(&self, parameter: Parameter) -> Result<Vec<f32>, WeightsError> {
         match &self.source {
             Source::Random(random) => random.f32(parameter),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f32(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f32(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
@@ -114,14 +126,21 @@ impl Weights {
     pub fn f16(&self, parameter: Parameter) -> Result<Vec<f16>, WeightsError> {
         match &self.source {
             Source::Random(random) => Ok(random.f32(parameter)?.into_iter().map(f16::from_f32).collect()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f16(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f16(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
     fn check(&self, parameter: Parameter) -> Result<(), WeightsError> {
         match &self.source {
             Source::Random(_) => Ok(()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.check(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let stored = parameter.layout(&self.config).stored_shape(&parameter.shape(&self.config));
+                checkpoint.check(&self.tensor_name(parameter)?, &stored)
+            }
         }
     }
 

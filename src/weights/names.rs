@@ -5,14 +5,17 @@
 
 use std::fmt;
 
-use crate::config::{DecoderConfig, EncoderConfig, EncoderFamily, ModelConfig};
+use super::layout::Layout;
+use crate::config::{
+    DecoderConfig, DecoderFamily, DecoderNorm, EncoderConfig, EncoderFamily, ModelConfig, Positions, RelativeAttention, VisionConfig,
+};
 
 /// One tensor of a model. Weights of projections are `[out, in]`, row-major: `y = x * W^T + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parameter {
     /// `[vocab, hidden]`.
     TokenEmbedding,
-    /// `[max_positions, hidden]`; encoders.
+    /// `[max_positions, hidden]`; encoders, and decoders with learned positions. `[1, tokens, hidden]` of vision models.
     PositionEmbedding,
     /// `[token_types, hidden]`; encoders that have token types.
     TokenTypeEmbedding,
@@ -20,10 +23,34 @@ pub enum Parameter {
     EmbeddingNormWeight,
     /// `[hidden]`: shift of the same.
     EmbeddingNormBias,
-    /// `[hidden]`: scale of the RMS norm after the last layer; decoders.
+    /// `[2 * span, hidden]`: one row for each relative position; DeBERTa.
+    RelativeEmbedding,
+    /// `[hidden]`: scale of the layer norm over the relative positions; DeBERTa v2 and v3.
+    RelativeNormWeight,
+    /// `[hidden]`: shift of the same.
+    RelativeNormBias,
+    /// `[hidden, hidden, width]`: output channel, input channel, token; DeBERTa v2 xlarge.
+    ConvolutionWeight,
+    /// `[hidden]`.
+    ConvolutionBias,
+    /// `[hidden]`: scale of the layer norm over the first layer's output and the convolution's.
+    ConvolutionNormWeight,
+    /// `[hidden]`: shift of the same.
+    ConvolutionNormBias,
+    /// `[1, 1, hidden]`: what stands before the patches; vision models.
+    ClassToken,
+    /// `[hidden, channels, patch_size, patch_size]`: from a patch's pixels to the residual stream; vision models.
+    PatchWeight,
+    /// `[hidden]`.
+    PatchBias,
+    /// `[hidden]`: scale of the norm after the last layer; decoders and vision models.
     FinalNormWeight,
-    /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
+    FinalNormBias,
+    /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings. `[classes, hidden]`: vision models that classify.
     OutputHead,
+    /// `[classes]`; vision models that classify.
+    OutputHeadBias,
     /// A parameter of the layer with this index.
     Layer(usize, LayerParameter),
 }
@@ -43,20 +70,30 @@ pub enum LayerParameter {
     ValueWeight,
     /// `[kv_heads * head_dim]`.
     ValueBias,
+    /// `[3 * hidden, hidden]`: for each head in turn the rows of its query, its key and its value; the first DeBERTa.
+    HeadwiseQkvWeight,
+    /// `[hidden, hidden]`: from relative positions to what queries are multiplied by; DeBERTa.
+    PositionKeyWeight,
+    /// `[hidden]`; DeBERTa v2.
+    PositionKeyBias,
+    /// `[hidden, hidden]`: from relative positions to what keys are multiplied by; DeBERTa.
+    PositionQueryWeight,
+    /// `[hidden]`.
+    PositionQueryBias,
     /// `[hidden, heads * head_dim]`: from the attended values back to the residual stream.
     AttentionOutputWeight,
     /// `[hidden]`.
     AttentionOutputBias,
-    /// `[hidden]`: layer norm after the attention residual (encoders), RMS norm before the attention (decoders).
+    /// `[hidden]`: scale of the norm after the attention residual (encoders) or before the attention (decoders, vision models).
     AttentionNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     AttentionNormBias,
-    /// `[intermediate, hidden]`: the projection that the activation is applied to; decoders.
+    /// `[intermediate, hidden]`: the projection that the activation is applied to, where the feed-forward block is gated.
     GateWeight,
     /// `[intermediate]`.
     GateBias,
-    /// `[intermediate, hidden]`: into the feed-forward block. In encoders the activation is applied to it, in decoders it is multiplied by the
-    /// activated gate.
+    /// `[intermediate, hidden]`: into the feed-forward block. It is multiplied by the activated gate, or the activation is applied to it where
+    /// there is none.
     UpWeight,
     /// `[intermediate]`.
     UpBias,
@@ -64,9 +101,10 @@ pub enum LayerParameter {
     DownWeight,
     /// `[hidden]`.
     DownBias,
-    /// `[hidden]`: layer norm after the feed-forward residual (encoders), RMS norm before the feed-forward block (decoders).
+    /// `[hidden]`: scale of the norm after the feed-forward residual (encoders) or before the feed-forward block (decoders, vision
+    /// models).
     FeedForwardNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     FeedForwardNormBias,
 }
 
@@ -74,13 +112,18 @@ use LayerParameter as L;
 
 impl LayerParameter {
     /// Every parameter that a layer of some family has.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 23] = [
         L::QueryWeight,
         L::QueryBias,
         L::KeyWeight,
         L::KeyBias,
         L::ValueWeight,
         L::ValueBias,
+        L::HeadwiseQkvWeight,
+        L::PositionKeyWeight,
+        L::PositionKeyBias,
+        L::PositionQueryWeight,
+        L::PositionQueryBias,
         L::AttentionOutputWeight,
         L::AttentionOutputBias,
         L::AttentionNormWeight,
@@ -108,28 +151,62 @@ impl Parameter {
         let (query, kv, intermediate) = match config {
             ModelConfig::Encoder(encoder) => (hidden, hidden, encoder.intermediate),
             ModelConfig::Decoder(decoder) => (decoder.query_width(), decoder.kv_width(), decoder.intermediate),
+            ModelConfig::Vision(vision) => (hidden, hidden, vision.intermediate),
         };
         match self {
-            Self::TokenEmbedding | Self::OutputHead => vec![config.vocab(), hidden],
+            Self::TokenEmbedding => vec![config.vocab(), hidden],
+            Self::OutputHead => match config {
+                ModelConfig::Vision(vision) => vec![vision.classes, hidden],
+                _ => vec![config.vocab(), hidden],
+            },
+            Self::OutputHeadBias => vec![config.output_width()],
             Self::PositionEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.max_positions, hidden],
+                ModelConfig::Decoder(decoder) if decoder.positions == Positions::Learned => vec![decoder.max_positions, hidden],
                 ModelConfig::Decoder(_) => vec![0, hidden],
+                ModelConfig::Vision(vision) => vec![1, vision.tokens(), hidden],
             },
             Self::TokenTypeEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.token_types, hidden],
-                ModelConfig::Decoder(_) => vec![0, hidden],
+                _ => vec![0, hidden],
             },
-            Self::EmbeddingNormWeight | Self::EmbeddingNormBias | Self::FinalNormWeight => vec![hidden],
+            Self::RelativeEmbedding => match config {
+                ModelConfig::Encoder(EncoderConfig { relative: Some(relative), .. }) => vec![2 * relative.span, hidden],
+                _ => vec![0, hidden],
+            },
+            Self::ConvolutionWeight => match config {
+                ModelConfig::Encoder(EncoderConfig { convolution: Some(convolution), .. }) => vec![hidden, hidden, convolution.width],
+                _ => vec![0, hidden],
+            },
+            Self::ClassToken => vec![1, 1, hidden],
+            Self::PatchWeight => match config {
+                ModelConfig::Vision(vision) => vec![hidden, vision.channels, vision.patch_size, vision.patch_size],
+                _ => vec![0, hidden],
+            },
+            Self::EmbeddingNormWeight
+            | Self::EmbeddingNormBias
+            | Self::RelativeNormWeight
+            | Self::RelativeNormBias
+            | Self::ConvolutionBias
+            | Self::ConvolutionNormWeight
+            | Self::ConvolutionNormBias
+            | Self::PatchBias
+            | Self::FinalNormWeight
+            | Self::FinalNormBias => vec![hidden],
             Self::Layer(_, parameter) => match parameter {
                 L::QueryWeight => vec![query, hidden],
                 L::QueryBias => vec![query],
                 L::KeyWeight | L::ValueWeight => vec![kv, hidden],
                 L::KeyBias | L::ValueBias => vec![kv],
+                L::HeadwiseQkvWeight => vec![3 * hidden, hidden],
+                L::PositionKeyWeight | L::PositionQueryWeight => vec![hidden, hidden],
                 L::AttentionOutputWeight => vec![hidden, query],
                 L::GateWeight | L::UpWeight => vec![intermediate, hidden],
                 L::GateBias | L::UpBias => vec![intermediate],
                 L::DownWeight => vec![hidden, intermediate],
-                L::AttentionOutputBias
+                L::PositionKeyBias
+                | L::PositionQueryBias
+                | L::AttentionOutputBias
                 | L::DownBias
                 | L::AttentionNormWeight
                 | L::AttentionNormBias
@@ -142,15 +219,25 @@ impl Parameter {
     /// What a parameter is in the arithmetic, for initialising it without a checkpoint.
     pub fn role(self) -> Role {
         match self {
-            Self::EmbeddingNormWeight | Self::FinalNormWeight | Self::Layer(_, L::AttentionNormWeight | L::FeedForwardNormWeight) => {
-                Role::NormScale
-            }
-            Self::EmbeddingNormBias => Role::Bias,
+            Self::EmbeddingNormWeight
+            | Self::RelativeNormWeight
+            | Self::ConvolutionNormWeight
+            | Self::FinalNormWeight
+            | Self::Layer(_, L::AttentionNormWeight | L::FeedForwardNormWeight) => Role::NormScale,
+            Self::EmbeddingNormBias
+            | Self::RelativeNormBias
+            | Self::ConvolutionBias
+            | Self::ConvolutionNormBias
+            | Self::PatchBias
+            | Self::FinalNormBias
+            | Self::OutputHeadBias => Role::Bias,
             Self::Layer(
                 _,
                 L::QueryBias
                 | L::KeyBias
                 | L::ValueBias
+                | L::PositionKeyBias
+                | L::PositionQueryBias
                 | L::AttentionOutputBias
                 | L::AttentionNormBias
                 | L::GateBias
@@ -167,7 +254,17 @@ impl Parameter {
     pub(super) fn hugging_face_name(self, config: &ModelConfig, prefix: &str) -> Option<String> {
         match config {
             ModelConfig::Encoder(encoder) => encoder_name(self, encoder, prefix),
+            ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => gpt2_name(self, prefix),
             ModelConfig::Decoder(_) => decoder_name(self, prefix),
+            ModelConfig::Vision(_) => vision_name(self, prefix),
+        }
+    }
+
+    /// How the tensor of that name holds this parameter.
+    pub(super) fn layout(self, config: &ModelConfig) -> Layout {
+        match (config, self) {
+            (ModelConfig::Decoder(decoder), Self::Layer(_, layer)) if decoder.family == DecoderFamily::Gpt2 => gpt2_layout(layer, decoder),
+            _ => Layout::Whole,
         }
     }
 }
@@ -198,6 +295,7 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
     let (outer, layer, last) = match config {
         ModelConfig::Encoder(encoder) => encoder_parameters(encoder),
         ModelConfig::Decoder(decoder) => decoder_parameters(decoder),
+        ModelConfig::Vision(vision) => vision_parameters(vision),
     };
     let layers = (0..config.layers()).flat_map(|index| layer.iter().map(move |&parameter| Parameter::Layer(index, parameter)));
     outer.into_iter().chain(layers).chain(last).collect()
@@ -206,57 +304,115 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
 type Parts = (Vec<Parameter>, Vec<LayerParameter>, Vec<Parameter>);
 
 fn encoder_parameters(encoder: &EncoderConfig) -> Parts {
-    let mut outer = vec![Parameter::TokenEmbedding, Parameter::PositionEmbedding];
+    let mut outer = vec![Parameter::TokenEmbedding];
+    if encoder.absolute_positions {
+        outer.push(Parameter::PositionEmbedding);
+    }
     if encoder.token_types > 0 {
         outer.push(Parameter::TokenTypeEmbedding);
     }
     outer.extend([Parameter::EmbeddingNormWeight, Parameter::EmbeddingNormBias]);
-    let layer = vec![
-        L::QueryWeight,
-        L::QueryBias,
-        L::KeyWeight,
-        L::KeyBias,
-        L::ValueWeight,
-        L::ValueBias,
-        L::AttentionOutputWeight,
-        L::AttentionOutputBias,
-        L::AttentionNormWeight,
-        L::AttentionNormBias,
-        L::UpWeight,
-        L::UpBias,
-        L::DownWeight,
-        L::DownBias,
-        L::FeedForwardNormWeight,
-        L::FeedForwardNormBias,
+    let first_deberta = encoder.family == EncoderFamily::Deberta;
+    let own = |there: fn(&RelativeAttention) -> bool| {
+        encoder.relative.as_ref().is_some_and(|relative| !relative.shared_projections && there(relative))
+    };
+    let (c2p, p2c) = (own(|relative| relative.content_to_position), own(|relative| relative.position_to_content));
+    if let Some(relative) = &encoder.relative {
+        outer.push(Parameter::RelativeEmbedding);
+        if relative.normalised {
+            outer.extend([Parameter::RelativeNormWeight, Parameter::RelativeNormBias]);
+        }
+    }
+    let layer = [
+        (L::QueryWeight, !first_deberta),
+        (L::HeadwiseQkvWeight, first_deberta),
+        (L::QueryBias, true),
+        (L::KeyWeight, !first_deberta),
+        (L::KeyBias, !first_deberta),
+        (L::ValueWeight, !first_deberta),
+        (L::ValueBias, true),
+        (L::PositionKeyWeight, c2p),
+        (L::PositionKeyBias, c2p && !first_deberta),
+        (L::PositionQueryWeight, p2c),
+        (L::PositionQueryBias, p2c),
+        (L::AttentionOutputWeight, true),
+        (L::AttentionOutputBias, true),
+        (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, true),
+        (L::UpWeight, true),
+        (L::UpBias, true),
+        (L::DownWeight, true),
+        (L::DownBias, true),
+        (L::FeedForwardNormWeight, true),
+        (L::FeedForwardNormBias, true),
     ];
-    (outer, layer, Vec::new())
+    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
+    let last = match &encoder.convolution {
+        None => Vec::new(),
+        Some(_) => {
+            vec![Parameter::ConvolutionWeight, Parameter::ConvolutionBias, Parameter::ConvolutionNormWeight, Parameter::ConvolutionNormBias]
+        }
+    };
+    (outer, layer, last)
+}
+
+fn vision_parameters(vision: &VisionConfig) -> Parts {
+    let outer = vec![Parameter::ClassToken, Parameter::PositionEmbedding, Parameter::PatchWeight, Parameter::PatchBias];
+    let layer = [
+        (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, true),
+        (L::QueryWeight, true),
+        (L::QueryBias, vision.qkv_bias),
+        (L::KeyWeight, true),
+        (L::KeyBias, vision.qkv_bias),
+        (L::ValueWeight, true),
+        (L::ValueBias, vision.qkv_bias),
+        (L::AttentionOutputWeight, true),
+        (L::AttentionOutputBias, true),
+        (L::FeedForwardNormWeight, true),
+        (L::FeedForwardNormBias, true),
+        (L::UpWeight, true),
+        (L::UpBias, true),
+        (L::DownWeight, true),
+        (L::DownBias, true),
+    ];
+    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
+    let mut last = vec![Parameter::FinalNormWeight, Parameter::FinalNormBias];
+    if vision.classes > 0 {
+        last.extend([Parameter::OutputHead, Parameter::OutputHeadBias]);
+    }
+    (outer, layer, last)
 }
 
 fn decoder_parameters(decoder: &DecoderConfig) -> Parts {
+    let shifted = decoder.norm == DecoderNorm::Layer;
     let layer = vec![
         (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, shifted),
         (L::QueryWeight, true),
-        (L::QueryBias, decoder.attention_bias),
+        (L::QueryBias, decoder.qkv_bias),
         (L::KeyWeight, true),
-        (L::KeyBias, decoder.attention_bias),
+        (L::KeyBias, decoder.qkv_bias),
         (L::ValueWeight, true),
-        (L::ValueBias, decoder.attention_bias),
+        (L::ValueBias, decoder.qkv_bias),
         (L::AttentionOutputWeight, true),
-        (L::AttentionOutputBias, decoder.attention_bias),
+        (L::AttentionOutputBias, decoder.attention_output_bias),
         (L::FeedForwardNormWeight, true),
-        (L::GateWeight, true),
-        (L::GateBias, decoder.mlp_bias),
+        (L::FeedForwardNormBias, shifted),
+        (L::GateWeight, decoder.gated),
+        (L::GateBias, decoder.gated && decoder.mlp_bias),
         (L::UpWeight, true),
         (L::UpBias, decoder.mlp_bias),
         (L::DownWeight, true),
         (L::DownBias, decoder.mlp_bias),
     ];
-    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
-    let mut last = vec![Parameter::FinalNormWeight];
-    if !decoder.tied_embeddings {
-        last.push(Parameter::OutputHead);
-    }
-    (vec![Parameter::TokenEmbedding], layer, last)
+    let outer = [(Parameter::TokenEmbedding, true), (Parameter::PositionEmbedding, decoder.positions == Positions::Learned)];
+    let last = [(Parameter::FinalNormWeight, true), (Parameter::FinalNormBias, shifted), (Parameter::OutputHead, !decoder.tied_embeddings)];
+    (present(outer), present(layer), present(last))
+}
+
+fn present<T>(parameters: impl IntoIterator<Item = (T, bool)>) -> Vec<T> {
+    parameters.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect()
 }
 
 /// What may stand before every name of [`Parameter::hugging_face_name`], most common first. A checkpoint of the bare model has no prefix,
@@ -265,6 +421,9 @@ pub(super) fn prefixes(config: &ModelConfig) -> [&'static str; 2] {
     match config {
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Bert, .. }) => ["", "bert."],
         ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::DistilBert, .. }) => ["", "distilbert."],
+        ModelConfig::Decoder(DecoderConfig { family: DecoderFamily::Gpt2, .. }) => ["transformer.", ""],
+        ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Deberta | EncoderFamily::DebertaV2, .. }) => ["", "deberta."],
+        ModelConfig::Vision(_) => ["", "vit."],
         ModelConfig::Decoder(_) => ["model.", ""],
     }
 }
@@ -283,13 +442,22 @@ fn encoder_name(parameter: Parameter, encoder: &EncoderConfig, prefix: &str) -> 
         Parameter::TokenTypeEmbedding => "embeddings.token_type_embeddings.weight",
         Parameter::EmbeddingNormWeight => "embeddings.LayerNorm.weight",
         Parameter::EmbeddingNormBias => "embeddings.LayerNorm.bias",
-        Parameter::FinalNormWeight | Parameter::OutputHead => return None,
+        Parameter::RelativeEmbedding => "encoder.rel_embeddings.weight",
+        Parameter::RelativeNormWeight => "encoder.LayerNorm.weight",
+        Parameter::RelativeNormBias => "encoder.LayerNorm.bias",
+        Parameter::ConvolutionWeight => "encoder.conv.conv.weight",
+        Parameter::ConvolutionBias => "encoder.conv.conv.bias",
+        Parameter::ConvolutionNormWeight => "encoder.conv.LayerNorm.weight",
+        Parameter::ConvolutionNormBias => "encoder.conv.LayerNorm.bias",
         Parameter::Layer(index, layer) => {
             return Some(match encoder.family {
                 EncoderFamily::Bert => format!("{prefix}encoder.layer.{index}.{}", bert_layer_name(layer)?),
                 EncoderFamily::DistilBert => format!("{prefix}transformer.layer.{index}.{}", distilbert_layer_name(layer)?),
+                EncoderFamily::Deberta => format!("{prefix}encoder.layer.{index}.{}", deberta_layer_name(layer)?),
+                EncoderFamily::DebertaV2 => format!("{prefix}encoder.layer.{index}.{}", deberta_v2_layer_name(layer)?),
             });
         }
+        _ => return None,
     };
     Some(format!("{prefix}{name}"))
 }
@@ -312,7 +480,36 @@ fn bert_layer_name(parameter: LayerParameter) -> Option<&'static str> {
         L::DownBias => "output.dense.bias",
         L::FeedForwardNormWeight => "output.LayerNorm.weight",
         L::FeedForwardNormBias => "output.LayerNorm.bias",
-        L::GateWeight | L::GateBias => return None,
+        _ => return None,
+    })
+}
+
+fn deberta_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::HeadwiseQkvWeight => "attention.self.in_proj.weight",
+        L::QueryBias => "attention.self.q_bias",
+        L::ValueBias => "attention.self.v_bias",
+        L::PositionKeyWeight => "attention.self.pos_proj.weight",
+        L::PositionQueryWeight => "attention.self.pos_q_proj.weight",
+        L::PositionQueryBias => "attention.self.pos_q_proj.bias",
+        L::QueryWeight | L::KeyWeight | L::KeyBias | L::ValueWeight => return None,
+        common => return bert_layer_name(common),
+    })
+}
+
+fn deberta_v2_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::QueryWeight => "attention.self.query_proj.weight",
+        L::QueryBias => "attention.self.query_proj.bias",
+        L::KeyWeight => "attention.self.key_proj.weight",
+        L::KeyBias => "attention.self.key_proj.bias",
+        L::ValueWeight => "attention.self.value_proj.weight",
+        L::ValueBias => "attention.self.value_proj.bias",
+        L::PositionKeyWeight => "attention.self.pos_key_proj.weight",
+        L::PositionKeyBias => "attention.self.pos_key_proj.bias",
+        L::PositionQueryWeight => "attention.self.pos_query_proj.weight",
+        L::PositionQueryBias => "attention.self.pos_query_proj.bias",
+        common => return bert_layer_name(common),
     })
 }
 
@@ -334,7 +531,40 @@ fn distilbert_layer_name(parameter: LayerParameter) -> Option<&'static str> {
         L::DownBias => "ffn.lin2.bias",
         L::FeedForwardNormWeight => "output_layer_norm.weight",
         L::FeedForwardNormBias => "output_layer_norm.bias",
-        L::GateWeight | L::GateBias => return None,
+        _ => return None,
+    })
+}
+
+fn vision_name(parameter: Parameter, prefix: &str) -> Option<String> {
+    let name = match parameter {
+        Parameter::ClassToken => "embeddings.cls_token",
+        Parameter::PositionEmbedding => "embeddings.position_embeddings",
+        Parameter::PatchWeight => "embeddings.patch_embeddings.projection.weight",
+        Parameter::PatchBias => "embeddings.patch_embeddings.projection.bias",
+        Parameter::FinalNormWeight => "layernorm.weight",
+        Parameter::FinalNormBias => "layernorm.bias",
+        // The classifier is no part of the base model.
+        Parameter::OutputHead => return Some("classifier.weight".to_owned()),
+        Parameter::OutputHeadBias => return Some("classifier.bias".to_owned()),
+        Parameter::Layer(index, layer) => return Some(format!("{prefix}encoder.layer.{index}.{}", vision_layer_name(layer)?)),
+        _ => return None,
+    };
+    Some(format!("{prefix}{name}"))
+}
+
+fn vision_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::AttentionNormWeight => "layernorm_before.weight",
+        L::AttentionNormBias => "layernorm_before.bias",
+        L::QueryWeight => "attention.attention.query.weight",
+        L::QueryBias => "attention.attention.query.bias",
+        L::KeyWeight => "attention.attention.key.weight",
+        L::KeyBias => "attention.attention.key.bias",
+        L::ValueWeight => "attention.attention.value.weight",
+        L::ValueBias => "attention.attention.value.bias",
+        L::FeedForwardNormWeight => "layernorm_after.weight",
+        L::FeedForwardNormBias => "layernorm_after.bias",
+        common => return bert_layer_name(common),
     })
 }
 
@@ -367,6 +597,51 @@ fn decoder_layer_name(parameter: LayerParameter) -> Option<&'static str> {
         L::DownWeight => "mlp.down_proj.weight",
         L::DownBias => "mlp.down_proj.bias",
         L::FeedForwardNormWeight => "post_attention_layernorm.weight",
-        L::AttentionNormBias | L::FeedForwardNormBias => return None,
+        _ => return None,
     })
+}
+
+fn gpt2_name(parameter: Parameter, prefix: &str) -> Option<String> {
+    let name = match parameter {
+        Parameter::TokenEmbedding => "wte.weight",
+        Parameter::PositionEmbedding => "wpe.weight",
+        Parameter::FinalNormWeight => "ln_f.weight",
+        Parameter::FinalNormBias => "ln_f.bias",
+        // As for the other decoders.
+        Parameter::OutputHead => return Some("lm_head.weight".to_owned()),
+        Parameter::Layer(index, layer) => return Some(format!("{prefix}h.{index}.{}", gpt2_layer_name(layer)?)),
+        _ => return None,
+    };
+    Some(format!("{prefix}{name}"))
+}
+
+fn gpt2_layer_name(parameter: LayerParameter) -> Option<&'static str> {
+    Some(match parameter {
+        L::QueryWeight | L::KeyWeight | L::ValueWeight => "attn.c_attn.weight",
+        L::QueryBias | L::KeyBias | L::ValueBias => "attn.c_attn.bias",
+        L::AttentionOutputWeight => "attn.c_proj.weight",
+        L::AttentionOutputBias => "attn.c_proj.bias",
+        L::AttentionNormWeight => "ln_1.weight",
+        L::AttentionNormBias => "ln_1.bias",
+        L::UpWeight => "mlp.c_fc.weight",
+        L::UpBias => "mlp.c_fc.bias",
+        L::DownWeight => "mlp.c_proj.weight",
+        L::DownBias => "mlp.c_proj.bias",
+        L::FeedForwardNormWeight => "ln_2.weight",
+        L::FeedForwardNormBias => "ln_2.bias",
+        _ => return None,
+    })
+}
+
+/// GPT-2 keeps projections as `[in, out]`, and those of queries, keys and values in one tensor.
+fn gpt2_layout(parameter: LayerParameter, decoder: &DecoderConfig) -> Layout {
+    let hidden = decoder.hidden;
+    match parameter {
+        L::QueryWeight | L::QueryBias => Layout::Columns { first: 0, of: 3 * hidden },
+        L::KeyWeight | L::KeyBias => Layout::Columns { first: hidden, of: 3 * hidden },
+        L::ValueWeight | L::ValueBias => Layout::Columns { first: 2 * hidden, of: 3 * hidden },
+        L::AttentionOutputWeight | L::DownWeight => Layout::Columns { first: 0, of: hidden },
+        L::UpWeight => Layout::Columns { first: 0, of: decoder.intermediate },
+        _ => Layout::Whole,
+    }
 }

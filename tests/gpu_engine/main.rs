@@ -11,6 +11,7 @@ mod tiny_models;
 
 mod attention;
 mod chunk;
+mod deberta;
 mod decode;
 mod elastic;
 mod gemm;
@@ -19,3 +20,4 @@ mod rotary;
 mod rowwise;
 mod sampling;
 mod serving;
+mod vit;

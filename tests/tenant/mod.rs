@@ -34,7 +34,7 @@ impl Policy for OnTheFirst {
 /// Two layers of the width of Llama 3.2 1B, with an odd vocabulary and biases everywhere.
 pub fn decoder() -> Weights {
     let ModelConfig::Decoder(llama) = presets::LLAMA_3_2_1B else { unreachable!() };
-    let config = DecoderConfig { layers: 2, vocab: 4001, attention_bias: true, mlp_bias: true, ..llama };
+    let config = DecoderConfig { layers: 2, vocab: 4001, qkv_bias: true, attention_output_bias: true, mlp_bias: true, ..llama };
     Weights::random(ModelConfig::Decoder(config), 3)
 }
 
@@ -144,6 +144,7 @@ impl Model {
                 let prompts = Prompts::new(session, sequences)?;
                 Self::Decoder(decoder, Box::new(batch), prompts, lengths)
             }
+            ModelConfig::Vision(_) => panic!("a tenant here has token ids"),
         })
     }
 

@@ -13,11 +13,10 @@ use std::time::Duration;
 use smidgen_runtime::device::{Buffer, DevicePtr, Event, PartitionId, Priority, Stream};
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 
-use super::Decoder;
 use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, RowPtrs, SlotInputs};
+use super::{Decoder, Layer};
 use crate::kernels::attention::{AttentionChunk, AttentionDecode, KvCache, PAGE_TOKENS};
-use crate::kernels::embedding::Embed;
 use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
@@ -309,10 +308,10 @@ impl Decoder {
     /// Every slot's token goes into its pages, and the next one is drawn.
     fn decode_slots(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>) -> Result<(), LaunchError> {
         let rows = step.rows;
-        session.launch(&self.embed(rows, step.from, batch))?;
+        self.embed(session, rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, step.positions(), step.table_rows())?;
-            session.launch(&self.attend_slots(batch, batch.cache(cache), rows, step.lengths()))?;
+            session.launch(&self.attend_slots(layer, batch, batch.cache(cache), rows, step.lengths()))?;
             self.finish_layer(session, layer, batch, rows)?;
         }
         self.logits(session, batch, rows, batch.x.ptr())?;
@@ -325,16 +324,17 @@ impl Decoder {
         let rows = decode_rows + prefill_rows;
         let hidden = self.config.hidden as u64;
         if *decode_rows > 0 {
-            session.launch(&self.embed(*decode_rows, step.from, batch))?;
+            self.embed(session, *decode_rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
         }
+        let positions = ptrs.positions.offset(4 * u64::from(*decode_rows));
         let y = batch.x.ptr().offset(2 * hidden * u64::from(*decode_rows));
-        session.launch(&Embed { y, ids: ptrs.ids, ..self.embed(*prefill_rows, step.from, batch) })?;
+        self.embed(session, *prefill_rows, ptrs.ids, positions, y)?;
         for (layer, cache) in self.layers.iter().zip(&batch.caches) {
             self.project_and_rotate(session, layer, cache, batch, rows, ptrs.positions, ptrs.table_rows)?;
             if *decode_rows > 0 {
-                session.launch(&self.attend_slots(batch, batch.cache(cache), *decode_rows, step.lengths()))?;
+                session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
-            session.launch(&self.attend_prefills(batch, batch.cache(cache), mixed))?;
+            session.launch(&self.attend_prefills(layer, batch, batch.cache(cache), mixed))?;
             self.finish_layer(session, layer, batch, rows)?;
         }
         if !draws {
@@ -349,13 +349,13 @@ impl Decoder {
     }
 
     /// Attention of the first `rows` slots' tokens.
-    fn attend_slots(&self, batch: &DecoderBatch, cache: KvCache, rows: u32, lengths: DevicePtr) -> AttentionDecode {
+    fn attend_slots(&self, layer: &Layer, batch: &DecoderBatch, cache: KvCache, rows: u32, lengths: DevicePtr) -> AttentionDecode {
         AttentionDecode {
             heads: self.heads(),
             sequences: rows,
             context: batch.context,
-            window: 0,
-            scale: self.scale(),
+            window: layer.window,
+            scale: layer.scale,
             qkv: batch.qkv.ptr(),
             qkv_stride: self.heads().qkv_width(),
             cache,
@@ -367,7 +367,7 @@ impl Decoder {
     }
 
     /// Attention of the prefills' tokens.
-    fn attend_prefills(&self, batch: &DecoderBatch, cache: KvCache, mixed: &MixedRows) -> AttentionChunk {
+    fn attend_prefills(&self, layer: &Layer, batch: &DecoderBatch, cache: KvCache, mixed: &MixedRows) -> AttentionChunk {
         let MixedRows { ptrs, .. } = mixed;
         AttentionChunk {
             heads: self.heads(),
@@ -375,8 +375,8 @@ impl Decoder {
             max_length: mixed.longest,
             tokens: mixed.prefill_rows,
             context: mixed.context,
-            window: 0,
-            scale: self.scale(),
+            window: layer.window,
+            scale: layer.scale,
             qkv: batch.qkv.ptr(),
             qkv_stride: self.heads().qkv_width(),
             cache,
