@@ -1,23 +1,24 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
+pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
+pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
 pub const KV_PAGE_TOKENS: u32 = 64;
 pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
-pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
-pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 30992;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55568;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67856;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106768;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104720;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203024;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 31024;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55600;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67888;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106800;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104752;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203056;
 pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
@@ -209,7 +210,7 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
 };
-#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled.cuh."]
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDisentangledArgs {
@@ -446,7 +447,7 @@ pub struct EmbedArgs {
     pub words: u64,
     #[doc = " uint32 [rows]; BERT only, as all below to epsilon"]
     pub positions: u64,
-    #[doc = " half [max_positions, width]"]
+    #[doc = " half [max_positions, width], or 0"]
     pub position_table: u64,
     #[doc = " half [*, width], whose row 0 is added; or 0"]
     pub type_table: u64,
