@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn the_kernel_follows_from_the_gpu_and_the_shape() {
         let ampere = Topology { compute_capability: (8, 0), ..h200() };
-        let symbol = |kernel: AttentionDisentangled, gpu| kernel.configure(Sms(132), gpu).expect("a supported shape").symbol;
+        let symbol = |kernel: AttentionDisentangled, gpu: &Topology| kernel.configure(Sms(132), gpu).expect("a supported shape").symbol;
         let narrow = |head_dim| symbol(attention(2, head_dim, 64), &ampere);
         assert_eq!([1, 32, 33, 64].map(narrow), [32, 32, 64, 64].map(|size| format!("attention_disentangled_d{size}")));
         let fits = attention(12, 64, 128);
