@@ -51,7 +51,7 @@ pub struct Tenant {
 }
 
 enum Model {
-    Encoder(Encoder, EncoderBatch),
+    Encoder(Box<Encoder>, Box<EncoderBatch>),
     /// With the lengths of the prompts.
     Decoder(Decoder, Box<DecoderBatch>, Prompts, Vec<u32>),
 }
@@ -134,7 +134,7 @@ impl Model {
             ModelConfig::Encoder(config) => {
                 let encoder = Encoder::new(config, weights, session)?;
                 let batch = encoder.batch(session, sequences)?;
-                Self::Encoder(encoder, batch)
+                Self::Encoder(Box::new(encoder), Box::new(batch))
             }
             ModelConfig::Decoder(config) => {
                 let decoder = Decoder::new(config, weights, session)?;
