@@ -53,7 +53,7 @@ pub struct Tenant {
 enum Model {
     Encoder(Box<Encoder>, Box<EncoderBatch>),
     /// With the lengths of the prompts.
-    Decoder(Decoder, Box<DecoderBatch>, Prompts, Vec<u32>),
+    Decoder(Box<Decoder>, Box<DecoderBatch>, Prompts, Vec<u32>),
 }
 
 impl Tenant {
@@ -142,7 +142,7 @@ impl Model {
                 let capacity = lengths.iter().copied().max().unwrap_or(0) + 1;
                 let batch = decoder.batch(session, lengths.len() as u32, capacity, lengths.iter().sum(), LogitRows::Last)?;
                 let prompts = Prompts::new(session, sequences)?;
-                Self::Decoder(decoder, Box::new(batch), prompts, lengths)
+                Self::Decoder(Box::new(decoder), Box::new(batch), prompts, lengths)
             }
             ModelConfig::Vision(_) => panic!("a tenant here has token ids"),
         })
