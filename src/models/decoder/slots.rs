@@ -166,7 +166,13 @@ impl SlotBatch {
         let state = match state {
             DecodeStep::Captured(graph) if session.is_current(&graph)? => DecodeStep::Captured(graph),
             DecodeStep::Loaded => DecodeStep::Captured(session.capture(|session| decoder.decode_slots(session, batch, &step))?),
-            DecodeStep::Unknown | DecodeStep::Captured(_) => {
+            DecodeStep::Unknown => {
+                decoder.decode_slots(session, batch, &step)?;
+                DecodeStep::Loaded
+            }
+            DecodeStep::Captured(_) => {
+                // The plan has changed, and the old graph, which is given back, may still run.
+                session.device().synchronize(session.stream())?;
                 decoder.decode_slots(session, batch, &step)?;
                 DecodeStep::Loaded
             }
