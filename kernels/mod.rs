@@ -10,6 +10,7 @@ pub mod norm;
 pub mod pooling;
 pub mod random;
 pub mod sampling;
+pub mod unfold;
 
 #[cfg(test)]
 mod testing;

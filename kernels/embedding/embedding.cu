@@ -1,6 +1,7 @@
 // Embeddings.
-//   embed_tokens:  y[row] = table[id[row]]
+//   embed_tokens:  y[row] = word[id[row]], + position[pos[row]] where there is such a table
 //   embed_bert:    y[row] = layer_norm(word[id[row]] + position[pos[row]] + type[0]) * weight + bias   (Devlin et al. 2019, section 3)
+//     without position[.] or type[.] where there is no such table
 //   tables: [entries, width] fp16; id, pos: [rows] u32; y: [rows, width] fp16, row-major, no gaps.
 // The host checks ids and positions against the tables. One beyond a table gives a row of NaN, never a read out of bounds.
 #include "norm/row.cuh"
@@ -17,10 +18,12 @@ __device__ __forceinline__ void embed_rows(const EmbedArgs &args, const Tiles &t
         bool known = id < args.vocabulary;
         Row<GROUP, 4, VECTOR, true> row;
         row.load(reinterpret_cast<const __half *>(args.words) + (known ? id : 0) * width, args.width);
-        if constexpr (BERT) {
+        if (args.position_table) {
             const uint32_t position = reinterpret_cast<const uint32_t *>(args.positions)[number];
             known = known && position < args.max_positions;
             row.add(reinterpret_cast<const __half *>(args.position_table) + (known ? position : 0) * width, args.width);
+        }
+        if constexpr (BERT) {
             if (args.type_table) row.add(reinterpret_cast<const __half *>(args.type_table), args.width);
             row.normalise(args.width, args.epsilon, reinterpret_cast<const __half *>(args.weight), reinterpret_cast<const __half *>(args.bias));
         }

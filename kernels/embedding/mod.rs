@@ -1,4 +1,5 @@
-//! Token embeddings: a row of a table for each token, and for BERT the sum of three tables, normalised.
+//! Token embeddings: a row of a table for each token ([`Embed`]), with a row of a second table for its position ([`EmbedWithPositions`], GPT-2), and
+//! for BERT the sum of three tables, normalised.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
@@ -6,6 +7,10 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 use super::abi::EmbedArgs;
 use super::is_aligned;
 use super::norm::{RowShape, row_shape};
+
+mod positions;
+
+pub use positions::EmbedWithPositions;
 
 /// `y[row] = words[ids[row]]`. Shapes: `ids` `[rows]` u32, `words` `[vocabulary, width]`, `y` `[rows, width]`; fp16, row-major, no gaps.
 ///
@@ -33,7 +38,7 @@ pub struct Embed {
 pub struct BertEmbedding {
     /// Positions, `[rows]` u32, each below `max_positions`.
     pub positions: DevicePtr,
-    /// `[max_positions, width]`.
+    /// `[max_positions, width]`; null for none (DeBERTa), and then `positions` are not read.
     pub position_table: DevicePtr,
     /// Rows of `position_table`.
     pub max_positions: u32,
@@ -64,7 +69,7 @@ unsafe impl Kernel for Embed {
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let shape = row_shape(&self.key(), self.rows, self.width)?;
         // The kernel reads row 0 in place of a row that does not exist.
-        if self.vocabulary == 0 || self.bert.is_some_and(|bert| bert.max_positions == 0) {
+        if self.vocabulary == 0 || self.bert.is_some_and(|bert| !bert.position_table.is_null() && bert.max_positions == 0) {
             return Err(LaunchError::Unsupported { kernel: self.key().to_string(), reason: "a table has no rows".into() });
         }
         let mut args = EmbedArgs {
@@ -93,21 +98,26 @@ unsafe impl Kernel for Embed {
             args.max_positions = bert.max_positions;
             args.epsilon = bert.epsilon;
         }
-        let symbol = match (self.bert.is_some(), shape, aligned) {
-            (false, RowShape::Narrow, true) => "embed_tokens_narrow",
-            (false, RowShape::Narrow, false) => "embed_tokens_narrow_unaligned",
-            (false, RowShape::Middle, true) => "embed_tokens_middle",
-            (false, RowShape::Middle, false) => "embed_tokens_middle_unaligned",
-            (false, RowShape::Wide, true) => "embed_tokens_wide",
-            (false, RowShape::Wide, false) => "embed_tokens_wide_unaligned",
-            (true, RowShape::Narrow, true) => "embed_bert_narrow",
-            (true, RowShape::Narrow, false) => "embed_bert_narrow_unaligned",
-            (true, RowShape::Middle, true) => "embed_bert_middle",
-            (true, RowShape::Middle, false) => "embed_bert_middle_unaligned",
-            (true, RowShape::Wide, true) => "embed_bert_wide",
-            (true, RowShape::Wide, false) => "embed_bert_wide_unaligned",
-        };
+        let symbol = symbol(self.bert.is_some(), shape, aligned);
         Ok(shape.launch(symbol, self.rows, sms, Params::new(args)))
+    }
+}
+
+/// The entry point for rows of this shape.
+fn symbol(bert: bool, shape: RowShape, aligned: bool) -> &'static str {
+    match (bert, shape, aligned) {
+        (false, RowShape::Narrow, true) => "embed_tokens_narrow",
+        (false, RowShape::Narrow, false) => "embed_tokens_narrow_unaligned",
+        (false, RowShape::Middle, true) => "embed_tokens_middle",
+        (false, RowShape::Middle, false) => "embed_tokens_middle_unaligned",
+        (false, RowShape::Wide, true) => "embed_tokens_wide",
+        (false, RowShape::Wide, false) => "embed_tokens_wide_unaligned",
+        (true, RowShape::Narrow, true) => "embed_bert_narrow",
+        (true, RowShape::Narrow, false) => "embed_bert_narrow_unaligned",
+        (true, RowShape::Middle, true) => "embed_bert_middle",
+        (true, RowShape::Middle, false) => "embed_bert_middle_unaligned",
+        (true, RowShape::Wide, true) => "embed_bert_wide",
+        (true, RowShape::Wide, false) => "embed_bert_wide_unaligned",
     }
 }
 
@@ -147,6 +157,7 @@ mod tests {
             assert_unsupported(&Embed { vocabulary: 0, ..embed(4, 768, bert) }, "a table has no rows");
         }
         assert_unsupported(&embed(4, 768, Some(BertEmbedding { max_positions: 0, ..BERT })), "a table has no rows");
+        assert_stays_within_its_sms(&embed(4, 768, Some(BertEmbedding { max_positions: 0, position_table: DevicePtr::NULL, ..BERT })));
     }
 
     #[test]

@@ -10,8 +10,14 @@ mod tenant;
 mod tiny_models;
 
 mod attention;
+mod chunk;
+mod deberta;
+mod decode;
 mod elastic;
 mod gemm;
 mod models;
+mod rotary;
 mod rowwise;
 mod sampling;
+mod serving;
+mod vit;

@@ -2,7 +2,7 @@
 //! place, the same bits at every SM count.
 
 use half::f16;
-use smidgen::kernels::embedding::{BertEmbedding, Embed};
+use smidgen::kernels::embedding::{BertEmbedding, Embed, EmbedWithPositions};
 use smidgen::kernels::norm::{Norm, NormKind};
 use smidgen::kernels::pooling::{GatherRows, MeanPool};
 use smidgen::kernels::random::{Distribution, RandomWeights};
@@ -311,6 +311,44 @@ fn embed_picks_rows_and_answers_an_unknown_id_with_nan() {
         let unknown = vec![f16::NAN; width as usize];
         let row = |&id: &u32| if id < vocabulary { &table[(id * width) as usize..][..width as usize] } else { &unknown };
         assert_same_bits(format!("width {width}"), &output, &ids.iter().flat_map(row).copied().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn embed_adds_learned_positions_and_answers_one_beyond_them_with_nan() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(8);
+    for width in WIDTHS {
+        let (rows, vocabulary, max_positions) = (random.between(1, 60), random.between(1, 100), random.between(1, 20));
+        let [words, position_table] = [vocabulary, max_positions].map(|entries| random.f16s((entries * width) as usize, 3.0));
+        let (ids, mut positions) = (ids(&mut random, rows, vocabulary), ids(&mut random, rows, max_positions));
+        // Elsewhere than the unknown ids, where there is room.
+        positions.rotate_right(1);
+        let [words_on_gpu, table_on_gpu] = [&words, &position_table].map(|table| gpu.upload_f16(table));
+        let [ids_on_gpu, positions_on_gpu] = [&ids, &positions].map(|ids| gpu.upload_u32(ids));
+        let y = guarded(&gpu, 2 * (rows * width) as usize);
+        let embed = EmbedWithPositions {
+            rows,
+            width,
+            vocabulary,
+            max_positions,
+            ids: ids_on_gpu.ptr(),
+            words: words_on_gpu.ptr(),
+            positions: positions_on_gpu.ptr(),
+            position_table: table_on_gpu.ptr(),
+            y: y.ptr(),
+        };
+        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&embed, &[&y])[0]);
+        let row = |(&id, &position): (&u32, &u32)| {
+            if id >= vocabulary || position >= max_positions {
+                return vec![f16::NAN; width as usize];
+            }
+            let [word, position] = [(&words, id), (&position_table, position)].map(|(table, row)| &table[(row * width) as usize..]);
+            word[..width as usize].iter().zip(position).map(|(word, position)| f16::from_f32(word.to_f32() + position.to_f32())).collect()
+        };
+        let expected: Vec<f16> = ids.iter().zip(&positions).flat_map(row).collect();
+        assert_same_bits(format!("width {width}"), &output, &expected);
     }
 }
 
