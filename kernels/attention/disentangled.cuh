@@ -84,34 +84,53 @@ struct Disentangled {
         }
     }
 
+    // sums += a b^T: the warp's 16 rows `a` times 16 * GROUPS rows `b`; `first_of(group)` is where this lane reads the first columns of a group of b.
+    // Operands of the next 16 columns are read before those at hand are multiplied, and no product waits for the one before it.
+    template <int GROUPS, class Operand, class Address>
+    __device__ static __forceinline__ void multiply(float (&sums)[2 * GROUPS][4], const Operand &a, const Address &first_of) {
+        uint32_t operand[2][4], b[2][GROUPS][4];
+        const auto read = [&](int step) {
+            a.operand(step, operand[step % 2]);
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) ldmatrix_x4(b[step % 2][group], first_of(group) + step * 32);
+        };
+        read(0);
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) {
+            if (step + 1 < D / 16) read(step + 1);
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                const auto &columns = b[step % 2][group];
+                mma_m16n8k16(sums[2 * group], operand[step % 2], columns[0], columns[1]);
+                mma_m16n8k16(sums[2 * group + 1], operand[step % 2], columns[2], columns[3]);
+            }
+        }
+    }
+
+    // Where a lane reads the rows that begin at `rows` as B operands: 8 rows by 8 columns, a row's columns side by side.
+    __device__ static __forceinline__ uint32_t first_columns(const __half *rows) {
+        const int lane = threadIdx.x % 32;
+        return shared_address(rows + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8);
+    }
+
     // The warp's 16 rows `a` times 80 distances, scaled, to `terms`. The first distance is row `first` (a multiple of 16) of the two chunks.
     template <class Operand>
     __device__ static __forceinline__ void position_product(__half *terms, const Operand &a, const __half *lower, const __half *upper, int first,
                                                             float scale_log2) {
+        float sums[DISTANCES / 8][4] = {};
+        const uint32_t below = first_columns(lower), above = first_columns(upper - KEYS * PITCH<D>);
+        multiply<DISTANCES / 16>(sums, a, [&](int group) {
+            const int row = first + group * 16;
+            return (row < KEYS ? below : above) + row * PITCH<D> * 2;
+        });
         const int lane = threadIdx.x % 32;
-        const int row = lane / 16 * 8 + lane % 8, column = lane / 8 % 2 * 8;
         __half *const to = terms + lane / 4 * TERM_PITCH + lane % 4 * 2;
 #pragma unroll
-        for (int group = 0; group < DISTANCES; group += 16) {
-            const int at = first + group;
-            const __half *const chunk = at < KEYS ? lower + at * PITCH<D> : upper + (at - KEYS) * PITCH<D>;
-            const uint32_t address = shared_address(chunk + row * PITCH<D> + column);
-            float sums[2][4] = {};
+        for (int i = 0; i < DISTANCES / 8; ++i) {
 #pragma unroll
-            for (int step = 0; step < D / 16; ++step) {
-                uint32_t operand[4], b[4];
-                a.operand(step, operand);
-                ldmatrix_x4(b, address + step * 32);
-                mma_m16n8k16(sums[0], operand, b[0], b[1]);
-                mma_m16n8k16(sums[1], operand, b[2], b[3]);
-            }
-#pragma unroll
-            for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t pair = pack_halves(sums[tile][half * 2] * scale_log2, sums[tile][half * 2 + 1] * scale_log2);
-                    *reinterpret_cast<uint32_t *>(to + half * 8 * TERM_PITCH + group + tile * 8) = pair;
-                }
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t pair = pack_halves(sums[i][half * 2] * scale_log2, sums[i][half * 2 + 1] * scale_log2);
+                *reinterpret_cast<uint32_t *>(to + half * 8 * TERM_PITCH + i * 8) = pair;
             }
         }
     }
@@ -187,19 +206,8 @@ struct Disentangled {
             }
 
             float scores[KEYS / 8][4] = {};
-            const uint32_t key_address = shared_address(stage.keys + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8);
-#pragma unroll
-            for (int step = 0; step < D / 16; ++step) {
-                uint32_t a[4];
-                queries.operand(step, a);
-#pragma unroll
-                for (int key = 0; key < KEYS; key += 16) {
-                    uint32_t b[4];
-                    ldmatrix_x4(b, key_address + key * PITCH<D> * 2 + step * 32);
-                    mma_m16n8k16(scores[key / 8], a, b[0], b[1]);
-                    mma_m16n8k16(scores[key / 8 + 1], a, b[2], b[3]);
-                }
-            }
+            const uint32_t first_key = first_columns(stage.keys);
+            multiply<KEYS / 16>(scores, queries, [&](int group) { return first_key + group * 16 * PITCH<D> * 2; });
             __syncthreads(); // the terms of all warps are written
 
             const int keys_left = length - block * KEYS;
@@ -237,17 +245,25 @@ struct Disentangled {
 
             // Two neighbouring tiles of p, rounded, are an A operand as they stand; values are read transposed.
             const uint32_t value_address = shared_address(stage.values + lane % 16 * PITCH<D> + lane / 16 * 8);
+            uint32_t values[2][D / 16][4];
+            const auto read = [&](int step) {
 #pragma unroll
-            for (int key = 0; key < KEYS; key += 16) {
-                const auto &left = scores[key / 8], &right = scores[key / 8 + 1];
+                for (int group = 0; group < D / 16; ++group) {
+                    ldmatrix_x4_transposed(values[step % 2][group], value_address + step * 16 * PITCH<D> * 2 + group * 32);
+                }
+            };
+            read(0);
+#pragma unroll
+            for (int step = 0; step < KEYS / 16; ++step) {
+                if (step + 1 < KEYS / 16) read(step + 1);
+                const auto &left = scores[2 * step], &right = scores[2 * step + 1];
                 const uint32_t p[4] = {pack_halves(left[0], left[1]), pack_halves(left[2], left[3]), pack_halves(right[0], right[1]),
                                        pack_halves(right[2], right[3])};
 #pragma unroll
-                for (int column = 0; column < D; column += 16) {
-                    uint32_t b[4];
-                    ldmatrix_x4_transposed(b, value_address + key * PITCH<D> * 2 + column * 2);
-                    mma_m16n8k16(output[column / 8], p, b[0], b[1]);
-                    mma_m16n8k16(output[column / 8 + 1], p, b[2], b[3]);
+                for (int group = 0; group < D / 16; ++group) {
+                    const auto &columns = values[step % 2][group];
+                    mma_m16n8k16(output[2 * group], p, columns[0], columns[1]);
+                    mma_m16n8k16(output[2 * group + 1], p, columns[2], columns[3]);
                 }
             }
         }

@@ -22,9 +22,10 @@ pub struct TenantRequest {
     pub class: Class,
     /// The latency its requests should keep, milliseconds.
     pub slo_ms: Option<f64>,
-    /// Sequences in one request.
+    /// Sequences in one request; images for a vision model.
     pub batch: u32,
-    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder.
+    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder. Nothing to a vision model, whose
+    /// images all have as many tokens.
     pub seq: u32,
     /// Requests per second, arriving at random (Poisson); without it the next request follows the last (closed loop).
     pub rate: Option<f64>,
