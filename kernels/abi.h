@@ -95,7 +95,7 @@ typedef struct AttentionPrefillArgs {
 } AttentionPrefillArgs;
 
 // As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
-// attention/disentangled.cuh.
+// attention/disentangled_rows.cuh.
 typedef struct AttentionDisentangledArgs {
     uint64_t qkv;              // f16 [rows, qkv_stride]
     uint64_t position_keys;    // f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it
@@ -116,6 +116,7 @@ typedef struct AttentionDisentangledArgs {
 
 #define ATTENTION_DISENTANGLED_D32_SHARED_BYTES 73728
 #define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
+#define ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES 112640
 
 // Tokens of one page of the KV cache.
 #define KV_PAGE_TOKENS 64

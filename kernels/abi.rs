@@ -3,6 +3,7 @@
 
 pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
 pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
+pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
 pub const KV_PAGE_TOKENS: u32 = 64;
 pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
@@ -212,7 +213,7 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
 };
-#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled.cuh."]
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDisentangledArgs {
