@@ -77,7 +77,7 @@ fn serve_while(
     if apart > 0 {
         slots.prepare().expect("every decode step can be captured");
     }
-    let mut batching = Batching::new(slots, limits).expect("limits that serve");
+    let mut batching = Batching::new(slots).expect("limits that serve");
     let mut outputs = vec![Vec::new(); requests.len()];
     let (mut coming, mut step) = (requests.iter().peekable(), 0);
     while coming.peek().is_some() || !batching.is_idle() {

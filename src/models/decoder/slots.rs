@@ -220,6 +220,10 @@ impl SlotBatch {
 impl Executor for SlotBatch {
     type Error = BuildError;
 
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn issue(&mut self, plan: &StepPlan) -> Result<(), BuildError> {
         if self.in_flight.len() == TOKEN_BUFFERS {
             let tokens = self.read_oldest()?;
