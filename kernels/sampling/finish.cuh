@@ -23,7 +23,7 @@ struct Finish {
     union {
         struct {
             unsigned long long candidates[CANDIDATES]; // order in the high half, the id's complement in the low: falling in the tokens' order
-            uint32_t sums[CANDIDATES];                 // of the masses of the candidates before each
+            uint32_t sums[CANDIDATES + 1];             // of the masses of the candidates before each
             uint16_t bins[CANDIDATES];
         };
         SubBins sub_bins; // where there are too many candidates
@@ -73,11 +73,11 @@ class Finisher {
             __syncthreads();
             if (threadIdx.x < here) {
                 const uint4 part = __ldcg(reinterpret_cast<const uint4 *>(parts + staged + threadIdx.x)); // a SamplePart
-                shared_.shifts[threadIdx.x] = offset_below(top_, grid_.bin(logit_of(part.x)), part.x == highest_);
+                shared_.shifts[threadIdx.x] = Grid::offset_below(top_, grid_.bin(logit_of(part.x)), part.x == highest_);
                 shared_.lengths[threadIdx.x] = part.z;
             }
             __syncthreads();
-#pragma unroll 4
+#pragma unroll 8
             for (uint32_t part = 0; part < here; ++part) {
                 const uint32_t first = bin - shared_.shifts[part], length = shared_.lengths[part]; // wraps where the part starts lower
                 const uint2 *histogram = reinterpret_cast<const uint2 *>(histograms + static_cast<uint64_t>(staged + part) * BINS);
@@ -180,25 +180,26 @@ class Finisher {
             // Each lane looks at one of the warp's next 32 segments.
             const uint32_t mine = base + threadIdx.x % 32 * WARPS;
             uint32_t left = __ballot_sync(0xffffffffu, mine < row_.segments() && __ldcg(segments + mine) >= lowest_order);
-            if (left == 0) continue;
-            float next[LogitRow::EACH];
-            row_.load(base + (__ffs(left) - 1) * WARPS, next);
-            while (left != 0) {
+            const auto next = [&] {
                 const uint32_t segment = base + (__ffs(left) - 1) * WARPS;
                 left &= left - 1;
-                float logit[LogitRow::EACH];
-#pragma unroll
-                for (uint32_t i = 0; i < LogitRow::EACH; ++i) logit[i] = next[i];
-                if (left != 0) row_.load(base + (__ffs(left) - 1) * WARPS, next);
-#pragma unroll
-                for (uint32_t i = 0; i < LogitRow::EACH; ++i) {
-                    if (logit[i] < lowest) continue; // nearly always
-                    const uint32_t order = order_of(not_nan(logit[i])), id = LogitRow::id_of(segment, i);
-                    if (id >= row_.vocabulary) continue;
-                    if (!undecided[0].contains(order) && !undecided[1].contains(order) && !undecided[2].contains(order)) continue;
+                return segment;
+            };
+            while (left != 0) {
+                // Two segments on their way at once.
+                float logit[2][LogitRow::EACH];
+                const uint32_t first = next(), second = left != 0 ? next() : first;
+                row_.load(first, logit[0]);
+                if (second != first) row_.load(second, logit[1]);
+                const auto push = [&](uint32_t id, float number) {
+                    if (number < lowest) return; // nearly always
+                    const uint32_t order = order_of(number);
+                    if (!undecided[0].contains(order) && !undecided[1].contains(order) && !undecided[2].contains(order)) return;
                     const uint32_t place = atomicAdd(&shared_.candidate_count, 1u);
                     if (place < CANDIDATES) shared_.candidates[place] = static_cast<unsigned long long>(order) << 32 | ~id;
-                }
+                };
+                row_.visit_segment(first, logit[0], push);
+                if (second != first) row_.visit_segment(second, logit[1], push);
             }
         }
     }
@@ -213,7 +214,7 @@ class Finisher {
         for (uint32_t run = 2; run <= size; run *= 2) {
             for (uint32_t distance = run / 2; distance > 0; distance /= 2) {
                 for (uint32_t pair = threadIdx.x; pair < size / 2; pair += THREADS) {
-                    const uint32_t low = 2 * pair - pair % distance, high = low + distance;
+                    const uint32_t low = 2 * pair - (pair & (distance - 1)), high = low + distance;
                     const unsigned long long a = shared_.candidates[low], b = shared_.candidates[high];
                     if ((a < b) == ((low & run) == 0)) {
                         shared_.candidates[low] = b;
@@ -229,60 +230,57 @@ class Finisher {
         __syncthreads();
     }
 
-    // The token, from all candidates in order. Each thread has a few neighbouring ones; whichever has the one that a cut looks for tells all.
+    // The token, from all candidates in order, a thread for each at a time; whichever has the one that a cut looks for tells all.
     __device__ uint32_t decide() {
-        constexpr uint32_t EACH = CANDIDATES / THREADS;
-        const uint32_t count = shared_.candidate_count, first = EACH * threadIdx.x;
-        uint32_t masses[EACH] = {}, sum = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            if (first + i >= count) continue;
-            const uint32_t order = static_cast<uint32_t>(shared_.candidates[first + i] >> 32);
-            const double bin = grid_.bin(logit_of(order));
-            masses[i] = Grid::UNIT - grid_.deficit(logit_of(order), bin);
-            shared_.bins[first + i] = static_cast<uint16_t>(offset_below(top_, bin, order == highest_));
-            sum += masses[i];
-        }
-        uint32_t all;
-        uint32_t before = sum_before(sum, shared_.warp_counts, all);
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            if (first + i < count) shared_.sums[first + i] = before;
-            before += masses[i];
-        }
-        __syncthreads();
-        // Of each candidate: the running mass before it and with it.
-        unsigned long long from[EACH] = {}, to[EACH] = {};
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            if (first + i >= count) continue;
-            const uint32_t bin = shared_.bins[first + i], start = first_of(bin, first + i);
-            const uint32_t in_bin = shared_.sums[first + i] - shared_.sums[start];
-            from[i] = shared_.mass_before[bin] + Grid::weigh(in_bin, bin);
-            to[i] = shared_.mass_before[bin] + Grid::weigh(in_bin + masses[i], bin);
-            const uint32_t rank = shared_.count_before[bin] + (first + i - start);
-            if (rank == params_.top_k - 1) shared_.found_mass = to[i];
+        const uint32_t count = shared_.candidate_count;
+        uint32_t passed = 0; // mass of the candidates before this thousand
+        for (uint32_t first = 0; first < count; first += THREADS) {
+            const uint32_t at = first + threadIdx.x;
+            uint32_t mass = 0, all;
+            if (at < count) {
+                const uint32_t order = static_cast<uint32_t>(shared_.candidates[at] >> 32);
+                const double bin = grid_.bin(logit_of(order));
+                mass = Grid::UNIT - grid_.deficit(logit_of(order), bin);
+                shared_.bins[at] = static_cast<uint16_t>(Grid::offset_below(top_, bin, order == highest_));
+            }
+            const uint32_t before = passed + sum_before(mass, shared_.warp_counts, all);
+            if (at < count) shared_.sums[at] = before;
+            passed += all;
+            if (threadIdx.x == 0) shared_.sums[min(first + THREADS, count)] = passed;
+            __syncthreads();
         }
         unsigned long long kept = shared_.mass_before[BINS];
         if (cuts_count()) {
-            __syncthreads();
+            for_each_candidate([&](uint32_t, uint32_t rank, unsigned long long, unsigned long long to) {
+                if (rank == params_.top_k - 1) shared_.found_mass = to;
+            });
             kept = shared_.found_mass;
             __syncthreads();
         }
         if (cuts_mass()) {
             const unsigned long long target = reach(kept) - 1;
-#pragma unroll
-            for (uint32_t i = 0; i < EACH; ++i)
-                if (from[i] <= target && target < to[i]) shared_.found_mass = to[i];
-            __syncthreads();
+            for_each_candidate([&](uint32_t, uint32_t, unsigned long long from, unsigned long long to) {
+                if (from <= target && target < to) shared_.found_mass = to;
+            });
             kept = shared_.found_mass;
         }
         const unsigned long long target = this->target(kept);
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i)
-            if (from[i] <= target && target < to[i]) shared_.found_token = ~static_cast<uint32_t>(shared_.candidates[first + i]);
-        __syncthreads();
+        for_each_candidate([&](uint32_t at, uint32_t, unsigned long long from, unsigned long long to) {
+            if (from <= target && target < to) shared_.found_token = ~static_cast<uint32_t>(shared_.candidates[at]);
+        });
         return shared_.found_token;
+    }
+
+    // Calls visit(candidate, its place in the row's order, running mass before it, running mass with it) for each, then meets at a barrier.
+    template <typename Visit>
+    __device__ void for_each_candidate(Visit visit) const {
+        for (uint32_t at = threadIdx.x; at < shared_.candidate_count; at += THREADS) {
+            const uint32_t bin = shared_.bins[at], start = first_of(bin, at);
+            const unsigned long long before = shared_.mass_before[bin];
+            const uint32_t from = shared_.sums[at] - shared_.sums[start], to = shared_.sums[at + 1] - shared_.sums[start];
+            visit(at, shared_.count_before[bin] + (at - start), before + Grid::weigh(from, bin), before + Grid::weigh(to, bin));
+        }
+        __syncthreads();
     }
 
     // The first candidate of `bin`, to which the candidate `at` belongs.
@@ -296,22 +294,24 @@ class Finisher {
         return low;
     }
 
-    // decide(), by refining each cut's bin.
+    // decide(), by refining each cut's bin. What is kept from one cut to the next waits in shared memory.
     __device__ uint32_t decide_among_many() {
+        enum { TOP_K, TOP_P, DRAW };
         const Refiner refiner(shared_.sub_bins, row_, grid_);
-        unsigned long long kept = shared_.mass_before[BINS];
-        if (cuts_count()) {
-            const uint32_t bin = bin_passing(shared_.count_before, params_.top_k - 1);
-            const Cut cut = refiner.cut<true>(top_ - bin, bin, shared_.count_before[bin], params_.top_k - 1);
-            kept = shared_.mass_before[bin] + Grid::weigh(cut.mass, bin);
+        if (threadIdx.x == 0) shared_.found_mass = shared_.mass_before[BINS];
+        Cut cut = {0, 0, 0};
+#pragma unroll 1
+        for (int step = TOP_K; step <= DRAW; ++step) {
+            __syncthreads();
+            if ((step == TOP_K && !cuts_count()) || (step == TOP_P && !cuts_mass())) continue;
+            const unsigned long long kept = shared_.found_mass;
+            const unsigned long long target = step == TOP_K ? params_.top_k - 1 : step == TOP_P ? reach(kept) - 1 : this->target(kept);
+            const uint32_t bin = step == TOP_K ? bin_passing(shared_.count_before, static_cast<uint32_t>(target)) : bin_passing(shared_.mass_before, target);
+            const unsigned long long before = step == TOP_K ? shared_.count_before[bin] : shared_.mass_before[bin];
+            cut = refiner.cut(step == TOP_K, top_, bin, target - before);
+            if (threadIdx.x == 0) shared_.found_mass = shared_.mass_before[bin] + Grid::weigh(cut.mass, bin);
         }
-        if (cuts_mass()) {
-            const uint32_t bin = bin_passing(shared_.mass_before, reach(kept) - 1);
-            const Cut cut = refiner.cut<false>(top_ - bin, bin, shared_.mass_before[bin], reach(kept) - 1);
-            kept = shared_.mass_before[bin] + Grid::weigh(cut.mass, bin);
-        }
-        const uint32_t bin = bin_passing(shared_.mass_before, target(kept));
-        return refiner.id_of(refiner.cut<false>(top_ - bin, bin, shared_.mass_before[bin], target(kept)));
+        return refiner.id_of(cut);
     }
 
     Finish &shared_;

@@ -30,12 +30,11 @@ class Refiner {
   public:
     __device__ Refiner(SubBins &shared, const LogitRow &row, const Grid &grid) : shared_(shared), row_(row), grid_(grid) {}
 
-    // The shortest prefix whose weight passes `target`: a count of tokens, or a mass. `before` is the weight of all higher bins, `bin` the bin
-    // in which the prefix ends, `offset` how far that lies below the largest logit's. All threads call it; the result is the same in each.
-    template <bool COUNT>
-    __device__ Cut cut(double bin, uint32_t offset, unsigned long long before, unsigned long long target) const {
+    // The shortest prefix that ends in the bin `offset` below `top`, the largest logit's, and whose part in that bin weighs more than `target`: a
+    // mass, or if `counts` a count of tokens. All threads call it; the result is the same in each.
+    __device__ Cut cut(bool counts, const double &top, uint32_t offset, unsigned long long target) const {
         // The orders in the bin, then those that occur.
-        const uint32_t lowest = grid_.first_order(bin), highest = offset == 0 ? 0xffffffffu : grid_.first_order(bin + 1.0) - 1;
+        const uint32_t lowest = grid_.first_order(top - offset), highest = offset == 0 ? 0xffffffffu : grid_.first_order(top - offset + 1.0) - 1;
         uint32_t low = 0xffffffffu, high = 0;
         for_each([&](uint32_t, float logit) {
             const uint32_t order = order_of(logit);
@@ -47,19 +46,19 @@ class Refiner {
         uint32_t count = 0; // of the bin's tokens above `high`
         unsigned long long deficit = 0;
         const auto passes = [&](uint32_t tokens, unsigned long long lacking) {
-            const unsigned long long weight = COUNT ? tokens : Grid::weigh(static_cast<unsigned long long>(tokens) * Grid::UNIT - lacking, offset);
-            return before + weight > target;
+            const unsigned long long weight = counts ? tokens : Grid::weigh(static_cast<unsigned long long>(tokens) * Grid::UNIT - lacking, offset);
+            return weight > target;
         };
         while (low < high) {
             const int shift = max(0, 21 - __clz(high - low)); // so that (high - low) >> shift is less than BINS
-            find_histogram(bin, low, high, shift);
+            find_histogram(top - offset, low, high, shift);
             const Crossing crossing = find_crossing(count, deficit, passes);
             count = crossing.count;
             deficit = crossing.deficit;
             high -= crossing.sub_bin << shift;
             low = high - low < (1u << shift) ? low : high - ((1u << shift) - 1);
         }
-        const uint32_t each = grid_.deficit(logit_of(high), bin);
+        const uint32_t each = grid_.deficit(logit_of(high), top - offset);
         uint32_t ties = 1, most = row_.vocabulary;
         while (ties < most) {
             const uint32_t middle = ties + (most - ties) / 2;

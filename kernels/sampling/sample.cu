@@ -64,7 +64,7 @@ __device__ uint32_t find_histogram(Histogram &histogram, const LogitRow &row, co
     uint32_t length = 0;
     row.for_each(part.first + threadIdx.x / 32, part.end, WARPS, [&](uint32_t, float logit) {
         const double bin = grid.bin(logit);
-        const uint32_t offset = offset_below(top, bin, order_of(logit) == best.order);
+        const uint32_t offset = Grid::offset_below(top, bin, order_of(logit) == best.order);
         if (offset >= BINS) return;
         atomicAdd(&histogram.counts[offset], 1u);
         atomicAdd(&histogram.deficits[offset], grid.deficit(logit, bin));

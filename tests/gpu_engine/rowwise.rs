@@ -347,11 +347,7 @@ impl EmbedCase {
         for (row, found) in sums.chunks(self.width as usize).enumerate() {
             match self.sum(row) {
                 None => assert!(found.iter().all(|v| v.is_nan()), "{what}: row {row} is not known"),
-                Some(sum) => assert_same_bits(
-                    format!("{what}, row {row}"),
-                    found,
-                    &sum.into_iter().map(f16::from_f32).collect::<Vec<_>>(),
-                ),
+                Some(sum) => assert_same_bits(format!("{what}, row {row}"), found, &sum.into_iter().map(f16::from_f32).collect::<Vec<_>>()),
             }
         }
     }
