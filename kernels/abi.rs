@@ -25,6 +25,9 @@ pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
+pub const SAMPLE_SEGMENT: u32 = 256;
+pub const SAMPLE_BINS: u32 = 2048;
+pub const SAMPLE_SHARED_BYTES: u32 = 83968;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -438,7 +441,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct NormArgs {
-    #[doc = " half [rows, width]"]
+    #[doc = " half [rows, width]; [*, width] with an index"]
     pub x: u64,
     #[doc = " half [rows, width], or 0"]
     pub residual: u64,
@@ -450,13 +453,15 @@ pub struct NormArgs {
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
+    #[doc = " uint32 [rows]: the row of x and of residual that each row of y comes from, or 0 for its own"]
+    pub index: u64,
     pub rows: u32,
     pub width: u32,
     pub epsilon: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 64usize];
+    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 72usize];
     ["Alignment of NormArgs"][::std::mem::align_of::<NormArgs>() - 8usize];
     ["Offset of field: NormArgs::x"][::std::mem::offset_of!(NormArgs, x) - 0usize];
     ["Offset of field: NormArgs::residual"][::std::mem::offset_of!(NormArgs, residual) - 8usize];
@@ -464,9 +469,10 @@ const _: () = {
     ["Offset of field: NormArgs::weight"][::std::mem::offset_of!(NormArgs, weight) - 24usize];
     ["Offset of field: NormArgs::bias"][::std::mem::offset_of!(NormArgs, bias) - 32usize];
     ["Offset of field: NormArgs::y"][::std::mem::offset_of!(NormArgs, y) - 40usize];
-    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 48usize];
-    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 52usize];
-    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 56usize];
+    ["Offset of field: NormArgs::index"][::std::mem::offset_of!(NormArgs, index) - 48usize];
+    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 56usize];
+    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 60usize];
+    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 64usize];
 };
 #[doc = " Token embeddings, see embedding/embedding.cu."]
 #[repr(C)]
@@ -476,15 +482,17 @@ pub struct EmbedArgs {
     pub ids: u64,
     #[doc = " half [vocabulary, width]"]
     pub words: u64,
-    #[doc = " uint32 [rows]; BERT only, as all below to epsilon"]
+    #[doc = " uint32 [rows], or 0"]
     pub positions: u64,
-    #[doc = " half [max_positions, width], or 0"]
+    #[doc = " half [max_positions, width]; not read without positions"]
     pub position_table: u64,
     #[doc = " half [*, width], whose row 0 is added; or 0"]
     pub type_table: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [rows, width]: receives the sum of the tables, or 0"]
+    pub sum: u64,
+    #[doc = " half [width] of the norm, if there is one"]
     pub weight: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [width]; RMS norm has none"]
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
@@ -496,21 +504,22 @@ pub struct EmbedArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 88usize];
+    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 96usize];
     ["Alignment of EmbedArgs"][::std::mem::align_of::<EmbedArgs>() - 8usize];
     ["Offset of field: EmbedArgs::ids"][::std::mem::offset_of!(EmbedArgs, ids) - 0usize];
     ["Offset of field: EmbedArgs::words"][::std::mem::offset_of!(EmbedArgs, words) - 8usize];
     ["Offset of field: EmbedArgs::positions"][::std::mem::offset_of!(EmbedArgs, positions) - 16usize];
     ["Offset of field: EmbedArgs::position_table"][::std::mem::offset_of!(EmbedArgs, position_table) - 24usize];
     ["Offset of field: EmbedArgs::type_table"][::std::mem::offset_of!(EmbedArgs, type_table) - 32usize];
-    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 40usize];
-    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 48usize];
-    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 56usize];
-    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 64usize];
-    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 68usize];
-    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 72usize];
-    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 76usize];
-    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 80usize];
+    ["Offset of field: EmbedArgs::sum"][::std::mem::offset_of!(EmbedArgs, sum) - 40usize];
+    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 48usize];
+    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 56usize];
+    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 64usize];
+    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 72usize];
+    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 76usize];
+    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 80usize];
+    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 84usize];
+    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 88usize];
 };
 #[doc = " Patches of images as rows, see unfold/unfold.cu."]
 #[repr(C)]
@@ -615,6 +624,42 @@ const _: () = {
     ["Offset of field: SampleParams::top_k"][::std::mem::offset_of!(SampleParams, top_k) - 8usize];
     ["Offset of field: SampleParams::draw"][::std::mem::offset_of!(SampleParams, draw) - 12usize];
 };
+#[doc = " What one thread block found in its part of a row: the largest logit, the lowest id that has it, and the histogram's length."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplePart {
+    #[doc = " the logit, as an integer of the same order"]
+    pub order: u32,
+    pub id: u32,
+    #[doc = " bins from the largest logit's down to the lowest that is not empty"]
+    pub bins: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplePart"][::std::mem::size_of::<SamplePart>() - 16usize];
+    ["Alignment of SamplePart"][::std::mem::align_of::<SamplePart>() - 4usize];
+    ["Offset of field: SamplePart::order"][::std::mem::offset_of!(SamplePart, order) - 0usize];
+    ["Offset of field: SamplePart::id"][::std::mem::offset_of!(SamplePart, id) - 4usize];
+    ["Offset of field: SamplePart::bins"][::std::mem::offset_of!(SamplePart, bins) - 8usize];
+    ["Offset of field: SamplePart::reserved"][::std::mem::offset_of!(SamplePart, reserved) - 12usize];
+};
+#[doc = " A bin of a part's histogram."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleBin {
+    #[doc = " tokens"]
+    pub count: u32,
+    #[doc = " what their masses lack"]
+    pub deficit: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleBin"][::std::mem::size_of::<SampleBin>() - 8usize];
+    ["Alignment of SampleBin"][::std::mem::align_of::<SampleBin>() - 4usize];
+    ["Offset of field: SampleBin::count"][::std::mem::offset_of!(SampleBin, count) - 0usize];
+    ["Offset of field: SampleBin::deficit"][::std::mem::offset_of!(SampleBin, deficit) - 4usize];
+};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SampleArgs {
@@ -628,20 +673,36 @@ pub struct SampleArgs {
     pub positions: u64,
     #[doc = " uint32 [rows]: each gains 1, or 0 for none"]
     pub lengths: u64,
+    #[doc = " uint32 [rows]: 0 before and after"]
+    pub arrivals: u64,
+    #[doc = " SamplePart [rows, parts_per_row]"]
+    pub parts: u64,
+    #[doc = " uint32 [rows, segments]: the order of each segment's largest logit"]
+    pub segments: u64,
+    #[doc = " SampleBin [rows, parts_per_row, SAMPLE_BINS]"]
+    pub histograms: u64,
     pub rows: u32,
     pub vocabulary: u32,
+    pub parts_per_row: u32,
+    pub segments_per_part: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 48usize];
+    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 88usize];
     ["Alignment of SampleArgs"][::std::mem::align_of::<SampleArgs>() - 8usize];
     ["Offset of field: SampleArgs::logits"][::std::mem::offset_of!(SampleArgs, logits) - 0usize];
     ["Offset of field: SampleArgs::params"][::std::mem::offset_of!(SampleArgs, params) - 8usize];
     ["Offset of field: SampleArgs::tokens"][::std::mem::offset_of!(SampleArgs, tokens) - 16usize];
     ["Offset of field: SampleArgs::positions"][::std::mem::offset_of!(SampleArgs, positions) - 24usize];
     ["Offset of field: SampleArgs::lengths"][::std::mem::offset_of!(SampleArgs, lengths) - 32usize];
-    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
-    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
+    ["Offset of field: SampleArgs::arrivals"][::std::mem::offset_of!(SampleArgs, arrivals) - 40usize];
+    ["Offset of field: SampleArgs::parts"][::std::mem::offset_of!(SampleArgs, parts) - 48usize];
+    ["Offset of field: SampleArgs::segments"][::std::mem::offset_of!(SampleArgs, segments) - 56usize];
+    ["Offset of field: SampleArgs::histograms"][::std::mem::offset_of!(SampleArgs, histograms) - 64usize];
+    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 72usize];
+    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
+    ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
+    ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]

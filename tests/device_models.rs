@@ -76,7 +76,7 @@ fn requests_of_every_length_are_served_together_in_eager_and_captured_steps() {
     for name in DECODERS {
         let source = source(&fixture(name));
         let limits = Limits { slots: 3, step_tokens: 5, pages: 6, page_tokens: PAGE_TOKENS, max_sequence: source.config().max_sequence() };
-        let mut batching = Batching::new(SoloBatch::load(&device(), &source, limits).unwrap(), limits).unwrap();
+        let mut batching = Batching::new(SoloBatch::load(&device(), &source, limits).unwrap()).unwrap();
         for count in 1..=8 {
             let max_tokens = NonZeroUsize::new(count * 3 % 11 + 1).unwrap();
             let request = Request { prompt: vec![7; count], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };
@@ -101,7 +101,7 @@ fn requests_are_served_on_while_tenants_come_and_go() {
     let runtime = Runtime::new(device(), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "served".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let session = runtime.session(runtime.admit(spec.clone()).unwrap()).unwrap();
-    let mut batching = Batching::new(source.slots(session, limits).unwrap(), limits).unwrap();
+    let mut batching = Batching::new(source.slots(session, limits).unwrap()).unwrap();
     let max_tokens = NonZeroUsize::new(20).unwrap();
     for _ in 0..4 {
         let request = Request { prompt: vec![1, 2], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };

@@ -147,7 +147,7 @@ struct Decode {
     // What a warp knows of an item so far. A lane holds query heads 2 (lane % 4) and the next, and of every 16 columns lane / 4 and lane / 4 + 8.
     struct Partial {
         float output[D / 16][4] = {}; // not yet divided by sum; [.][0], [.][2] of the first head, [.][1], [.][3] of the second
-        float highest[2] = {-INFINITY, -INFINITY};
+        float highest[2] = {-INFINITY, -INFINITY}; // times scale_log2
         float sum[2] = {}; // of this lane's keys
     };
     // The item's queries as B operands.
@@ -366,10 +366,10 @@ struct Decode {
             float highest = fmaxf(scores[head], scores[head + 2]);
 #pragma unroll
             for (int distance = 4; distance < 32; distance *= 2) highest = fmaxf(highest, __shfl_xor_sync(EVERY_LANE, highest, distance));
-            highest = fmaxf(highest, partial.highest[head]);
+            highest = fmaxf(__fmul_rn(highest, scale_log2), partial.highest[head]);
             // While only masked keys were seen, the maximum is -inf, and -inf - -inf would be NaN.
-            const float reference = highest == -INFINITY ? 0.0f : highest * scale_log2;
-            correction[head] = exp2_approx(partial.highest[head] * scale_log2 - reference);
+            const float reference = highest == -INFINITY ? 0.0f : highest;
+            correction[head] = exp2_approx(partial.highest[head] - reference);
             partial.highest[head] = highest;
             scores[head] = exp2_approx(scores[head] * scale_log2 - reference);
             scores[head + 2] = exp2_approx(scores[head + 2] * scale_log2 - reference);
@@ -400,7 +400,7 @@ struct Decode {
             for (int distance = 4; distance < 32; distance *= 2) partial.sum[half] += __shfl_xor_sync(EVERY_LANE, partial.sum[half], distance);
             const int head = lane % 4 * 2 + half;
             if (lane / 4 == 0) {
-                shared.highest[warp][head] = partial.highest[half] * scale_log2;
+                shared.highest[warp][head] = partial.highest[half];
                 shared.sum[warp][head] = partial.sum[half];
             }
 #pragma unroll
@@ -480,15 +480,19 @@ struct Decode {
         }
     }
 
+    __device__ static void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
     // Counts the item; whoever counts the last of a column adds up its chunks, and leaves the counter as it was. One warp.
     __device__ void combine_if_last(const DecodeItem &item, const DecodeItems &items) {
         bool last = false;
         if (lane == 0) {
             uint32_t *const arrivals = counter(item, items.columns());
-            __threadfence(); // every thread's part, ordered before this thread by the barrier after store()
+            fence(); // releases every thread's part, ordered before this thread by the barrier after store()
             last = atomicAdd(arrivals, 1u) == item.chunks - 1;
-            if (last) *arrivals = 0;
-            __threadfence();
+            if (last) {
+                *arrivals = 0;
+                fence(); // acquires the others'
+            }
         }
         if (!__shfl_sync(EVERY_LANE, last, 0)) return;
 

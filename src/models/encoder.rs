@@ -11,7 +11,7 @@ use super::deberta::{Convolution, ConvolutionBatch, PositionTerms, RelativePosit
 use super::tensors::{Loader, ptr, upload_u32};
 use crate::config::{Activation, EncoderConfig, EncoderFamily};
 use crate::kernels::attention::{AttentionPrefill, Heads};
-use crate::kernels::embedding::{BertEmbedding, Embed};
+use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::weights::{LayerParameter, Parameter, Weights};
@@ -173,14 +173,10 @@ impl Encoder {
     }
 
     fn embedding(&self, batch: &EncoderBatch) -> Embed {
-        let bert = BertEmbedding {
+        let positions = |table: &Buffer| PositionTable {
             positions: batch.positions.ptr(),
-            position_table: ptr(self.positions.as_ref()),
-            max_positions: self.config.max_positions as u32,
-            type_table: ptr(self.token_types.as_ref()),
-            weight: self.norm.weight.ptr(),
-            bias: self.norm.bias.ptr(),
-            epsilon: self.config.layer_norm_epsilon,
+            table: table.ptr(),
+            entries: self.config.max_positions as u32,
         };
         Embed {
             rows: batch.rows,
@@ -188,7 +184,15 @@ impl Encoder {
             vocabulary: self.config.vocab as u32,
             ids: batch.ids.ptr(),
             words: self.words.ptr(),
-            bert: Some(bert),
+            positions: self.positions.as_ref().map(positions),
+            type_table: ptr(self.token_types.as_ref()),
+            sum: DevicePtr::NULL,
+            norm: Some(EmbedNorm {
+                kind: NormKind::Layer,
+                weight: self.norm.weight.ptr(),
+                bias: self.norm.bias.ptr(),
+                epsilon: self.config.layer_norm_epsilon,
+            }),
             y: batch.x.ptr(),
         }
     }
@@ -329,6 +333,7 @@ impl NormWeights {
             width,
             epsilon,
             x,
+            index: DevicePtr::NULL,
             residual: DevicePtr::NULL,
             sum: DevicePtr::NULL,
             weight: self.weight.ptr(),

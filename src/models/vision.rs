@@ -13,7 +13,6 @@ use crate::config::VisionConfig;
 use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::Norm;
-use crate::kernels::pooling::GatherRows;
 use crate::kernels::unfold::UnfoldPatches;
 use crate::weights::{LayerParameter as P, Parameter, Weights};
 
@@ -175,8 +174,7 @@ impl Vision {
         };
         // The classifier sees the class tokens alone, which are the first of their images.
         let class_rows = class_rows.ptr();
-        session.launch(&GatherRows { rows: batch.images, width: hidden, x, index: batch.starts.ptr(), y: class_rows })?;
-        session.launch(&self.norm(&self.final_norm, batch.images, class_rows, class_rows))?;
+        session.launch(&Norm { index: batch.starts.ptr(), ..self.norm(&self.final_norm, batch.images, x, class_rows) })?;
         session.launch(&classifier.gemm([batch.images, config.classes as u32, hidden], class_rows, logits.ptr(), Epilogue::Bias))
     }
 

@@ -77,7 +77,7 @@ fn serve_while(
     if apart > 0 {
         slots.prepare().expect("every decode step can be captured");
     }
-    let mut batching = Batching::new(slots, limits).expect("limits that serve");
+    let mut batching = Batching::new(slots).expect("limits that serve");
     let mut outputs = vec![Vec::new(); requests.len()];
     let (mut coming, mut step) = (requests.iter().peekable(), 0);
     while coming.peek().is_some() || !batching.is_idle() {
@@ -149,10 +149,13 @@ fn long_prompts_in_chunks_and_sequences_of_several_pages_are_greedy_up_to_ties()
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn requests_that_are_preempted_for_want_of_pages_go_on_where_they_were() {
-    let (weights, requests) = (model(), requests());
-    let limits = Limits { pages: 7, step_tokens: 33, ..ROOMY };
+    let weights = model();
+    let mut random = Random::new(4);
+    // Each grows from one page to three, and four of them fill the cache with two pages each.
+    let requests: Vec<Request> = [60, 50, 61, 40, 64, 33].map(|prompt| request(&mut random, 2003, prompt, 140 - prompt)).into();
+    let limits = Limits { pages: 8, step_tokens: 33, ..ROOMY };
     let (outputs, preemptions) = serve(&weights, Exclusive, limits, &requests, 1);
-    assert!(preemptions > 0, "7 pages were enough for everybody");
+    assert!(preemptions > 0, "8 pages were enough for everybody");
     assert_greedy("preempted", &weights, &requests, &outputs);
 }
 

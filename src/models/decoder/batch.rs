@@ -6,7 +6,7 @@ use smidgen_runtime::launch::Session;
 use super::{Decoder, SlotBatch};
 use crate::config::DecoderConfig;
 use crate::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS};
-use crate::kernels::sampling::SampleParams;
+use crate::kernels::sampling::{Sample, SampleParams};
 use crate::models::BuildError;
 use crate::models::encoder::RaggedShape;
 use crate::models::tensors::{bytes_of_u32, upload, upload_u32};
@@ -36,6 +36,10 @@ pub struct DecoderBatch {
     pub(super) numbers: Buffer,
     pub(super) params: Buffer,
     pub(super) logits: Buffer,
+    /// What sampling counts in, 0 between launches.
+    pub(super) arrivals: Buffer,
+    /// What sampling sums in.
+    pub(super) scratch: Buffer,
     /// The residual stream, `[max_rows, hidden]`.
     pub(super) x: Buffer,
     /// `[max_rows, hidden]`.
@@ -117,7 +121,7 @@ impl Decoder {
         let cache = 2 * config.layers as u64 * (u64::from(limits.pages) + 1) * KvCache::page_bytes(heads);
         let row = 2 * (2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate) as u64;
         let rows = (u64::from(limits.slots) + u64::from(limits.step_tokens)) * row;
-        let logits = 4 * u64::from(limits.slots) * config.vocab as u64;
+        let logits = 4 * u64::from(limits.slots) * config.vocab as u64 + Sample::scratch_bytes(limits.slots, config.vocab as u32);
         let pages_per_sequence = SlotBatch::pages_per_sequence(limits);
         let tables = 4 * (u64::from(limits.slots) + 1) * u64::from(pages_per_sequence);
         weights + cache + rows + logits + tables + AttentionDecode::workspace_bytes(heads, limits.slots, pages_per_sequence)
@@ -153,6 +157,8 @@ impl Decoder {
             numbers: upload_u32(session, &(0..sequences).collect::<Vec<_>>())?,
             params: upload(session, &vec![sample_bytes(&greedy); sequences as usize].concat())?,
             logits: Buffer::new(device, u64::from(logit_rows) * config.vocab as u64 * 4)?,
+            arrivals: zeroed(4 * u64::from(sequences))?,
+            scratch: Buffer::new(device, Sample::scratch_bytes(sequences, config.vocab as u32))?,
             x: halves(config.hidden)?,
             normed: halves(config.hidden)?,
             qkv: halves(config.query_width() + 2 * config.kv_width())?,

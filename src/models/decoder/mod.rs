@@ -18,10 +18,9 @@ use super::BuildError;
 use super::tensors::{Loader, ptr};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
-use crate::kernels::embedding::{Embed, EmbedWithPositions};
+use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
-use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::weights::{LayerParameter, Parameter, Weights};
 
@@ -113,8 +112,8 @@ impl Decoder {
     /// What a launch says.
     pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
         let rows = prompts.rows;
-        self.embed(session, rows, prompts.ids.ptr(), prompts.positions.ptr(), batch.x.ptr())?;
-        for (layer, cache) in self.layers.iter().zip(&batch.caches) {
+        session.launch(&self.embed(batch, [0, rows], prompts.ids.ptr(), prompts.positions.ptr()))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
             self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
             session.launch(&AttentionPrefill {
                 heads: self.heads(),
@@ -131,17 +130,11 @@ impl Decoder {
                 starts: prompts.starts.ptr(),
                 lengths: prompts.lengths.ptr(),
             })?;
-            self.finish_layer(session, layer, batch, rows)?;
+            self.finish_layer(session, at, batch, rows)?;
         }
         match wanted {
-            LogitRows::All => self.logits(session, batch, rows, batch.x.ptr()),
-            LogitRows::Last => {
-                // The attention output is done with; it holds the last rows.
-                let last = batch.normed.ptr();
-                let (rows, width) = (batch.sequences, self.config.hidden as u32);
-                session.launch(&GatherRows { rows, width, x: batch.x.ptr(), index: prompts.last_rows.ptr(), y: last })?;
-                self.logits(session, batch, rows, last)
-            }
+            LogitRows::All => self.logits(session, batch, rows, DevicePtr::NULL),
+            LogitRows::Last => self.logits(session, batch, batch.sequences, prompts.last_rows.ptr()),
         }
     }
 
@@ -151,8 +144,8 @@ impl Decoder {
     /// What a launch says.
     pub fn step(&self, session: &mut Session, batch: &DecoderBatch) -> Result<(), LaunchError> {
         let rows = batch.sequences;
-        self.embed(session, rows, batch.tokens.ptr(), batch.positions.ptr(), batch.x.ptr())?;
-        for (layer, cache) in self.layers.iter().zip(&batch.caches) {
+        session.launch(&self.embed(batch, [0, rows], batch.tokens.ptr(), batch.positions.ptr()))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
             self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
             session.launch(&AttentionDecode {
                 heads: self.heads(),
@@ -168,9 +161,9 @@ impl Decoder {
                 lengths: batch.lengths.ptr(),
                 workspace: batch.workspace.ptr(),
             })?;
-            self.finish_layer(session, layer, batch, rows)?;
+            self.finish_layer(session, at, batch, rows)?;
         }
-        self.logits(session, batch, rows, batch.x.ptr())
+        self.logits(session, batch, rows, DevicePtr::NULL)
     }
 
     /// Launches the draw of each sequence's next token from its logits. With `advance`, the sequences then stand one token further on.
@@ -187,6 +180,8 @@ impl Decoder {
             tokens: batch.tokens.ptr(),
             positions: moved(&batch.positions),
             lengths: moved(&batch.lengths),
+            arrivals: batch.arrivals.ptr(),
+            scratch: batch.scratch.ptr(),
         })
     }
 
@@ -195,37 +190,57 @@ impl Decoder {
         self.config.vocab
     }
 
-    /// Launches the embeddings of `rows` tokens, with their positions where those are learned, into `y`.
-    fn embed(&self, session: &mut Session, rows: u32, ids: DevicePtr, positions: DevicePtr, y: DevicePtr) -> Result<(), LaunchError> {
-        let (width, vocabulary, words) = (self.config.hidden as u32, self.config.vocab as u32, self.words.ptr());
-        match &self.positions {
-            None => session.launch(&Embed { rows, width, vocabulary, ids, words, bert: None, y }),
-            Some(table) => {
-                let (max_positions, position_table) = (self.config.max_positions as u32, table.ptr());
-                session.launch(&EmbedWithPositions { rows, width, vocabulary, max_positions, ids, words, positions, position_table, y })
-            }
+    /// The embeddings of `count` tokens, with their positions where those are learned: the rows from `first` on of the residual stream, and the
+    /// first layer's norm of them.
+    fn embed(&self, batch: &DecoderBatch, [first, count]: [u32; 2], ids: DevicePtr, positions: DevicePtr) -> Embed {
+        let config = &self.config;
+        let from_first = |buffer: &Buffer| buffer.ptr().offset(2 * u64::from(first) * config.hidden as u64);
+        let norm = self.layers.first().map(|layer| EmbedNorm {
+            kind: self.norm_kind(),
+            weight: layer.attention_norm.weight.ptr(),
+            bias: ptr(layer.attention_norm.bias.as_ref()),
+            epsilon: config.norm_epsilon,
+        });
+        let table = |table: &Buffer| PositionTable { positions, table: table.ptr(), entries: config.max_positions as u32 };
+        Embed {
+            rows: count,
+            width: config.hidden as u32,
+            vocabulary: config.vocab as u32,
+            ids,
+            words: self.words.ptr(),
+            positions: self.positions.as_ref().map(table),
+            type_table: DevicePtr::NULL,
+            sum: from_first(&batch.x),
+            norm,
+            y: from_first(&batch.normed),
         }
     }
 
-    fn norm(&self, rows: u32, x: DevicePtr, weights: &NormWeights, y: DevicePtr) -> Norm {
+    fn norm_kind(&self) -> NormKind {
+        match self.config.norm {
+            DecoderNorm::Layer => NormKind::Layer,
+            DecoderNorm::Rms => NormKind::Rms,
+        }
+    }
+
+    /// The norm of the residual stream, of all its rows or those picked by `index`.
+    fn norm(&self, batch: &DecoderBatch, rows: u32, index: DevicePtr, weights: &NormWeights) -> Norm {
         Norm {
-            kind: match self.config.norm {
-                DecoderNorm::Layer => NormKind::Layer,
-                DecoderNorm::Rms => NormKind::Rms,
-            },
+            kind: self.norm_kind(),
             rows,
             width: self.config.hidden as u32,
             epsilon: self.config.norm_epsilon,
-            x,
+            x: batch.x.ptr(),
+            index,
             residual: DevicePtr::NULL,
             sum: DevicePtr::NULL,
             weight: weights.weight.ptr(),
             bias: ptr(weights.bias.as_ref()),
-            y,
+            y: batch.normed.ptr(),
         }
     }
 
-    /// Norm, query, key and value projections, rotation where positions are rotary, and keys and values into the cache.
+    /// Query, key and value projections of the normed rows, rotation where positions are rotary, and keys and values into the cache.
     #[expect(clippy::too_many_arguments, reason = "prefill and step differ in the last two alone")]
     fn project_and_rotate(
         &self,
@@ -237,8 +252,7 @@ impl Decoder {
         positions: DevicePtr,
         sequence_of: DevicePtr,
     ) -> Result<(), LaunchError> {
-        let (x, normed, qkv) = (batch.x.ptr(), batch.normed.ptr(), batch.qkv.ptr());
-        session.launch(&self.norm(rows, x, &layer.attention_norm, normed))?;
+        let (normed, qkv) = (batch.normed.ptr(), batch.qkv.ptr());
         let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
         session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
         let (heads, qkv_stride, cache) = (self.heads(), self.heads().qkv_width(), batch.cache(cache));
@@ -251,8 +265,9 @@ impl Decoder {
         }
     }
 
-    /// Output projection, norm and feed-forward block, each added to the residual stream.
-    fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
+    /// Output projection, norm and feed-forward block of the layer `at`, each added to the residual stream; then the next layer's norm.
+    fn finish_layer(&self, session: &mut Session, at: usize, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
+        let layer = &self.layers[at];
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
         let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
         let residual = Residual { ptr: x, stride: hidden };
@@ -273,14 +288,18 @@ impl Decoder {
             x,
             added(&layer.attention_output_bias),
         ))?;
-        session.launch(&self.norm(rows, x, &layer.mlp_norm, normed))?;
+        session.launch(&self.norm(batch, rows, DevicePtr::NULL, &layer.mlp_norm))?;
         session.launch(&Gemm::new([rows, up_rows, hidden], normed, up.ptr(), batch.inner.ptr(), activated))?;
-        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))?;
+        match self.layers.get(at + 1) {
+            Some(next) => session.launch(&self.norm(batch, rows, DevicePtr::NULL, &next.attention_norm)),
+            None => Ok(()),
+        }
     }
 
-    /// Final norm and head over `rows` rows of `x`.
-    fn logits(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, x: DevicePtr) -> Result<(), LaunchError> {
-        session.launch(&self.norm(rows, x, &self.norm, batch.normed.ptr()))?;
+    /// Final norm and head over `rows` rows of the residual stream: the first ones, or those that `index` picks.
+    fn logits(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, index: DevicePtr) -> Result<(), LaunchError> {
+        session.launch(&self.norm(batch, rows, index, &self.norm))?;
         let head = self.head.as_ref().unwrap_or(&self.words);
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
         let epilogue = Epilogue::PlainF32 { scale: 1.0 };

@@ -17,7 +17,6 @@ use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, RowPtrs, SlotInputs};
 use super::{Decoder, Layer};
 use crate::kernels::attention::{AttentionChunk, AttentionDecode, KvCache, PAGE_TOKENS};
-use crate::kernels::pooling::GatherRows;
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
 use crate::models::tensors::{bytes_of_u32, upload, upload_u32};
@@ -221,6 +220,10 @@ impl SlotBatch {
 impl Executor for SlotBatch {
     type Error = BuildError;
 
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn issue(&mut self, plan: &StepPlan) -> Result<(), BuildError> {
         if self.in_flight.len() == TOKEN_BUFFERS {
             let tokens = self.read_oldest()?;
@@ -314,13 +317,13 @@ impl Decoder {
     /// Every slot's token goes into its pages, and the next one is drawn.
     fn decode_slots(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>) -> Result<(), LaunchError> {
         let rows = step.rows;
-        self.embed(session, rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
-        for (layer, cache) in self.layers.iter().zip(&batch.caches) {
+        session.launch(&self.embed(batch, [0, rows], step.from.ptr(), step.positions()))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
             self.project_and_rotate(session, layer, cache, batch, rows, step.positions(), step.table_rows())?;
             session.launch(&self.attend_slots(layer, batch, batch.cache(cache), rows, step.lengths()))?;
-            self.finish_layer(session, layer, batch, rows)?;
+            self.finish_layer(session, at, batch, rows)?;
         }
-        self.logits(session, batch, rows, batch.x.ptr())?;
+        self.logits(session, batch, rows, DevicePtr::NULL)?;
         session.launch(&self.draw_slots(batch, step))
     }
 
@@ -328,29 +331,23 @@ impl Decoder {
     fn mixed_step(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>, mixed: &MixedRows) -> Result<(), LaunchError> {
         let MixedRows { decode_rows, prefill_rows, draws, ptrs, .. } = mixed;
         let rows = decode_rows + prefill_rows;
-        let hidden = self.config.hidden as u64;
         if *decode_rows > 0 {
-            self.embed(session, *decode_rows, step.from.ptr(), step.positions(), batch.x.ptr())?;
+            session.launch(&self.embed(batch, [0, *decode_rows], step.from.ptr(), step.positions()))?;
         }
         let positions = ptrs.positions.offset(4 * u64::from(*decode_rows));
-        let y = batch.x.ptr().offset(2 * hidden * u64::from(*decode_rows));
-        self.embed(session, *prefill_rows, ptrs.ids, positions, y)?;
-        for (layer, cache) in self.layers.iter().zip(&batch.caches) {
+        session.launch(&self.embed(batch, [*decode_rows, *prefill_rows], ptrs.ids, positions))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
             self.project_and_rotate(session, layer, cache, batch, rows, ptrs.positions, ptrs.table_rows)?;
             if *decode_rows > 0 {
                 session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
             session.launch(&self.attend_prefills(layer, batch, batch.cache(cache), mixed))?;
-            self.finish_layer(session, layer, batch, rows)?;
+            self.finish_layer(session, at, batch, rows)?;
         }
         if !draws {
             return Ok(());
         }
-        // The last norm's output is done with; it holds the rows that draw.
-        let last = batch.normed.ptr();
-        let (rows, width) = (step.rows, self.config.hidden as u32);
-        session.launch(&GatherRows { rows, width, x: batch.x.ptr(), index: ptrs.last_rows, y: last })?;
-        self.logits(session, batch, rows, last)?;
+        self.logits(session, batch, step.rows, ptrs.last_rows)?;
         session.launch(&self.draw_slots(batch, step))
     }
 
@@ -404,6 +401,8 @@ impl Decoder {
             tokens: step.to.ptr(),
             positions: DevicePtr::NULL,
             lengths: DevicePtr::NULL,
+            arrivals: batch.arrivals.ptr(),
+            scratch: batch.scratch.ptr(),
         }
     }
 }
