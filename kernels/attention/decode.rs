@@ -1,10 +1,12 @@
 //! Attention where every sequence brings one query and its keys and values lie in a cache: a decoder's next token.
 
+use std::mem::offset_of;
+
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+use smidgen_runtime::launch::{Element, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Swizzle, TensorMap, Work};
 
 use super::super::abi;
-use super::{CompiledSize, Heads, KvCache, product, unsupported};
+use super::{CompiledSize, Heads, KvCache, PAGE_TOKENS, product, unsupported};
 
 /// Query heads of one tile, `DECODE_HEADS` in decode.cuh.
 const HEADS_PER_TILE: u32 = 8;
@@ -12,18 +14,33 @@ const HEADS_PER_TILE: u32 = 8;
 /// Beyond this, a tile is several chunks.
 const MOST_TILES: u64 = 8192;
 
-/// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
+/// Of any heads: by rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
 const SIZES: [CompiledSize; 6] = {
     const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
         CompiledSize { head_dim, symbol, threads: 160, shared_bytes, blocks_by_registers }
     }
     [
-        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 5),
+        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 4),
         size(64, "attention_decode_d64", abi::ATTENTION_DECODE_D64_SHARED_BYTES, 3),
         size(80, "attention_decode_d80", abi::ATTENTION_DECODE_D80_SHARED_BYTES, 3),
         size(96, "attention_decode_d96", abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),
         size(128, "attention_decode_d128", abi::ATTENTION_DECODE_D128_SHARED_BYTES, 2),
         size(256, "attention_decode_d256", abi::ATTENTION_DECODE_D256_SHARED_BYTES, 1),
+    ]
+};
+
+/// Of heads of exactly these sizes, on Hopper; as `DecodeBulk::THREADS` and `DecodeBulk::BLOCKS_PER_SM` in decode_bulk.cuh.
+const BULK_SIZES: [CompiledSize; 6] = {
+    const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
+        CompiledSize { head_dim, symbol, threads: 192, shared_bytes, blocks_by_registers }
+    }
+    [
+        size(32, "attention_decode_bulk_d32", abi::ATTENTION_DECODE_BULK_D32_SHARED_BYTES, 4),
+        size(64, "attention_decode_bulk_d64", abi::ATTENTION_DECODE_BULK_D64_SHARED_BYTES, 4),
+        size(80, "attention_decode_bulk_d80", abi::ATTENTION_DECODE_BULK_D80_SHARED_BYTES, 3),
+        size(96, "attention_decode_bulk_d96", abi::ATTENTION_DECODE_BULK_D96_SHARED_BYTES, 2),
+        size(128, "attention_decode_bulk_d128", abi::ATTENTION_DECODE_BULK_D128_SHARED_BYTES, 2),
+        size(256, "attention_decode_bulk_d256", abi::ATTENTION_DECODE_BULK_D256_SHARED_BYTES, 1),
     ]
 };
 
@@ -90,6 +107,34 @@ impl AttentionDecode {
         if self.window == 0 { self.context } else { self.context.min(self.window) }
     }
 
+    /// The size whose pages the copy engine brings, where it can. Both variants give the same bits.
+    fn bulk_size(&self, gpu: &Topology) -> Option<&'static CompiledSize> {
+        let on_16_bytes = self.qkv.0.is_multiple_of(16) && self.qkv_stride.is_multiple_of(8);
+        let size = BULK_SIZES.iter().find(|size| size.head_dim == self.heads.head_dim);
+        size.filter(|_| gpu.compute_capability == (9, 0) && on_16_bytes)
+    }
+
+    /// A pool of pages as the copy engine sees it: the 64 rows of one head in one page at once, in boxes of as many columns as its swizzle spans
+    /// (`DecodeBulk::BOX`). How many pages there are does not matter to it.
+    fn pool_map(&self, pool: DevicePtr) -> TensorMap {
+        let columns = self.heads.head_dim;
+        let (width, swizzle) = match columns {
+            _ if columns.is_multiple_of(64) => (64, Swizzle::Bytes128),
+            _ if columns.is_multiple_of(32) => (32, Swizzle::Bytes64),
+            _ => (16, Swizzle::Bytes32),
+        };
+        let boxes = columns / width;
+        TensorMap {
+            ptr: pool,
+            element: Element::F16,
+            dimensions: 3,
+            sizes: [u64::from(width), 1 << 31, u64::from(boxes), 1],
+            strides: [2 * u64::from(columns), 2 * u64::from(width), 0],
+            tile: [width, PAGE_TOKENS, boxes, 1],
+            swizzle,
+        }
+    }
+
     fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
         let key = self.key();
         if let Some(reason) = self.heads.problem(self.qkv_stride).or_else(|| self.heads.output_problem(self.output_stride)) {
@@ -125,11 +170,14 @@ impl AttentionDecode {
             output_stride: self.output_stride,
             window: self.window,
             scale: self.scale,
+            // Encoded at launch, where the variant has them.
+            key_map: abi::TensorMap { opaque: [0; 16] },
+            value_map: abi::TensorMap { opaque: [0; 16] },
         }
     }
 }
 
-// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
+// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE, and of `BULK_SIZES` by ATTENTION_DECODE_BULK, with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
 // is for whoever makes the descriptor to see to.
 unsafe impl Kernel for AttentionDecode {
     /// `[sequences x heads x kv_heads x head_dim x positions seen]`, the last rounded up to a power of two.
@@ -148,8 +196,19 @@ unsafe impl Kernel for AttentionDecode {
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
-        let size = self.check()?;
-        let launch = size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)?;
+        let any_size = self.check()?;
+        let params = Params::new(self.args());
+        let (size, params) = match self.bulk_size(gpu) {
+            Some(size) => {
+                let maps = [
+                    (offset_of!(abi::AttentionDecodeArgs, key_map), self.pool_map(self.cache.keys)),
+                    (offset_of!(abi::AttentionDecodeArgs, value_map), self.pool_map(self.cache.values)),
+                ];
+                (size, params.with_tensor_maps(maps))
+            }
+            None => (any_size, params),
+        };
+        let launch = size.launch(&self.key(), self.tiles(), params, sms, gpu)?;
         Ok(Launch { elastic: is_long(self.work().bytes, sms), ..launch })
     }
 }
