@@ -107,8 +107,8 @@ typedef struct KvPages {
     uint32_t head_dim;
 } KvPages;
 
-// Pages whose keys are one block's share of decode attention: part of the arithmetic, so the same for every shape.
-#define DECODE_PAGES_PER_CHUNK 4
+// The most pages whose keys are summed by one block of decode attention.
+#define DECODE_MOST_PAGES_PER_CHUNK 32
 // Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
 #define DECODE_MAX_COUNTERS 32768
 
@@ -119,6 +119,7 @@ typedef struct AttentionDecodeArgs {
     uint64_t output;    // f16 [sequences, output_stride]
     uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
     uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
+    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic
     uint32_t sequences;
     uint32_t heads;
     uint32_t qkv_stride;

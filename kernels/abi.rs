@@ -2,7 +2,7 @@
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
 pub const KV_PAGE_TOKENS: u32 = 64;
-pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
@@ -253,6 +253,8 @@ pub struct AttentionDecodeArgs {
     pub lengths: u64,
     #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
     pub workspace: u64,
+    #[doc = " whose keys are one block's share: part of the arithmetic"]
+    pub pages_per_chunk: u32,
     pub sequences: u32,
     pub heads: u32,
     pub qkv_stride: u32,
@@ -274,12 +276,13 @@ const _: () = {
     ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
     ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
     ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::pages_per_chunk"][::std::mem::offset_of!(AttentionDecodeArgs, pages_per_chunk) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 96usize];
     ["Offset of field: AttentionDecodeArgs::key_map"][::std::mem::offset_of!(AttentionDecodeArgs, key_map) - 128usize];
     ["Offset of field: AttentionDecodeArgs::value_map"][::std::mem::offset_of!(AttentionDecodeArgs, value_map) - 256usize];
 };

@@ -131,7 +131,7 @@ struct Decode : DecodeArithmetic<D> {
                 partial = Partial();
                 if (more) {
                     item = ahead;
-                    item.page = max(item.chunk * DECODE_PAGES_PER_CHUNK, item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
+                    item.page = max(item.chunk * int(args.pages_per_chunk), item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
                     ahead_is_next = false;
                 }
                 __syncthreads(); // the slot may be filled again
@@ -154,7 +154,7 @@ struct Decode : DecodeArithmetic<D> {
 
     // One group of copies: this warp's quarter of the page.
     __device__ __forceinline__ void copy_page(const DecodeItem &item, int slot) {
-        const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page % DECODE_PAGES_PER_CHUNK);
+        const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page % args.pages_per_chunk);
         const size_t first_row = (page * args.cache.kv_heads + item.column / this->group) * KV_PAGE_TOKENS + warp * KEYS;
         const int rows = item.length - item.page * KV_PAGE_TOKENS - warp * KEYS;
         const bool aligned = head_dim % 8 == 0;

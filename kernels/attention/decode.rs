@@ -11,6 +11,12 @@ use super::{CompiledSize, Heads, KvCache, PAGE_TOKENS, product, unsupported};
 /// Query heads of one tile, `DECODE_HEADS` in decode.cuh.
 const HEADS_PER_TILE: u32 = 8;
 
+/// Chunks that keep every SM of a large GPU busy.
+const ENOUGH_CHUNKS: u64 = 256;
+
+/// Below this, what a chunk costs besides its pages outweighs what more blocks gain.
+const FEWEST_PAGES_PER_CHUNK: u32 = 4;
+
 /// Beyond this, a tile is several chunks.
 const MOST_TILES: u64 = 8192;
 
@@ -56,8 +62,8 @@ pub struct AttentionDecode {
     pub heads: Heads,
     /// Sequences in the batch, each with one row.
     pub sequences: u32,
-    /// About how long the sequences are: only the key (which rounds it up to a power of two, so that a growing sequence keeps its profile)
-    /// and the [`Work`] depend on it.
+    /// About how long the sequences are. The key rounds it up to a power of two, so that a growing sequence keeps its profile, and by the key the keys
+    /// are split over blocks: sums are added in an order that follows from it.
     pub context: u32,
     /// A query sees only the last `window` positions, its own included; 0 where it sees all.
     pub window: u32,
@@ -81,9 +87,10 @@ pub struct AttentionDecode {
 }
 
 impl AttentionDecode {
-    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs.
+    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs, whatever its context.
     pub fn workspace_bytes(heads: Heads, sequences: u32, pages_per_sequence: u32) -> u64 {
-        let [chunks, sequences, query_heads] = [chunks_of(pages_per_sequence), sequences, heads.heads].map(u64::from);
+        let chunks = pages_per_sequence.div_ceil(FEWEST_PAGES_PER_CHUNK);
+        let [chunks, sequences, query_heads] = [chunks, sequences, heads.heads].map(u64::from);
         // For each chunk of each query head a maximum and a sum, and a row of outputs; both begin on 16 bytes.
         let rows = product([sequences, query_heads, chunks]).saturating_add(1) / 2 * 2;
         let row_bytes = 8 + 16 * u64::from(heads.head_dim.div_ceil(4));
@@ -99,7 +106,23 @@ impl AttentionDecode {
     /// As many as there are chunks when every sequence fills its row of the page table, up to a limit: each of those that turn out to be empty
     /// still has to be taken from the counter.
     fn tiles(&self) -> u64 {
-        product([self.columns(), u64::from(chunks_of(self.cache.pages_per_sequence))]).min(MOST_TILES)
+        product([self.columns(), u64::from(self.cache.pages_per_sequence.div_ceil(self.pages_per_chunk()))]).min(MOST_TILES)
+    }
+
+    /// The most pages, as a power of two, that still make [`ENOUGH_CHUNKS`] at the context that the key names: long chunks leave few partial results,
+    /// and short ones give every SM some. Part of the arithmetic, so it must not depend on the SM count.
+    fn pages_per_chunk(&self) -> u32 {
+        let pages = KvCache::pages_for(self.context_class().min(self.cache.capacity()));
+        let mut chosen = abi::DECODE_MOST_PAGES_PER_CHUNK;
+        while chosen > FEWEST_PAGES_PER_CHUNK && product([self.columns(), u64::from(pages.div_ceil(chosen))]) < ENOUGH_CHUNKS {
+            chosen /= 2;
+        }
+        chosen
+    }
+
+    /// Positions that a query sees, rounded up to a power of two.
+    fn context_class(&self) -> u32 {
+        self.seen().checked_next_power_of_two().unwrap_or(u32::MAX)
     }
 
     /// Positions that a query sees.
@@ -164,6 +187,7 @@ impl AttentionDecode {
             output: self.output.0,
             lengths: self.lengths.0,
             workspace: self.workspace.0,
+            pages_per_chunk: self.pages_per_chunk(),
             sequences: self.sequences,
             heads: self.heads.heads,
             qkv_stride: self.qkv_stride,
@@ -184,8 +208,7 @@ unsafe impl Kernel for AttentionDecode {
     fn key(&self) -> KernelKey {
         const NAME: KernelName = KernelName::new("attention_decode");
         let Heads { heads, kv_heads, head_dim } = self.heads;
-        let seen = self.seen().checked_next_power_of_two().unwrap_or(u32::MAX);
-        KernelKey::new(NAME, [self.sequences, heads, kv_heads, head_dim, seen])
+        KernelKey::new(NAME, [self.sequences, heads, kv_heads, head_dim, self.context_class()])
     }
 
     fn work(&self) -> Work {
@@ -211,10 +234,6 @@ unsafe impl Kernel for AttentionDecode {
         let launch = size.launch(&self.key(), self.tiles(), params, sms, gpu)?;
         Ok(Launch { elastic: is_long(self.work().bytes, sms), ..launch })
     }
-}
-
-fn chunks_of(pages_per_sequence: u32) -> u32 {
-    pages_per_sequence.div_ceil(abi::DECODE_PAGES_PER_CHUNK)
 }
 
 /// Whether reading `bytes` takes more than the 20 us from which a launch should give SMs back while it runs. An SM reads about 100 bytes a

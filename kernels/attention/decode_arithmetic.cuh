@@ -4,7 +4,7 @@
 //
 // Memory bound: 4 * length * head_dim bytes for each key head and next to no arithmetic, so all that matters is how many bytes are under way.
 //
-// Work. A sequence's keys are cut into chunks of DECODE_PAGES_PER_CHUNK pages, counted from position 0. An item is one chunk of one column: one
+// Work. A sequence's keys are cut into chunks of args.pages_per_chunk pages, counted from position 0. An item is one chunk of one column: one
 // key head and up to 8 of the query heads that share it, so that each key is read once for all of them. Items are numbered through the sequences
 // by their true lengths, chunk by chunk and in each chunk column by column. The launch has as many tiles as there would be items were every sequence
 // as long as its row of the page table; tiles beyond the last item are empty, and so a captured launch stays right while sequences grow.
@@ -14,8 +14,8 @@
 // partial results are added in the order of the warps. A fifth warp does what waits for other SMs, so that the ring never stands still for it.
 //
 // Chunks. The only chunk of a column writes its output. Of several, each leaves (output, maximum, sum) in the workspace, and the fifth warp of the
-// block that is the last to arrive adds up all of them in the order of the chunks. So the arithmetic of a sequence depends on its own length and
-// the window alone: not on who computes it, nor on the batch, the capacity, or the SM count.
+// block that is the last to arrive adds up all of them in the order of the chunks. So the arithmetic of a sequence depends on its own length, the
+// window and the chunk's pages alone, and these follow from the launch's shape: not on who computes it, nor on the SM count.
 //
 // Arithmetic. As products of transposes, so that keys are the 16 rows of m16n8k16 and query heads its 8 columns: s = k q^T and o = v^T p^T.
 // The running maximum and sum are those of flash.cuh.
@@ -72,10 +72,10 @@ class DecodeItems {
         item.chunks = chunks(item.length);
         const uint32_t nth = number - before_ - __shfl_sync(EVERY_LANE, last_, owner) + item.chunks * columns_;
         item.column = nth % columns_;
-        item.chunk = item.begin / CHUNK + nth / columns_;
-        const int first_page = item.chunk * DECODE_PAGES_PER_CHUNK;
+        item.chunk = item.begin / chunk_tokens() + nth / columns_;
+        const int first_page = item.chunk * args_.pages_per_chunk;
         item.page = max(first_page, item.begin / KV_PAGE_TOKENS);
-        item.end_page = min(first_page + DECODE_PAGES_PER_CHUNK, div_ceil(item.length, KV_PAGE_TOKENS));
+        item.end_page = min(first_page + int(args_.pages_per_chunk), div_ceil(item.length, KV_PAGE_TOKENS));
         const uint32_t *const table =
             reinterpret_cast<const uint32_t *>(args_.cache.page_table) + size_t(item.sequence) * args_.cache.pages_per_sequence;
         const int mine = first_page + threadIdx.x % 32;
@@ -84,10 +84,10 @@ class DecodeItems {
     }
 
   private:
-    static constexpr int CHUNK = DECODE_PAGES_PER_CHUNK * KV_PAGE_TOKENS;
+    __device__ int chunk_tokens() const { return args_.pages_per_chunk * KV_PAGE_TOKENS; }
 
     __device__ int begin(int length) const { return args_.window == 0 || args_.window >= length ? 0 : length - args_.window; }
-    __device__ int chunks(int length) const { return div_ceil(length, CHUNK) - begin(length) / CHUNK; }
+    __device__ int chunks(int length) const { return div_ceil(length, chunk_tokens()) - begin(length) / chunk_tokens(); }
 
     // Lane i has sequence first + i, and in last_ the number of its last item plus one, counted from the first of the 32 sequences.
     __device__ void read(uint32_t first) {
@@ -258,7 +258,7 @@ struct DecodeArithmetic {
     }
 
     // The workspace: counters at a fixed place, then for each chunk of each query head (maximum, sum), then its output.
-    __device__ size_t chunk_rows() const { return div_ceil(args.cache.pages_per_sequence, DECODE_PAGES_PER_CHUNK); }
+    __device__ size_t chunk_rows() const { return div_ceil(args.cache.pages_per_sequence, args.pages_per_chunk); }
     __device__ size_t workspace_row(const DecodeItem &item, int head) const {
         return (item.sequence * size_t(args.heads) + head) * chunk_rows();
     }
@@ -350,15 +350,18 @@ struct DecodeArithmetic {
     // some pieces of the output.
     __device__ void combine(const DecodeItem &item, CombineRoom &room) const {
         const int first = first_head(item), rows = heads_of(item), pieces = pitch(), chunks = item.chunks;
-        const int first_chunk = item.begin / (DECODE_PAGES_PER_CHUNK * KV_PAGE_TOKENS);
+        const int first_chunk = item.begin / int(args.pages_per_chunk * KV_PAGE_TOKENS);
         const size_t first_row = workspace_row(item, first) + first_chunk;
         const auto known = [&](int row, int chunk) {
             return row < rows && chunk < chunks ? __ldcg(statistics() + first_row + row * chunk_rows() + chunk) : make_float2(-INFINITY, 0.0f);
         };
 
         float highest[DECODE_HEADS], sums[DECODE_HEADS] = {};
+        float2 mine[DECODE_HEADS]; // of this lane's chunk among the first 32
 #pragma unroll
-        for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = known(row, lane).x;
+        for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, lane);
+#pragma unroll
+        for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = mine[row].x;
         for (int chunk = 32; chunk < chunks; chunk += 32) {
 #pragma unroll
             for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = fmaxf(highest[row], known(row, chunk + lane).x);
@@ -370,6 +373,18 @@ struct DecodeArithmetic {
                 highest[row] = fmaxf(highest[row], __shfl_xor_sync(EVERY_LANE, highest[row], distance));
             }
         }
+        // A lane's statistics become its chunk's weights, for all lanes to read.
+        const auto publish = [&](int from, bool add) {
+            __syncwarp();
+#pragma unroll
+            for (int row = 0; row < DECODE_HEADS; ++row) {
+                const float weight = from + lane < chunks ? exp2_approx(mine[row].x - highest[row]) : 0.0f;
+                room.weights[row][lane] = weight;
+                if (add) sums[row] += weight * mine[row].y;
+            }
+            __syncwarp();
+        };
+        publish(0, true);
 
         constexpr int EACH = D < 32 * 4 ? D / 32 : 4;
         for (int base = 0; base < rows * pieces; base += 32 * EACH) {
@@ -382,16 +397,12 @@ struct DecodeArithmetic {
                 piece_of[j] = i % pieces;
             }
             for (int from = 0; from < chunks; from += 32) {
-                __syncwarp();
+                if (chunks > 32 && (from > 0 || base > 0)) {
 #pragma unroll
-                for (int row = 0; row < DECODE_HEADS; ++row) {
-                    const float2 mine = known(row, from + lane);
-                    const float weight = from + lane < chunks ? exp2_approx(mine.x - highest[row]) : 0.0f;
-                    room.weights[row][lane] = weight;
-                    if (base == 0) sums[row] += weight * mine.y;
+                    for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, from + lane);
+                    publish(from, base == 0);
                 }
-                __syncwarp();
-#pragma unroll 2
+#pragma unroll 4
                 for (int chunk = 0; chunk < min(32, chunks - from); ++chunk) {
 #pragma unroll
                     for (int j = 0; j < EACH; ++j) {

@@ -76,9 +76,6 @@ struct DecodeBulk : DecodeArithmetic<D> {
             tma_prefetch(args.key_map);
             tma_prefetch(args.value_map);
         }
-        // Heads that an item does not have keep what was there before, which must be numbers.
-        for (int i = threadIdx.x; i < STAGES * DECODE_HEADS * D / 2; i += THREADS) reinterpret_cast<uint32_t *>(shared.queries)[i] = 0;
-        fence_shared_for_async();
         __syncthreads();
     }
 
@@ -116,16 +113,16 @@ struct DecodeBulk : DecodeArithmetic<D> {
                 reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
             const uint32_t query_bytes = this->heads_of(item) * D * 2;
             for (int page = item.page; page < item.end_page; ++page) {
-                const uint32_t number_of_page = __shfl_sync(EVERY_LANE, item.page_number, page % DECODE_PAGES_PER_CHUNK);
+                const uint32_t number_of_page = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
                 if (lane == 0) {
                     const bool first = page == item.page;
                     begin_stage(Note{item, page, first, page + 1 == item.end_page});
                     const uint32_t full = shared_address(&shared.full[at.stage]);
                     mbarrier_arrive_expect(full, 2 * PAGE_BYTES + (first ? query_bytes : 0));
                     const uint32_t row = (number_of_page * args.cache.kv_heads + kv_head) * KV_PAGE_TOKENS;
-                    tma_load(shared_address(shared.keys[at.stage]), args.key_map, full, 0u, row, 0u);
+                    load_page(shared_address(shared.keys[at.stage]), args.key_map, full, row);
                     if (first) bulk_load(shared_address(shared.queries[at.stage]), queries, query_bytes, full);
-                    tma_load(shared_address(shared.values[at.stage]), args.value_map, full, 0u, row, 0u);
+                    load_page(shared_address(shared.values[at.stage]), args.value_map, full, row);
                 }
                 at.advance();
             }
@@ -136,6 +133,15 @@ struct DecodeBulk : DecodeArithmetic<D> {
             mbarrier_arrive(shared_address(&shared.full[at.stage]));
         }
         __syncwarp();
+    }
+
+    // All boxes of 64 rows. Keys and values are read once a step: they must not push out of L2 what is read again, the partial results first of all.
+    __device__ static void load_page(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t row) {
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %3}], [%2], %5;" ::"r"(
+                target),
+            "l"(&map), "r"(barrier), "r"(0), "r"(row), "l"(L2_EVICT_FIRST)
+            : "memory");
     }
 
     // `bytes` bytes, a multiple of 16, from an address on 16 bytes.
@@ -185,7 +191,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             if (item.chunks == 0) break;
             uint8_t *const keys = shared.keys[at.stage], *const values = shared.values[at.stage];
             const uint32_t empty = shared_address(&shared.empty[at.stage]);
-            if (first) read_queries(queries, shared.queries[at.stage]);
+            if (first) read_queries(queries, shared.queries[at.stage], this->heads_of(item));
 
             const int position = page * KV_PAGE_TOKENS + warp * KEYS;
             if (position < item.length) {
@@ -227,10 +233,14 @@ struct DecodeBulk : DecodeArithmetic<D> {
         ++handed;
     }
 
-    __device__ __forceinline__ void read_queries(Queries &queries, const __half *shared_queries) const {
+    // Heads that the item does not have are zeros.
+    __device__ __forceinline__ void read_queries(Queries &queries, const __half *shared_queries, int heads) const {
         const uint32_t address = shared_address(shared_queries + lane % 8 * D + lane / 8 % 2 * 8);
 #pragma unroll
-        for (int step = 0; step < D / 16; ++step) ldmatrix_x2(queries.of[step], address + step * 32);
+        for (int step = 0; step < D / 16; ++step) {
+            ldmatrix_x2(queries.of[step], address + step * 32);
+            if (lane / 4 >= heads) queries.of[step][0] = queries.of[step][1] = 0;
+        }
     }
 
     // Zeros in this warp's rows from the `valid`th on.

@@ -135,6 +135,10 @@ fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     // 8 pages are 2 chunks.
     assert_eq!(tiles(&decode(LLAMA)), 8 * 8 * 2);
     assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3 * 2);
+    // 64 pages are 4 chunks: 256 in all.
+    let cache = KvCache { pages_per_sequence: 64, ..CACHE };
+    assert_eq!(tiles(&AttentionDecode { context: 4096, cache, ..decode(LLAMA) }), 8 * 8 * 4);
+    assert_eq!(tiles(&AttentionDecode { context: 4096, sequences: 64, cache, ..decode(LLAMA) }), 64 * 8 * 2);
 }
 
 #[test]
