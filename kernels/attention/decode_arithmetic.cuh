@@ -40,7 +40,7 @@ struct DecodeItem {
     uint32_t page_number; // lane i: the table's entry of the chunk's page i
 };
 
-// A warp's way through the batch, from item to item. Their numbers only grow.
+// A warp's way through the batch, from item to item; quick where their numbers grow.
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
@@ -60,6 +60,10 @@ class DecodeItems {
     }
 
     __device__ DecodeItem at(uint32_t number) {
+        if (number < before_) { // of a tile with several items, the last was far ahead
+            before_ = 0;
+            read(0);
+        }
         for (uint32_t here; number - before_ >= (here = __shfl_sync(EVERY_LANE, last_, 31));) {
             before_ += here;
             read(first_ + 32);
@@ -111,7 +115,7 @@ class DecodeItems {
     int length_;
 };
 
-// The numbers of this block's items, in rising order. A tile is one item, or several that lie a launch's tiles apart.
+// The numbers of this block's items. A tile is one item, or several that lie a launch's tiles apart.
 class DecodeNumbers {
   public:
     __device__ DecodeNumbers(const Tiles &tiles, uint32_t items) : tiles_(tiles), queue_(tiles), items_(items), last_(NO_ITEM) {}
