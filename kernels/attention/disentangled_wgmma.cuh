@@ -59,10 +59,11 @@ struct DisentangledWgmma {
     // Stores the 80 of the two chunks' columns that begin at `first`, a multiple of 16.
     __device__ static __forceinline__ void store_terms(__half *terms, const float (&lower)[KEYS / 2], const float (&upper)[KEYS / 2], int first,
                                                        float scale_log2) {
+        const uint32_t to = DisentangledTerms::first_columns(terms) - first * 2;
 #pragma unroll
         for (int i = 0; i < KEYS / 8; ++i) {
-            if (i * 8 >= first) DisentangledTerms::store(terms, i * 8 - first, &lower[i * 4], scale_log2);
-            if (KEYS + i * 8 < first + DisentangledTerms::DISTANCES) DisentangledTerms::store(terms, KEYS + i * 8 - first, &upper[i * 4], scale_log2);
+            DisentangledTerms::store(to + i * 16, &lower[i * 4], scale_log2, i * 8 >= first);
+            DisentangledTerms::store(to + KEYS * 2 + i * 16, &upper[i * 4], scale_log2, KEYS + i * 8 < first + DisentangledTerms::DISTANCES);
         }
     }
 
@@ -109,7 +110,6 @@ struct DisentangledWgmma {
             fence_shared_for_async();
             // This block has arrived for all threads, and none still reads what the next one or this one's terms are written to.
             __syncthreads();
-            if (block + 1 < blocks) copy_block(block + 1);
 
             const Rows64 &keys = shared.keys[block % 2];
             const int upper = block % 3, lower = (block + 1) % 3;
@@ -123,6 +123,7 @@ struct DisentangledWgmma {
             wgmma_commit();
             multiply(scores, shared.queries, keys);
             wgmma_commit();
+            if (block + 1 < blocks) copy_block(block + 1);
 
             wgmma_wait<2>();
             wgmma_settle(of_queries[0]);
