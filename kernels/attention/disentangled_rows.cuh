@@ -42,7 +42,7 @@ struct DisentangledPlace {
 struct DisentangledTerms {
     // Distances that the 16 rows of a warp have to the 64 of the other side: 79, and one to make it whole tiles.
     static constexpr int DISTANCES = 80;
-    // Rows read along a diagonal and rows written side by side both spread over the banks.
+    // Rows read along a diagonal and rows written side by side both spread over the banks. Nothing is read from the last eight columns.
     static constexpr int PITCH = DISTANCES + 8;
 
     __half of_queries[4][QUERY_ROWS * PITCH];
@@ -58,12 +58,10 @@ struct DisentangledTerms {
         return shared_address(rows + lane / 4 * PITCH + lane % 4 * 2);
     }
 
-    // Stores eight columns, if `wanted`. The store alone is predicated: a branch around each would keep the others' arithmetic from overlapping.
-    __device__ static __forceinline__ void store(uint32_t address, const float *sums, float scale_log2, bool wanted = true) {
+    // Stores eight columns.
+    __device__ static __forceinline__ void store(uint32_t address, const float *sums, float scale_log2) {
         const uint32_t upper = pack_halves(sums[0] * scale_log2, sums[1] * scale_log2), lower = pack_halves(sums[2] * scale_log2, sums[3] * scale_log2);
-        asm volatile("{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %3, 0;\n@wanted st.shared.b32 [%0], %1;\n@wanted st.shared.b32 [%0 + %4], %2;\n}" ::"r"(address),
-                     "r"(upper), "r"(lower), "r"(uint32_t(wanted)), "n"(8 * PITCH * 2)
-                     : "memory");
+        asm volatile("st.shared.b32 [%0], %1;\nst.shared.b32 [%0 + %3], %2;" ::"r"(address), "r"(upper), "r"(lower), "n"(8 * PITCH * 2) : "memory");
     }
 };
 
