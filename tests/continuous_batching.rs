@@ -20,6 +20,9 @@ fn model(name: &str) -> (Decoder, DecoderConfig) {
     (decoder, config)
 }
 
+/// The tokens that a request got, and why it got no more.
+type Answer = (Vec<u32>, Option<Stop>);
+
 /// Requests of many lengths, greedy and sampled, made of the fixture's own token ids.
 fn requests(name: &str, config: &DecoderConfig) -> Vec<Request> {
     let ids = fixture_ids(name).concat();
@@ -37,14 +40,14 @@ fn requests(name: &str, config: &DecoderConfig) -> Vec<Request> {
     (0..16).map(request).collect()
 }
 
-fn alone(decoder: &Decoder, config: &DecoderConfig, request: &Request) -> (Vec<u32>, Option<Stop>) {
+fn alone(decoder: &Decoder, config: &DecoderConfig, request: &Request) -> Answer {
     let Request { prompt, max_tokens, sampling, seed, .. } = request;
     let mut generation = Generation::new(decoder.start(), config, prompt, max_tokens.get(), *sampling, *seed);
     (generation.by_ref().map(Result::unwrap).collect(), generation.stop())
 }
 
 /// Serves the requests, `arrivals[i]` steps after the start, and returns what each got with the number of preemptions.
-fn together(decoder: &Decoder, limits: Limits, requests: &[Request], arrivals: &[usize]) -> (Vec<(Vec<u32>, Option<Stop>)>, u64) {
+fn together(decoder: &Decoder, limits: Limits, requests: &[Request], arrivals: &[usize]) -> (Vec<Answer>, u64) {
     let mut batching = Batching::new(decoder.paged_batch(limits), limits).unwrap();
     let mut outputs = vec![(Vec::new(), None); requests.len()];
     let mut arrivals = arrivals.iter().zip(requests).peekable();

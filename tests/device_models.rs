@@ -13,7 +13,7 @@ use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
-use smidgen_runtime::policy::Exclusive;
+use smidgen_runtime::policy::{Exclusive, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
@@ -117,6 +117,36 @@ fn requests_of_every_length_are_served_together_in_eager_and_captured_steps() {
         }
         assert_eq!(batching.take_finished().len(), 8);
     }
+}
+
+#[test]
+fn requests_are_served_on_while_tenants_come_and_go() {
+    let source = source(&fixture("llama-tied"));
+    let limits = Limits { slots: 4, step_tokens: 8, pages: 4, page_tokens: PAGE_TOKENS, max_sequence: 30 };
+    let runtime = Runtime::new(device(), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+    let spec = TenantSpec { name: "served".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+    let session = runtime.session(runtime.admit(spec.clone()).unwrap()).unwrap();
+    let mut batching = Batching::new(source.slots(session, limits).unwrap(), limits).unwrap();
+    let max_tokens = NonZeroUsize::new(20).unwrap();
+    for _ in 0..4 {
+        let request = Request { prompt: vec![1, 2], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };
+        batching.submit(request, Duration::ZERO).unwrap();
+    }
+    let (mut tokens, mut guest) = (0, None);
+    for step in 0.. {
+        if batching.is_idle() {
+            break;
+        }
+        match step {
+            6 => guest = Some(runtime.admit(spec.clone()).unwrap()),
+            12 => guest.take().into_iter().for_each(|guest| runtime.dismiss(guest).unwrap()),
+            _ => (),
+        }
+        tokens += batching.step().unwrap().iter().filter(|output| matches!(output, Output::Token(..))).count();
+    }
+    assert_eq!(tokens, 80);
+    // Of the 19 steps that only decode, the first under each of the three plans is launched kernel by kernel for each of the two token buffers.
+    assert_eq!(batching.executor_mut().session().stats().replays, 19 - 3 * 2);
 }
 
 #[test]

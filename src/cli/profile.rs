@@ -87,7 +87,7 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
     let options = Options { rungs: rungs(device.topology()), ..Options::default() };
     let mut made = None;
     for tenant in tenants {
-        let recording = record(&device, &tenant.model, tenant.batch, tenant.seq)?;
+        let recording = record(&device, &tenant.model, tenant.batch, tenant.context())?;
         if !recording.launches.iter().all(|kernel| known.kernel(kernel.key().fingerprint()).is_some()) {
             sweep(&device, &tenant.model, &recording, &options, &path)?;
             made = Some(path.clone());

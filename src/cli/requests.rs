@@ -112,7 +112,8 @@ pub fn serve(
 
 /// Slots and pages for these requests.
 fn limits(serving: &ServingArgs, requests: &[Request], max_sequence: usize) -> anyhow::Result<Limits> {
-    let longest = requests.iter().map(|request| request.prompt.len().saturating_add(request.max_tokens.get())).max().unwrap_or(1);
+    // The last token drawn is not computed.
+    let longest = requests.iter().map(|request| request.prompt.len().saturating_add(request.max_tokens.get() - 1)).max().unwrap_or(1);
     let longest = longest.min(max_sequence);
     let slots = serving.max_batch.min(u32::try_from(requests.len())?);
     let enough = slots.saturating_mul(u32::try_from(longest)?.div_ceil(PAGE_TOKENS));

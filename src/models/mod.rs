@@ -16,8 +16,9 @@ mod workload;
 use smidgen_runtime::device::DeviceError;
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use crate::config::ModelConfig;
+use crate::config::{DecoderConfig, ModelConfig};
 use crate::serve::Workload;
+use crate::serve::batching::Limits;
 use crate::weights::{Weights, WeightsError};
 
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
@@ -33,7 +34,9 @@ pub enum BuildError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A request longer than the model's positions.
-    #[error("`{model}` takes sequences of up to {limit} tokens, not {asked}; use a smaller `seq`")]
+    #[error(
+        "`{model}` takes sequences of up to {limit} tokens, not {asked}; use a smaller `seq` (or, of a stream, a smaller `prompt` or `generate`)"
+    )]
     TooLong {
         /// The preset or directory.
         model: String,
@@ -115,6 +118,31 @@ impl ModelSource {
                 workload::decoder(config, &self.weights, session, batch, seq)
             }
             ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, batch),
+        }
+    }
+
+    /// Device memory that the weights and the cache of a decoder's slots will take, bytes.
+    ///
+    /// # Errors
+    /// [`BuildError::TooLong`] for sequences beyond the model's positions, [`BuildError::Unsupported`] for an encoder.
+    pub fn serving_memory_bytes(&self, limits: Limits) -> Result<u64, BuildError> {
+        self.check_length(u32::try_from(limits.max_sequence).unwrap_or(u32::MAX))?;
+        Ok(Decoder::serving_memory_bytes(self.decoder()?, limits))
+    }
+
+    /// The slots of a decoder that serves requests by continuous batching. It takes the session over.
+    ///
+    /// # Errors
+    /// What is wrong with the weights, or what the device says.
+    pub fn slots(&self, mut session: Session, limits: Limits) -> Result<SlotBatch, BuildError> {
+        let decoder = Decoder::new(self.decoder()?, &self.weights, &mut session)?;
+        SlotBatch::new(decoder, session, limits)
+    }
+
+    fn decoder(&self) -> Result<&DecoderConfig, BuildError> {
+        match self.config() {
+            ModelConfig::Decoder(config) => Ok(config),
+            _ => Err(BuildError::Unsupported("only decoders serve a stream of requests: leave `prompt` and `generate` out")),
         }
     }
 

@@ -51,7 +51,7 @@ pub struct Tenant {
 }
 
 enum Model {
-    Encoder(Box<Encoder>, Box<EncoderBatch>),
+    Encoder(Box<Encoder>, EncoderBatch),
     /// With the lengths of the prompts.
     Decoder(Box<Decoder>, Box<DecoderBatch>, Prompts, Vec<u32>),
 }
@@ -134,7 +134,7 @@ impl Model {
             ModelConfig::Encoder(config) => {
                 let encoder = Encoder::new(config, weights, session)?;
                 let batch = encoder.batch(session, sequences)?;
-                Self::Encoder(Box::new(encoder), Box::new(batch))
+                Self::Encoder(Box::new(encoder), batch)
             }
             ModelConfig::Decoder(config) => {
                 let decoder = Decoder::new(config, weights, session)?;

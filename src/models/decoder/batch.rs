@@ -118,7 +118,9 @@ impl Decoder {
         let row = 2 * (2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate) as u64;
         let rows = (u64::from(limits.slots) + u64::from(limits.step_tokens)) * row;
         let logits = 4 * u64::from(limits.slots) * config.vocab as u64;
-        weights + cache + rows + logits + AttentionDecode::workspace_bytes(heads, limits.slots, SlotBatch::pages_per_sequence(limits))
+        let pages_per_sequence = SlotBatch::pages_per_sequence(limits);
+        let tables = 4 * (u64::from(limits.slots) + 1) * u64::from(pages_per_sequence);
+        weights + cache + rows + logits + tables + AttentionDecode::workspace_bytes(heads, limits.slots, pages_per_sequence)
     }
 
     /// A batch whose sequences have the pages that `page_table` says.

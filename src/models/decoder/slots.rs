@@ -26,6 +26,9 @@ use crate::serve::batching::{Executor, Limits, NewPages, StepPlan};
 /// Buffers of drawn tokens, and so steps that are issued and not read.
 const TOKEN_BUFFERS: usize = 2;
 
+/// Slots, tokens and pages that can be counted in sums of 32 bits.
+const MOST: u32 = 1 << 30;
+
 /// A decoder whose slots are filled by a [`Scheduler`](crate::serve::batching::Scheduler) with the same limits.
 pub struct SlotBatch {
     /// First, so that it is dropped first: it waits for the launches that use all the rest.
@@ -73,11 +76,14 @@ impl SlotBatch {
         if limits.page_tokens != PAGE_TOKENS {
             return Err(BuildError::Unsupported("the cache's pages have 64 tokens on the GPU"));
         }
+        if [limits.slots, limits.step_tokens, limits.pages].iter().any(|&limit| limit > MOST) {
+            return Err(BuildError::Unsupported("more than 2^30 slots, tokens in a step or pages"));
+        }
         let device = session.device();
         let Limits { slots, step_tokens, pages, .. } = limits;
         let pages_per_sequence = Self::pages_per_sequence(limits);
         let spare_page = pages;
-        let tables = vec![spare_page; ((slots + 1) * pages_per_sequence) as usize];
+        let tables = vec![spare_page; (slots as usize + 1) * pages_per_sequence as usize];
         let rows = slots + step_tokens;
         let room = Room { sequences: slots, pages: pages + 1, pages_per_sequence, rows, logit_rows: slots };
         let batch = decoder.batch_with(&session, room, upload_u32(&session, &tables)?)?;
@@ -118,6 +124,15 @@ impl SlotBatch {
         Ok(self.session.device().synchronize(self.session.stream())?)
     }
 
+    /// Launches one decode step over all slots, idle as they are, and waits for it: the session has met its kernels then.
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn run_idle_step(&mut self) -> Result<(), BuildError> {
+        self.launch_decode(self.limits.slots, self.issued % TOKEN_BUFFERS)?;
+        Ok(self.session.device().synchronize(self.session.stream())?)
+    }
+
     /// The session whose launches these are.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session
@@ -151,7 +166,13 @@ impl SlotBatch {
         let state = match state {
             DecodeStep::Captured(graph) if session.is_current(&graph)? => DecodeStep::Captured(graph),
             DecodeStep::Loaded => DecodeStep::Captured(session.capture(|session| decoder.decode_slots(session, batch, &step))?),
-            DecodeStep::Unknown | DecodeStep::Captured(_) => {
+            DecodeStep::Unknown => {
+                decoder.decode_slots(session, batch, &step)?;
+                DecodeStep::Loaded
+            }
+            DecodeStep::Captured(_) => {
+                // The plan has changed, and the old graph, which is given back, may still run.
+                session.device().synchronize(session.stream())?;
                 decoder.decode_slots(session, batch, &step)?;
                 DecodeStep::Loaded
             }

@@ -101,13 +101,33 @@ impl<E: Executor> Batching<E> {
         if self.scheduler.in_flight() == 0 { Ok(Vec::new()) } else { self.collect() }
     }
 
-    /// [`step`](Self::step) without waiting: `None` while the oldest step runs.
+    /// Issues steps until two are in flight or nothing is left to compute. Never waits.
     ///
     /// # Errors
     /// As [`step`](Self::step).
-    pub fn poll(&mut self) -> Result<Option<Vec<Output>>, E::Error> {
-        self.issue()?;
-        Ok(if self.scheduler.in_flight() == 0 || !self.executor.is_done()? { None } else { Some(self.collect()?) })
+    pub fn issue(&mut self) -> Result<(), E::Error> {
+        self.issue_up_to(STEPS_IN_FLIGHT)
+    }
+
+    /// [`issue`](Self::issue) until `steps` are in flight.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn issue_up_to(&mut self, steps: usize) -> Result<(), E::Error> {
+        while self.scheduler.in_flight() < steps {
+            let Some(plan) = self.scheduler.plan() else { break };
+            self.executor.issue(&plan)?;
+        }
+        Ok(())
+    }
+
+    /// What the oldest step brought, if it is done. Never waits.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn try_collect(&mut self) -> Result<Option<Vec<Output>>, E::Error> {
+        let ready = self.scheduler.in_flight() > 0 && self.executor.is_done()?;
+        if ready { self.collect().map(Some) } else { Ok(None) }
     }
 
     /// The requests that finished since this was last called, in the order in which they finished.
@@ -130,12 +150,9 @@ impl<E: Executor> Batching<E> {
         &self.executor
     }
 
-    fn issue(&mut self) -> Result<(), E::Error> {
-        while self.scheduler.in_flight() < STEPS_IN_FLIGHT {
-            let Some(plan) = self.scheduler.plan() else { break };
-            self.executor.issue(&plan)?;
-        }
-        Ok(())
+    /// [`executor`](Self::executor), to be changed.
+    pub fn executor_mut(&mut self) -> &mut E {
+        &mut self.executor
     }
 
     fn collect(&mut self) -> Result<Vec<Output>, E::Error> {
