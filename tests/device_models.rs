@@ -40,6 +40,31 @@ fn every_family_launches_a_forward_pass_of_the_whole_ragged_batch() {
 }
 
 #[test]
+fn a_vision_model_launches_a_forward_pass_of_all_images_and_takes_no_token_ids() {
+    let mut solo = Solo::load(&device(), &source(&fixture("vit")), 2, 34).unwrap();
+    let logits = solo.classify(&vec![vec![0.5; 3 * 24 * 24]; 70]).unwrap();
+    assert_eq!((logits.len(), logits[0].len()), (70, 5));
+    assert!(matches!(solo.forward(&[vec![1, 2]]), Err(SoloError::WrongKind { .. })));
+    let error = solo.classify(&[vec![0.5; 7]]).unwrap_err().to_string();
+    assert!(error.contains("pixels"), "{error}");
+    let mut text = Solo::load(&device(), &source(&fixture("bert")), 1, 8).unwrap();
+    assert!(matches!(text.classify(&[vec![0.5; 3 * 24 * 24]]), Err(SoloError::WrongKind { .. })));
+}
+
+/// Presets of every kind of encoder, at a length and a batch that have nothing round about them.
+#[test]
+fn every_encoder_and_vision_preset_is_a_workload() {
+    for name in ["deberta-base", "deberta-v2-xlarge", "deberta-v3-small", "vit-base-patch16-224", "vit-huge-patch14"] {
+        let source = ModelSource::find(name).unwrap();
+        let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        let memory_bytes = source.memory_bytes(3, 77).unwrap();
+        let spec = TenantSpec { name: name.into(), class: Class::Throughput, slo: None, memory_bytes };
+        let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
+        source.workload(&mut session, 3, 77).unwrap().enqueue(&mut session).unwrap();
+    }
+}
+
+#[test]
 fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy() {
     for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation"), ("gpt2", "activation_function")] {
         let model = Copy::of(name).edit_json("config.json", |config| config[field] = json!("silu"));

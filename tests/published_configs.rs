@@ -1,4 +1,4 @@
-//! Configurations of well-known decoders in the form of their published `config.json`, with the fields that a reader has to know or to pass over:
+//! Configurations of well-known models in the form of their published `config.json`, with the fields that a reader has to know or to pass over:
 //! each is accepted, and is what the preset of its name says.
 
 use std::path::Path;
@@ -204,4 +204,104 @@ fn llama_and_mistral_configurations_are_their_presets() {
             "vocab_size": 32000,
         }),
     );
+}
+
+#[test]
+fn deberta_configurations_are_their_presets() {
+    for (name, hidden, layers, heads) in [("deberta-base", 768, 12, 12), ("deberta-large", 1024, 24, 16)] {
+        assert_is_preset(
+            name,
+            json!({
+                "attention_probs_dropout_prob": 0.1,
+                "hidden_act": "gelu",
+                "hidden_dropout_prob": 0.1,
+                "hidden_size": hidden,
+                "initializer_range": 0.02,
+                "intermediate_size": 4 * hidden,
+                "layer_norm_eps": 1e-7,
+                "max_position_embeddings": 512,
+                "max_relative_positions": -1,
+                "model_type": "deberta",
+                "num_attention_heads": heads,
+                "num_hidden_layers": layers,
+                "padding_idx": 0,
+                "pooler_dropout": 0,
+                "pooler_hidden_act": "gelu",
+                "pos_att_type": "c2p|p2c",
+                "position_biased_input": false,
+                "relative_attention": true,
+                "type_vocab_size": 0,
+                "vocab_size": 50265,
+            }),
+        );
+    }
+    let v2 = |hidden: u32, layers: u32, heads: u32| {
+        json!({
+            "attention_head_size": 64,
+            "attention_probs_dropout_prob": 0.1,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.1,
+            "hidden_size": hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": 4 * hidden,
+            "layer_norm_eps": 1e-7,
+            "max_position_embeddings": 512,
+            "max_relative_positions": -1,
+            "model_type": "deberta-v2",
+            "norm_rel_ebd": "layer_norm",
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "pos_att_type": "p2c|c2p",
+            "position_biased_input": false,
+            "position_buckets": 256,
+            "relative_attention": true,
+            "share_att_key": true,
+            "type_vocab_size": 0,
+            "vocab_size": 128_100,
+        })
+    };
+    for (name, hidden, layers, heads) in
+        [("deberta-v3-small", 768, 6, 12), ("deberta-v3-base", 768, 12, 12), ("deberta-v3-large", 1024, 24, 16)]
+    {
+        assert_is_preset(name, v2(hidden, layers, heads));
+    }
+    let mut xlarge = v2(1536, 24, 24);
+    (xlarge["conv_kernel_size"], xlarge["conv_act"]) = (json!(3), json!("gelu"));
+    assert_is_preset("deberta-v2-xlarge", xlarge);
+}
+
+/// But for the labels, which the presets have no names for.
+#[test]
+fn vit_configurations_are_their_presets() {
+    for (name, hidden, layers, heads, patch_size) in
+        [("vit-base-patch16-224", 768, 12, 12, 16), ("vit-large-patch16-224", 1024, 24, 16, 16), ("vit-huge-patch14", 1280, 32, 16, 14)]
+    {
+        let labels: serde_json::Map<_, _> = (0..1000).map(|class| (class.to_string(), json!(format!("label of {class}")))).collect();
+        let published = json!({
+            "architectures": ["ViTForImageClassification"],
+            "attention_probs_dropout_prob": 0.0,
+            "encoder_stride": 16,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "hidden_size": hidden,
+            "id2label": labels,
+            "image_size": 224,
+            "initializer_range": 0.02,
+            "intermediate_size": 4 * hidden,
+            "label2id": {},
+            "layer_norm_eps": 1e-12,
+            "model_type": "vit",
+            "num_attention_heads": heads,
+            "num_channels": 3,
+            "num_hidden_layers": layers,
+            "patch_size": patch_size,
+            "qkv_bias": true,
+        });
+        let Value::Object(object) = published else { unreachable!() };
+        let config = ModelConfig::from_json(Path::new("config.json"), &object).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let ModelConfig::Vision(vision) = config else { panic!("{name} is a vision model") };
+        assert_eq!((vision.label(999).as_ref(), vision.labels.len()), ("label of 999", 1000));
+        let unnamed = smidgen::config::VisionConfig { labels: [].as_slice().into(), ..vision };
+        assert_eq!(Some(ModelConfig::Vision(unnamed)), presets::find(name), "{name}");
+    }
 }

@@ -92,8 +92,9 @@ struct Disentangled {
             const int row = first + group * 16;
             return (row < KEYS ? below : above) + row * PITCH<D> * 2;
         });
+        const uint32_t to = DisentangledTerms::first_columns(terms);
 #pragma unroll
-        for (int i = 0; i < DisentangledTerms::DISTANCES / 8; ++i) DisentangledTerms::store(terms, i * 8, sums[i], scale_log2);
+        for (int i = 0; i < DisentangledTerms::DISTANCES / 8; ++i) DisentangledTerms::store(to + i * 16, sums[i], scale_log2);
     }
 
     // 16 rows of shared memory as A operands, read when needed.

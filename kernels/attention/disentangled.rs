@@ -9,6 +9,9 @@ use super::{CompiledSize, Heads, product, unsupported};
 /// Queries of one tile: `DISENTANGLED_BLOCK` in disentangled_rows.cuh.
 const QUERIES_PER_TILE: u32 = 64;
 
+/// Floating-point operations that an SM does in 20 us, about: a longer launch is elastic (elastic.cuh). Long sequences run at 1.5 TFLOP/s an SM.
+const FLOPS_OF_A_SHORT_LAUNCH: u64 = 30_000_000;
+
 /// Heads of 33 to 64 columns on Hopper, with launch bounds as `DisentangledWgmma::BLOCKS_PER_SM` in disentangled_wgmma.cuh.
 const WGMMA: CompiledSize = CompiledSize {
     head_dim: 64,
@@ -157,7 +160,8 @@ unsafe impl Kernel for AttentionDisentangled {
             output_stride: self.output_stride,
             scale: self.scale,
         };
-        size.launch(&self.key(), self.tiles(), Params::new(args), sms, gpu)
+        let launch = size.launch(&self.key(), self.tiles(), Params::new(args), sms, gpu)?;
+        Ok(Launch { elastic: self.work().flops > u64::from(sms.get()) * FLOPS_OF_A_SHORT_LAUNCH, ..launch })
     }
 }
 
@@ -212,6 +216,14 @@ mod tests {
             assert_eq!(symbol(other, &h200()), "attention_disentangled_d64");
         }
         assert_eq!(symbol(attention(12, 32, 128), &h200()), "attention_disentangled_d32");
+    }
+
+    #[test]
+    fn a_launch_is_elastic_where_its_sms_are_busy_for_long() {
+        let elastic = |length, sms| attention(12, 64, length).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        assert!(!elastic(128, 132));
+        assert!(elastic(512, 132));
+        assert!(elastic(128, 16));
     }
 
     #[test]

@@ -42,7 +42,7 @@ struct DisentangledPlace {
 struct DisentangledTerms {
     // Distances that the 16 rows of a warp have to the 64 of the other side: 79, and one to make it whole tiles.
     static constexpr int DISTANCES = 80;
-    // Rows read along a diagonal and rows written side by side both spread over the banks.
+    // Rows read along a diagonal and rows written side by side both spread over the banks. Nothing is read from the last eight columns.
     static constexpr int PITCH = DISTANCES + 8;
 
     __half of_queries[4][QUERY_ROWS * PITCH];
@@ -52,14 +52,16 @@ struct DisentangledTerms {
     __device__ static constexpr int first_of_queries(int warp) { return warp * 16; }
     __device__ static constexpr int first_of_keys(int warp) { return 48 - warp * 16; }
 
-    // Stores eight columns of a warp's 16 rows, as m16n8k16 holds them in a warp.
-    __device__ static __forceinline__ void store(__half *rows, int column, const float *sums, float scale_log2) {
+    // Where a lane stores what it has of the first eight columns of a warp's 16 rows, as m16n8k16 holds them.
+    __device__ static __forceinline__ uint32_t first_columns(const __half *rows) {
         const int lane = threadIdx.x % 32;
-        __half *const to = rows + lane / 4 * PITCH + column + lane % 4 * 2;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            *reinterpret_cast<uint32_t *>(to + half * 8 * PITCH) = pack_halves(sums[half * 2] * scale_log2, sums[half * 2 + 1] * scale_log2);
-        }
+        return shared_address(rows + lane / 4 * PITCH + lane % 4 * 2);
+    }
+
+    // Stores eight columns.
+    __device__ static __forceinline__ void store(uint32_t address, const float *sums, float scale_log2) {
+        const uint32_t upper = pack_halves(sums[0] * scale_log2, sums[1] * scale_log2), lower = pack_halves(sums[2] * scale_log2, sums[3] * scale_log2);
+        asm volatile("st.shared.b32 [%0], %1;\nst.shared.b32 [%0 + %3], %2;" ::"r"(address), "r"(upper), "r"(lower), "n"(8 * PITCH * 2) : "memory");
     }
 };
 
@@ -93,9 +95,16 @@ struct DisentangledRows {
                 if constexpr (BY_QUERY) term += __half2float(of_query[-key]);
                 if constexpr (BY_KEY) term += __half2float(of_keys[key * PITCH - key % 16]);
                 float &score = scores[i / 2][half * 2 + i % 2];
-                score = key + column < left ? score * scale_log2 + term : -INFINITY;
-                now = fmaxf(now, score);
+                score = score * scale_log2 + term;
             }
+            if (left < KEYS) {
+#pragma unroll
+                for (int i = 0; i < KEYS / 4; ++i) {
+                    if (i / 2 * 8 + i % 2 + column >= left) scores[i / 2][half * 2 + i % 2] = -INFINITY;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < KEYS / 4; ++i) now = fmaxf(now, scores[i / 2][half * 2 + i % 2]);
             now = quad_max(now);
             // Every block has a key that all rows see, so the maximum is finite but for NaN and infinite inputs.
             const float correction = exp2_approx(highest[half] - now);

@@ -2,8 +2,9 @@
 //
 // Elastic, and persistent: a tile is 64 queries of one head of one sequence, one warpgroup. Everything that a block of keys is multiplied with comes
 // straight from shared memory, in rows of 64 halves swizzled by 128 bytes: queries and keys by two chunks of distances each, 64 x 64 x 64 a product, and
-// queries by keys, all in flight at once; the terms of the first products are stored while the later ones still run. Of the 128 columns of two chunks a
-// warp's rows need 80, so that a third of the positions' products is for nothing: still less than half the time of the exact ones by mma.sync.
+// queries by keys, all in flight at once; the terms of the first products are stored, and the next block of keys is asked for, while the later ones still
+// run. Of the 128 columns of two chunks a warp's rows need 80, so three eighths of the positions' products are for nothing. What bounds the kernel is
+// shared memory: the operands of the products, the copies, and the terms on their way through it.
 #pragma once
 #include "attention/disentangled_rows.cuh"
 #include "elastic.cuh"
@@ -34,20 +35,29 @@ struct DisentangledWgmma {
         DisentangledTerms terms;
     };
 
-    // Brings rows low to high of the 64 that begin at `first`, `stride` halves apart, the others as zeros.
-    __device__ static __forceinline__ void copy(Rows64 &target, const __half *first, uint32_t stride, uint32_t width, int low, int high) {
-        constexpr int CHUNKS = D / 8, DOWN = THREADS / CHUNKS;
-        const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        const __half *const from = first + row * int64_t(stride) + chunk * 8;
-        // Rows of a thread are 16 apart, so that their swizzle is the same.
-        const uint32_t to = shared_address(target.elements) + swizzled_128(row, chunk);
-        const bool inside = chunk * 8 < width;
+    // What a thread copies of 64 rows: 16 bytes, `chunk`, of rows `row`, `row` + 16, `row` + 32 and `row` + 48, whose swizzle is the same.
+    struct Share {
+        int row, chunk;
+
+        __device__ Share() : row(threadIdx.x / (D / 8)), chunk(threadIdx.x % (D / 8)) {}
+
+        // Copies its share of 64 rows to each target from its own source: those rows for which `wanted` says so, the others as zeros. `from` are the
+        // sources of `row`, and rows are `stride` halves apart.
+        template <int COUNT, class Wanted>
+        __device__ __forceinline__ void copy(Rows64 *const (&targets)[COUNT], const __half *(&&from)[COUNT], uint32_t stride,
+                                             const Wanted &wanted) const {
+            constexpr int DOWN = THREADS / (D / 8);
 #pragma unroll
-        for (int down = 0; down < KEYS; down += DOWN) {
-            const bool valid = inside && row + down >= low && row + down < high;
-            cp_async_16(to + down * ROW_BYTES, from + down * int64_t(stride), valid ? 16 : 0);
+            for (int down = 0; down < KEYS; down += DOWN) {
+                const int bytes = wanted(row + down) ? 16 : 0;
+#pragma unroll
+                for (int i = 0; i < COUNT; ++i) {
+                    cp_async_16(shared_address(targets[i]->elements) + swizzled_128(row, chunk) + down * ROW_BYTES, from[i], bytes);
+                    from[i] += DOWN * stride;
+                }
+            }
         }
-    }
+    };
 
     // sums = a b^T, in flight.
     __device__ static __forceinline__ void multiply(float (&sums)[KEYS / 2], const Rows64 &a, const Rows64 &b) {
@@ -59,10 +69,13 @@ struct DisentangledWgmma {
     // Stores the 80 of the two chunks' columns that begin at `first`, a multiple of 16.
     __device__ static __forceinline__ void store_terms(__half *terms, const float (&lower)[KEYS / 2], const float (&upper)[KEYS / 2], int first,
                                                        float scale_log2) {
+        // What is not wanted goes to the columns that nobody reads: branches around stores would cost more than the stores.
+        const uint32_t to = DisentangledTerms::first_columns(terms), nowhere = to + DisentangledTerms::DISTANCES * 2;
 #pragma unroll
         for (int i = 0; i < KEYS / 8; ++i) {
-            if (i * 8 >= first) DisentangledTerms::store(terms, i * 8 - first, &lower[i * 4], scale_log2);
-            if (KEYS + i * 8 < first + DisentangledTerms::DISTANCES) DisentangledTerms::store(terms, KEYS + i * 8 - first, &upper[i * 4], scale_log2);
+            const int below = i * 8 - first, above = KEYS + below;
+            DisentangledTerms::store(below >= 0 ? to + below * 2 : nowhere, &lower[i * 4], scale_log2);
+            DisentangledTerms::store(above < DisentangledTerms::DISTANCES ? to + above * 2 : nowhere, &upper[i * 4], scale_log2);
         }
     }
 
@@ -74,29 +87,29 @@ struct DisentangledWgmma {
         // The warp's number is broadcast, so that the compiler knows that a warp does not part ways over it.
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
 
-        const uint32_t width = args.heads * args.head_dim;
-        const __half *const sequence_rows = reinterpret_cast<const __half *>(args.qkv) + place.start * args.qkv_stride + place.head * args.head_dim;
-        const auto copy_rows = [&](Rows64 &target, uint32_t column, int row) {
-            copy(target, sequence_rows + column + row * size_t(args.qkv_stride), args.qkv_stride, args.head_dim, 0, length - row);
-        };
+        // All that a thread's copies start from, computed once: in the loop they compete with the products' operands for registers and for time.
+        const Share share;
+        const bool inside = share.chunk * 8 < args.head_dim;
+        const uint32_t width = args.heads * args.head_dim, column = place.head * args.head_dim + share.chunk * 8;
+        const __half *const query_rows = reinterpret_cast<const __half *>(args.qkv) + (place.start + share.row) * args.qkv_stride + column;
+        const int64_t position = int64_t(share.row) * args.position_stride + column;
+        const auto of_sequence = [&](int from) { return [=](int row) { return inside && from + row < length; }; };
         // The chunk that is the upper one of this block of keys, and the lower one of the block before it.
         const auto copy_chunk = [&](int block) {
-            const int reach = args.reach, first_row = first_query - block * KEYS + reach;
-            const int64_t offset = first_row * int64_t(args.position_stride) + place.head * args.head_dim;
-            const auto copy_matrix = [&](Rows64 &target, uint64_t matrix) {
-                copy(target, reinterpret_cast<const __half *>(matrix) + offset, args.position_stride, args.head_dim, -first_row, 2 * reach + 1 - first_row);
-            };
-            copy_matrix(shared.position_keys[block % 3], args.position_keys);
-            copy_matrix(shared.position_queries[block % 3], args.position_queries);
+            const int first_row = first_query - block * KEYS + int(args.reach);
+            const int64_t offset = first_row * int64_t(args.position_stride) + position;
+            share.copy<2>({&shared.position_keys[block % 3], &shared.position_queries[block % 3]},
+                          {reinterpret_cast<const __half *>(args.position_keys) + offset, reinterpret_cast<const __half *>(args.position_queries) + offset},
+                          args.position_stride, [&](int row) { return inside && uint32_t(first_row + row) <= 2 * args.reach; });
         };
         const auto copy_block = [&](int block) {
-            copy_rows(shared.keys[block % 2], width, block * KEYS);
-            copy_rows(shared.values[block % 2], 2 * width, block * KEYS);
+            const __half *const keys = query_rows + size_t(block * KEYS) * args.qkv_stride + width;
+            share.copy<2>({&shared.keys[block % 2], &shared.values[block % 2]}, {keys, keys + width}, args.qkv_stride, of_sequence(block * KEYS));
             copy_chunk(block + 1);
             cp_async_commit();
         };
 
-        copy_rows(shared.queries, 0, first_query);
+        share.copy<1>({&shared.queries}, {query_rows + size_t(first_query) * args.qkv_stride}, args.qkv_stride, of_sequence(first_query));
         copy_chunk(0);
         copy_block(0);
 
@@ -109,7 +122,6 @@ struct DisentangledWgmma {
             fence_shared_for_async();
             // This block has arrived for all threads, and none still reads what the next one or this one's terms are written to.
             __syncthreads();
-            if (block + 1 < blocks) copy_block(block + 1);
 
             const Rows64 &keys = shared.keys[block % 2];
             const int upper = block % 3, lower = (block + 1) % 3;
@@ -128,6 +140,7 @@ struct DisentangledWgmma {
             wgmma_settle(of_queries[0]);
             wgmma_settle(of_queries[1]);
             store_terms(shared.terms.of_queries[warp], of_queries[0], of_queries[1], DisentangledTerms::first_of_queries(warp), scale_log2);
+            if (block + 1 < blocks) copy_block(block + 1);
             wgmma_wait<1>();
             wgmma_settle(of_keys[0]);
             wgmma_settle(of_keys[1]);
