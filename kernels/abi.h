@@ -323,8 +323,8 @@ typedef struct SampleBin {
 } SampleBin;
 
 #define SAMPLE_SEGMENT 256 // tokens that a warp reads at once
-#define SAMPLE_BINS 2048   // of a histogram
-#define SAMPLE_SHARED_BYTES 83968 // dynamic shared memory of a block
+#define SAMPLE_BINS 1024   // of a histogram: one for each thread of a block
+#define SAMPLE_SHARED_BYTES 71680 // dynamic shared memory of a block
 
 typedef struct SampleArgs {
     uint64_t logits;     // float [rows, vocabulary]

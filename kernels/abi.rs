@@ -33,8 +33,8 @@ pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
 pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const SAMPLE_SEGMENT: u32 = 256;
-pub const SAMPLE_BINS: u32 = 2048;
-pub const SAMPLE_SHARED_BYTES: u32 = 83968;
+pub const SAMPLE_BINS: u32 = 1024;
+pub const SAMPLE_SHARED_BYTES: u32 = 71680;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]

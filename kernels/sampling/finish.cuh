@@ -8,12 +8,18 @@
 constexpr uint32_t CANDIDATES = 4096; // tokens of undecided bins there is room for
 constexpr uint32_t MAX_STAGED_PARTS = 64;
 
-// A range of bins, or of orders; empty if first > last.
+// A range of bins; empty if first > last.
 struct Range {
     uint32_t first;
     uint32_t last;
+};
 
-    __device__ bool contains(uint32_t x) const { return first <= x && x <= last; }
+// A range of logits; empty if lowest > highest.
+struct LogitRange {
+    float lowest;
+    float highest;
+
+    __device__ bool contains(float logit) const { return lowest <= logit && logit <= highest; }
 };
 
 // Dynamic shared memory while a row is finished.
@@ -34,7 +40,7 @@ struct Finish {
     uint32_t lengths[MAX_STAGED_PARTS];
     SampleParams params;
     double top; // the bin of the largest logit
-    Range undecided[3]; // orders: where top_k, top_p and the draw may cut
+    LogitRange undecided[3]; // where top_k, top_p and the draw may cut
     uint32_t candidate_count;
     uint32_t found_bins[2];
     unsigned long long found_mass;
@@ -64,10 +70,10 @@ class Finisher {
     }
 
   private:
-    // Each thread has two neighbouring bins. After this, count_before and mass_before are right.
+    // Each thread has one bin. After this, count_before and mass_before are right.
     __device__ void add_histograms(const SamplePart *parts, const SampleBin *histograms, uint32_t part_count) {
-        const uint32_t bin = 2 * threadIdx.x;
-        unsigned long long count[2] = {0, 0}, deficit[2] = {0, 0};
+        const uint32_t bin = threadIdx.x;
+        unsigned long long count = 0, deficit = 0;
         for (uint32_t staged = 0; staged < part_count; staged += MAX_STAGED_PARTS) {
             const uint32_t here = min(MAX_STAGED_PARTS, part_count - staged);
             __syncthreads();
@@ -79,27 +85,18 @@ class Finisher {
             __syncthreads();
 #pragma unroll 8
             for (uint32_t part = 0; part < here; ++part) {
-                const uint32_t first = bin - shared_.shifts[part], length = shared_.lengths[part]; // wraps where the part starts lower
+                const uint32_t at = bin - shared_.shifts[part]; // wraps where the part's bins are all lower
                 const uint2 *histogram = reinterpret_cast<const uint2 *>(histograms + static_cast<uint64_t>(staged + part) * BINS);
-#pragma unroll
-                for (uint32_t i = 0; i < 2; ++i) {
-                    const uint2 in_bin = first + i < length ? __ldcg(histogram + (first + i)) : make_uint2(0, 0); // a SampleBin
-                    count[i] += in_bin.x;
-                    deficit[i] += in_bin.y;
-                }
+                const uint2 in_bin = at < shared_.lengths[part] ? __ldcg(histogram + at) : make_uint2(0, 0); // a SampleBin
+                count += in_bin.x;
+                deficit += in_bin.y;
             }
         }
-        unsigned long long mass[2];
-#pragma unroll
-        for (uint32_t i = 0; i < 2; ++i) mass[i] = Grid::weigh(count[i] * Grid::UNIT - deficit[i], bin + i);
+        const unsigned long long mass = Grid::weigh(count * Grid::UNIT - deficit, bin);
         uint32_t all_count;
         unsigned long long all_mass;
-        const uint32_t counts = sum_before(static_cast<uint32_t>(count[0] + count[1]), shared_.warp_counts, all_count);
-        const unsigned long long masses = sum_before(mass[0] + mass[1], shared_.warp_masses, all_mass);
-        shared_.count_before[bin] = counts;
-        shared_.count_before[bin + 1] = counts + static_cast<uint32_t>(count[0]);
-        shared_.mass_before[bin] = masses;
-        shared_.mass_before[bin + 1] = masses + mass[0];
+        shared_.count_before[bin] = sum_before(static_cast<uint32_t>(count), shared_.warp_counts, all_count);
+        shared_.mass_before[bin] = sum_before(mass, shared_.warp_masses, all_mass);
         if (threadIdx.x == 0) {
             shared_.count_before[BINS] = all_count;
             shared_.mass_before[BINS] = all_mass;
@@ -111,11 +108,9 @@ class Finisher {
     // The bins in which the running sum `before` passes two targets: before[bin] <= target < before[bin + 1].
     template <typename T>
     __device__ Range bins_passing(const T *before, T target, T other) {
-#pragma unroll
-        for (uint32_t bin = 2 * threadIdx.x; bin < 2 * threadIdx.x + 2; ++bin) {
-            if (before[bin] <= target && target < before[bin + 1]) shared_.found_bins[0] = bin;
-            if (before[bin] <= other && other < before[bin + 1]) shared_.found_bins[1] = bin;
-        }
+        const uint32_t bin = threadIdx.x;
+        if (before[bin] <= target && target < before[bin + 1]) shared_.found_bins[0] = bin;
+        if (before[bin] <= other && other < before[bin + 1]) shared_.found_bins[1] = bin;
         __syncthreads();
         const Range found = {shared_.found_bins[0], shared_.found_bins[1]};
         __syncthreads();
@@ -159,53 +154,83 @@ class Finisher {
         bins[2] = bins_passing(shared_.mass_before, target(least), target(most));
 #pragma unroll
         for (uint32_t cut = 0; cut < 3; ++cut) {
-            // Falling bins are rising orders. One warp each, as the edges take a division in double precision.
+            // Falling bins are rising logits. One warp each, for the sake of the edges' latency.
             if (threadIdx.x != 32 * cut) continue;
             const Range range = bins[cut];
-            const uint32_t highest = range.first == 0 ? 0xffffffffu : grid_.first_order(top_ - range.first + 1.0) - 1;
-            shared_.undecided[cut] = range.first <= range.last ? Range{grid_.first_order(top_ - range.last), highest} : Range{1, 0};
+            if (range.first > range.last) {
+                shared_.undecided[cut] = {INFINITY, -INFINITY};
+            } else {
+                const float highest = range.first == 0 ? INFINITY : logit_of(grid_.first_order(top_ - range.first + 1.0) - 1);
+                shared_.undecided[cut] = {logit_of(grid_.first_order(top_ - range.last)), highest};
+            }
         }
         __syncthreads();
     }
 
     // All tokens of undecided bins, in any order, into shared memory. Segments without a logit so large are not read.
     __device__ void gather(const uint32_t *segments) {
-        const Range(&undecided)[3] = shared_.undecided;
-        uint32_t lowest_order = undecided[2].first;
-#pragma unroll
-        for (uint32_t cut = 0; cut < 2; ++cut)
-            if (undecided[cut].first <= undecided[cut].last) lowest_order = min(lowest_order, undecided[cut].first);
-        const float lowest = logit_of(lowest_order);
+        const LogitRange undecided[3] = {shared_.undecided[0], shared_.undecided[1], shared_.undecided[2]};
+        const uint32_t lowest_order = order_of(fminf(fminf(undecided[0].lowest, undecided[1].lowest), undecided[2].lowest));
         for (uint32_t base = threadIdx.x / 32; base < row_.segments(); base += WARPS * 32) {
             // Each lane looks at one of the warp's next 32 segments.
             const uint32_t mine = base + threadIdx.x % 32 * WARPS;
             uint32_t left = __ballot_sync(0xffffffffu, mine < row_.segments() && __ldcg(segments + mine) >= lowest_order);
-            const auto next = [&] {
-                const uint32_t segment = base + (__ffs(left) - 1) * WARPS;
-                left &= left - 1;
-                return segment;
-            };
             while (left != 0) {
                 // Two segments on their way at once.
+                uint32_t segment[2];
+                segment[0] = base + (__ffs(left) - 1) * WARPS;
+                left &= left - 1;
+                segment[1] = left != 0 ? base + (__ffs(left) - 1) * WARPS : row_.segments(); // which has no tokens
+                left &= left - 1;
                 float logit[2][LogitRow::EACH];
-                const uint32_t first = next(), second = left != 0 ? next() : first;
-                row_.load(first, logit[0]);
-                if (second != first) row_.load(second, logit[1]);
-                const auto push = [&](uint32_t id, float number) {
-                    if (number < lowest) return; // nearly always
-                    const uint32_t order = order_of(number);
-                    if (!undecided[0].contains(order) && !undecided[1].contains(order) && !undecided[2].contains(order)) return;
-                    const uint32_t place = atomicAdd(&shared_.candidate_count, 1u);
+                row_.load(segment[0], logit[0]);
+                row_.load(segment[1], logit[1]);
+                uint32_t undecided_tokens = 0; // a bit for each of this thread's
+#pragma unroll
+                for (uint32_t i = 0; i < 2 * LogitRow::EACH; ++i) {
+                    const float number = not_nan(logit[i / LogitRow::EACH][i % LogitRow::EACH]);
+                    if (undecided[0].contains(number) || undecided[1].contains(number) || undecided[2].contains(number)) undecided_tokens |= 1u << i;
+                }
+                // Few: they are read again, so that the code for them stands here once.
+                for (; undecided_tokens != 0; undecided_tokens &= undecided_tokens - 1) {
+                    const uint32_t i = __ffs(undecided_tokens) - 1;
+                    const uint32_t id = LogitRow::id_of(segment[i / LogitRow::EACH], i % LogitRow::EACH);
+                    if (id >= row_.vocabulary) continue;
+                    const uint32_t order = order_of(not_nan(row_.logits[id])), place = atomicAdd(&shared_.candidate_count, 1u);
                     if (place < CANDIDATES) shared_.candidates[place] = static_cast<unsigned long long>(order) << 32 | ~id;
-                };
-                row_.visit_segment(first, logit[0], push);
-                if (second != first) row_.visit_segment(second, logit[1], push);
+                }
             }
         }
     }
 
-    // Sorts the candidates (a bitonic network; Batcher 1968).
+    // Puts the candidates in order.
     __device__ void sort() {
+        constexpr uint32_t FEW = 256; // so few are sooner compared with each other than sent through a network
+        if (shared_.candidate_count <= FEW) sort_few();
+        else sort_many();
+    }
+
+    // Counts for each candidate those that come before it. Several threads share out a candidate's comparisons.
+    __device__ void sort_few() {
+        const uint32_t count = shared_.candidate_count;
+        uint32_t each = 32; // threads for a candidate, a power of two
+        while (each * count > THREADS) each /= 2;
+        const uint32_t mine = threadIdx.x / each;
+        unsigned long long candidate = 0;
+        uint32_t before = 0;
+        if (mine < count) {
+            candidate = shared_.candidates[mine];
+#pragma unroll 4
+            for (uint32_t other = threadIdx.x % each; other < count; other += each) before += shared_.candidates[other] > candidate;
+        }
+        for (uint32_t distance = each / 2; distance > 0; distance /= 2) before += __shfl_xor_sync(0xffffffffu, before, distance);
+        __syncthreads();
+        if (mine < count && threadIdx.x % each == 0) shared_.candidates[before] = candidate;
+        __syncthreads();
+    }
+
+    // A bitonic network (Batcher 1968).
+    __device__ void sort_many() {
         const uint32_t count = shared_.candidate_count;
         uint32_t size = 64; // a power of two
         while (size < count) size *= 2;

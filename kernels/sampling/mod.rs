@@ -44,8 +44,8 @@ impl Parts {
     const ENOUGH: u64 = 128;
     /// One segment for each of a block's 32 warps.
     const LEAST_SEGMENTS: u64 = 32;
-    /// 2^17 tokens, whose masses still fit a histogram's counters.
-    const MOST_SEGMENTS: u64 = 512;
+    /// 2^16 tokens, whose masses still fit a histogram's counters.
+    const MOST_SEGMENTS: u64 = 256;
 
     fn of(rows: u32, vocabulary: u32) -> Self {
         let segments = vocabulary.div_ceil(SAMPLE_SEGMENT);

@@ -6,6 +6,7 @@ constexpr int THREADS = 1024;
 constexpr int WARPS = THREADS / 32;
 constexpr uint32_t SEGMENT = SAMPLE_SEGMENT;
 constexpr int BINS = SAMPLE_BINS;
+static_assert(BINS == THREADS, "each thread has one bin");
 
 __device__ __forceinline__ float not_nan(float logit) { return logit == logit ? logit : -INFINITY; }
 
@@ -17,13 +18,13 @@ __device__ __forceinline__ uint32_t order_of(float logit) {
 
 __device__ __forceinline__ float logit_of(uint32_t order) { return __uint_as_float(order ^ ((order >> 31) ? 0x80000000u : 0xffffffffu)); }
 
-// The scale of logit / temperature, cut into bins of 1 / 64 around its multiples of that, so that every part of a row has the same bins. A
+// The scale of logit / temperature, cut into bins of 1 / 32 around its multiples of that, so that every part of a row has the same bins. A
 // token's mass is exp(logit / temperature) in units of UNIT-ths of exp(upper edge of its bin): an integer that no other token has a say in,
 // whence sums of masses do not depend on the order of adding. In double precision, because logit / temperature may be large and its fraction
 // counts; without conversions between doubles and integers, which are slow: a double plus ROUNDER has its integer in the low bits.
 class Grid {
   public:
-    static constexpr float BINS_PER_NAT = 64.0f;
+    static constexpr float BINS_PER_NAT = 32.0f;
     static constexpr uint32_t UNIT = 1u << 20;
 
     // An infinite temperature is as good as a very high one, and spares every zero times infinity.
@@ -42,7 +43,7 @@ class Grid {
         return order;
     }
 
-    // UNIT less the mass of a logit in `bin`: UNIT * (1 - exp(-x)), x at most 1 / 64, by its series to the fourth power of x.
+    // UNIT less the mass of a logit in `bin`: UNIT * (1 - exp(-x)), x at most 1 / 32, by its series to the fourth power of x.
     __device__ uint32_t deficit(float logit, double bin) const {
         const float to_edge = static_cast<float>(bin + 0.5 - logit * bins_per_logit_);
         const float x = to_edge <= 1.0f ? to_edge / BINS_PER_NAT : 0.0f; // infinity has no place inside its bin

@@ -1,6 +1,6 @@
 // Cuts through bins that hold too many tokens to be put in order (finish.cuh): equal logits, or a temperature that makes them nearly so.
 //
-// A cut is found as radix selection finds it: a histogram of the integers that stand for the bin's logits, 11 bits of their range at a time,
+// A cut is found as radix selection finds it: a histogram of the integers that stand for the bin's logits, 10 bits of their range at a time,
 // until one logit is left; then its tokens are counted in the order of their ids. One block reads the row a few times for each cut.
 #pragma once
 #include "sampling/order.cuh"
@@ -50,7 +50,7 @@ class Refiner {
             return weight > target;
         };
         while (low < high) {
-            const int shift = max(0, 21 - __clz(high - low)); // so that (high - low) >> shift is less than BINS
+            const int shift = max(0, 22 - __clz(high - low)); // so that (high - low) >> shift is less than BINS
             find_histogram(top - offset, low, high, shift);
             const Crossing crossing = find_crossing(count, deficit, passes);
             count = crossing.count;
@@ -143,27 +143,19 @@ class Refiner {
         __syncthreads();
     }
 
-    // The sub-bin in which `passes(running count, running deficit)` becomes true, or the last one. Each thread has two neighbouring sub-bins.
+    // The sub-bin, one for each thread, in which `passes(running count, running deficit)` becomes true.
     template <typename Passes>
     __device__ Crossing find_crossing(uint32_t count, unsigned long long deficit, Passes passes) const {
         __shared__ uint32_t warp_counts[WARPS];
         __shared__ unsigned long long warp_deficits[WARPS];
         __shared__ Crossing crossing;
-        const uint32_t first = 2 * threadIdx.x;
-        const auto deficit_of = [&](uint32_t sub_bin) {
-            return static_cast<unsigned long long>(shared_.carries[sub_bin]) << 32 | shared_.deficits[sub_bin];
-        };
+        const uint32_t own_count = shared_.counts[threadIdx.x];
+        const unsigned long long own_deficit = static_cast<unsigned long long>(shared_.carries[threadIdx.x]) << 32 | shared_.deficits[threadIdx.x];
         uint32_t all_counts;
         unsigned long long all_deficits;
-        count += sum_before(shared_.counts[first] + shared_.counts[first + 1], warp_counts, all_counts);
-        deficit += sum_before(deficit_of(first) + deficit_of(first + 1), warp_deficits, all_deficits);
-        for (uint32_t sub_bin = first; sub_bin < first + 2; ++sub_bin) {
-            const uint32_t next_count = count + shared_.counts[sub_bin];
-            const unsigned long long next_deficit = deficit + deficit_of(sub_bin);
-            if (!passes(count, deficit) && passes(next_count, next_deficit)) crossing = {sub_bin, count, deficit};
-            count = next_count;
-            deficit = next_deficit;
-        }
+        count += sum_before(own_count, warp_counts, all_counts);
+        deficit += sum_before(own_deficit, warp_deficits, all_deficits);
+        if (!passes(count, deficit) && passes(count + own_count, deficit + own_deficit)) crossing = {threadIdx.x, count, deficit};
         __syncthreads();
         const Crossing result = crossing;
         __syncthreads();

@@ -15,7 +15,6 @@
 struct Histogram {
     uint32_t counts[BINS];
     uint32_t deficits[BINS];
-    uint32_t length;
 };
 
 static_assert(sizeof(Finish) <= SAMPLE_SHARED_BYTES && sizeof(Histogram) <= SAMPLE_SHARED_BYTES, "abi.h says what a block has");
@@ -35,7 +34,7 @@ __device__ Best best_of_block(Best best) {
     return of_warps[threadIdx.x % 32].of_warp();
 }
 
-// The largest logit of a part. Each segment's goes to `segments` if the row is to be drawn from.
+// The largest logit of a part; each segment's goes to `segments`.
 __device__ Best find_best(const LogitRow &row, const Part &part, uint32_t *segments) {
     Best best = {0, 0xffffffffu};
     for (uint32_t segment = part.first + threadIdx.x / 32; segment < part.end; segment += WARPS) {
@@ -44,14 +43,13 @@ __device__ Best find_best(const LogitRow &row, const Part &part, uint32_t *segme
         Best of_segment = {0, 0xffffffffu};
 #pragma unroll
         for (uint32_t i = 0; i < LogitRow::EACH; ++i) {
-            const uint32_t id = LogitRow::id_of(segment, i);
-            if (id < row.vocabulary) of_segment.take({order_of(not_nan(logit[i])), id});
+            const uint32_t id = LogitRow::id_of(segment, i), order = order_of(not_nan(logit[i]));
+            // Ids rise with i, so the first of equals stays.
+            if (id < row.vocabulary && order > of_segment.order) of_segment = {order, id};
         }
         best.take(of_segment);
-        if (segments) {
-            const uint32_t highest = __reduce_max_sync(0xffffffffu, of_segment.order);
-            if (threadIdx.x % 32 == 0) segments[segment] = highest;
-        }
+        const uint32_t highest = __reduce_max_sync(0xffffffffu, of_segment.order);
+        if (threadIdx.x % 32 == 0) segments[segment] = highest;
     }
     return best_of_block(best);
 }
@@ -70,11 +68,12 @@ __device__ uint32_t find_histogram(Histogram &histogram, const LogitRow &row, co
         atomicAdd(&histogram.deficits[offset], grid.deficit(logit, bin));
         length = max(length, offset + 1);
     });
+    __shared__ uint32_t lengths[WARPS];
     length = __reduce_max_sync(0xffffffffu, length);
-    if (threadIdx.x % 32 == 0) atomicMax(&histogram.length, length);
+    if (threadIdx.x % 32 == 0) lengths[threadIdx.x / 32] = length;
     __syncthreads();
-    length = histogram.length;
-    for (uint32_t bin = threadIdx.x; bin < length; bin += THREADS) bins[bin] = {histogram.counts[bin], histogram.deficits[bin]};
+    length = __reduce_max_sync(0xffffffffu, lengths[threadIdx.x % 32]);
+    if (threadIdx.x < length) bins[threadIdx.x] = {histogram.counts[threadIdx.x], histogram.deficits[threadIdx.x]};
     return length;
 }
 
@@ -108,7 +107,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample_tokens(SampleArg
     for (uint32_t tile; queue.next(tile);) {
         const uint32_t number = tile / args.parts_per_row, part_number = tile % args.parts_per_row;
         const SampleParams params = reinterpret_cast<const SampleParams *>(args.params)[number];
-        const bool greedy = !(params.temperature > 0.0f);
         const LogitRow row = {reinterpret_cast<const float *>(args.logits) + static_cast<uint64_t>(number) * args.vocabulary, args.vocabulary};
         const Part part = {part_number * args.segments_per_part, min((part_number + 1) * args.segments_per_part, row.segments())};
         SamplePart *parts = reinterpret_cast<SamplePart *>(args.parts) + static_cast<uint64_t>(number) * args.parts_per_row;
@@ -116,9 +114,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample_tokens(SampleArg
         SampleBin *histograms =
             reinterpret_cast<SampleBin *>(args.histograms) + static_cast<uint64_t>(number) * args.parts_per_row * BINS;
 
-        if (!greedy)
-            for (uint32_t word = threadIdx.x; word < sizeof(Histogram) / 4; word += THREADS) reinterpret_cast<uint32_t *>(shared)[word] = 0;
-        Best best = find_best(row, part, greedy ? nullptr : segments);
+        histogram.counts[threadIdx.x] = 0;
+        histogram.deficits[threadIdx.x] = 0;
+        Best best = find_best(row, part, segments);
+        // Not looked at before the logits are under way.
+        const bool greedy = !(params.temperature > 0.0f);
         uint32_t length = 0;
         if (!greedy) length = find_histogram(histogram, row, part, best, params.temperature, histograms + part_number * BINS);
         if (threadIdx.x == 0) parts[part_number] = {best.order, best.id, length, 0};
