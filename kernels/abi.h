@@ -94,6 +94,12 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// The same where the copy engine fetches the rows.
+typedef struct AttentionPrefillTmaArgs {
+    TensorMap rows; // of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes
+    AttentionPrefillArgs plain;
+} AttentionPrefillTmaArgs;
+
 // One query row per sequence, against the keys and values of the sequence's cache.
 typedef struct AttentionDecodeArgs {
     uint64_t qkv;     // f16 [sequences, qkv_stride], of which only the query heads are read
@@ -119,6 +125,14 @@ typedef struct AttentionDecodeArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
+#define ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES 196712
+#define ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES 49152
+#define ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES 49152
 #define ATTENTION_DECODE_D32_SHARED_BYTES 42240
 #define ATTENTION_DECODE_D64_SHARED_BYTES 76032
 #define ATTENTION_DECODE_D80_SHARED_BYTES 92928

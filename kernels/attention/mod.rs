@@ -12,6 +12,7 @@ use smidgen_runtime::launch::{KernelKey, Launch, LaunchError, Params};
 
 mod decode;
 mod prefill;
+mod prefill_variant;
 mod rotary;
 
 pub use decode::AttentionDecode;

@@ -195,6 +195,7 @@ impl Decoder {
                 sequences: batch.sequences,
                 max_length: prompts.max_length,
                 tokens: rows,
+                rows,
                 causal: true,
                 window: 0,
                 scale: self.scale(),

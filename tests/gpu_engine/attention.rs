@@ -83,6 +83,7 @@ impl Prefill {
             sequences: batch.lengths.len() as u32,
             max_length: batch.lengths.iter().copied().max().unwrap_or(1),
             tokens: batch.lengths.iter().sum(),
+            rows,
             causal: batch.causal,
             window: batch.window,
             scale: 1.0 / (batch.heads.head_dim as f32).sqrt(),
