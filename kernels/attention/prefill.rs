@@ -41,9 +41,10 @@ pub struct AttentionPrefill {
     pub output: DevicePtr,
     /// Elements from one row of `output` to the next.
     pub output_stride: u32,
-    /// First row of each sequence: `[sequences]`, u32.
+    /// First row of each sequence: `[sequences]`, u32. Like `lengths`, read while the launch before this one may still run, which must not
+    /// write it; launches before that one may.
     pub starts: DevicePtr,
-    /// Rows of each sequence: `[sequences]`, u32.
+    /// Rows of each sequence: `[sequences]`, u32, each at most `max_length`.
     pub lengths: DevicePtr,
 }
 

@@ -42,14 +42,26 @@ struct PrefillShort {
         }
     }
 
-    __device__ static void tile(const AttentionPrefillArgs &args, uint32_t tile, Shared &shared) {
-        const uint32_t head = tile % args.heads, sequence = tile / args.heads, kv_head = head / (args.heads / args.kv_heads);
-        const int length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
-        const uint32_t start = reinterpret_cast<const uint32_t *>(args.starts)[sequence];
+    // What a tile is of.
+    struct Place {
+        uint32_t head;
+        uint32_t start; // the sequence's first row
+        int length;
+
+        __device__ Place(const AttentionPrefillArgs &args, uint32_t tile) {
+            head = tile % args.heads;
+            length = reinterpret_cast<const uint32_t *>(args.lengths)[tile / args.heads];
+            start = reinterpret_cast<const uint32_t *>(args.starts)[tile / args.heads];
+        }
+    };
+
+    __device__ static void tile(const AttentionPrefillArgs &args, const Place &place, Shared &shared) {
+        const int length = place.length;
         if (length == 0) return;
-        const __half *const first = reinterpret_cast<const __half *>(args.qkv) + size_t(start) * args.qkv_stride;
+        const uint32_t kv_head = place.head / (args.heads / args.kv_heads);
+        const __half *const first = reinterpret_cast<const __half *>(args.qkv) + size_t(place.start) * args.qkv_stride;
         const __half *const keys = first + (args.heads + kv_head) * args.head_dim;
-        copy<BOX_ROWS>(shared_address(shared.queries), first + head * args.head_dim, args.qkv_stride, length, args.head_dim);
+        copy<BOX_ROWS>(shared_address(shared.queries), first + place.head * args.head_dim, args.qkv_stride, length, args.head_dim);
         copy<ROWS>(shared_address(shared.keys), keys, args.qkv_stride, length, args.head_dim);
         cp_async_commit();
         copy<ROWS>(shared_address(shared.values), keys + args.kv_heads * args.head_dim, args.qkv_stride, length, args.head_dim);
@@ -75,21 +87,25 @@ struct PrefillShort {
         rows.multiply_values(shared_address(shared.values));
         wgmma_wait<0>();
         wgmma_settle(rows.output);
-        rows.store(args, head, start, length, first_row);
+        rows.store(args, place.head, place.start, length, first_row);
     }
 };
 
 } // namespace attention
 
-// The kernel for heads of up to D columns. A macro, since the host finds kernels by their C names.
+// The kernel for heads of up to D columns. A macro, since the host finds kernels by their C names. Where the block's first sequence lies is read
+// while the launch before this one may still run, which must not write it.
 #define ATTENTION_PREFILL_SHORT(D)                                                                                                        \
     static_assert(sizeof(attention::PrefillShort<D>::Shared) == ATTENTION_PREFILL_SHORT_D##D##_SHARED_BYTES);                             \
     extern "C" __global__ void __launch_bounds__(attention::PrefillShort<D>::THREADS, attention::PrefillShort<D>::BLOCKS_PER_SM)          \
         attention_prefill_short_d##D(const __grid_constant__ AttentionPrefillArgs args, const __grid_constant__ Tiles tiles) {            \
+        using Kernel = attention::PrefillShort<D>;                                                                                        \
         extern __shared__ __align__(1024) uint4 dynamic_shared[];                                                                         \
+        const Kernel::Place first(args, blockIdx.x);                                                                                      \
         ElasticTiles queue(tiles);                                                                                                        \
         for (uint32_t tile; queue.next(tile);) {                                                                                          \
-            attention::PrefillShort<D>::tile(args, tile, *reinterpret_cast<attention::PrefillShort<D>::Shared *>(dynamic_shared));        \
+            const Kernel::Place place = tile == blockIdx.x ? first : Kernel::Place(args, tile);                                           \
+            Kernel::tile(args, place, *reinterpret_cast<Kernel::Shared *>(dynamic_shared));                                               \
         }                                                                                                                                 \
     }
 

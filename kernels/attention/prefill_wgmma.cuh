@@ -59,6 +59,7 @@ struct PrefillWgmma {
         int first_query;
         int first_key, end_key; // that any of the queries sees; a tile that ends at key 0 ends the block
 
+        Tile() = default;
         __device__ Tile(const AttentionPrefillArgs &args, uint32_t tile) {
             const uint32_t sequence = tile / args.heads % args.sequences;
             head = tile % args.heads;
@@ -110,13 +111,13 @@ struct PrefillWgmma {
         }
     }
 
-    // One thread's part: takes tiles and has them loaded.
-    __device__ static void load(const AttentionPrefillTmaArgs &args, TileQueue &queue, Shared &shared) {
+    // One thread's part: takes tiles and has them loaded. `first` is tile blockIdx.x, which is the first one where tiles are not counted.
+    __device__ static void load(const AttentionPrefillTmaArgs &args, const Tile &first, TileQueue &queue, Shared &shared) {
         const AttentionPrefillArgs &plain = args.plain;
         RingPosition<STAGES> keys, values;
         uint32_t queries_parity = 0;
         for (uint32_t number; queue.take(number);) {
-            const Tile tile(plain, number);
+            const Tile tile = number == blockIdx.x ? first : Tile(plain, number);
             if (tile.first_query >= tile.length) continue;
 
             const uint32_t key_head = plain.heads + tile.head / (plain.heads / plain.kv_heads);
@@ -265,8 +266,11 @@ struct PrefillWgmma {
     }
 
     __device__ static void run(const AttentionPrefillTmaArgs &args, const Tiles &tiles, Shared &shared) {
+        Tile first;
         if (threadIdx.x == 0) {
             tma_prefetch(args.rows);
+            // Read while the launch before this one may still run, which must not write it.
+            first = Tile(args.plain, blockIdx.x);
             prepare(shared);
         }
         wait_for_earlier_launches();
@@ -274,7 +278,7 @@ struct PrefillWgmma {
         TileQueue queue(tiles);
         if (threadIdx.x < 128) {
             registers_shrink<LOADER_REGISTERS>();
-            if (threadIdx.x == 0) load(args, queue, shared);
+            if (threadIdx.x == 0) load(args, first, queue, shared);
             __syncwarp();
         } else {
             registers_grow<WORKER_REGISTERS>();

@@ -79,16 +79,16 @@ struct WarpgroupRows {
             now = quad_max(now);
             // While a row has seen hidden keys only, its maximum is -inf and -inf - -inf would be NaN.
             const float reference = now == -INFINITY ? 0.0f : now * scale_log2;
-            correction[half] = exp2_approx(highest[half] * scale_log2 - reference);
+            correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference));
             highest[half] = now;
             float added = 0.0f;
 #pragma unroll
             for (int i = 0; i < KEYS / 4; ++i) {
                 float &p = scores[i / 2 * 4 + half * 2 + i % 2];
-                p = exp2_approx(p * scale_log2 - reference);
+                p = exp2_approx(fmaf(p, scale_log2, -reference));
                 added += p;
             }
-            sum[half] = sum[half] * correction[half] + added;
+            sum[half] = fmaf(sum[half], correction[half], added);
         }
     }
 
