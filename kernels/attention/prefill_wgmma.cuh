@@ -7,7 +7,7 @@
 //   * Each of the others has 64 queries. Scores come from shared memory to registers, become weights there, and go into the second product from
 //     there, so that no score is ever stored.
 //
-// Two things keep the tensor cores busy during the softmax. Within a warpgroup, the scores of the next block of keys and the output of this one are
+// The tensor cores are kept busy during the softmax: within a warpgroup, the scores of the next block of keys and the output of this one are
 // multiplied in one go, and the softmax of the next block runs while the output is still being multiplied:
 //
 //     s = q k[0]^T, weights p
@@ -16,12 +16,12 @@
 //                               wait for o;  o = c o;  p = p'
 //     o += p v[last]
 //
-// And the warpgroups take turns at starting their products, so that one multiplies while the other is at its softmax.
+// And there are two warpgroups on an SM, whether of one block or of two, each of which multiplies while the other waits.
 //
 // The copy engine knows nothing of sequences: a box may hold rows of the next one, which may hold NaN. Scores of such keys are overwritten, rows of
 // such queries not stored; such values are zeroed in shared memory before they are multiplied by their weights of 0.
 //
-// Sources: Shah et al., "FlashAttention-3", 2024, sections 3.1 and 3.2; and those of flash.cuh.
+// Sources: Shah et al., "FlashAttention-3", 2024, sections 3.1 and 3.2 (without its ping-pong, which made no difference here); those of flash.cuh.
 #pragma once
 #include "attention/warpgroup_rows.cuh"
 #include "elastic.cuh"
@@ -159,28 +159,6 @@ struct PrefillWgmma {
         mbarrier_arrive(shared_address(&shared.queries_full));
     }
 
-    // The turns that warpgroups take at starting their products: one named barrier for each, on which it waits and the one before it arrives.
-    struct Turns {
-        int group;
-
-        __device__ static void wait(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
-        __device__ static void arrive(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
-
-        // The last warpgroup gives the first its first turn, and the first takes back the last turn that it was given.
-        __device__ explicit Turns(int group) : group(group) {
-            if (GROUPS > 1 && group == GROUPS - 1) arrive(0);
-        }
-        __device__ void finish() const {
-            if (GROUPS > 1 && group == 0) wait(0);
-        }
-        __device__ void begin() const {
-            if (GROUPS > 1) wait(group);
-        }
-        __device__ void end() const {
-            if (GROUPS > 1) arrive(group == GROUPS - 1 ? 0 : group + 1);
-        }
-    };
-
     // Zeroes the rows from `valid` on of a block of values, which all workers hold. Every one of their threads calls it.
     __device__ static void zero_rows(uint32_t values, int valid) {
         constexpr int CHUNKS = 8 * PIECES; // of 16 bytes, of a row
@@ -190,7 +168,7 @@ struct PrefillWgmma {
             store_shared_16(values + chunk / 8 * PIECE_BYTES + row * 128 + chunk % 8 * 16, zeros);
         }
         fence_shared_for_async();
-        asm volatile("bar.sync %0, %1;" ::"n"(GROUPS + 1), "n"(128 * GROUPS) : "memory");
+        asm volatile("bar.sync %0, %1;" ::"n"(1), "n"(128 * GROUPS) : "memory");
     }
 
     // A worker warpgroup's part.
@@ -198,7 +176,6 @@ struct PrefillWgmma {
         // Broadcast, so that the compiler knows that a warp does not part ways over them.
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) - 4, group = warp / 4, lane = threadIdx.x % 32;
         const float scale_log2 = args.scale * 1.4426950408889634f;
-        const Turns turns(group);
         const auto release = [&](uint64_t &empty) {
             if (lane == 0) mbarrier_arrive(shared_address(&empty));
         };
@@ -233,11 +210,9 @@ struct PrefillWgmma {
 
             for (int block = tile.first_block() + 1; block < tile.end_block(); ++block) {
                 mbarrier_wait(shared_address(&shared.keys_full[keys.stage]), keys.parity);
-                turns.begin();
                 rows.multiply_keys(queries, shared_address(&shared.keys[keys.stage]));
                 mbarrier_wait(shared_address(&shared.values_full[values.stage]), values.parity);
                 rows.multiply_values(shared_address(&shared.values[values.stage]));
-                turns.end();
                 wgmma_wait<1>();
                 take_scores(block);
                 // Before the wait, or there would be nothing to do while the output is multiplied.
@@ -262,7 +237,6 @@ struct PrefillWgmma {
             values.advance();
             rows.store(args, tile.head, tile.start, tile.length, first_row);
         }
-        turns.finish();
     }
 
     __device__ static void run(const AttentionPrefillTmaArgs &args, const Tiles &tiles, Shared &shared) {
