@@ -177,6 +177,7 @@ struct PrefillWgmma {
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) - 4, group = warp / 4, lane = threadIdx.x % 32;
         const float scale_log2 = args.scale * 1.4426950408889634f;
         const auto release = [&](uint64_t &empty) {
+            __syncwarp();
             if (lane == 0) mbarrier_arrive(shared_address(&empty));
         };
 
