@@ -198,6 +198,15 @@ typedef struct SampleArgs {
     uint32_t vocabulary;
 } SampleArgs;
 
+// ---- bandwidth/ ----
+
+// Reads device memory and does nothing with it, see bandwidth/read.cu.
+typedef struct ReadBandwidthArgs {
+    uint64_t source; // uint4[], whole tiles
+    uint64_t sink;   // uint32_t: written if all bits read in one thread fold to `never`
+    uint32_t never;
+} ReadBandwidthArgs;
+
 // ---- random/ ----
 
 // Random weights, see random/random.cu.

@@ -427,6 +427,24 @@ const _: () = {
     ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
 };
+#[doc = " Reads device memory and does nothing with it, see bandwidth/read.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBandwidthArgs {
+    #[doc = " uint4[], whole tiles"]
+    pub source: u64,
+    #[doc = " uint32_t: written if all bits read in one thread fold to `never`"]
+    pub sink: u64,
+    pub never: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBandwidthArgs"][::std::mem::size_of::<ReadBandwidthArgs>() - 24usize];
+    ["Alignment of ReadBandwidthArgs"][::std::mem::align_of::<ReadBandwidthArgs>() - 8usize];
+    ["Offset of field: ReadBandwidthArgs::source"][::std::mem::offset_of!(ReadBandwidthArgs, source) - 0usize];
+    ["Offset of field: ReadBandwidthArgs::sink"][::std::mem::offset_of!(ReadBandwidthArgs, sink) - 8usize];
+    ["Offset of field: ReadBandwidthArgs::never"][::std::mem::offset_of!(ReadBandwidthArgs, never) - 16usize];
+};
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
