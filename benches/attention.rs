@@ -200,8 +200,15 @@ mod gpu {
             let launch = kernel.configure(sms, self.device.topology())?;
             let function = self.device.function(launch.symbol)?;
             let tiles = TilesArg { progress: self.progress.ptr(), grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
-            let request =
-                LaunchRequest { function, launch: &launch, tiles, priority: Priority::Normal, key: kernel.key(), work: kernel.work() };
+            let request = LaunchRequest {
+                function,
+                launch: &launch,
+                tiles,
+                priority: Priority::Normal,
+                overlaps: false,
+                key: kernel.key(),
+                work: kernel.work(),
+            };
             let [start, end] = [Event::new(&self.device)?, Event::new(&self.device)?];
             self.device.record(start.id(), stream)?;
             self.device.launch(stream, &request)?;

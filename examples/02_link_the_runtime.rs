@@ -130,6 +130,7 @@ unsafe impl Kernel for Saxpy {
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
             elastic: true,
+            programmatic: false,
             params: Params::new(SaxpyArgs { x: self.x.0, y: self.y.0, count: self.count, a: self.a }),
         })
     }

@@ -3,6 +3,17 @@
 #pragma once
 #include <stdint.h>
 
+#ifdef __cplusplus
+#define ALIGNED(BYTES) alignas(BYTES)
+#else
+#define ALIGNED(BYTES) _Alignas(BYTES)
+#endif
+
+// What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from.
+typedef struct TensorMap {
+    ALIGNED(64) uint64_t opaque[16];
+} TensorMap;
+
 // Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch.
 typedef struct TileProgress {
     unsigned long long taken;
@@ -12,7 +23,7 @@ typedef struct TileProgress {
 
 // Every kernel's second parameter. The runtime crate's TilesArg is the same struct.
 typedef struct Tiles {
-    uint64_t progress; // TileProgress*
+    uint64_t progress; // TileProgress*; 0 for a launch that is not elastic
     uint64_t grant;    // one bit per SM in %smid order; 0 where every SM is granted
     uint32_t count;    // tiles to be done
     uint32_t joins;    // 0 for the owner; 1 + epoch for a joiner

@@ -13,6 +13,19 @@ pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
 pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
 pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
 pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+#[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct TensorMap {
+    pub opaque: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TensorMap"][::std::mem::size_of::<TensorMap>() - 128usize];
+    ["Alignment of TensorMap"][::std::mem::align_of::<TensorMap>() - 64usize];
+    ["Offset of field: TensorMap::opaque"][::std::mem::offset_of!(TensorMap, opaque) - 0usize];
+};
 #[doc = " Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -33,7 +46,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Tiles {
-    #[doc = " TileProgress*"]
+    #[doc = " TileProgress*; 0 for a launch that is not elastic"]
     pub progress: u64,
     #[doc = " one bit per SM in %smid order; 0 where every SM is granted"]
     pub grant: u64,

@@ -8,7 +8,13 @@
 //     }
 //
 // next() synchronises the block, so shared memory of the previous tile may be overwritten after it returns. All threads of the block
-// must call it. It returns false once for every block, and the block must then return.
+// must call it. It returns false once for every block, and the block must then return. A kernel whose warps have different roles takes its tiles
+// from a TileQueue instead, by one thread, and says itself when they are finished.
+//
+// A launch much shorter than the time a resize takes need not be elastic: without a TileProgress, block b does tiles b, b + gridDim.x, ...
+//
+// The constructors wait for the launch before this one (programmatic dependent launch): what a block does before may overlap that launch's
+// end, and must not touch anything that earlier launches write. They also let the next launch's blocks start, which then wait likewise.
 //
 // What a launch promises, whatever happens to the grant while it runs:
 //   * Every tile is done exactly once.
@@ -39,59 +45,39 @@ __device__ __forceinline__ uint32_t sm_id() {
     return id;
 }
 
-class ElasticTiles {
-  public:
-    __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), done_(0) {}
+// Returns when all earlier launches on the stream have ended and what they wrote can be read; then lets the next launch's blocks come.
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
-    // The next tile for this block, the same in every thread; false when the block must leave.
-    __device__ bool next(uint32_t &tile) {
-        __shared__ uint32_t taken;
-        // The previous tile is finished in every thread, and its stores are ordered before what thread 0 publishes when it leaves.
-        __syncthreads();
-        if (threadIdx.x == 0) {
+// Takes tiles for one block. One thread of the block holds it and calls it; every thread must have waited for earlier launches.
+class TileQueue {
+  public:
+    __device__ explicit TileQueue(const Tiles &tiles) : tiles_(tiles), taken_(0) {}
+
+    // The next tile for this block; false when the block must leave, once it has finished those that it took.
+    __device__ bool take(uint32_t &tile) {
+        if (tiles_.progress == 0) {
+            tile = blockIdx.x + taken_ * gridDim.x;
+        } else {
             const bool owner = tiles_.joins == 0;
             const bool may_run = holds_this_sm() || (owner && blockIdx.x == 0);
-            uint32_t mine = may_run ? (owner ? take() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
-            if (mine < tiles_.count) {
-                ++done_;
-            } else {
-                leave(owner);
-            }
-            taken = mine;
+            tile = may_run ? (owner ? take_as_owner() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
         }
-        __syncthreads();
-        tile = taken;
-        return tile < tiles_.count;
+        if (tile >= tiles_.count) return false;
+        ++taken_;
+        return true;
     }
 
-  private:
-    __device__ TileProgress *progress() const { return reinterpret_cast<TileProgress *>(tiles_.progress); }
-
-    __device__ bool holds_this_sm() const {
-        if (tiles_.grant == 0) return true;
-        const uint32_t sm = sm_id();
-        // Volatile: the grant changes while the kernel runs, so neither a register nor L1 may answer for it.
-        const volatile uint32_t *grant = reinterpret_cast<const volatile uint32_t *>(tiles_.grant);
-        return (grant[sm / 32] >> (sm % 32)) & 1u;
-    }
-
-    // The owner's blocks know that the epoch cannot change under them: it does so only after the last of them has left.
-    __device__ uint32_t take() { return static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)); }
-
-    __device__ uint32_t take_in_epoch(uint32_t epoch) {
-        volatile unsigned long long *word = &progress()->taken;
-        for (unsigned long long seen = *word;;) {
-            const uint32_t count = static_cast<uint32_t>(seen);
-            if (static_cast<uint32_t>(seen >> 32) != epoch || count >= tiles_.count) return tiles_.count;
-            const unsigned long long before = atomicCAS(&progress()->taken, seen, seen + 1);
-            if (before == seen) return count;
-            seen = before;
-        }
-    }
-
-    __device__ void leave(bool owner) {
+    // To be called once, after every tile that was taken is finished and its stores are ordered before this thread (a barrier).
+    __device__ void leave() {
+        if (tiles_.progress == 0) return;
+        const bool owner = tiles_.joins == 0;
         __threadfence();
-        atomicAdd(&progress()->finished, done_);
+        atomicAdd(&progress()->finished, taken_);
         if (!owner) return;
         __threadfence();
         if (atomicAdd(&progress()->departed, 1u) != gridDim.x - 1) return;
@@ -106,14 +92,73 @@ class ElasticTiles {
         *reinterpret_cast<volatile unsigned long long *>(&progress()->taken) = ((epoch + 1) & 0xffffffffull) << 32;
     }
 
+  private:
+    __device__ TileProgress *progress() const { return reinterpret_cast<TileProgress *>(tiles_.progress); }
+
+    __device__ bool holds_this_sm() const {
+        if (tiles_.grant == 0) return true;
+        const uint32_t sm = sm_id();
+        // Volatile: the grant changes while the kernel runs, so neither a register nor L1 may answer for it.
+        const volatile uint32_t *grant = reinterpret_cast<const volatile uint32_t *>(tiles_.grant);
+        return (grant[sm / 32] >> (sm % 32)) & 1u;
+    }
+
+    // The owner's blocks know that the epoch cannot change under them: it does so only after the last of them has left.
+    __device__ uint32_t take_as_owner() { return static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)); }
+
+    __device__ uint32_t take_in_epoch(uint32_t epoch) {
+        volatile unsigned long long *word = &progress()->taken;
+        for (unsigned long long seen = *word;;) {
+            const uint32_t count = static_cast<uint32_t>(seen);
+            if (static_cast<uint32_t>(seen >> 32) != epoch || count >= tiles_.count) return tiles_.count;
+            const unsigned long long before = atomicCAS(&progress()->taken, seen, seen + 1);
+            if (before == seen) return count;
+            seen = before;
+        }
+    }
+
     const Tiles &tiles_;
-    uint32_t done_;
+    uint32_t taken_;
+};
+
+// The same for kernels whose threads all work on one tile at a time.
+class ElasticTiles {
+  public:
+    __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), queue_(tiles), next_(blockIdx.x) { wait_for_earlier_launches(); }
+
+    // The next tile for this block, the same in every thread; false when the block must leave.
+    __device__ bool next(uint32_t &tile) {
+        // The previous tile is finished in every thread, and its stores are ordered before what thread 0 publishes when it leaves.
+        __syncthreads();
+        if (tiles_.progress == 0) {
+            tile = next_;
+            next_ += gridDim.x;
+            return tile < tiles_.count;
+        }
+        __shared__ uint32_t taken;
+        if (threadIdx.x == 0) {
+            uint32_t mine;
+            if (!queue_.take(mine)) {
+                queue_.leave();
+                mine = tiles_.count;
+            }
+            taken = mine;
+        }
+        __syncthreads();
+        tile = taken;
+        return tile < tiles_.count;
+    }
+
+  private:
+    const Tiles &tiles_;
+    TileQueue queue_;
+    uint32_t next_;
 };
 
 // For kernels too short to be worth polling for (norms, embeddings): blocks stride over the tiles they were launched for.
 class StridedTiles {
   public:
-    __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) {}
+    __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) { wait_for_earlier_launches(); }
 
     __device__ bool next(uint32_t &tile) {
         tile = next_;

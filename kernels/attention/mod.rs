@@ -115,6 +115,7 @@ impl CompiledSize {
             blocks_per_sm,
             tiles,
             elastic: true,
+            programmatic: true,
             params,
         })
     }

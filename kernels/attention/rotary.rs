@@ -103,6 +103,7 @@ unsafe impl Kernel for Rotary {
             blocks_per_sm: BLOCKS_PER_SM,
             tiles: self.rows,
             elastic: false,
+            programmatic: true,
             params: Params::new(self.args()),
         })
     }

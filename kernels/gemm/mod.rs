@@ -124,6 +124,7 @@ impl Gemm {
             blocks_per_sm,
             tiles,
             elastic: true,
+            programmatic: true,
             params: Params::new(self.args()),
         })
     }

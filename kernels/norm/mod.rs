@@ -83,6 +83,7 @@ impl RowShape {
             blocks_per_sm: self.blocks_per_sm(),
             tiles,
             elastic: false,
+            programmatic: true,
             params,
         }
     }

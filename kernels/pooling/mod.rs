@@ -55,6 +55,7 @@ fn launch(symbol: &'static str, key: &KernelKey, sms: Sms, args: PoolArgs) -> Re
         blocks_per_sm: BLOCKS_PER_SM,
         tiles: args.rows,
         elastic: false,
+        programmatic: true,
         params: Params::new(args),
     })
 }

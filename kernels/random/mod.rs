@@ -75,6 +75,7 @@ unsafe impl Kernel for RandomWeights {
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
             elastic: false,
+            programmatic: true,
             params: Params::new(args),
         })
     }

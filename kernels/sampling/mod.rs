@@ -60,6 +60,7 @@ unsafe impl Kernel for Sample {
             blocks_per_sm: 2,
             tiles: self.rows,
             elastic: false,
+            programmatic: true,
             params: Params::new(args),
         })
     }

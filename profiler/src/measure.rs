@@ -120,7 +120,8 @@ impl Bench {
     fn launch(&self, lane: &Lane, configured: &Configured) -> Result<(), DeviceError> {
         let tiles = TilesArg { progress: self.progress.ptr(), grant: DevicePtr::NULL, count: configured.launch.tiles, joins: 0 };
         let Configured { function, launch, key, work } = configured;
-        let request = LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, key: *key, work: *work };
+        let request =
+            LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, overlaps: false, key: *key, work: *work };
         self.device.launch(lane.stream, &request)
     }
 

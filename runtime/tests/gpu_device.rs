@@ -165,12 +165,14 @@ fn launch(
     priority: Priority,
 ) -> Result<(), DeviceError> {
     let params = Params::new(args);
-    let launch = Launch { symbol: "", grid, block: 32, shared_bytes, blocks_per_sm: 1, tiles: grid, elastic: false, params };
+    let launch =
+        Launch { symbol: "", grid, block: 32, shared_bytes, blocks_per_sm: 1, tiles: grid, elastic: false, programmatic: false, params };
     let request = LaunchRequest {
         function,
         launch: &launch,
         tiles: TilesArg { count: ECHOED[1], joins: ECHOED[2], ..TilesArg::default() },
         priority,
+        overlaps: false,
         key: KernelKey::new(KernelName::new("test"), [grid]),
         work: Work::default(),
     };

@@ -30,7 +30,17 @@ unsafe impl Kernel for Busy {
     fn configure(&self, sms: Sms, _: &Topology) -> Result<Launch, LaunchError> {
         let tiles = 132 * 100;
         let grid = Launch::persistent_grid(tiles, sms, 1);
-        Ok(Launch { symbol: "busy", grid, block: 128, shared_bytes: 0, blocks_per_sm: 1, tiles, elastic: true, params: Params::new(0_u64) })
+        Ok(Launch {
+            symbol: "busy",
+            grid,
+            block: 128,
+            shared_bytes: 0,
+            blocks_per_sm: 1,
+            tiles,
+            elastic: true,
+            programmatic: false,
+            params: Params::new(0_u64),
+        })
     }
 }
 

@@ -55,6 +55,7 @@ unsafe impl Kernel for Probe {
             blocks_per_sm,
             tiles: self.tiles,
             elastic: true,
+            programmatic: true,
             params: Params::new(ElasticProbeArgs { executions: self.executions.ptr().0, sms: self.sms.ptr().0, cycles: self.cycles }),
         })
     }

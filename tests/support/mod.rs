@@ -199,7 +199,8 @@ impl Gpu {
     /// Enqueues a configured launch with the tile counter and grant of the caller's choice; does not wait.
     pub fn enqueue(&self, kernel: &dyn Kernel, launch: &Launch, stream: StreamId, tiles: TilesArg) {
         let function = self.device.function(launch.symbol).expect("the kernel is in the fatbin");
-        let request = LaunchRequest { function, launch, tiles, priority: Priority::Normal, key: kernel.key(), work: kernel.work() };
+        let request =
+            LaunchRequest { function, launch, tiles, priority: Priority::Normal, overlaps: false, key: kernel.key(), work: kernel.work() };
         self.device.launch(stream, &request).expect("a launch");
     }
 

@@ -37,6 +37,7 @@ unsafe impl Kernel for ScriptedKernel {
             blocks_per_sm: 2,
             tiles: TILES,
             elastic: true,
+            programmatic: false,
             params: Params::new(0_u64),
         })
     }

@@ -160,6 +160,8 @@ pub struct LaunchRequest<'a> {
     pub tiles: TilesArg,
     /// Order among blocks that wait for an SM.
     pub priority: Priority,
+    /// Whether the blocks may start before the launch before this one on the stream has ended. Only for [`Launch::programmatic`] kernels.
+    pub overlaps: bool,
     /// What is launched; the simulator looks up its duration by it.
     pub key: KernelKey,
     /// What it costs at least.

@@ -4,10 +4,17 @@ use std::mem::{MaybeUninit, size_of};
 
 use crate::device::{DevicePtr, Sms, Topology};
 
-use super::{KernelKey, LaunchError};
+use super::{KernelKey, LaunchError, TensorMap};
 
 /// The largest parameter struct a kernel may take, bytes (three 128-byte tensor maps and their companions fit).
 pub const MAX_PARAM_BYTES: usize = 768;
+
+/// The most tensor maps that a kernel's parameters may hold.
+pub const MAX_TENSOR_MAPS: usize = 4;
+
+/// Bytes of an encoded tensor map, and what its address in the parameters is a multiple of.
+const TENSOR_MAP_BYTES: usize = 128;
+const TENSOR_MAP_ALIGNMENT: usize = 64;
 
 /// A kernel descriptor: shapes and device pointers, nothing about SMs.
 ///
@@ -52,8 +59,11 @@ pub struct Launch {
     pub blocks_per_sm: u32,
     /// Tiles to be done. An elastic kernel's blocks take them from a counter; others stride over them.
     pub tiles: u32,
-    /// Whether blocks poll the grant before each tile.
+    /// Whether blocks take tiles from a counter and poll the grant before each. Launches much shorter than a reaction would take need not.
     pub elastic: bool,
+    /// Whether every thread waits (`griddepcontrol.wait`) before it touches what earlier launches write, so that this launch's blocks
+    /// may start while the last ones of the launch before it still run (programmatic dependent launch).
+    pub programmatic: bool,
     /// The kernel's first parameter.
     pub params: Params,
 }
@@ -72,21 +82,49 @@ impl Launch {
 #[repr(C, align(64))]
 pub struct Params {
     bytes: [MaybeUninit<u8>; MAX_PARAM_BYTES],
+    tensor_maps: [Option<(usize, TensorMap)>; MAX_TENSOR_MAPS],
 }
 
 impl Params {
     /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
     pub fn new<T: Copy + 'static>(args: T) -> Self {
         const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
-        let mut params = Self { bytes: [MaybeUninit::uninit(); MAX_PARAM_BYTES] };
+        let mut params = Self { bytes: [MaybeUninit::uninit(); MAX_PARAM_BYTES], tensor_maps: [None; MAX_TENSOR_MAPS] };
         // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
         unsafe { params.bytes.as_mut_ptr().cast::<T>().write(args) };
         params
     }
 
+    /// The same parameters; each of `maps` is encoded at its offset, in bytes, by the back end when the launch is made.
+    ///
+    /// # Panics
+    /// If an offset is none of a tensor map in a parameter struct: a mistake in the kernel's descriptor, whatever its shapes.
+    #[must_use]
+    pub fn with_tensor_maps<const COUNT: usize>(mut self, maps: [(usize, TensorMap); COUNT]) -> Self {
+        const { assert!(COUNT <= MAX_TENSOR_MAPS) };
+        for (slot, (offset, map)) in self.tensor_maps.iter_mut().zip(maps) {
+            assert!(
+                offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= MAX_PARAM_BYTES,
+                "no tensor map at {offset}"
+            );
+            *slot = Some((offset, map));
+        }
+        self
+    }
+
+    /// The tensor maps, each with its offset in the struct.
+    pub fn tensor_maps(&self) -> impl Iterator<Item = (usize, TensorMap)> {
+        self.tensor_maps.into_iter().flatten()
+    }
+
     /// Where the struct begins, for the driver.
     pub fn as_ptr(&self) -> *const u8 {
         self.bytes.as_ptr().cast()
+    }
+
+    /// The same, to write encoded tensor maps to.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr().cast()
     }
 }
 
@@ -100,7 +138,7 @@ impl std::fmt::Debug for Params {
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct TilesArg {
-    /// The `TileProgress` of this launch, zero before the first use; it resets itself.
+    /// The `TileProgress` of this launch, zero before the first use; it resets itself. Null for a launch that is not elastic.
     pub progress: DevicePtr,
     /// The tenant's grant, one bit per SM in `%smid` order; null where every SM is granted.
     pub grant: DevicePtr,

@@ -12,10 +12,12 @@ mod kernel;
 mod key;
 mod plan;
 mod session;
+mod tensor_map;
 
 pub use capture::CapturedGraph;
 pub use error::LaunchError;
-pub use kernel::{Kernel, Launch, MAX_PARAM_BYTES, Params, TilesArg, Work};
+pub use kernel::{Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};
+pub use tensor_map::{Element, MAX_DIMENSIONS, Swizzle, TensorMap};

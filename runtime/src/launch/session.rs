@@ -109,6 +109,8 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     progress: Buffer,
+    /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
+    follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
     stats: SessionStats,
 }
@@ -149,6 +151,7 @@ impl Session {
             functions: Vec::new(),
             grant,
             progress: Buffer::new(device, PROGRESS_BYTES)?,
+            follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
         };
@@ -183,13 +186,15 @@ impl Session {
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: self.progress.ptr(),
+            progress: if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
         };
-        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, key, work };
+        let overlaps = launch.programmatic && self.follows_launch;
+        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, overlaps, key, work };
         self.device.launch(self.stream(), &request)?;
+        self.follows_launch = true;
         self.count(at);
         Ok(())
     }
@@ -203,6 +208,7 @@ impl Session {
         let at = self.place(kernel.key, kernel.work);
         let placement = self.resolved[at];
         self.hop(placement.lane)?;
+        self.follows_launch = false;
         self.count(at);
         Ok(enqueue(self.stream(), placement.sms))
     }
@@ -217,6 +223,7 @@ impl Session {
         let origin = self.current;
         self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
         self.capturing = Some(origin);
+        self.follows_launch = false;
         let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
         // Also after a failure: a stream that is left capturing takes no work any more.
         let graph = self.end_capture(origin);
@@ -226,6 +233,7 @@ impl Session {
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
         self.capturing = None;
+        self.follows_launch = false;
         self.current = origin;
         Ok(Graph::end_capture(&self.device, self.stream())?)
     }
@@ -249,6 +257,7 @@ impl Session {
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
         self.device.replay(graph.graph.id(), self.stream())?;
+        self.follows_launch = false;
         self.stats.replays += 1;
         Ok(())
     }
@@ -340,6 +349,7 @@ impl Session {
             self.device.record(last.event.id(), last.stream.id())?;
             self.device.wait(self.lanes[lane].stream.id(), last.event.id())?;
             self.current = lane;
+            self.follows_launch = false;
             self.stats.hops += 1;
         }
         Ok(())

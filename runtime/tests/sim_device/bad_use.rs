@@ -87,12 +87,20 @@ fn launches_that_no_gpu_could_run_are_refused() {
         blocks_per_sm: 1,
         tiles: 0,
         elastic: true,
+        programmatic: false,
         params: Params::new(0_u8),
     };
     let launch = |function, launch: &Launch| {
         let key = KernelKey::new(KernelName::new("some_kernel"), []);
-        let request =
-            LaunchRequest { function, launch, tiles: TilesArg::default(), priority: Priority::Normal, key, work: Work::default() };
+        let request = LaunchRequest {
+            function,
+            launch,
+            tiles: TilesArg::default(),
+            priority: Priority::Normal,
+            overlaps: false,
+            key,
+            work: Work::default(),
+        };
         gpu.device.launch(stream, &request)
     };
     assert!(launch(function, &sound).is_ok());

@@ -104,11 +104,19 @@ impl Gpu {
             blocks_per_sm: job.blocks_per_sm,
             tiles: job.tiles,
             elastic: job.elastic,
+            programmatic: false,
             params: Params::new(0_u32),
         };
         let tiles = TilesArg { progress: job.progress, grant: job.grant, count: job.tiles, joins: job.joins };
-        let request =
-            LaunchRequest { function: self.function, launch: &launch, tiles, priority: job.priority, key: job.key(), work: job.work };
+        let request = LaunchRequest {
+            function: self.function,
+            launch: &launch,
+            tiles,
+            priority: job.priority,
+            overlaps: false,
+            key: job.key(),
+            work: job.work,
+        };
         self.device.launch(stream, &request).unwrap();
     }
 

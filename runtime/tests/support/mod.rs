@@ -73,6 +73,7 @@ unsafe impl Kernel for Fake {
             blocks_per_sm: 1,
             tiles: TILES,
             elastic: self.elastic,
+            programmatic: false,
             params: Params::new(0_u32),
         })
     }

@@ -13,7 +13,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::loader::NEEDED_DRIVER;
 use super::status::{check, describe, error};
 use crate::device::{DeviceError, DevicePtr, EventId, FunctionId, GraphId, StreamId};
-use crate::launch::{Launch, TilesArg};
+use crate::launch::{Element, Launch, MAX_DIMENSIONS, Swizzle, TensorMap, TilesArg};
 
 /// Every driver function called in this room, by the name that the library exports.
 pub const SYMBOLS: &[&str] = &[
@@ -69,6 +69,7 @@ pub const SYMBOLS: &[&str] = &[
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// A handle that the driver gave out. Copying it copies a name, not what it names.
@@ -421,11 +422,29 @@ pub fn kernel_set_attribute(
     check("cuKernelSetAttribute", unsafe { sys::cuKernelSetAttribute(attribute, value, kernel.0, device) })
 }
 
-/// Enqueues `launch` with its two parameters. `priority` is a stream priority number.
-pub fn kernel_launch(stream: Stream, kernel: Kernel, launch: &Launch, tiles: &TilesArg, priority: c_int) -> Result<(), DeviceError> {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.priority = priority;
-    let mut attribute = sys::CUlaunchAttribute { id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PRIORITY, pad: [0; 4], value };
+/// Enqueues `launch` with its two parameters. `priority` is a stream priority number; a launch that `overlaps` may start before the one before it
+/// on the stream has ended.
+pub fn kernel_launch(
+    stream: Stream,
+    kernel: Kernel,
+    launch: &Launch,
+    tiles: &TilesArg,
+    priority: c_int,
+    overlaps: bool,
+) -> Result<(), DeviceError> {
+    let attribute = |id, set: fn(&mut sys::CUlaunchAttributeValue, c_int), to| {
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        set(&mut value, to);
+        sys::CUlaunchAttribute { id, pad: [0; 4], value }
+    };
+    let mut attributes = [
+        attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PRIORITY, |value, to| value.priority = to, priority),
+        attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            |value, to| value.programmaticStreamSerializationAllowed = to,
+            1,
+        ),
+    ];
     let config = sys::CUlaunchConfig {
         gridDimX: launch.grid,
         gridDimY: 1,
@@ -435,14 +454,57 @@ pub fn kernel_launch(stream: Stream, kernel: Kernel, launch: &Launch, tiles: &Ti
         blockDimZ: 1,
         sharedMemBytes: launch.shared_bytes,
         hStream: stream.0,
-        attrs: &mut attribute,
-        numAttrs: 1,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: if overlaps { 2 } else { 1 },
     };
-    let mut parameters = [launch.params.as_ptr().cast_mut().cast::<c_void>(), ptr::from_ref(tiles).cast_mut().cast::<c_void>()];
+    let mut params = launch.params;
+    for (offset, map) in launch.params.tensor_maps() {
+        let encoded = tensor_map_encode(&map)?;
+        // SAFETY: `with_tensor_maps` has seen to it that a map fits at `offset`, at this alignment.
+        unsafe { params.as_mut_ptr().add(offset).cast::<sys::CUtensorMap>().write(encoded) };
+    }
+    let mut parameters = [params.as_mut_ptr().cast::<c_void>(), ptr::from_ref(tiles).cast_mut().cast::<c_void>()];
     // A `CUkernel` may stand where a `CUfunction` is asked for; it runs in the stream's context, and so in its partition.
     let function = kernel.0.cast::<sys::CUfunc_st>();
     // SAFETY: whoever implemented `Kernel` vouches that the function takes these two parameters; the driver copies them before it returns.
     check("cuLaunchKernelEx", unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), ptr::null_mut()) })
+}
+
+/// The driver's description of a matrix. It is made on the host, in well under a microsecond, and names no context.
+fn tensor_map_encode(map: &TensorMap) -> Result<sys::CUtensorMap, DeviceError> {
+    use sys::{CUtensorMapDataType as Type, CUtensorMapSwizzle as Layout};
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    let element_type = match map.element {
+        Element::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        Element::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    };
+    let swizzle = match map.swizzle {
+        Swizzle::None => Layout::CU_TENSOR_MAP_SWIZZLE_NONE,
+        Swizzle::Bytes32 => Layout::CU_TENSOR_MAP_SWIZZLE_32B,
+        Swizzle::Bytes64 => Layout::CU_TENSOR_MAP_SWIZZLE_64B,
+        Swizzle::Bytes128 => Layout::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    let dense = [1; MAX_DIMENSIONS];
+    // SAFETY: the arrays have MAX_DIMENSIONS entries (the strides one less, as the driver reads them), and the driver refuses a greater rank
+    // along with all else that it cannot describe; the address is not dereferenced.
+    let status = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut encoded,
+            element_type,
+            u32::from(map.dimensions).min(MAX_DIMENSIONS as u32),
+            map.ptr.0 as *mut c_void,
+            map.sizes.as_ptr(),
+            map.strides.as_ptr(),
+            map.tile.as_ptr(),
+            dense.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    check("cuTensorMapEncodeTiled", status)?;
+    Ok(encoded)
 }
 
 // ---- streams ----

@@ -225,7 +225,7 @@ impl Device for CudaDevice {
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
         self.context.bind()?;
         let level = self.priorities.level(request.priority);
-        driver::kernel_launch(stream.into(), request.function.into(), request.launch, &request.tiles, level)
+        driver::kernel_launch(stream.into(), request.function.into(), request.launch, &request.tiles, level, request.overlaps)
     }
 
     fn create_event(&self) -> Result<EventId, DeviceError> {

@@ -179,9 +179,10 @@ impl<'a> SmMarker<'a> {
             blocks_per_sm: BLOCKS_PER_SM,
             tiles: grid,
             elastic: false,
+            programmatic: false,
             params: Params::new(self.marks.0),
         };
-        driver::kernel_launch(stream, self.kernel, &launch, &TilesArg::default(), self.priority)
+        driver::kernel_launch(stream, self.kernel, &launch, &TilesArg::default(), self.priority, false)
     }
 }
 

@@ -1,0 +1,58 @@
+// The copy engine of Hopper (TMA): one thread asks for a whole tile of a matrix described by a TensorMap, and an mbarrier is told of the bytes as they
+// arrive; stores are grouped and waited for by the thread that issued them. Coordinates count elements, dimension 0 first. Elements beyond the
+// matrix read as zero and are not written. PTX ISA manual, section 9.7.9.27.
+#pragma once
+#include <cstdint>
+
+#include "abi.h"
+
+#if __CUDA_ARCH__ >= 900
+
+// How long L2 should keep what is read: createpolicy's encodings of evict_first and evict_last for all of the data.
+constexpr uint64_t L2_EVICT_FIRST = 0x12f0000000000000ull, L2_EVICT_LAST = 0x14f0000000000000ull, L2_EVICT_NORMAL = 0x1000000000000000ull;
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap &map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// `target`: a shared-memory address, 128-byte aligned (1024 for 128-byte swizzle, so that the pattern begins there).
+__device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(target),
+                 "l"(&map), "r"(barrier), "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint64_t l2_policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+            target),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(l2_policy)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint32_t z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
+                 "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+// Shared memory that ordinary stores wrote is read by the copy engine or by wgmma next: each writing thread fences, then a barrier.
+__device__ __forceinline__ void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void tma_store(const TensorMap &map, uint32_t source, uint32_t x, uint32_t y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(source), "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Until at most PENDING of this thread's newest groups still read shared memory: older sources may be overwritten.
+template <int PENDING>
+__device__ __forceinline__ void tma_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+// Until all of this thread's stores are complete and visible to it.
+__device__ __forceinline__ void tma_store_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+#endif
