@@ -49,6 +49,7 @@ unsafe impl Kernel for ReadBandwidth {
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
             elastic: false,
+            programmatic: true,
             params: Params::new(args),
         })
     }

@@ -1,0 +1,162 @@
+//! The form of `results/h200/kernels.json`: written by the benchmark `reach`, read by `cargo xtask docs`, which draws tables and plots from it.
+
+use serde::{Deserialize, Serialize};
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Results {
+    /// Where and how the figures were made.
+    pub provenance: Provenance,
+    /// What is judged.
+    pub rows: Vec<Row>,
+    /// What is drawn.
+    pub curves: Vec<Curve>,
+}
+
+/// Where and how the figures were made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The command line.
+    pub command: String,
+    /// Commit of the sources, empty where unknown.
+    pub commit: String,
+    /// Hash of the kernels' sources and their compiler.
+    pub kernel_build: String,
+    /// GPU name.
+    pub machine: String,
+    /// Its SMs.
+    pub sms: u16,
+    /// Kernel-mode driver version.
+    pub driver: String,
+    /// The CUDA version that the driver supports, `13.0`.
+    pub cuda: String,
+    /// Day of the run, `2026-11-21`.
+    pub date: String,
+    /// What the peers were.
+    pub peers: String,
+    /// Lowest and highest SM clock under load, MHz; none where `nvidia-smi` gave no reading.
+    pub clock_mhz: Option<[u32; 2]>,
+    /// Highest board power, W.
+    pub power_w: Option<f64>,
+    /// Share of the measurements during which a throttle reason was active.
+    pub throttled: f64,
+}
+
+/// One figure and its peer's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// The line of the table, 1 to 10.
+    pub row: u8,
+    /// What was run.
+    pub work: String,
+    /// SMs that both sides had.
+    pub sms: u16,
+    /// Median of ours.
+    pub ours: f64,
+    /// Median of the peer's; none where it could not be run.
+    pub peer: Option<f64>,
+    /// Of both.
+    pub unit: Unit,
+    /// Above 1 is better than the peer.
+    pub ratio: Option<f64>,
+    /// What must be reached.
+    pub target: f64,
+    /// By what.
+    pub target_of: TargetOf,
+    /// Whether it was.
+    pub reached: bool,
+    /// What the peer is.
+    pub peer_is: String,
+    /// Share of the data sheet's peak of these SMs (arithmetic) or of the GPU (memory), percent.
+    pub percent_of_peak: Option<f64>,
+    /// (Largest - smallest) / median of our samples.
+    pub spread: f64,
+    /// SM clock while both were measured, MHz.
+    pub clock_mhz: Option<u32>,
+    /// Board power while both were measured, W.
+    pub power_w: Option<f64>,
+    /// Whether a throttle reason was active meanwhile. The two sides are measured in turn, so it meets both.
+    pub throttled: bool,
+    /// What a reader should know beside.
+    pub note: Option<String>,
+}
+
+/// What a figure counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// 10^12 floating-point operations per second.
+    #[serde(rename = "TFLOP/s")]
+    Tflops,
+    /// 10^9 bytes per second.
+    #[serde(rename = "GB/s")]
+    Gbytes,
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Milliseconds times SMs.
+    #[serde(rename = "SM ms")]
+    SmMilliseconds,
+    /// The ratio itself, of an average over other rows.
+    #[serde(rename = "ratio")]
+    Ratio,
+}
+
+impl Unit {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tflops => "TFLOP/s",
+            Self::Gbytes => "GB/s",
+            Self::Milliseconds => "ms",
+            Self::SmMilliseconds => "SM ms",
+            Self::Ratio => "ratio",
+        }
+    }
+
+    /// By how much `ours` is better than `peer`: a rate is better when higher, a time when lower.
+    pub fn ratio(self, ours: f64, peer: f64) -> f64 {
+        match self {
+            Self::Tflops | Self::Gbytes | Self::Ratio => ours / peer,
+            Self::Milliseconds | Self::SmMilliseconds => peer / ours,
+        }
+    }
+}
+
+/// What a target is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetOf {
+    /// The ratio must be at least the target.
+    Ratio,
+    /// Our time must be at most the target.
+    Ours,
+}
+
+/// Figures against SM count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Curve {
+    /// What was run.
+    pub work: String,
+    /// What the peer is.
+    pub peer_is: String,
+    /// Of both.
+    pub unit: Unit,
+    /// By rising SM count.
+    pub points: Vec<Point>,
+}
+
+/// One SM count.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    /// SMs.
+    pub sms: u16,
+    /// Median of ours.
+    pub ours: f64,
+    /// Median of the peer's.
+    pub peer: f64,
+}

@@ -1,0 +1,211 @@
+//! Lines 1 to 3: products against cuBLASLt's best, on the whole GPU and in partitions.
+
+use anyhow::{Result, ensure};
+use half::f16;
+use smidgen::kernels::gemm::{Epilogue, Gemm};
+use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
+use smidgen_runtime::launch::{Kernel, LaunchError, OpaqueKernel};
+
+use crate::bench::{Bench, Case, Lane, Replay, significant};
+use crate::cublaslt::{CublasLt, Operands, Product};
+use crate::results::{Curve, Point, Row, TargetOf, Unit};
+
+/// Those of line 1.
+const LARGE: [[u32; 3]; 3] = [[8192, 14336, 4096], [2048, 4096, 4096], [4096, 4096, 4096]];
+/// QKV, attention output, up and down projections of BERT-base at batch 8, sequence 128.
+const BERT_BASE: [[u32; 3]; 4] = [[1024, 2304, 768], [1024, 768, 768], [1024, 3072, 768], [1024, 768, 3072]];
+/// The same of BERT-large.
+const BERT_LARGE: [[u32; 3]; 4] = [[1024, 3072, 1024], [1024, 1024, 1024], [1024, 4096, 1024], [1024, 1024, 4096]];
+/// Partitions, in groups of 8 SMs, where cuBLAS's clusters run.
+const PARTITIONS: [u16; 6] = [16, 32, 64, 72, 96, 120];
+
+/// Elements of the outputs that are compared: enough to tell a wrong product.
+const COMPARED: usize = 1 << 16;
+
+/// A lane with cuBLASLt's handle of its partition.
+struct Duel {
+    lane: Lane,
+    library: CublasLt,
+}
+
+/// Operands of one shape, enough to leave nothing in L2 between two uses of a set.
+struct Sets {
+    products: Vec<Gemm>,
+    _buffers: Vec<[Buffer; 3]>,
+}
+
+pub fn run(bench: &mut Bench) -> Result<()> {
+    let whole = bench.all_sms();
+    if bench.wants(1) || bench.wants(2) {
+        let mut duel = Duel::new(bench, whole)?;
+        let large = LARGE.map(|shape| (1, shape, "", 0.95));
+        let base = BERT_BASE.map(|shape| (2, shape, "BERT-base, ", 1.0));
+        let bert_large = BERT_LARGE.map(|shape| (2, shape, "BERT-large, ", 1.0));
+        for (row, shape, model, target) in large.into_iter().chain(base).chain(bert_large) {
+            if bench.wants(row) {
+                let sets = Sets::new(bench, &mut duel.lane, shape)?;
+                duel.run(bench, row, &sets, model, target)?;
+            }
+        }
+    }
+    if bench.wants(3) {
+        let mut duels = PARTITIONS.into_iter().map(|sms| Duel::new(bench, sms)).collect::<Result<Vec<_>>>()?;
+        for shape in LARGE.into_iter().chain(BERT_BASE) {
+            let sets = Sets::new(bench, &mut duels[0].lane, shape)?;
+            for duel in &mut duels {
+                duel.run(bench, 3, &sets, "", 0.95)?;
+            }
+        }
+        geometric_mean(bench);
+    }
+    curves(bench);
+    Ok(())
+}
+
+impl Duel {
+    fn new(bench: &Bench, sms: u16) -> Result<Self> {
+        Ok(Self { lane: bench.lane(sms)?, library: CublasLt::new(&bench.device)? })
+    }
+
+    fn run(&mut self, bench: &mut Bench, row: u8, sets: &Sets, model: &str, target: f64) -> Result<()> {
+        let Self { lane, library } = self;
+        let gemm = sets.products[0];
+        let (peer, tried) = best(lane, library, sets)?;
+        let ours = lane.replay_kernels(&sets.products)?;
+        agree(lane, library, gemm, &peer.1)?;
+        let flops = gemm.work().flops as f64 / 1e12;
+        let work = format!("GEMM {model}{}x{}x{}", gemm.m, gemm.n, gemm.k);
+        let id = format!("{work}, {} SMs", lane.sms);
+        let Some(compared) = bench.compare(row, &id, || Ok((ours.time(lane)?, Some(peer.0.time(lane)?))))? else { return Ok(()) };
+        let case = Case {
+            row,
+            work,
+            sms: lane.sms,
+            unit: Unit::Tflops,
+            amounts: [flops; 2],
+            target,
+            target_of: TargetOf::Ratio,
+            peer_is: format!("cuBLASLt, the fastest of {tried} algorithms that its heuristic proposes"),
+            note: None,
+        };
+        bench.judge(case, &compared);
+        Ok(())
+    }
+}
+
+impl Sets {
+    fn new(bench: &Bench, lane: &mut Lane, [m, n, k]: [u32; 3]) -> Result<Self> {
+        let area = |rows: u32, columns: u32| u64::from(rows) * u64::from(columns);
+        let sizes = [area(m, k), area(n, k), area(m, n)];
+        let buffers = (0..bench.sets(2 * sizes.iter().sum::<u64>()) as u64)
+            .map(|set| {
+                let mut random = |operand: usize, half_width| bench.random(lane, sizes[operand], half_width, 3 * set + operand as u64);
+                Ok([random(0, 1.0)?, random(1, 0.05)?, random(2, 1.0)?])
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let products = buffers.iter().map(|[a, b, c]| Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE)).collect();
+        Ok(Self { products, _buffers: buffers })
+    }
+}
+
+/// One library product as an opaque launch.
+fn enqueue(session: &mut smidgen_runtime::launch::Session, library: &CublasLt, gemm: &Gemm, product: &Product) -> Result<(), Failure> {
+    let opaque = OpaqueKernel { key: gemm.key(), work: gemm.work() };
+    let operands = Operands { a: gemm.a, b: gemm.b, c: gemm.c };
+    session.launch_opaque(&opaque, |stream, _sms| library.enqueue(product, operands, stream))?.map_err(Failure)
+}
+
+/// What ends a capture of library calls.
+struct Failure(anyhow::Error);
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        failure.0
+    }
+}
+
+/// The fastest algorithm, captured, and how many ran.
+fn best(lane: &mut Lane, library: &CublasLt, sets: &Sets) -> Result<((Replay, Product), usize)> {
+    let gemm = sets.products[0];
+    let mut ran = Vec::new();
+    for product in library.proposals([gemm.m, gemm.n, gemm.k], Sms(lane.sms))? {
+        let replay = lane.replay(sets.products.len(), |session, at| enqueue(session, library, &sets.products[at], &product));
+        match replay.and_then(|replay| Ok((replay.time(lane)?, replay))) {
+            Ok((time, replay)) => ran.push((time, replay, product)),
+            Err(reason) => eprintln!("an algorithm of cuBLASLt for {} at {} SMs does not run: {reason:#}", gemm.key(), lane.sms),
+        }
+    }
+    let tried = ran.len();
+    let best = ran.into_iter().min_by_key(|(time, ..)| *time);
+    let (_, replay, product) = best.ok_or_else(|| anyhow::anyhow!("no algorithm of cuBLASLt runs {} at {} SMs", gemm.key(), lane.sms))?;
+    Ok(((replay, product), tried))
+}
+
+/// Fails unless both sides compute the same: a comparison of times means nothing otherwise.
+fn agree(lane: &mut Lane, library: &CublasLt, gemm: Gemm, product: &Product) -> Result<()> {
+    lane.session.launch(&gemm)?;
+    let ours = read(lane, gemm.c, gemm.m * gemm.n)?;
+    enqueue(&mut lane.session, library, &gemm, product)?;
+    let peer = read(lane, gemm.c, gemm.m * gemm.n)?;
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (ours, peer) in ours.into_iter().zip(peer) {
+        difference += (ours - peer).powi(2);
+        norm += peer.powi(2);
+    }
+    let error = (difference / norm).sqrt();
+    ensure!(error < 2e-3, "{}: ours and cuBLASLt's differ by {error:.1e} in the Euclidean norm", gemm.key());
+    Ok(())
+}
+
+fn read(lane: &Lane, source: DevicePtr, elements: u32) -> Result<Vec<f64>> {
+    let mut bytes = vec![0; 2 * COMPARED.min(elements as usize)];
+    lane.session.device().download(lane.session.stream(), source, &mut bytes)?;
+    Ok(bytes.as_chunks().0.iter().map(|&half| f16::from_le_bytes(half).to_f64()).collect())
+}
+
+/// Line 3's other judgement: all partitions together.
+fn geometric_mean(bench: &mut Bench) {
+    let ratios: Vec<f64> = bench.rows.iter().filter(|row| row.row == 3).filter_map(|row| row.ratio).collect();
+    if ratios.is_empty() {
+        return;
+    }
+    let mean = significant((ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp());
+    bench.keep(Row {
+        row: 3,
+        work: format!("geometric mean of the {} above", ratios.len()),
+        sms: 0,
+        ours: mean,
+        peer: Some(1.0),
+        unit: Unit::Ratio,
+        ratio: Some(mean),
+        target: 1.15,
+        target_of: TargetOf::Ratio,
+        reached: mean >= 1.15,
+        peer_is: "cuBLASLt in the same partitions".to_owned(),
+        percent_of_peak: None,
+        spread: 0.0,
+        clock_mhz: None,
+        power_w: None,
+        throttled: false,
+        note: None,
+    });
+}
+
+/// TFLOP/s against SM count, of the shapes that were measured at several.
+fn curves(bench: &mut Bench) {
+    for [m, n, k] in LARGE.into_iter().chain(BERT_BASE) {
+        let shape = format!("{m}x{n}x{k}");
+        let rows = bench.rows.iter().filter(|row| row.row <= 3 && row.work.ends_with(&format!(" {shape}")));
+        let mut points: Vec<Point> = rows.filter_map(|row| Some(Point { sms: row.sms, ours: row.ours, peer: row.peer? })).collect();
+        points.sort_by_key(|point| point.sms);
+        if points.len() > 1 {
+            bench.curves.push(Curve { work: format!("GEMM {shape}"), peer_is: "cuBLASLt".to_owned(), unit: Unit::Tflops, points });
+        }
+    }
+}
