@@ -129,8 +129,9 @@ def llama_1b(batch, context):
     position = torch.full((batch, 1), context, device=DEVICE)
 
     def stand_at_context():
-        for length in lengths:
-            length.fill_(context)
+        with torch.inference_mode():
+            for length in lengths:
+                length.fill_(context)
 
     def step():
         logits = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True).logits

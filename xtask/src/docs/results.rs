@@ -1,4 +1,5 @@
-//! The form of `results/h200/kernels.json`: written by the benchmark `reach`, read by `cargo xtask docs`, which draws tables and plots from it.
+//! The forms of `results/h200/kernels.json` and `errors.json`: written by the benchmark `reach` and by the GPU tests of accuracy, which compile this
+//! file too, and read by `cargo xtask docs`, which draws tables and plots from them.
 
 use serde::{Deserialize, Serialize};
 
@@ -159,4 +160,48 @@ pub struct Point {
     pub ours: f64,
     /// Median of the peer's.
     pub peer: f64,
+}
+
+/// The form of `errors.json`: each kernel against a reference in FP64.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Errors {
+    /// Where they were found.
+    pub provenance: ErrorProvenance,
+    /// One for each kernel and kind of input.
+    pub kernels: Vec<KernelError>,
+}
+
+/// Where errors were found. They do not depend on clocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorProvenance {
+    /// The command line.
+    pub command: String,
+    /// Commit of the sources, empty where unknown.
+    pub commit: String,
+    /// Hash of the kernels' sources and their compiler.
+    pub kernel_build: String,
+    /// GPU name.
+    pub machine: String,
+    /// Day of the run.
+    pub date: String,
+}
+
+/// One kernel's errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelError {
+    /// Its key.
+    pub kernel: String,
+    /// How its inputs were drawn.
+    pub inputs: String,
+    /// Elements compared.
+    pub elements: u64,
+    /// The largest magnitude of the reference.
+    pub largest: f64,
+    /// The Euclidean norm of the difference over that of the reference.
+    pub rms: f64,
+    /// The largest difference, each over the magnitude of its element or the reference's root mean square, whichever is larger.
+    pub max: f64,
 }
