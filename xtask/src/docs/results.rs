@@ -15,6 +15,16 @@ pub struct Results {
     pub curves: Vec<Curve>,
 }
 
+impl Results {
+    /// What the types alone do not promise.
+    ///
+    /// # Errors
+    /// The first row that contradicts itself.
+    pub fn check(&self) -> Result<(), String> {
+        self.rows.iter().try_for_each(Row::check)
+    }
+}
+
 /// Where and how the figures were made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +93,38 @@ pub struct Row {
     pub throttled: bool,
     /// What a reader should know beside.
     pub note: Option<String>,
+}
+
+impl Row {
+    /// Whether the target was met, by what was measured.
+    pub fn meets_target(&self) -> bool {
+        match self.target_of {
+            TargetOf::Ratio => self.ratio.is_some_and(|ratio| ratio >= self.target),
+            TargetOf::Ours => self.ours <= self.target,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("row {}, {}: {what}", self.row, self.work));
+        if !(1..=10).contains(&self.row) {
+            return wrong("the table has the lines 1 to 10");
+        }
+        if !(self.ours.is_finite() && self.ours > 0.0) {
+            return wrong("`ours` is no measurement");
+        }
+        if self.peer.is_some() != self.ratio.is_some() {
+            return wrong("a ratio needs a peer");
+        }
+        // Figures are rounded to four digits before they are written.
+        let agrees = |peer: f64, ratio: f64| (self.unit.ratio(self.ours, peer) / ratio - 1.0).abs() < 2e-3;
+        if self.peer.zip(self.ratio).is_some_and(|(peer, ratio)| !agrees(peer, ratio)) {
+            return wrong("`ratio` is not that of `ours` and `peer`");
+        }
+        if self.reached != self.meets_target() {
+            return wrong("`reached` does not follow from `target`");
+        }
+        Ok(())
+    }
 }
 
 /// What a figure counts.
