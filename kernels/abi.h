@@ -213,10 +213,13 @@ typedef struct SampleArgs {
 
 // Reads device memory and does nothing with it, see bandwidth/read.cu.
 typedef struct ReadBandwidthArgs {
-    uint64_t source; // uint4[], whole tiles
-    uint64_t sink;   // uint32_t: written if all bits read in one thread fold to `never`
+    uint64_t source; // whole tiles
+    uint64_t sink;   // uint32_t: written if one word read, or all folded to one, is `never`
     uint32_t never;
 } ReadBandwidthArgs;
+
+// The ring of read_bandwidth_bulk, bytes.
+#define READ_BANDWIDTH_SHARED_BYTES 196608
 
 // ---- random/ ----
 

@@ -13,6 +13,7 @@ pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
 pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
 pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
 pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -444,9 +445,9 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ReadBandwidthArgs {
-    #[doc = " uint4[], whole tiles"]
+    #[doc = " whole tiles"]
     pub source: u64,
-    #[doc = " uint32_t: written if all bits read in one thread fold to `never`"]
+    #[doc = " uint32_t: written if one word read, or all folded to one, is `never`"]
     pub sink: u64,
     pub never: u32,
 }

@@ -17,10 +17,10 @@ use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, Placement, Pla
 use smidgen_runtime::tenant::TenantId;
 
 use crate::clocks::{Clocks, Reading};
-use crate::results::{Curve, Row, TargetOf, Unit};
+use crate::results::{Beside, Curve, Row, TargetOf, Unit};
 
 /// Device time that one sample should take: long against the clock's resolution and a graph's start.
-const SAMPLE: Duration = Duration::from_micros(1500);
+const SAMPLE: Duration = Duration::from_millis(4);
 
 /// Launches in one graph, at most.
 const MOST_LAUNCHES: u32 = 512;
@@ -53,7 +53,8 @@ pub struct Replay {
 /// Medians of samples taken in turn.
 pub struct Compared {
     pub ours: f64,
-    pub peer: Option<f64>,
+    /// The judged peer's first.
+    pub others: Vec<f64>,
     pub spread: f64,
     reading: Option<Reading>,
 }
@@ -68,6 +69,8 @@ pub struct Case {
     pub target: f64,
     pub target_of: TargetOf,
     pub peer_is: String,
+    /// What else was measured, in the order of the samples; with the judged peer's amount.
+    pub beside: Vec<&'static str>,
     pub note: Option<String>,
 }
 
@@ -80,7 +83,7 @@ impl Bench {
             .sample_size(10)
             // The samples are as long as they need to be whatever criterion asks for.
             .warm_up_time(Duration::from_nanos(1))
-            .measurement_time(Duration::from_millis(1))
+            .measurement_time(Duration::from_secs(5))
             .nresamples(1000)
             .configure_from_args();
         Ok(Self {
@@ -140,23 +143,19 @@ impl Bench {
         (2 * self.device.topology().l2_bytes).div_ceil(bytes.max(1)).clamp(2, 128) as usize
     }
 
-    /// Takes samples of `pair` (ours, and the peer's if there is one) under criterion, which reports ours; none if it was told to leave this out.
-    pub fn compare(
-        &mut self,
-        row: u8,
-        id: &str,
-        mut pair: impl FnMut() -> Result<(Duration, Option<Duration>)>,
-    ) -> Result<Option<Compared>> {
-        let (mut ours, mut peer, mut failure) = (Vec::new(), Vec::new(), None);
+    /// Takes samples of `turn` (ours, then those of the peers that there are) under criterion, which reports ours; none if it was told to leave this
+    /// out.
+    pub fn compare(&mut self, row: u8, id: &str, mut turn: impl FnMut() -> Result<Vec<Duration>>) -> Result<Option<Compared>> {
+        let (mut samples, mut failure) = (Vec::<Vec<f64>>::new(), None);
         let from = Instant::now();
         let mut group = self.criterion.benchmark_group(format!("row {row}"));
         group.sampling_mode(SamplingMode::Flat);
         group.bench_function(id, |bencher| {
-            bencher.iter_custom(|iterations| match pair() {
-                Ok((mine, other)) => {
-                    ours.push(mine.as_secs_f64());
-                    peer.extend(other.map(|time| time.as_secs_f64()));
-                    mine.mul_f64(iterations as f64)
+            bencher.iter_custom(|iterations| match turn() {
+                Ok(times) => {
+                    samples.resize(times.len(), Vec::new());
+                    samples.iter_mut().zip(&times).for_each(|(samples, time)| samples.push(time.as_secs_f64()));
+                    times.first().copied().unwrap_or_default().mul_f64(iterations as f64)
                 }
                 Err(error) => {
                     failure = Some(error);
@@ -168,9 +167,10 @@ impl Bench {
         if let Some(error) = failure {
             return Err(error.context(format!("row {row}, {id}")));
         }
-        let Some(median_ours) = median(&mut ours) else { return Ok(None) };
-        let spread = (ours[ours.len() - 1] - ours[0]) / median_ours;
-        Ok(Some(Compared { ours: median_ours, peer: median(&mut peer), spread, reading: self.clocks.since(from) }))
+        let medians: Vec<f64> = samples.iter_mut().filter_map(|samples| median(samples)).collect();
+        let Some((&ours, others)) = medians.split_first() else { return Ok(None) };
+        let spread = (samples[0][samples[0].len() - 1] - samples[0][0]) / ours;
+        Ok(Some(Compared { ours, others: others.to_vec(), spread, reading: self.clocks.since(from) }))
     }
 
     /// Judges what was measured, prints it and keeps it.
@@ -185,14 +185,16 @@ impl Bench {
             Unit::Milliseconds | Unit::SmMilliseconds => amount * seconds,
         };
         let ours = figure(compared.ours, case.amounts[0]);
-        let peer = compared.peer.map(|seconds| figure(seconds, case.amounts[1]));
+        let mut others = compared.others.iter().map(|seconds| figure(*seconds, case.amounts[1]));
+        let peer = others.next();
         let ratio = peer.map(|peer| case.unit.ratio(ours, peer));
-        let reached = match case.target_of {
-            TargetOf::Ratio => ratio.is_some_and(|ratio| ratio >= case.target),
-            TargetOf::Ours => ours <= case.target,
-        };
+        let beside = others.zip(case.beside).map(|(peer, peer_is)| Beside {
+            peer_is: peer_is.to_owned(),
+            peer: significant(peer),
+            ratio: significant(case.unit.ratio(ours, peer)),
+        });
         let reading = compared.reading;
-        Row {
+        let mut row = Row {
             row: case.row,
             work: case.work,
             sms: case.sms,
@@ -202,15 +204,18 @@ impl Bench {
             ratio: ratio.map(significant),
             target: case.target,
             target_of: case.target_of,
-            reached,
+            reached: false,
             peer_is: case.peer_is,
+            beside: beside.collect(),
             percent_of_peak: self.percent_of_peak(case.unit, ours, case.sms).map(significant),
             spread: significant(compared.spread),
             clock_mhz: reading.map(|reading| reading.clock_mhz),
             power_w: reading.map(|reading| reading.power_w.round()),
             throttled: reading.is_some_and(|reading| reading.throttled),
             note: case.note,
-        }
+        };
+        row.reached = row.meets_target();
+        row
     }
 
     /// Prints a row and keeps it.

@@ -110,12 +110,13 @@ fn prepare(peers: &mut Option<Peers>, work: &str) -> (String, Option<String>) {
     }
 }
 
-/// One sample of the peer's, if it is `there`.
-fn sample(peers: &mut Option<Peers>, work: &str, there: bool) -> Result<Option<Duration>> {
-    match peers {
-        Some(peers) if there => peers.sample(work).map(Some),
-        _ => Ok(None),
+/// Our sample, and after it one of the peer's if it is `there`.
+fn with_sample(ours: Duration, peers: &mut Option<Peers>, work: &str, there: bool) -> Result<Vec<Duration>> {
+    let mut times = vec![ours];
+    if let Some(peers) = peers.as_mut().filter(|_| there) {
+        times.push(peers.sample(work)?);
     }
+    Ok(times)
 }
 
 fn give_back(peers: &mut Option<Peers>, work: &str) {

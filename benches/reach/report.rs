@@ -15,9 +15,11 @@ pub fn line(row: &Row) -> String {
     let power = row.power_w.map_or(String::new(), |watts| format!(" {watts:.0} W"));
     let throttled = if row.throttled { " THROTTLED" } else { "" };
     let verdict = if row.reached { "reached" } else { "NOT REACHED" };
+    let beside: String =
+        row.beside.iter().map(|beside| format!("; {}: {} ratio {:.3}", beside.peer_is, beside.peer, beside.ratio)).collect();
     let note = row.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
     format!(
-        "{:2} {:60} {:3} SMs {:>8} peer {peer:>8} {:7} ratio {ratio} ({target}) {verdict};{peak}{clock}{power}{throttled}{note}",
+        "{:2} {:60} {:3} SMs {:>8} peer {peer:>8} {:7} ratio {ratio} ({target}) {verdict};{peak}{clock}{power}{throttled}{beside}{note}",
         row.row,
         row.work,
         row.sms,

@@ -3,7 +3,7 @@
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
-use super::abi::ReadBandwidthArgs;
+use super::abi::{READ_BANDWIDTH_SHARED_BYTES, ReadBandwidthArgs};
 
 /// Reads `bytes` bytes from `source` once and computes nothing.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +18,10 @@ pub struct ReadBandwidth {
 
 impl ReadBandwidth {
     /// Bytes that a block reads at a time; bandwidth/read.cu.
-    pub const TILE: u64 = 1024 * 4 * 16;
-    const BLOCKS_PER_SM: u32 = 2;
+    pub const TILE: u64 = 32768;
 }
 
-// SAFETY: `read_bandwidth` takes `ReadBandwidthArgs` and `Tiles` (bandwidth/read.cu).
+// SAFETY: `read_bandwidth` and `read_bandwidth_bulk` take `ReadBandwidthArgs` and `Tiles` (bandwidth/read.cu).
 unsafe impl Kernel for ReadBandwidth {
     /// `[mebibytes]`.
     fn key(&self) -> KernelKey {
@@ -34,23 +33,25 @@ unsafe impl Kernel for ReadBandwidth {
         Work { flops: 0, bytes: self.bytes }
     }
 
-    fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         let unsupported = |reason: &str| LaunchError::Unsupported { kernel: self.key().to_string(), reason: reason.to_owned() };
         if self.bytes == 0 || !self.bytes.is_multiple_of(Self::TILE) || !self.source.0.is_multiple_of(16) {
-            return Err(unsupported("it reads whole tiles of 65536 bytes from an address that is a multiple of 16"));
+            return Err(unsupported("it reads whole tiles of 32768 bytes from an address that is a multiple of 16"));
         }
         let tiles = u32::try_from(self.bytes / Self::TILE).map_err(|_| unsupported("there are more than 2^32 tiles"))?;
-        let args = ReadBandwidthArgs { source: self.source.0, sink: self.sink.0, never: 0x9e37_79b9 };
+        // The copy engine came with compute capability 9.0.
+        let bulk = gpu.compute_capability >= (9, 0) && gpu.shared_bytes_per_sm > READ_BANDWIDTH_SHARED_BYTES;
+        let (symbol, block, blocks_per_sm) = if bulk { ("read_bandwidth_bulk", 32, 1) } else { ("read_bandwidth", 512, 4) };
         Ok(Launch {
-            symbol: "read_bandwidth",
-            grid: Launch::persistent_grid(tiles, sms, Self::BLOCKS_PER_SM),
-            block: 1024,
-            shared_bytes: 0,
-            blocks_per_sm: Self::BLOCKS_PER_SM,
+            symbol,
+            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
+            block,
+            shared_bytes: if bulk { READ_BANDWIDTH_SHARED_BYTES } else { 0 },
+            blocks_per_sm,
             tiles,
             elastic: false,
             programmatic: true,
-            params: Params::new(args),
+            params: Params::new(ReadBandwidthArgs { source: self.source.0, sink: self.sink.0, never: 0x9e37_79b9 }),
         })
     }
 }

@@ -51,8 +51,7 @@ pub fn prefill(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
         let form = if causal { "causal " } else { "" };
         let work = format!("attention prefill {form}b{sequences} s{length} h{} d{head_dim}", heads.heads);
         let (peer_is, note) = crate::prepare(peers, peer);
-        let sample = &mut |lane: &mut _| Ok((ours.time(lane)?, crate::sample(peers, peer, note.is_none())?));
-        if let Some(compared) = bench.compare(5, &work, || sample(&mut lane))? {
+        if let Some(compared) = bench.compare(5, &work, || crate::with_sample(ours.time(&mut lane)?, peers, peer, note.is_none()))? {
             // Half of the scores are masked; both sides count the work by the same formula.
             let flops = kernels[0].work().flops as f64 / 1e12;
             let case = Case {
@@ -64,6 +63,7 @@ pub fn prefill(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
                 target,
                 target_of: TargetOf::Ratio,
                 peer_is,
+                beside: Vec::new(),
                 note,
             };
             bench.judge(case, &compared);
@@ -101,7 +101,7 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
             .collect();
         let ours = lane.replay_kernels(&kernels)?;
         let work = format!("attention decode b{sequences} h{}/{} d{} context {CONTEXT}", heads.heads, heads.kv_heads, heads.head_dim);
-        let Some(compared) = bench.compare(6, &work, || Ok((ours.time(&mut lane)?, Some(bandwidth.replay.time(&mut lane)?))))? else {
+        let Some(compared) = bench.compare(6, &work, || Ok(vec![ours.time(&mut lane)?, bandwidth.replay.time(&mut lane)?]))? else {
             continue;
         };
         let case = Case {
@@ -114,6 +114,7 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
             target: 0.8,
             target_of: TargetOf::Ratio,
             peer_is: Bandwidth::NAME.to_owned(),
+            beside: Vec::new(),
             note: None,
         };
         bench.judge(case, &compared);

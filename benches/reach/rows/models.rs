@@ -57,8 +57,7 @@ fn against_torch(
 ) -> Result<()> {
     let mut ours = Pass::new(bench, model, bench.all_sms(), BATCH, LENGTH)?;
     let (peer_is, note) = crate::prepare(peers, model);
-    let pair = || Ok((ours.time()?, crate::sample(peers, model, note.is_none())?));
-    if let Some(compared) = bench.compare(row, work, pair)? {
+    if let Some(compared) = bench.compare(row, work, || crate::with_sample(ours.time()?, peers, model, note.is_none()))? {
         let case = Case {
             row,
             work: work.to_owned(),
@@ -68,6 +67,7 @@ fn against_torch(
             target,
             target_of,
             peer_is,
+            beside: Vec::new(),
             note,
         };
         bench.judge(case, &compared);
@@ -86,7 +86,7 @@ pub fn mistral(bench: &mut Bench) -> Result<()> {
     let mut lane = bench.lane(bench.all_sms())?;
     let bandwidth = Bandwidth::new(bench, &mut lane)?;
     let work = "Mistral-7B decode step b1 context 128";
-    let Some(compared) = bench.compare(9, work, || Ok((ours.time()?, Some(bandwidth.replay.time(&mut lane)?))))? else { return Ok(()) };
+    let Some(compared) = bench.compare(9, work, || Ok(vec![ours.time()?, bandwidth.replay.time(&mut lane)?]))? else { return Ok(()) };
     let case = Case {
         row: 9,
         work: work.to_owned(),
@@ -96,6 +96,7 @@ pub fn mistral(bench: &mut Bench) -> Result<()> {
         target: 0.88,
         target_of: TargetOf::Ratio,
         peer_is: format!("{:.2} GB of weights at the rate of reading 2 GiB with nothing else to do", bytes / 1e9),
+        beside: Vec::new(),
         note: None,
     };
     bench.judge(case, &compared);
@@ -109,7 +110,7 @@ pub fn sm_time(bench: &mut Bench) -> Result<()> {
     let mut few = Pass::new(bench, "bert-base", FEW, BATCH, LENGTH)?;
     let mut whole = Pass::new(bench, "bert-base", all, BATCH, LENGTH)?;
     let work = "SM-time of one BERT-base inference of a batch of 8, s128";
-    let Some(compared) = bench.compare(10, work, || Ok((few.time()?, Some(whole.time()?))))? else { return Ok(()) };
+    let Some(compared) = bench.compare(10, work, || Ok(vec![few.time()?, whole.time()?]))? else { return Ok(()) };
     let per_inference = |sms: u16| 1e3 * f64::from(sms) / f64::from(BATCH);
     let case = Case {
         row: 10,
@@ -120,6 +121,7 @@ pub fn sm_time(bench: &mut Bench) -> Result<()> {
         target: 1.7,
         target_of: TargetOf::Ratio,
         peer_is: format!("the same on {all} SMs"),
+        beside: Vec::new(),
         note: None,
     };
     bench.judge(case, &compared);

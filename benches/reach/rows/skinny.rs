@@ -70,7 +70,7 @@ fn measure(bench: &mut Bench, lane: &mut Lane, bandwidth: &Bandwidth, [m, n, k]:
     let ours = lane.replay_kernels(&products)?;
     let work = format!("skinny GEMM {what}{m}x{n}x{k}");
     let id = format!("{work}, {} SMs", lane.sms);
-    let Some(compared) = bench.compare(4, &id, || Ok((ours.time(lane)?, Some(bandwidth.replay.time(lane)?))))? else { return Ok(None) };
+    let Some(compared) = bench.compare(4, &id, || Ok(vec![ours.time(lane)?, bandwidth.replay.time(lane)?]))? else { return Ok(None) };
     let case = Case {
         row: 4,
         work,
@@ -80,6 +80,7 @@ fn measure(bench: &mut Bench, lane: &mut Lane, bandwidth: &Bandwidth, [m, n, k]:
         target,
         target_of: TargetOf::Ratio,
         peer_is: Bandwidth::NAME.to_owned(),
+        beside: Vec::new(),
         note: None,
     };
     Ok(Some(bench.row(case, &compared)))

@@ -81,6 +81,8 @@ pub struct Row {
     pub reached: bool,
     /// What the peer is.
     pub peer_is: String,
+    /// Other peers, which the target is not about.
+    pub beside: Vec<Beside>,
     /// Share of the data sheet's peak of these SMs (arithmetic) or of the GPU (memory), percent.
     pub percent_of_peak: Option<f64>,
     /// (Largest - smallest) / median of our samples.
@@ -93,6 +95,18 @@ pub struct Row {
     pub throttled: bool,
     /// What a reader should know beside.
     pub note: Option<String>,
+}
+
+/// A peer that is not judged against.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beside {
+    /// What it is.
+    pub peer_is: String,
+    /// Median of its samples, in the row's unit.
+    pub peer: f64,
+    /// Above 1 is better than it.
+    pub ratio: f64,
 }
 
 impl Row {

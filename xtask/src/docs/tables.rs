@@ -69,6 +69,16 @@ pub fn reach(results: &Results) -> String {
             if row.reached { "yes" } else { "**no**" },
             row.percent_of_peak.map_or("–".to_owned(), |percent| format!("{percent:.0}%")),
         );
+        for beside in &row.beside {
+            text += &format!(
+                "| {} | *beside: {}* | | | {} | {} | {:.2} | | | |\n",
+                row.row,
+                beside.peer_is,
+                beside.peer,
+                row.unit.name(),
+                beside.ratio
+            );
+        }
     }
     text += "\nThe peers:\n\n";
     let mut peers: Vec<(u8, &str)> = results.rows.iter().map(|row| (row.row, row.peer_is.as_str())).collect();
