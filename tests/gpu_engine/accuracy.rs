@@ -191,7 +191,7 @@ fn prefills(gpu: &Gpu, random: &mut Random, spread: Spread) -> Vec<KernelError> 
     for (head_dim, length, causal) in [(64, 128, false), (128, 1024, true)] {
         let heads = Heads { heads: 4, kv_heads: 2, head_dim };
         let (width, output_width) = (heads.qkv_width() as usize, heads.output_width() as usize);
-        let qkv = spread.activations(random, length * width);
+        let qkv = rows_of_heads(random, spread, length, heads);
         let device_qkv = gpu.upload_f16(&qkv);
         let (starts, lengths) = (gpu.upload_u32(&[0]), gpu.upload_u32(&[length as u32]));
         let output = gpu.poisoned_f16(length * output_width);
@@ -231,6 +231,20 @@ fn prefills(gpu: &Gpu, random: &mut Random, spread: Spread) -> Vec<KernelError> 
         errors.push(compare(&kernel, spread, &rows_of(&gpu.download_f16(&output), &rows, output_width), &reference));
     }
     errors
+}
+
+/// Queries, keys and values. Where values are as large as FP16 goes, scores are some hundreds: an FP32 difference of larger ones carries their rounding.
+fn rows_of_heads(random: &mut Random, spread: Spread, rows: usize, heads: Heads) -> Vec<f16> {
+    if spread != Spread::Large {
+        return spread.activations(random, rows * heads.qkv_width() as usize);
+    }
+    let (scored, values) = ((heads.heads + heads.kv_heads) * heads.head_dim, heads.kv_heads * heads.head_dim);
+    let row = |random: &mut Random| {
+        let mut row: Vec<f16> = (0..scored).map(|_| f16::from_f64(8.0 * normal(random))).collect();
+        row.extend(spread.activations(random, values as usize));
+        row
+    };
+    (0..rows).flat_map(|_| row(random)).collect()
 }
 
 /// `softmax(scale * q . k) v` for one query over the first `keys` keys.
