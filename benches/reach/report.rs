@@ -36,7 +36,7 @@ pub fn summary(rows: &[Row]) -> String {
         if mine.is_empty() {
             continue;
         }
-        let ratios: Vec<(f64, &Row)> = mine.iter().filter_map(|row| Some((row.ratio?, *row))).collect();
+        let ratios: Vec<(f64, &Row)> = mine.iter().filter(|row| row.sms > 0).filter_map(|row| Some((row.ratio?, *row))).collect();
         let mean = (ratios.iter().map(|(ratio, _)| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
         let worst = ratios.iter().min_by(|one, other| one.0.total_cmp(&other.0));
         let worst = worst.map_or("no peer".to_owned(), |(ratio, row)| {

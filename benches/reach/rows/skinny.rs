@@ -8,8 +8,11 @@ use super::Bandwidth;
 use crate::bench::{Bench, Case, Lane};
 use crate::results::{Curve, Point, Row, TargetOf, Unit};
 
-/// The weights of a layer as the engine lays them out, and the head: what they are, and `[n, k]`.
-const MODELS: [(&str, [(&str, [u32; 2]); 5]); 2] = [
+/// What a weight is, and its `[n, k]`.
+type Weight = (&'static str, [u32; 2]);
+
+/// The weights of a layer as the engine lays them out, and the head.
+const MODELS: [(&str, [Weight; 5]); 2] = [
     (
         "Llama-1B",
         [
