@@ -20,7 +20,7 @@ use crate::clocks::{Clocks, Reading};
 use crate::results::{Beside, Curve, Row, TargetOf, Unit};
 
 /// Device time that one sample should take: long against the clock's resolution and a graph's start.
-const SAMPLE: Duration = Duration::from_millis(4);
+const SAMPLE: Duration = Duration::from_millis(3);
 
 /// Launches in one graph, at most.
 const MOST_LAUNCHES: u32 = 512;
@@ -84,7 +84,7 @@ impl Bench {
             // The samples are as long as they need to be whatever criterion asks for.
             .warm_up_time(Duration::from_nanos(1))
             .measurement_time(Duration::from_secs(5))
-            .nresamples(1000)
+            .nresamples(2000)
             .configure_from_args();
         Ok(Self {
             device: Arc::clone(&cuda) as Arc<dyn Device>,
