@@ -108,3 +108,46 @@ pub fn errors(errors: &Errors) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One row of line 3 as `reach` writes it, with `ours`, the ratio and the verdict given.
+    fn results(ours: f64, ratio: f64, reached: bool) -> Results {
+        let text = format!(
+            r#"{{
+            "provenance": {{
+                "command": "./run-reach", "commit": "abc", "kernel_build": "0123", "machine": "NVIDIA H200", "sms": 132, "driver": "580.1", "cuda": "13.0",
+                "date": "2026-11-21", "peers": "some", "clock_mhz": [1600, 1980], "power_w": 701.0, "throttled": 0.25
+            }},
+            "rows": [{{
+                "row": 3, "work": "GEMM 1x2x3", "sms": 16, "ours": {ours}, "peer": 50.0, "unit": "TFLOP/s", "ratio": {ratio}, "target": 0.95,
+                "target_of": "ratio", "reached": {reached}, "peer_is": "cuBLASLt", "beside": [{{ "peer_is": "its best", "peer": 60.0, "ratio": 0.83 }}],
+                "percent_of_peak": 41.0, "spread": 0.01, "clock_mhz": 1980, "power_w": 300.0, "throttled": false, "note": null
+            }}],
+            "curves": []
+        }}"#
+        );
+        serde_json::from_str(&text).expect("the form of results")
+    }
+
+    #[test]
+    fn a_row_that_is_not_reached_says_so_and_lines_without_rows_were_not_measured() {
+        let text = reach(&results(40.0, 0.8, false));
+        assert!(text.contains("| 3 | GEMM 1x2x3 | 16 | 40 | 50 | TFLOP/s | 0.80 | 0.95 | **no** | 41% |"), "{text}");
+        assert!(
+            text.contains("| 0 of 1 | 0.80 | 0.80 |") && text.contains("| 1 | GEMM, large, whole GPU, against cuBLASLt | not measured |"),
+            "{text}"
+        );
+        assert!(text.contains("*beside: its best*") && text.contains("1600 to 1980 MHz"), "{text}");
+    }
+
+    #[test]
+    fn results_that_contradict_themselves_are_refused() {
+        assert_eq!(results(60.0, 1.2, true).check(), Ok(()));
+        assert!(results(60.0, 1.2, false).check().unwrap_err().contains("`reached` does not follow"));
+        assert!(results(60.0, 1.5, true).check().unwrap_err().contains("`ratio` is not that"));
+        assert!(results(-1.0, 1.2, true).check().unwrap_err().contains("no measurement"));
+    }
+}
