@@ -94,23 +94,56 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
-// One query row per sequence, against the keys and values of the sequence's cache.
-typedef struct AttentionDecodeArgs {
-    uint64_t qkv;     // f16 [sequences, qkv_stride], of which only the query heads are read
-    uint64_t k_cache; // f16 [sequences, kv_heads, capacity, head_dim]
-    uint64_t v_cache; // the same
-    uint64_t output;  // f16 [sequences, output_stride]
-    uint64_t lengths; // u32 [sequences], valid positions of each cache, the query's own included
-    uint32_t sequences;
-    uint32_t heads;
+// Tokens of one page of the KV cache.
+#define KV_PAGE_TOKENS 64
+
+// One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS.
+typedef struct KvPages {
+    uint64_t keys;       // f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache
+    uint64_t values;     // the same
+    uint64_t page_table; // u32 [sequences, pages_per_sequence]
+    uint32_t pages_per_sequence;
     uint32_t kv_heads;
     uint32_t head_dim;
-    uint32_t capacity;
+} KvPages;
+
+// Pages whose keys are one block's share of decode attention: part of the arithmetic, so the same for every shape.
+#define DECODE_PAGES_PER_CHUNK 4
+// Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
+#define DECODE_MAX_COUNTERS 32768
+
+// One query row per sequence, against the keys and values of the sequence's cache.
+typedef struct AttentionDecodeArgs {
+    KvPages cache;
+    uint64_t qkv;       // f16 [sequences, qkv_stride], of which only the query heads are read
+    uint64_t output;    // f16 [sequences, output_stride]
+    uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
+    uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
+    uint32_t sequences;
+    uint32_t heads;
     uint32_t qkv_stride;
     uint32_t output_stride;
     uint32_t window; // as in AttentionPrefillArgs
     float scale;     // as in AttentionPrefillArgs
 } AttentionDecodeArgs;
+
+// Some new rows of each of several sequences, against their caches, which hold the new keys and values already.
+typedef struct AttentionChunkArgs {
+    KvPages cache;
+    uint64_t qkv;         // f16 [rows, qkv_stride], of which only the query heads are read
+    uint64_t output;      // f16 [rows, output_stride]
+    uint64_t starts;      // u32 [chunks]: a chunk's first row
+    uint64_t lengths;     // u32 [chunks]: its rows
+    uint64_t contexts;    // u32 [chunks]: valid positions of its sequence's cache, its own included
+    uint64_t sequence_of; // u32 [chunks]: the row of the page table
+    uint32_t chunks;
+    uint32_t max_length; // no length is greater
+    uint32_t heads;
+    uint32_t qkv_stride;
+    uint32_t output_stride;
+    uint32_t window; // as in AttentionPrefillArgs
+    float scale;     // as in AttentionPrefillArgs
+} AttentionChunkArgs;
 
 // Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
 #define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
@@ -119,26 +152,28 @@ typedef struct AttentionDecodeArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
-#define ATTENTION_DECODE_D32_SHARED_BYTES 42240
-#define ATTENTION_DECODE_D64_SHARED_BYTES 76032
-#define ATTENTION_DECODE_D80_SHARED_BYTES 92928
-#define ATTENTION_DECODE_D96_SHARED_BYTES 109824
-#define ATTENTION_DECODE_D128_SHARED_BYTES 143616
-#define ATTENTION_DECODE_D256_SHARED_BYTES 143616
+#define ATTENTION_DECODE_D32_SHARED_BYTES 31024
+#define ATTENTION_DECODE_D64_SHARED_BYTES 55600
+#define ATTENTION_DECODE_D80_SHARED_BYTES 67888
+#define ATTENTION_DECODE_D96_SHARED_BYTES 106800
+#define ATTENTION_DECODE_D128_SHARED_BYTES 104752
+#define ATTENTION_DECODE_D256_SHARED_BYTES 203056
+#define ATTENTION_CHUNK_D32_SHARED_BYTES 20496
+#define ATTENTION_CHUNK_D64_SHARED_BYTES 36880
+#define ATTENTION_CHUNK_D80_SHARED_BYTES 45072
+#define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
+#define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
+#define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
+    KvPages cache;
     uint64_t qkv;                 // f16 [rows, qkv_stride]
     uint64_t positions;           // u32 [rows]
-    uint64_t inverse_frequencies; // f32 [head_dim / 2]
-    uint64_t k_cache;             // f16 [sequences, kv_heads, capacity, head_dim], or 0
-    uint64_t v_cache;             // the same
-    uint64_t sequence_of;         // u32 [rows]: the cache that a row belongs to; not read without a cache
+    uint64_t inverse_frequencies; // f32 [head_dim / 2], or 0 where nothing is rotated
+    uint64_t sequence_of;         // u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache
     uint32_t rows;
     uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-    uint32_t capacity;
     uint32_t qkv_stride;
 } RotaryArgs;
 

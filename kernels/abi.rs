@@ -1,18 +1,27 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const KV_PAGE_TOKENS: u32 = 64;
+pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 31024;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55600;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67888;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106800;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104752;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203056;
+pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
+pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
+pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
+pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
+pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
+pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
 pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
@@ -199,25 +208,46 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
 };
+#[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvPages {
+    #[doc = " f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache"]
+    pub keys: u64,
+    #[doc = " the same"]
+    pub values: u64,
+    #[doc = " u32 [sequences, pages_per_sequence]"]
+    pub page_table: u64,
+    pub pages_per_sequence: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KvPages"][::std::mem::size_of::<KvPages>() - 40usize];
+    ["Alignment of KvPages"][::std::mem::align_of::<KvPages>() - 8usize];
+    ["Offset of field: KvPages::keys"][::std::mem::offset_of!(KvPages, keys) - 0usize];
+    ["Offset of field: KvPages::values"][::std::mem::offset_of!(KvPages, values) - 8usize];
+    ["Offset of field: KvPages::page_table"][::std::mem::offset_of!(KvPages, page_table) - 16usize];
+    ["Offset of field: KvPages::pages_per_sequence"][::std::mem::offset_of!(KvPages, pages_per_sequence) - 24usize];
+    ["Offset of field: KvPages::kv_heads"][::std::mem::offset_of!(KvPages, kv_heads) - 28usize];
+    ["Offset of field: KvPages::head_dim"][::std::mem::offset_of!(KvPages, head_dim) - 32usize];
+};
 #[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDecodeArgs {
+    pub cache: KvPages,
     #[doc = " f16 [sequences, qkv_stride], of which only the query heads are read"]
     pub qkv: u64,
-    #[doc = " f16 [sequences, kv_heads, capacity, head_dim]"]
-    pub k_cache: u64,
-    #[doc = " the same"]
-    pub v_cache: u64,
     #[doc = " f16 [sequences, output_stride]"]
     pub output: u64,
     #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
     pub lengths: u64,
+    #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
+    pub workspace: u64,
     pub sequences: u32,
     pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub capacity: u32,
     pub qkv_stride: u32,
     pub output_stride: u32,
     #[doc = " as in AttentionPrefillArgs"]
@@ -227,62 +257,96 @@ pub struct AttentionDecodeArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 80usize];
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 96usize];
     ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
-    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 0usize];
-    ["Offset of field: AttentionDecodeArgs::k_cache"][::std::mem::offset_of!(AttentionDecodeArgs, k_cache) - 8usize];
-    ["Offset of field: AttentionDecodeArgs::v_cache"][::std::mem::offset_of!(AttentionDecodeArgs, v_cache) - 16usize];
-    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 24usize];
-    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 32usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 40usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 44usize];
-    ["Offset of field: AttentionDecodeArgs::kv_heads"][::std::mem::offset_of!(AttentionDecodeArgs, kv_heads) - 48usize];
-    ["Offset of field: AttentionDecodeArgs::head_dim"][::std::mem::offset_of!(AttentionDecodeArgs, head_dim) - 52usize];
-    ["Offset of field: AttentionDecodeArgs::capacity"][::std::mem::offset_of!(AttentionDecodeArgs, capacity) - 56usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 60usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 68usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
+    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
+    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
+    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
+    ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
+};
+#[doc = " Some new rows of each of several sequences, against their caches, which hold the new keys and values already."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionChunkArgs {
+    pub cache: KvPages,
+    #[doc = " f16 [rows, qkv_stride], of which only the query heads are read"]
+    pub qkv: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [chunks]: a chunk's first row"]
+    pub starts: u64,
+    #[doc = " u32 [chunks]: its rows"]
+    pub lengths: u64,
+    #[doc = " u32 [chunks]: valid positions of its sequence's cache, its own included"]
+    pub contexts: u64,
+    #[doc = " u32 [chunks]: the row of the page table"]
+    pub sequence_of: u64,
+    pub chunks: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub window: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionChunkArgs"][::std::mem::size_of::<AttentionChunkArgs>() - 120usize];
+    ["Alignment of AttentionChunkArgs"][::std::mem::align_of::<AttentionChunkArgs>() - 8usize];
+    ["Offset of field: AttentionChunkArgs::cache"][::std::mem::offset_of!(AttentionChunkArgs, cache) - 0usize];
+    ["Offset of field: AttentionChunkArgs::qkv"][::std::mem::offset_of!(AttentionChunkArgs, qkv) - 40usize];
+    ["Offset of field: AttentionChunkArgs::output"][::std::mem::offset_of!(AttentionChunkArgs, output) - 48usize];
+    ["Offset of field: AttentionChunkArgs::starts"][::std::mem::offset_of!(AttentionChunkArgs, starts) - 56usize];
+    ["Offset of field: AttentionChunkArgs::lengths"][::std::mem::offset_of!(AttentionChunkArgs, lengths) - 64usize];
+    ["Offset of field: AttentionChunkArgs::contexts"][::std::mem::offset_of!(AttentionChunkArgs, contexts) - 72usize];
+    ["Offset of field: AttentionChunkArgs::sequence_of"][::std::mem::offset_of!(AttentionChunkArgs, sequence_of) - 80usize];
+    ["Offset of field: AttentionChunkArgs::chunks"][::std::mem::offset_of!(AttentionChunkArgs, chunks) - 88usize];
+    ["Offset of field: AttentionChunkArgs::max_length"][::std::mem::offset_of!(AttentionChunkArgs, max_length) - 92usize];
+    ["Offset of field: AttentionChunkArgs::heads"][::std::mem::offset_of!(AttentionChunkArgs, heads) - 96usize];
+    ["Offset of field: AttentionChunkArgs::qkv_stride"][::std::mem::offset_of!(AttentionChunkArgs, qkv_stride) - 100usize];
+    ["Offset of field: AttentionChunkArgs::output_stride"][::std::mem::offset_of!(AttentionChunkArgs, output_stride) - 104usize];
+    ["Offset of field: AttentionChunkArgs::window"][::std::mem::offset_of!(AttentionChunkArgs, window) - 108usize];
+    ["Offset of field: AttentionChunkArgs::scale"][::std::mem::offset_of!(AttentionChunkArgs, scale) - 112usize];
 };
 #[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RotaryArgs {
+    pub cache: KvPages,
     #[doc = " f16 [rows, qkv_stride]"]
     pub qkv: u64,
     #[doc = " u32 [rows]"]
     pub positions: u64,
-    #[doc = " f32 [head_dim / 2]"]
+    #[doc = " f32 [head_dim / 2], or 0 where nothing is rotated"]
     pub inverse_frequencies: u64,
-    #[doc = " f16 [sequences, kv_heads, capacity, head_dim], or 0"]
-    pub k_cache: u64,
-    #[doc = " the same"]
-    pub v_cache: u64,
-    #[doc = " u32 [rows]: the cache that a row belongs to; not read without a cache"]
+    #[doc = " u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache"]
     pub sequence_of: u64,
     pub rows: u32,
     pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub capacity: u32,
     pub qkv_stride: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 72usize];
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 88usize];
     ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
-    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 0usize];
-    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 8usize];
-    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 16usize];
-    ["Offset of field: RotaryArgs::k_cache"][::std::mem::offset_of!(RotaryArgs, k_cache) - 24usize];
-    ["Offset of field: RotaryArgs::v_cache"][::std::mem::offset_of!(RotaryArgs, v_cache) - 32usize];
-    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 40usize];
-    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 48usize];
-    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 52usize];
-    ["Offset of field: RotaryArgs::kv_heads"][::std::mem::offset_of!(RotaryArgs, kv_heads) - 56usize];
-    ["Offset of field: RotaryArgs::head_dim"][::std::mem::offset_of!(RotaryArgs, head_dim) - 60usize];
-    ["Offset of field: RotaryArgs::capacity"][::std::mem::offset_of!(RotaryArgs, capacity) - 64usize];
-    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 68usize];
+    ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
+    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
+    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 48usize];
+    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 56usize];
+    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 64usize];
+    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
+    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
+    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]

@@ -6,27 +6,33 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 use super::super::abi;
 use super::{CompiledSize, Heads, KvCache, product, unsupported};
 
-/// Query heads of one tile, `QUERY_ROWS` in flash.cuh.
-const HEADS_PER_TILE: u32 = 16;
+/// Query heads of one tile, `DECODE_HEADS` in decode.cuh.
+const HEADS_PER_TILE: u32 = 8;
+
+/// Beyond this, a tile is several chunks.
+const MOST_TILES: u64 = 8192;
 
 /// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
 const SIZES: [CompiledSize; 6] = {
-    const fn size(head_dim: u32, symbol: &'static str, threads: u32, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
-        CompiledSize { head_dim, symbol, threads, shared_bytes, blocks_by_registers }
+    const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
+        CompiledSize { head_dim, symbol, threads: 160, shared_bytes, blocks_by_registers }
     }
     [
-        size(32, "attention_decode_d32", 256, abi::ATTENTION_DECODE_D32_SHARED_BYTES, 3),
-        size(64, "attention_decode_d64", 256, abi::ATTENTION_DECODE_D64_SHARED_BYTES, 2),
-        size(80, "attention_decode_d80", 256, abi::ATTENTION_DECODE_D80_SHARED_BYTES, 2),
-        size(96, "attention_decode_d96", 256, abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),
-        size(128, "attention_decode_d128", 256, abi::ATTENTION_DECODE_D128_SHARED_BYTES, 1),
-        size(256, "attention_decode_d256", 128, abi::ATTENTION_DECODE_D256_SHARED_BYTES, 1),
+        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 5),
+        size(64, "attention_decode_d64", abi::ATTENTION_DECODE_D64_SHARED_BYTES, 3),
+        size(80, "attention_decode_d80", abi::ATTENTION_DECODE_D80_SHARED_BYTES, 3),
+        size(96, "attention_decode_d96", abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),
+        size(128, "attention_decode_d128", abi::ATTENTION_DECODE_D128_SHARED_BYTES, 2),
+        size(256, "attention_decode_d256", abi::ATTENTION_DECODE_D256_SHARED_BYTES, 1),
     ]
 };
 
 /// `output[b, h] = sum over cached positions j of softmax_j(scale * q[b, h] . k[j]) * v[j]`, one query row for each sequence `b`.
 ///
-/// The cache holds the present token's key and value already ([`Rotary`](super::Rotary) writes them). A sequence of length 0 gets no output.
+/// Row `b` of `qkv` and of `output` belongs to row `b` of the page table. The cache holds the present token's key and value already
+/// ([`Rotary`](super::Rotary) or [`CacheWrite`](super::CacheWrite) wrote them). A sequence of length 0 gets no output, and costs next to nothing.
+///
+/// The launch depends on the capacity of the page table and not on the lengths, so a captured graph stays valid while the sequences grow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionDecode {
     /// How a row is divided.
@@ -52,12 +58,31 @@ pub struct AttentionDecode {
     pub output_stride: u32,
     /// Valid positions of each sequence's cache, the present token's included: `[sequences]`, u32, at most the cache's capacity.
     pub lengths: DevicePtr,
+    /// Room for partial results, [`AttentionDecode::workspace_bytes`], on 16 bytes. Zero before its first use; a launch leaves it fit for the next
+    /// one on the same stream, whatever its shape, so that all layers may share it.
+    pub workspace: DevicePtr,
 }
 
 impl AttentionDecode {
-    fn tiles(&self) -> u64 {
+    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs.
+    pub fn workspace_bytes(heads: Heads, sequences: u32, pages_per_sequence: u32) -> u64 {
+        let [chunks, sequences, query_heads] = [chunks_of(pages_per_sequence), sequences, heads.heads].map(u64::from);
+        // For each chunk of each query head a maximum and a sum, and a row of outputs; both begin on 16 bytes.
+        let rows = product([sequences, query_heads, chunks]).saturating_add(1) / 2 * 2;
+        let row_bytes = 8 + 16 * u64::from(heads.head_dim.div_ceil(4));
+        product([rows, row_bytes]).saturating_add(4 * u64::from(abi::DECODE_MAX_COUNTERS))
+    }
+
+    /// Sequences times the groups of up to 8 query heads that share a key head: each has its own sum over all keys.
+    fn columns(&self) -> u64 {
         let Heads { heads, kv_heads, .. } = self.heads;
         product([self.sequences, kv_heads, (heads / kv_heads.max(1)).div_ceil(HEADS_PER_TILE)].map(u64::from))
+    }
+
+    /// As many as there are chunks when every sequence fills its row of the page table, up to a limit: each of those that turn out to be empty
+    /// still has to be taken from the counter.
+    fn tiles(&self) -> u64 {
+        product([self.columns(), u64::from(chunks_of(self.cache.pages_per_sequence))]).min(MOST_TILES)
     }
 
     /// Positions that a query sees.
@@ -70,8 +95,15 @@ impl AttentionDecode {
         if let Some(reason) = self.heads.problem(self.qkv_stride).or_else(|| self.heads.output_problem(self.output_stride)) {
             return Err(unsupported(&key, reason));
         }
-        if self.sequences == 0 || self.cache.capacity == 0 || self.cache.capacity > 1 << 30 {
-            return Err(unsupported(&key, "there must be a sequence, and a cache of 1 to 2^30 positions".to_owned()));
+        if let Some(reason) = self.cache.problem() {
+            return Err(unsupported(&key, reason));
+        }
+        if self.sequences == 0 {
+            return Err(unsupported(&key, "there must be a sequence".to_owned()));
+        }
+        if self.columns() > u64::from(abi::DECODE_MAX_COUNTERS) {
+            let (columns, most) = (self.columns(), abi::DECODE_MAX_COUNTERS);
+            return Err(unsupported(&key, format!("{columns} groups of query heads in all sequences are more than {most}")));
         }
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(unsupported(&key, format!("the scale must be positive and finite, not {}", self.scale)));
@@ -82,16 +114,13 @@ impl AttentionDecode {
 
     fn args(&self) -> abi::AttentionDecodeArgs {
         abi::AttentionDecodeArgs {
+            cache: self.cache.args(self.heads),
             qkv: self.qkv.0,
-            k_cache: self.cache.k.0,
-            v_cache: self.cache.v.0,
             output: self.output.0,
             lengths: self.lengths.0,
+            workspace: self.workspace.0,
             sequences: self.sequences,
             heads: self.heads.heads,
-            kv_heads: self.heads.kv_heads,
-            head_dim: self.heads.head_dim,
-            capacity: self.cache.capacity,
             qkv_stride: self.qkv_stride,
             output_stride: self.output_stride,
             window: self.window,
@@ -120,6 +149,18 @@ unsafe impl Kernel for AttentionDecode {
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         let size = self.check()?;
-        size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)
+        let launch = size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)?;
+        Ok(Launch { elastic: is_long(self.work().bytes, sms), ..launch })
     }
+}
+
+fn chunks_of(pages_per_sequence: u32) -> u32 {
+    pages_per_sequence.div_ceil(abi::DECODE_PAGES_PER_CHUNK)
+}
+
+/// Whether reading `bytes` takes more than the 20 us from which a launch should give SMs back while it runs. An SM reads about 100 bytes a
+/// nanosecond, and an H200 4600; elsewhere it takes longer, and a launch may be called short that is up to three times as long.
+fn is_long(bytes: u64, sms: Sms) -> bool {
+    const NANOSECONDS: u64 = 20_000;
+    bytes > NANOSECONDS * (100 * u64::from(sms.0)).min(4600)
 }

@@ -10,13 +10,17 @@
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{KernelKey, Launch, LaunchError, Params};
 
+mod cache;
+mod chunk;
 mod decode;
 mod prefill;
 mod rotary;
 
+pub use cache::{KvCache, PAGE_TOKENS};
+pub use chunk::AttentionChunk;
 pub use decode::AttentionDecode;
 pub use prefill::AttentionPrefill;
-pub use rotary::{KvCache, Rotary};
+pub use rotary::{CacheWrite, Rotary};
 
 /// The most columns a head may have.
 pub const MAX_HEAD_DIM: u32 = 256;

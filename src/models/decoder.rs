@@ -13,7 +13,7 @@ use super::BuildError;
 use super::encoder::RaggedShape;
 use super::tensors::{Loader, bytes_of_u32, upload, upload_u32};
 use crate::config::{Activation, DecoderConfig};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::Embed;
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
 use crate::kernels::norm::{Norm, NormKind};
@@ -50,13 +50,17 @@ struct Layer {
 /// The sequences of one batch: their caches, the tokens that come next, and room for what the layers pass on.
 pub struct DecoderBatch {
     sequences: u32,
-    /// Positions that each sequence's cache has room for.
-    capacity: u32,
+    /// Pages that each sequence's cache has.
+    pages_per_sequence: u32,
     /// Tokens that the caches will typically hold: what a step's kernel key counts.
     context: u32,
     /// Rows there is room for in a prefill.
     max_rows: u32,
     caches: Vec<Cache>,
+    /// `[sequences, pages_per_sequence]` u32, the same for all layers: every sequence has pages of its own, in order.
+    page_table: Buffer,
+    /// What decode attention counts and sums in.
+    workspace: Buffer,
     /// The token that each sequence's next step takes, `[sequences]` u32.
     tokens: Buffer,
     /// Its position.
@@ -133,7 +137,7 @@ impl Decoder {
         let (query, kv) = (config.query_width() as u64, config.kv_width() as u64);
         let tables = config.vocab as u64 * hidden * if config.tied_embeddings { 1 } else { 2 };
         let layer = hidden * (2 * query + 2 * kv + 3 * inner + 2);
-        let cache = 2 * kv * u64::from(batch) * (u64::from(seq) + 1);
+        let cache = 2 * kv * u64::from(batch) * u64::from(KvCache::pages_for(seq + 1) * PAGE_TOKENS);
         let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
         2 * (tables + config.layers as u64 * (layer + cache) + rows)
     }
@@ -155,18 +159,23 @@ impl Decoder {
         let halves = |rows: u32, columns: usize| Buffer::new(device, u64::from(rows) * columns as u64 * 2);
         let max_rows = max_rows.max(sequences);
         let zeros = vec![0; sequences as usize];
+        let pages_per_sequence = KvCache::pages_for(capacity);
         let cache = || -> Result<Cache, BuildError> {
-            let room = || halves(sequences * capacity, config.kv_width());
+            let room = || Buffer::new(device, u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(self.heads()));
             Ok(Cache { keys: room()?, values: room()? })
         };
         let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
+        let workspace = Buffer::new(device, AttentionDecode::workspace_bytes(self.heads(), sequences, pages_per_sequence))?;
+        device.fill(session.stream(), workspace.ptr(), 0, workspace.bytes())?;
         let greedy = SampleParams { temperature: 0.0, top_p: 1.0, top_k: 0, draw: 0.0 };
         Ok(DecoderBatch {
             sequences,
-            capacity,
+            pages_per_sequence,
             context: capacity,
             max_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
+            page_table: upload_u32(session, &(0..sequences * pages_per_sequence).collect::<Vec<_>>())?,
+            workspace,
             tokens: upload_u32(session, &zeros)?,
             positions: upload_u32(session, &zeros)?,
             lengths: upload_u32(session, &zeros)?,
@@ -240,6 +249,7 @@ impl Decoder {
                 output: batch.attention.ptr(),
                 output_stride: self.heads().output_width(),
                 lengths: batch.lengths.ptr(),
+                workspace: batch.workspace.ptr(),
             })?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -451,7 +461,12 @@ impl DecoderBatch {
     }
 
     fn cache(&self, cache: &Cache) -> KvCache {
-        KvCache { k: cache.keys.ptr(), v: cache.values.ptr(), capacity: self.capacity }
+        KvCache {
+            keys: cache.keys.ptr(),
+            values: cache.values.ptr(),
+            page_table: self.page_table.ptr(),
+            pages_per_sequence: self.pages_per_sequence,
+        }
     }
 
     /// Tokens there is room for in a prefill.

@@ -11,8 +11,11 @@ mod tiny_models;
 
 mod accuracy;
 mod attention;
+mod chunk;
+mod decode;
 mod elastic;
 mod gemm;
 mod models;
+mod rotary;
 mod rowwise;
 mod sampling;
