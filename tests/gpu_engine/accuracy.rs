@@ -9,7 +9,7 @@ use std::{env, fs};
 use half::f16;
 use rayon::prelude::*;
 use smidgen::fatbin::BUILD_HASH;
-use smidgen::kernels::attention::{AttentionPrefill, Heads, Rotary};
+use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen::kernels::norm::{Norm, NormKind};
 use smidgen::kernels::pooling::MeanPool;
@@ -233,6 +233,62 @@ fn prefills(gpu: &Gpu, random: &mut Random, spread: Spread) -> Vec<KernelError> 
     errors
 }
 
+/// One query each against caches of three lengths.
+fn decode(gpu: &Gpu, random: &mut Random, spread: Spread) -> KernelError {
+    let heads = Heads { heads: 8, kv_heads: 2, head_dim: 128 };
+    let lengths = [1_u32, 100, 1000];
+    let (sequences, head_dim) = (lengths.len(), heads.head_dim as usize);
+    let pages_per_sequence = KvCache::pages_for(1000);
+    let pages = sequences as u32 * pages_per_sequence;
+    let page_elements = (KvCache::page_bytes(heads) / 2) as usize;
+    // Rows of queries, keys and values; only the queries of these are read.
+    let qkv = rows_of_heads(random, spread, sequences, heads);
+    let keys: Vec<f16> = match spread {
+        // As the queries: see rows_of_heads.
+        Spread::Large => (0..pages as usize * page_elements).map(|_| f16::from_f64(8.0 * normal(random))).collect(),
+        _ => spread.activations(random, pages as usize * page_elements),
+    };
+    let values = spread.activations(random, pages as usize * page_elements);
+    let [device_qkv, device_keys, device_values] = [&qkv, &keys, &values].map(|halves| gpu.upload_f16(halves));
+    let (page_table, device_lengths) = (gpu.upload_u32(&(0..pages).rev().collect::<Vec<_>>()), gpu.upload_u32(&lengths));
+    let workspace = gpu.zeroed(AttentionDecode::workspace_bytes(heads, sequences as u32, pages_per_sequence) as usize);
+    let output = gpu.poisoned_f16(sequences * heads.output_width() as usize);
+    let kernel = AttentionDecode {
+        heads,
+        sequences: sequences as u32,
+        context: 1000,
+        window: 0,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        qkv: device_qkv.ptr(),
+        qkv_stride: heads.qkv_width(),
+        cache: KvCache { keys: device_keys.ptr(), values: device_values.ptr(), page_table: page_table.ptr(), pages_per_sequence },
+        output: output.ptr(),
+        output_stride: heads.output_width(),
+        lengths: device_lengths.ptr(),
+        workspace: workspace.ptr(),
+    };
+    gpu.run(&kernel, gpu.sms());
+    let [qkv, keys, values] = [&qkv, &keys, &values].map(|halves| f64s(halves));
+    let cached = |sequence: usize, group: usize, token: usize| {
+        let page = pages as usize - 1 - (sequence * pages_per_sequence as usize + token / PAGE_TOKENS as usize);
+        let row = (page * heads.kv_heads as usize + group) * PAGE_TOKENS as usize + token % PAGE_TOKENS as usize;
+        row * head_dim..(row + 1) * head_dim
+    };
+    let reference: Vec<f64> = (0..sequences)
+        .flat_map(|sequence| {
+            let (keys, values, qkv) = (&keys, &values, &qkv);
+            (0..heads.heads as usize).flat_map(move |head| {
+                let query = &qkv[sequence * heads.qkv_width() as usize + head * head_dim..][..head_dim];
+                let group = head / (heads.heads / heads.kv_heads) as usize;
+                attend(query, lengths[sequence] as usize, f64::from(kernel.scale), |token| {
+                    [&keys[cached(sequence, group, token)], &values[cached(sequence, group, token)]]
+                })
+            })
+        })
+        .collect();
+    compare(&kernel, spread, &f64s(&gpu.download_f16(&output)), &reference)
+}
+
 /// Queries, keys and values. Where values are as large as FP16 goes, scores are some hundreds: an FP32 difference of larger ones carries their rounding.
 fn rows_of_heads(random: &mut Random, spread: Spread, rows: usize, heads: Heads) -> Vec<f16> {
     if spread != Spread::Large {
@@ -374,6 +430,7 @@ fn errors_against_fp64_stay_within_fp16s_rounding_for_every_spread_of_inputs() {
     for spread in SPREADS {
         kernels.extend(products(&gpu, &mut random, spread));
         kernels.extend(prefills(&gpu, &mut random, spread));
+        kernels.push(decode(&gpu, &mut random, spread));
         kernels.extend(norms(&gpu, &mut random, spread));
         kernels.push(rotary(&gpu, &mut random, spread));
         kernels.push(mean_pool(&gpu, &mut random, spread));

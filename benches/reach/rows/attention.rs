@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache};
+use smidgen_runtime::device::Buffer;
 use smidgen_runtime::launch::Kernel;
 
 use super::Bandwidth;
@@ -78,8 +79,15 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
     let bandwidth = Bandwidth::new(bench, &mut lane)?;
     let heads = DECODE_HEADS;
     for sequences in DECODE_BATCHES {
-        let half = u64::from(sequences * heads.kv_heads) * u64::from(CONTEXT * heads.head_dim);
-        let caches = (0..bench.sets(4 * half) as u64).map(|set| bench.random(&mut lane, 2 * half, 1.0, set)).collect::<Result<Vec<_>>>()?;
+        let pages_per_sequence = KvCache::pages_for(CONTEXT);
+        let pool_bytes = u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(heads);
+        let caches =
+            (0..bench.sets(2 * pool_bytes) as u64).map(|set| bench.random(&mut lane, pool_bytes, 1.0, set)).collect::<Result<Vec<_>>>()?;
+        // Pages of one sequence lie apart, as a pool that has been used for a while hands them out.
+        let page_table =
+            bench.words(&lane, (0..sequences).flat_map(|sequence| (0..pages_per_sequence).map(move |page| page * sequences + sequence)))?;
+        let workspace = Buffer::new(&bench.device, AttentionDecode::workspace_bytes(heads, sequences, pages_per_sequence))?;
+        bench.device.fill(lane.session.stream(), workspace.ptr(), 0, workspace.bytes())?;
         let qkv = bench.random(&mut lane, u64::from(sequences * heads.qkv_width()), 1.0, 98)?;
         let output = bench.random(&mut lane, u64::from(sequences * heads.output_width()), 1.0, 99)?;
         let lengths = bench.words(&lane, (0..sequences).map(|_| CONTEXT))?;
@@ -93,10 +101,16 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),
                 qkv: qkv.ptr(),
                 qkv_stride: heads.qkv_width(),
-                cache: KvCache { k: cache.ptr(), v: cache.ptr().offset(2 * half), capacity: CONTEXT },
+                cache: KvCache {
+                    keys: cache.ptr(),
+                    values: cache.ptr().offset(pool_bytes),
+                    page_table: page_table.ptr(),
+                    pages_per_sequence,
+                },
                 output: output.ptr(),
                 output_stride: heads.output_width(),
                 lengths: lengths.ptr(),
+                workspace: workspace.ptr(),
             })
             .collect();
         let ours = lane.replay_kernels(&kernels)?;
@@ -110,7 +124,7 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
             sms: lane.sms,
             unit: Unit::Gbytes,
             // Keys and values alone: what must be read whatever the kernel.
-            amounts: [4.0 * half as f64 / 1e9, Bandwidth::AMOUNT],
+            amounts: [2.0 * pool_bytes as f64 / 1e9, Bandwidth::AMOUNT],
             target: 0.8,
             target_of: TargetOf::Ratio,
             peer_is: Bandwidth::NAME.to_owned(),
