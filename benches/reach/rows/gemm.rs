@@ -19,6 +19,8 @@ const BERT_LARGE: [[u32; 3]; 4] = [[1024, 3072, 1024], [1024, 1024, 1024], [1024
 /// Partitions, in groups of 8 SMs, where cuBLAS's clusters run.
 const PARTITIONS: [u16; 6] = [16, 32, 64, 72, 96, 120];
 
+/// Line 3's judged peer.
+const AS_CALLED: &str = "cuBLASLt as a call gets it: its heuristic's first choice";
 /// The stronger peer of line 3, which no program gets without saying so and measuring.
 const TOLD_AND_TRIED: &str = "cuBLASLt told the SM count, the fastest of all its proposals";
 
@@ -81,18 +83,13 @@ impl Duel {
         let id = format!("{work}, {} SMs", lane.sms);
         let in_a_partition = row == 3;
         let note = if in_a_partition || model.is_empty() { None } else { Some(fused(bench, lane, sets)?) };
-        let turn = || {
-            let mut times = vec![ours.time(lane)?];
-            if in_a_partition {
-                times.push(first.0.time(lane)?);
-            }
-            times.push(fastest.0.time(lane)?);
-            Ok(times)
-        };
+        // The judged peer's sample follows ours.
+        let peers = if in_a_partition { [&first.0, &fastest.0] } else { [&fastest.0, &first.0] };
+        let turn = || Ok(vec![ours.time(lane)?, peers[0].time(lane)?, peers[1].time(lane)?]);
         let Some(compared) = bench.compare(row, &id, turn)? else { return Ok(()) };
-        let fastest_is =
+        let tried_all =
             format!("cuBLASLt, the fastest of {tried} algorithms that its heuristic proposes for the whole GPU and for these SMs");
-        let peer_is = if in_a_partition { "cuBLASLt as a call gets it: its heuristic's first choice".to_owned() } else { fastest_is };
+        let (peer_is, beside) = if in_a_partition { (AS_CALLED.to_owned(), TOLD_AND_TRIED) } else { (tried_all, AS_CALLED) };
         let case = Case {
             row,
             work,
@@ -102,7 +99,7 @@ impl Duel {
             target,
             target_of: TargetOf::Ratio,
             peer_is,
-            beside: if in_a_partition { vec![TOLD_AND_TRIED] } else { Vec::new() },
+            beside: vec![beside],
             note,
         };
         bench.judge(case, &compared);
@@ -262,10 +259,22 @@ fn curves(bench: &mut Bench) {
     for [m, n, k] in LARGE.into_iter().chain(BERT_BASE) {
         let shape = format!("{m}x{n}x{k}");
         let rows = bench.rows.iter().filter(|row| row.row <= 3 && row.work.ends_with(&format!(" {shape}")));
-        let mut points: Vec<Point> = rows.filter_map(|row| Some(Point { sms: row.sms, ours: row.ours, peer: row.peer? })).collect();
+        let mut points: Vec<Point> = rows
+            .filter_map(|row| {
+                let (peer, beside) = (row.peer?, row.beside.first()?.peer);
+                let (peer, stronger) = if row.row == 3 { (peer, beside) } else { (beside, peer) };
+                Some(Point { sms: row.sms, ours: row.ours, peer, stronger: Some(stronger) })
+            })
+            .collect();
         points.sort_by_key(|point| point.sms);
         if points.len() > 1 {
-            bench.curves.push(Curve { work: format!("GEMM {shape}"), peer_is: "cuBLASLt".to_owned(), unit: Unit::Tflops, points });
+            bench.curves.push(Curve {
+                work: format!("GEMM {shape}"),
+                peer_is: AS_CALLED.to_owned(),
+                stronger_is: Some(TOLD_AND_TRIED.to_owned()),
+                unit: Unit::Tflops,
+                points,
+            });
         }
     }
 }

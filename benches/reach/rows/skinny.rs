@@ -96,12 +96,13 @@ fn curve(bench: &mut Bench) -> Result<()> {
         let mut lane = bench.lane(sms)?;
         let bandwidth = Bandwidth::new(bench, &mut lane)?;
         let row = measure(bench, &mut lane, &bandwidth, CURVE_SHAPE, "", 0.0)?;
-        points.extend(row.and_then(|row| Some(Point { sms, ours: row.ours, peer: row.peer? })));
+        points.extend(row.and_then(|row| Some(Point { sms, ours: row.ours, peer: row.peer?, stronger: None })));
     }
     let [m, n, k] = CURVE_SHAPE;
     bench.curves.push(Curve {
         work: format!("skinny GEMM {m}x{n}x{k}"),
         peer_is: "reading memory with nothing else to do".to_owned(),
+        stronger_is: None,
         unit: Unit::Gbytes,
         points,
     });

@@ -2,7 +2,7 @@
 
 use super::results::Curve;
 use scale::{Scale, number, tick};
-use svg::{Anchor, Point, Svg};
+use svg::{Anchor, Point, Svg, shorten};
 
 #[path = "../../../src/colocate/report/scale.rs"]
 #[allow(dead_code)] // The report of a colocation run, whose module this is, uses all of it.
@@ -22,7 +22,7 @@ const STYLE: &str = "<style>\
 @media(prefers-color-scheme:dark){:root{--ink:#e8e6e1;--soft:#a3abb5;--rule:#343a43;--ours:#6fb3f2;--peer:#f2985f}}\
 text{font:12px ui-sans-serif,system-ui,sans-serif;fill:var(--ink)}.title{font-weight:600;font-size:13.5px}\
 .tick,.minor{fill:var(--soft);font-size:11px}.grid{stroke:var(--rule)}.curve{fill:none;stroke-width:2.2}\
-.ours{stroke:var(--ours)}.peer{stroke:var(--peer);stroke-dasharray:5 3}.dot.ours{fill:var(--ours)}.dot.peer{fill:var(--peer);stroke-dasharray:none}\
+.ours{stroke:var(--ours)}.peer{stroke:var(--peer);stroke-dasharray:5 3}.stronger{stroke:var(--soft);stroke-dasharray:2 3}.dot.ours{fill:var(--ours)}.dot.peer{fill:var(--peer);stroke-dasharray:none}.dot.stronger{fill:var(--soft);stroke-dasharray:none}\
 </style>";
 
 /// What the plot shows, for those who cannot see it too.
@@ -40,7 +40,7 @@ pub fn file_name(curve: &Curve) -> String {
 pub fn draw(curve: &Curve) -> String {
     let mut svg = Svg::new(&title(curve));
     let most = curve.points.iter().map(|point| f64::from(point.sms)).fold(1.0, f64::max);
-    let highest = curve.points.iter().map(|point| point.ours.max(point.peer)).fold(0.0, f64::max);
+    let highest = curve.points.iter().map(|point| point.ours.max(point.peer).max(point.stronger.unwrap_or(0.0))).fold(0.0, f64::max);
     let (across, up) = (Scale::linear(most, (LEFT, RIGHT)), Scale::linear(highest, (BOTTOM, TOP)));
     for value in up.ticks(6) {
         let y = up.at(value);
@@ -52,23 +52,27 @@ pub fn draw(curve: &Curve) -> String {
         svg.line("grid", (x, TOP), (x, BOTTOM));
         svg.text("tick", (x, BOTTOM + 15.0), Anchor::Middle, &point.sms.to_string());
     }
-    let points = |of: fn(&super::results::Point) -> f64| -> Vec<Point> {
-        curve.points.iter().map(|point| (across.at(f64::from(point.sms)), up.at(of(point)))).collect()
-    };
-    let drawn = [("ours", "ours", points(|point| point.ours)), ("peer", curve.peer_is.as_str(), points(|point| point.peer))];
-    for (at, (class, name, points)) in drawn.iter().enumerate() {
+    type Figure = fn(&super::results::Point) -> Option<f64>;
+    let mut lines: Vec<(&str, &str, Figure)> =
+        vec![("ours", "ours", |point| Some(point.ours)), ("peer", &curve.peer_is, |point| Some(point.peer))];
+    lines.extend(curve.stronger_is.as_deref().map(|name| ("stronger", name, (|point| point.stronger) as Figure)));
+    let mut y = BOTTOM + 34.0;
+    for (class, name, figure) in lines {
+        let points: Vec<Point> =
+            curve.points.iter().filter_map(|point| Some((across.at(f64::from(point.sms)), up.at(figure(point)?)))).collect();
         svg.group("", name, |svg| {
-            svg.path(&format!("curve {class}"), points);
-            for &point in points {
+            svg.path(&format!("curve {class}"), &points);
+            for &point in &points {
                 svg.circle(&format!("dot {class}"), point, 3.0);
             }
         });
-        let y = BOTTOM + 34.0 + 16.0 * at as f64;
         svg.line(&format!("curve {class}"), (LEFT, y - 4.0), (LEFT + 24.0, y - 4.0));
-        let last = curve.points.last().map_or(f64::NAN, |point| if at == 0 { point.ours } else { point.peer });
-        svg.text("minor", (LEFT + 30.0, y), Anchor::Start, &format!("{name}; {} {} on {most} SMs", number(last), curve.unit.name()));
+        let last = curve.points.last().and_then(figure).unwrap_or(f64::NAN);
+        svg.text("minor", (LEFT + 30.0, y), Anchor::Start, &shorten(name, Svg::WIDTH - LEFT - 60.0, 6.0));
+        svg.text("minor", (Svg::WIDTH, y), Anchor::End, &number(last));
+        y += 16.0;
     }
-    let drawing = svg.finish(BOTTOM + 58.0);
+    let drawing = svg.finish(y + 4.0);
     drawing.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1).replacen("\n", &format!("\n{STYLE}\n"), 1) + "\n"
 }
 
@@ -79,12 +83,18 @@ mod tests {
 
     #[test]
     fn a_plot_is_a_whole_svg_document_with_both_curves() {
-        let points = vec![Point { sms: 16, ours: 70.0, peer: 60.0 }, Point { sms: 132, ours: 600.0, peer: 610.0 }];
-        let curve = Curve { work: "GEMM 1x2x3".into(), peer_is: "cuBLASLt <best>".into(), unit: Unit::Tflops, points };
+        let points = [(16, 70.0, 60.0), (132, 600.0, 610.0)].map(|(sms, ours, peer)| Point { sms, ours, peer, stronger: Some(peer + 5.0) });
+        let curve = Curve {
+            work: "GEMM 1x2x3".into(),
+            peer_is: "cuBLASLt <first>".into(),
+            stronger_is: Some("its best".into()),
+            unit: Unit::Tflops,
+            points: points.to_vec(),
+        };
         let drawn = draw(&curve);
         assert!(drawn.starts_with("<svg xmlns=") && drawn.ends_with("</svg>\n"), "{drawn}");
-        assert_eq!(drawn.matches("<path class=\"curve").count(), 2);
-        assert!(drawn.contains("cuBLASLt &lt;best&gt;"));
+        assert_eq!(drawn.matches("<path class=\"curve").count(), 3);
+        assert!(drawn.contains("cuBLASLt &lt;first&gt;"));
         assert_eq!(file_name(&curve), "gemm-1x2x3.svg");
     }
 }

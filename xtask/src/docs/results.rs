@@ -200,7 +200,9 @@ pub struct Curve {
     pub work: String,
     /// What the peer is.
     pub peer_is: String,
-    /// Of both.
+    /// What the stronger peer is.
+    pub stronger_is: Option<String>,
+    /// Of all.
     pub unit: Unit,
     /// By rising SM count.
     pub points: Vec<Point>,
@@ -216,6 +218,8 @@ pub struct Point {
     pub ours: f64,
     /// Median of the peer's.
     pub peer: f64,
+    /// The same of a stronger peer, where there is one.
+    pub stronger: Option<f64>,
 }
 
 /// The form of `errors.json`: each kernel against a reference in FP64.

@@ -50,7 +50,7 @@ pub fn reach(results: &Results) -> String {
         };
         text += &format!("| {number} | {line} | {reached} of {} | {mean} | {worst} |\n", rows.len());
     }
-    text += "\nEvery figure. The ratio is above 1 where ours is better; the target is the least ratio, or for a time the most.\n\n";
+    text += "\n<details><summary>Every figure</summary>\n\nThe ratio is above 1 where ours is better; the target is the least ratio, or for a time the most.\n\n";
     text += "| line | work | SMs | ours | peer | unit | ratio | target | reached | of peak |\n|---|---|---|---|---|---|---|---|---|---|\n";
     for row in &results.rows {
         let target = match row.target_of {
@@ -80,7 +80,7 @@ pub fn reach(results: &Results) -> String {
             );
         }
     }
-    text += "\nThe peers:\n\n";
+    text += "\n</details>\n\nThe peers:\n\n";
     let mut peers: Vec<(u8, &str)> = results.rows.iter().map(|row| (row.row, row.peer_is.as_str())).collect();
     peers.dedup_by_key(|(row, _)| *row);
     for (row, peer) in peers {
