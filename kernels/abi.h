@@ -107,8 +107,8 @@ typedef struct KvPages {
     uint32_t head_dim;
 } KvPages;
 
-// Pages whose keys are one block's share of decode attention: part of the arithmetic, so the same for every shape.
-#define DECODE_PAGES_PER_CHUNK 4
+// The most pages whose keys are summed by one block of decode attention.
+#define DECODE_MOST_PAGES_PER_CHUNK 32
 // Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
 #define DECODE_MAX_COUNTERS 32768
 
@@ -119,12 +119,15 @@ typedef struct AttentionDecodeArgs {
     uint64_t output;    // f16 [sequences, output_stride]
     uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
     uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
+    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic
     uint32_t sequences;
     uint32_t heads;
     uint32_t qkv_stride;
     uint32_t output_stride;
     uint32_t window; // as in AttentionPrefillArgs
     float scale;     // as in AttentionPrefillArgs
+    TensorMap key_map;   // the pools of pages; for attention_decode_bulk alone
+    TensorMap value_map;
 } AttentionDecodeArgs;
 
 // Some new rows of each of several sequences, against their caches, which hold the new keys and values already.
@@ -152,18 +155,27 @@ typedef struct AttentionChunkArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
-#define ATTENTION_DECODE_D32_SHARED_BYTES 31024
-#define ATTENTION_DECODE_D64_SHARED_BYTES 55600
-#define ATTENTION_DECODE_D80_SHARED_BYTES 67888
-#define ATTENTION_DECODE_D96_SHARED_BYTES 106800
-#define ATTENTION_DECODE_D128_SHARED_BYTES 104752
-#define ATTENTION_DECODE_D256_SHARED_BYTES 203056
+#define ATTENTION_DECODE_D32_SHARED_BYTES 32080
+#define ATTENTION_DECODE_D64_SHARED_BYTES 56656
+#define ATTENTION_DECODE_D80_SHARED_BYTES 68944
+#define ATTENTION_DECODE_D96_SHARED_BYTES 107856
+#define ATTENTION_DECODE_D128_SHARED_BYTES 105808
+#define ATTENTION_DECODE_D256_SHARED_BYTES 204112
+#define ATTENTION_DECODE_BULK_D32_SHARED_BYTES 37240
+#define ATTENTION_DECODE_BULK_D64_SHARED_BYTES 54336
+#define ATTENTION_DECODE_BULK_D80_SHARED_BYTES 67392
+#define ATTENTION_DECODE_BULK_D96_SHARED_BYTES 106872
+#define ATTENTION_DECODE_BULK_D128_SHARED_BYTES 106560
+#define ATTENTION_DECODE_BULK_D256_SHARED_BYTES 211008
 #define ATTENTION_CHUNK_D32_SHARED_BYTES 20496
 #define ATTENTION_CHUNK_D64_SHARED_BYTES 36880
 #define ATTENTION_CHUNK_D80_SHARED_BYTES 45072
 #define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
 #define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
 #define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
+
+// Pieces of a row, of one or eight pairs each, that a block of the rotary kernel does at a time.
+#define ROTARY_PIECES_PER_TILE 256
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
@@ -175,6 +187,8 @@ typedef struct RotaryArgs {
     uint32_t rows;
     uint32_t heads;
     uint32_t qkv_stride;
+    uint32_t tiles_per_row;
+    uint32_t vectorised; // whether half heads may be accessed eight elements at a time
 } RotaryArgs;
 
 // ---- norm/ ----

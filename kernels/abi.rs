@@ -2,7 +2,7 @@
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
 pub const KV_PAGE_TOKENS: u32 = 64;
-pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
@@ -10,18 +10,25 @@ pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 31024;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55600;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67888;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106800;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104752;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203056;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 32080;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 56656;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 68944;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 107856;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 105808;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 204112;
+pub const ATTENTION_DECODE_BULK_D32_SHARED_BYTES: u32 = 37240;
+pub const ATTENTION_DECODE_BULK_D64_SHARED_BYTES: u32 = 54336;
+pub const ATTENTION_DECODE_BULK_D80_SHARED_BYTES: u32 = 67392;
+pub const ATTENTION_DECODE_BULK_D96_SHARED_BYTES: u32 = 106872;
+pub const ATTENTION_DECODE_BULK_D128_SHARED_BYTES: u32 = 106560;
+pub const ATTENTION_DECODE_BULK_D256_SHARED_BYTES: u32 = 211008;
 pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
+pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
@@ -235,6 +242,7 @@ const _: () = {
 };
 #[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
 #[repr(C)]
+#[repr(align(64))]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDecodeArgs {
     pub cache: KvPages,
@@ -246,6 +254,8 @@ pub struct AttentionDecodeArgs {
     pub lengths: u64,
     #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
     pub workspace: u64,
+    #[doc = " whose keys are one block's share: part of the arithmetic"]
+    pub pages_per_chunk: u32,
     pub sequences: u32,
     pub heads: u32,
     pub qkv_stride: u32,
@@ -254,22 +264,28 @@ pub struct AttentionDecodeArgs {
     pub window: u32,
     #[doc = " as in AttentionPrefillArgs"]
     pub scale: f32,
+    #[doc = " the pools of pages; for attention_decode_bulk alone"]
+    pub key_map: TensorMap,
+    pub value_map: TensorMap,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 96usize];
-    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 384usize];
+    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 64usize];
     ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
     ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
     ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
     ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
     ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::pages_per_chunk"][::std::mem::offset_of!(AttentionDecodeArgs, pages_per_chunk) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 96usize];
+    ["Offset of field: AttentionDecodeArgs::key_map"][::std::mem::offset_of!(AttentionDecodeArgs, key_map) - 128usize];
+    ["Offset of field: AttentionDecodeArgs::value_map"][::std::mem::offset_of!(AttentionDecodeArgs, value_map) - 256usize];
 };
 #[doc = " Some new rows of each of several sequences, against their caches, which hold the new keys and values already."]
 #[repr(C)]
@@ -334,10 +350,13 @@ pub struct RotaryArgs {
     pub rows: u32,
     pub heads: u32,
     pub qkv_stride: u32,
+    pub tiles_per_row: u32,
+    #[doc = " whether half heads may be accessed eight elements at a time"]
+    pub vectorised: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 88usize];
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 96usize];
     ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
     ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
     ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
@@ -347,6 +366,8 @@ const _: () = {
     ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
     ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
     ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
+    ["Offset of field: RotaryArgs::tiles_per_row"][::std::mem::offset_of!(RotaryArgs, tiles_per_row) - 84usize];
+    ["Offset of field: RotaryArgs::vectorised"][::std::mem::offset_of!(RotaryArgs, vectorised) - 88usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]

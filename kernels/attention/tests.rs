@@ -135,6 +135,21 @@ fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     // 8 pages are 2 chunks.
     assert_eq!(tiles(&decode(LLAMA)), 8 * 8 * 2);
     assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3 * 2);
+    // 64 pages are 4 chunks: 256 in all.
+    let cache = KvCache { pages_per_sequence: 64, ..CACHE };
+    assert_eq!(tiles(&AttentionDecode { context: 4096, cache, ..decode(LLAMA) }), 8 * 8 * 4);
+    assert_eq!(tiles(&AttentionDecode { context: 4096, sequences: 64, cache, ..decode(LLAMA) }), 64 * 8 * 2);
+}
+
+#[test]
+fn decode_uses_the_copy_engine_where_there_is_one_and_it_can_reach_the_rows() {
+    let symbol = |kernel: AttentionDecode, gpu: &Topology| kernel.configure(Sms(132), gpu).unwrap().symbol;
+    assert_eq!(symbol(decode(LLAMA), &h200()), "attention_decode_bulk_d64");
+    assert_eq!(symbol(AttentionDecode { qkv_stride: 3073, ..decode(LLAMA) }, &h200()), "attention_decode_d64");
+    assert_eq!(symbol(AttentionDecode { qkv: DevicePtr(264), ..decode(LLAMA) }, &h200()), "attention_decode_d64");
+    assert_eq!(symbol(decode(Heads { head_dim: 72, ..LLAMA }), &h200()), "attention_decode_d80");
+    let ampere = Topology { compute_capability: (8, 0), shared_bytes_per_sm: 164 << 10, ..h200() };
+    assert_eq!(symbol(decode(LLAMA), &ampere), "attention_decode_d64");
 }
 
 #[test]
@@ -181,7 +196,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
 
 #[test]
 fn a_gpu_with_too_little_shared_memory_is_an_error_and_not_a_failing_launch() {
-    let small = Topology { shared_bytes_per_sm: 100 << 10, ..h200() };
+    let small = Topology { shared_bytes_per_sm: 100 << 10, compute_capability: (8, 9), ..h200() };
     assert!(decode(LLAMA).configure(Sms(8), &small).is_ok());
     let error = decode(Heads { head_dim: 256, ..LLAMA }).configure(Sms(8), &small).unwrap_err();
     assert!(error.to_string().contains("bytes of shared memory"), "{error}");
