@@ -15,7 +15,7 @@ struct Decode : DecodeArithmetic<D> {
     static constexpr int KEEPER = WARPS; // a fifth warp
     static constexpr int THREADS = (WARPS + 1) * 32;
     // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it. Together with the stages they fill an SM's shared memory.
-    static constexpr int BLOCKS_PER_SM = D <= 32 ? 4 : D <= 80 ? 3 : D <= 128 ? 2 : 1;
+    static constexpr int BLOCKS_PER_SM = D <= 80 ? 3 : D <= 128 ? 2 : 1;
     static constexpr int STAGES = D == 96 ? 4 : 3;
     static constexpr int RESULT_PITCH = D + 4; // two rows apart is 8 banks apart: what a warp stores at once lies in different banks
 

@@ -15,7 +15,7 @@ const HEADS_PER_TILE: u32 = 8;
 const ENOUGH_CHUNKS: u64 = 256;
 
 /// Below this, what a chunk costs besides its pages outweighs what more blocks gain.
-const FEWEST_PAGES_PER_CHUNK: u32 = 4;
+const FEWEST_PAGES_PER_CHUNK: u32 = 8;
 
 /// Beyond this, a tile is several chunks.
 const MOST_TILES: u64 = 8192;
@@ -26,7 +26,7 @@ const SIZES: [CompiledSize; 6] = {
         CompiledSize { head_dim, symbol, threads: 160, shared_bytes, blocks_by_registers }
     }
     [
-        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 4),
+        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 3),
         size(64, "attention_decode_d64", abi::ATTENTION_DECODE_D64_SHARED_BYTES, 3),
         size(80, "attention_decode_d80", abi::ATTENTION_DECODE_D80_SHARED_BYTES, 3),
         size(96, "attention_decode_d96", abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),

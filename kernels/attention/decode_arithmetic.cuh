@@ -40,7 +40,7 @@ struct DecodeItem {
     uint32_t page_number; // lane i: the table's entry of the chunk's page i
 };
 
-// A warp's way through the batch, from item to item. Their numbers only grow.
+// A warp's way through the batch, from item to item; quick where their numbers grow.
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
@@ -60,6 +60,10 @@ class DecodeItems {
     }
 
     __device__ DecodeItem at(uint32_t number) {
+        if (number < before_) { // of a tile with several items, the last was far ahead
+            before_ = 0;
+            read(0);
+        }
         for (uint32_t here; number - before_ >= (here = __shfl_sync(EVERY_LANE, last_, 31));) {
             before_ += here;
             read(first_ + 32);
@@ -111,7 +115,7 @@ class DecodeItems {
     int length_;
 };
 
-// The numbers of this block's items, in rising order. A tile is one item, or several that lie a launch's tiles apart.
+// The numbers of this block's items. A tile is one item, or several that lie a launch's tiles apart.
 class DecodeNumbers {
   public:
     __device__ DecodeNumbers(const Tiles &tiles, uint32_t items) : tiles_(tiles), queue_(tiles), items_(items), last_(NO_ITEM) {}
@@ -346,9 +350,10 @@ struct DecodeArithmetic {
         if (__shfl_sync(EVERY_LANE, last, 0)) combine(item, room);
     }
 
-    // Reads past L1, which does not see what other SMs write. First every lane is a chunk's, and finds its weight for each head; then every lane has
-    // some pieces of the output.
+    // Reads past L1, which does not see what other SMs write. For the weights every lane is a chunk's, for the output it has some pieces of it; the
+    // first loads of both are under way together.
     __device__ void combine(const DecodeItem &item, CombineRoom &room) const {
+        constexpr int EACH = D <= 80 ? 1 : D < 32 * 4 ? D / 32 : 4, AHEAD = D <= 80 ? 2 : 4;
         const int first = first_head(item), rows = heads_of(item), pieces = pitch(), chunks = item.chunks;
         const int first_chunk = item.begin / int(args.pages_per_chunk * KV_PAGE_TOKENS);
         const size_t first_row = workspace_row(item, first) + first_chunk;
@@ -356,23 +361,10 @@ struct DecodeArithmetic {
             return row < rows && chunk < chunks ? __ldcg(statistics() + first_row + row * chunk_rows() + chunk) : make_float2(-INFINITY, 0.0f);
         };
 
-        float highest[DECODE_HEADS], sums[DECODE_HEADS] = {};
-        float2 mine[DECODE_HEADS]; // of this lane's chunk among the first 32
+        float2 mine[DECODE_HEADS]; // of this lane's chunk among 32
 #pragma unroll
         for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, lane);
-#pragma unroll
-        for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = mine[row].x;
-        for (int chunk = 32; chunk < chunks; chunk += 32) {
-#pragma unroll
-            for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = fmaxf(highest[row], known(row, chunk + lane).x);
-        }
-#pragma unroll
-        for (int row = 0; row < DECODE_HEADS; ++row) {
-#pragma unroll
-            for (int distance = 1; distance < 32; distance *= 2) {
-                highest[row] = fmaxf(highest[row], __shfl_xor_sync(EVERY_LANE, highest[row], distance));
-            }
-        }
+        float highest[DECODE_HEADS];
         // A lane's statistics become its chunk's weights, for all lanes to read.
         const auto publish = [&](int from, bool add) {
             __syncwarp();
@@ -380,50 +372,80 @@ struct DecodeArithmetic {
             for (int row = 0; row < DECODE_HEADS; ++row) {
                 const float weight = from + lane < chunks ? exp2_approx(mine[row].x - highest[row]) : 0.0f;
                 room.weights[row][lane] = weight;
-                if (add) sums[row] += weight * mine[row].y;
+                float sum = weight * mine[row].y;
+#pragma unroll
+                for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, distance);
+                if (add && lane == 0) room.sums[row] = from == 0 ? sum : room.sums[row] + sum;
             }
             __syncwarp();
         };
-        publish(0, true);
 
-        constexpr int EACH = D < 32 * 4 ? D / 32 : 4;
         for (int base = 0; base < rows * pieces; base += 32 * EACH) {
-            float4 output[EACH] = {};
-            int row_of[EACH], piece_of[EACH];
+            const float4 *of[EACH]; // of the first chunk
+            int row_of[EACH], column_of[EACH];
 #pragma unroll
             for (int j = 0; j < EACH; ++j) {
                 const int i = min(base + j * 32 + lane, rows * pieces - 1);
                 row_of[j] = i / pieces;
-                piece_of[j] = i % pieces;
+                column_of[j] = i % pieces * 4;
+                of[j] = outputs() + (first_row + row_of[j] * chunk_rows()) * pieces + i % pieces;
             }
-            for (int from = 0; from < chunks; from += 32) {
-                if (chunks > 32 && (from > 0 || base > 0)) {
+            float4 ahead[AHEAD][EACH];
 #pragma unroll
-                    for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, from + lane);
-                    publish(from, base == 0);
-                }
-#pragma unroll 4
-                for (int chunk = 0; chunk < min(32, chunks - from); ++chunk) {
+            for (int chunk = 0; chunk < AHEAD; ++chunk) {
 #pragma unroll
-                    for (int j = 0; j < EACH; ++j) {
-                        const float4 *const row = outputs() + (first_row + row_of[j] * chunk_rows() + from + chunk) * pieces;
-                        add_weighted(output[j], room.weights[row_of[j]][chunk], __ldcg(row + piece_of[j]));
-                    }
-                }
+                for (int j = 0; j < EACH; ++j) ahead[chunk][j] = chunk < chunks ? __ldcg(of[j] + chunk * pieces) : float4();
             }
             if (base == 0) {
 #pragma unroll
+                for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = mine[row].x;
+                for (int chunk = 32; chunk < chunks; chunk += 32) {
+#pragma unroll
+                    for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = fmaxf(highest[row], known(row, chunk + lane).x);
+                }
+#pragma unroll
                 for (int row = 0; row < DECODE_HEADS; ++row) {
 #pragma unroll
-                    for (int distance = 1; distance < 32; distance *= 2) sums[row] += __shfl_xor_sync(EVERY_LANE, sums[row], distance);
-                    room.sums[row] = sums[row];
+                    for (int distance = 1; distance < 32; distance *= 2) {
+                        highest[row] = fmaxf(highest[row], __shfl_xor_sync(EVERY_LANE, highest[row], distance));
+                    }
                 }
-                __syncwarp();
+                publish(0, true);
+            } else if (chunks > 32) {
+#pragma unroll
+                for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, lane);
+                publish(0, false);
+            }
+
+            float4 output[EACH] = {};
+#pragma unroll
+            for (int chunk = 0; chunk < AHEAD; ++chunk) {
+#pragma unroll
+                for (int j = 0; j < EACH; ++j) add_weighted(output[j], room.weights[row_of[j]][chunk], ahead[chunk][j]);
+            }
+            for (int chunk = AHEAD; chunk < chunks; chunk += AHEAD) {
+                if (chunk % 32 == 0) {
+#pragma unroll
+                    for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, chunk + lane);
+                    publish(chunk, base == 0);
+                }
+#pragma unroll
+                for (int next = 0; next < AHEAD; ++next) {
+#pragma unroll
+                    for (int j = 0; j < EACH; ++j) {
+                        ahead[next][j] = chunk + next < chunks ? __ldcg(of[j] + size_t(chunk + next) * pieces) : float4();
+                    }
+                }
+#pragma unroll
+                for (int next = 0; next < AHEAD; ++next) {
+#pragma unroll
+                    for (int j = 0; j < EACH; ++j) add_weighted(output[j], room.weights[row_of[j]][(chunk + next) % 32], ahead[next][j]);
+                }
             }
 #pragma unroll
             for (int j = 0; j < EACH; ++j) {
                 if (base + j * 32 + lane >= rows * pieces) continue;
-                write_output(item, first + row_of[j], piece_of[j] * 4, scaled(output[j], 1.0f / room.sums[row_of[j]]));
+                write_output(item, first + row_of[j], column_of[j], scaled(output[j], 1.0f / room.sums[row_of[j]]));
             }
         }
     }

@@ -63,19 +63,18 @@ struct DecodeBulk : DecodeArithmetic<D> {
 
     // Before earlier launches are waited for: touches nothing that they write.
     __device__ static void prepare(const AttentionDecodeArgs &args, Shared &shared) {
-        if (threadIdx.x == 0) {
-            for (int stage = 0; stage < STAGES; ++stage) {
-                mbarrier_init(shared_address(&shared.full[stage]), 1);
-                mbarrier_init(shared_address(&shared.empty[stage]), WARPS);
-            }
-            for (int i = 0; i < 2; ++i) {
-                mbarrier_init(shared_address(&shared.finished[i]), WARPS * 32);
-                mbarrier_init(shared_address(&shared.kept[i]), 1);
-            }
-            mbarrier_init_fence();
+        const uint32_t i = threadIdx.x;
+        if (i < STAGES) {
+            mbarrier_init(shared_address(&shared.full[i]), 1);
+            mbarrier_init(shared_address(&shared.empty[i]), WARPS);
+        } else if (i < STAGES + 2) {
+            mbarrier_init(shared_address(&shared.finished[i - STAGES]), WARPS * 32);
+            mbarrier_init(shared_address(&shared.kept[i - STAGES]), 1);
+        } else if (i == 32) {
             tma_prefetch(args.key_map);
             tma_prefetch(args.value_map);
         }
+        mbarrier_init_fence();
         __syncthreads();
     }
 

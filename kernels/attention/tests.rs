@@ -132,9 +132,9 @@ fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     let tiles = |kernel: &dyn Kernel| kernel.configure(Sms(132), &h200()).unwrap().tiles;
     assert_eq!(tiles(&prefill(LLAMA)), 8 * 32 * 2);
     assert_eq!(tiles(&chunk(LLAMA)), 3 * 32 * 2);
-    // 8 pages are 2 chunks.
-    assert_eq!(tiles(&decode(LLAMA)), 8 * 8 * 2);
-    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3 * 2);
+    // 8 pages are one chunk.
+    assert_eq!(tiles(&decode(LLAMA)), 8 * 8);
+    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3);
     // 64 pages are 4 chunks: 256 in all.
     let cache = KvCache { pages_per_sequence: 64, ..CACHE };
     assert_eq!(tiles(&AttentionDecode { context: 4096, cache, ..decode(LLAMA) }), 8 * 8 * 4);
