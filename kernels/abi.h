@@ -356,6 +356,18 @@ typedef struct SampleArgs {
     uint32_t segments_per_part;
 } SampleArgs;
 
+// ---- bandwidth/ ----
+
+// Reads device memory and does nothing with it, see bandwidth/read.cu.
+typedef struct ReadBandwidthArgs {
+    uint64_t source; // whole tiles
+    uint64_t sink;   // uint32_t: written if one word read, or all folded to one, is `never`
+    uint32_t never;
+} ReadBandwidthArgs;
+
+// The ring of read_bandwidth_bulk, bytes.
+#define READ_BANDWIDTH_SHARED_BYTES 196608
+
 // ---- random/ ----
 
 // Random weights, see random/random.cu.

@@ -43,6 +43,7 @@ pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const SAMPLE_SEGMENT: u32 = 256;
 pub const SAMPLE_BINS: u32 = 1024;
 pub const SAMPLE_SHARED_BYTES: u32 = 71680;
+pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -748,6 +749,24 @@ const _: () = {
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
     ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
     ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
+};
+#[doc = " Reads device memory and does nothing with it, see bandwidth/read.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBandwidthArgs {
+    #[doc = " whole tiles"]
+    pub source: u64,
+    #[doc = " uint32_t: written if one word read, or all folded to one, is `never`"]
+    pub sink: u64,
+    pub never: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBandwidthArgs"][::std::mem::size_of::<ReadBandwidthArgs>() - 24usize];
+    ["Alignment of ReadBandwidthArgs"][::std::mem::align_of::<ReadBandwidthArgs>() - 8usize];
+    ["Offset of field: ReadBandwidthArgs::source"][::std::mem::offset_of!(ReadBandwidthArgs, source) - 0usize];
+    ["Offset of field: ReadBandwidthArgs::sink"][::std::mem::offset_of!(ReadBandwidthArgs, sink) - 8usize];
+    ["Offset of field: ReadBandwidthArgs::never"][::std::mem::offset_of!(ReadBandwidthArgs, never) - 16usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]
