@@ -57,7 +57,18 @@ typedef struct GemmArgs {
     uint32_t epilogue;    // GemmEpilogue, for kernels that were not compiled for one
     float scale;          // factor of the sums
     uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
+    uint32_t constant_b;  // whether no earlier launch still in flight may be writing B: a weight
 } GemmArgs;
+
+// The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.
+typedef struct WarpgroupGemmArgs {
+    TensorMap a;        // a tile's rows, or half of them if they are shared, by 64 columns
+    TensorMap b;        // the same
+    TensorMap c;        // tiles of 64 rows by one slice
+    TensorMap residual; // as c; unused without a residual
+    GemmArgs gemm;
+    uint32_t shares_a;  // 1: the pair's tiles lie side by side along n; 0: one below the other along m, and share B
+} WarpgroupGemmArgs;
 
 // What is done to a sum before it is stored; x = scale * sum.
 typedef enum GemmEpilogue {
@@ -94,8 +105,14 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// The same where the copy engine fetches the rows.
+typedef struct AttentionPrefillTmaArgs {
+    TensorMap rows; // of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes
+    AttentionPrefillArgs plain;
+} AttentionPrefillTmaArgs;
+
 // As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
-// attention/disentangled.cuh.
+// attention/disentangled_rows.cuh.
 typedef struct AttentionDisentangledArgs {
     uint64_t qkv;              // f16 [rows, qkv_stride]
     uint64_t position_keys;    // f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it
@@ -116,6 +133,7 @@ typedef struct AttentionDisentangledArgs {
 
 #define ATTENTION_DISENTANGLED_D32_SHARED_BYTES 73728
 #define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
+#define ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES 112640
 
 // Tokens of one page of the KV cache.
 #define KV_PAGE_TOKENS 64
@@ -130,8 +148,8 @@ typedef struct KvPages {
     uint32_t head_dim;
 } KvPages;
 
-// Pages whose keys are one block's share of decode attention: part of the arithmetic, so the same for every shape.
-#define DECODE_PAGES_PER_CHUNK 4
+// The most pages whose keys are summed by one block of decode attention.
+#define DECODE_MOST_PAGES_PER_CHUNK 32
 // Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
 #define DECODE_MAX_COUNTERS 32768
 
@@ -142,12 +160,15 @@ typedef struct AttentionDecodeArgs {
     uint64_t output;    // f16 [sequences, output_stride]
     uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
     uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
+    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic
     uint32_t sequences;
     uint32_t heads;
     uint32_t qkv_stride;
     uint32_t output_stride;
     uint32_t window; // as in AttentionPrefillArgs
     float scale;     // as in AttentionPrefillArgs
+    TensorMap key_map;   // the pools of pages; for attention_decode_bulk alone
+    TensorMap value_map;
 } AttentionDecodeArgs;
 
 // Some new rows of each of several sequences, against their caches, which hold the new keys and values already.
@@ -175,18 +196,35 @@ typedef struct AttentionChunkArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
-#define ATTENTION_DECODE_D32_SHARED_BYTES 31024
-#define ATTENTION_DECODE_D64_SHARED_BYTES 55600
-#define ATTENTION_DECODE_D80_SHARED_BYTES 67888
-#define ATTENTION_DECODE_D96_SHARED_BYTES 106800
-#define ATTENTION_DECODE_D128_SHARED_BYTES 104752
-#define ATTENTION_DECODE_D256_SHARED_BYTES 203056
+#define ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES 196712
+#define ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES 49152
+#define ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES 49152
+#define ATTENTION_DECODE_D32_SHARED_BYTES 32080
+#define ATTENTION_DECODE_D64_SHARED_BYTES 56656
+#define ATTENTION_DECODE_D80_SHARED_BYTES 68944
+#define ATTENTION_DECODE_D96_SHARED_BYTES 107856
+#define ATTENTION_DECODE_D128_SHARED_BYTES 105808
+#define ATTENTION_DECODE_D256_SHARED_BYTES 204112
+#define ATTENTION_DECODE_BULK_D32_SHARED_BYTES 37240
+#define ATTENTION_DECODE_BULK_D64_SHARED_BYTES 54336
+#define ATTENTION_DECODE_BULK_D80_SHARED_BYTES 67392
+#define ATTENTION_DECODE_BULK_D96_SHARED_BYTES 106872
+#define ATTENTION_DECODE_BULK_D128_SHARED_BYTES 106560
+#define ATTENTION_DECODE_BULK_D256_SHARED_BYTES 211008
 #define ATTENTION_CHUNK_D32_SHARED_BYTES 20496
 #define ATTENTION_CHUNK_D64_SHARED_BYTES 36880
 #define ATTENTION_CHUNK_D80_SHARED_BYTES 45072
 #define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
 #define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
 #define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
+
+// Pieces of a row, of one or eight pairs each, that a block of the rotary kernel does at a time.
+#define ROTARY_PIECES_PER_TILE 256
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
@@ -198,6 +236,8 @@ typedef struct RotaryArgs {
     uint32_t rows;
     uint32_t heads;
     uint32_t qkv_stride;
+    uint32_t tiles_per_row;
+    uint32_t vectorised; // whether half heads may be accessed eight elements at a time
 } RotaryArgs;
 
 // ---- norm/ ----
@@ -315,6 +355,18 @@ typedef struct SampleArgs {
     uint32_t parts_per_row;
     uint32_t segments_per_part;
 } SampleArgs;
+
+// ---- bandwidth/ ----
+
+// Reads device memory and does nothing with it, see bandwidth/read.cu.
+typedef struct ReadBandwidthArgs {
+    uint64_t source; // whole tiles
+    uint64_t sink;   // uint32_t: written if one word read, or all folded to one, is `never`
+    uint32_t never;
+} ReadBandwidthArgs;
+
+// The ring of read_bandwidth_bulk, bytes.
+#define READ_BANDWIDTH_SHARED_BYTES 196608
 
 // ---- random/ ----
 

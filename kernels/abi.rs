@@ -3,8 +3,9 @@
 
 pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
 pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
+pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
 pub const KV_PAGE_TOKENS: u32 = 64;
-pub const DECODE_PAGES_PER_CHUNK: u32 = 4;
+pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
@@ -12,21 +13,37 @@ pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 31024;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 55600;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 67888;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 106800;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 104752;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 203056;
+pub const ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES: u32 = 196712;
+pub const ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES: u32 = 49152;
+pub const ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES: u32 = 49152;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 32080;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 56656;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 68944;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 107856;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 105808;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 204112;
+pub const ATTENTION_DECODE_BULK_D32_SHARED_BYTES: u32 = 37240;
+pub const ATTENTION_DECODE_BULK_D64_SHARED_BYTES: u32 = 54336;
+pub const ATTENTION_DECODE_BULK_D80_SHARED_BYTES: u32 = 67392;
+pub const ATTENTION_DECODE_BULK_D96_SHARED_BYTES: u32 = 106872;
+pub const ATTENTION_DECODE_BULK_D128_SHARED_BYTES: u32 = 106560;
+pub const ATTENTION_DECODE_BULK_D256_SHARED_BYTES: u32 = 211008;
 pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
+pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const SAMPLE_SEGMENT: u32 = 256;
 pub const SAMPLE_BINS: u32 = 1024;
 pub const SAMPLE_SHARED_BYTES: u32 = 71680;
+pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -125,10 +142,12 @@ pub struct GemmArgs {
     pub scale: f32,
     #[doc = " whether C, bias and residual may be accessed four elements at a time"]
     pub vectorised: u32,
+    #[doc = " whether no earlier launch still in flight may be writing B: a weight"]
+    pub constant_b: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 80usize];
+    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 88usize];
     ["Alignment of GemmArgs"][::std::mem::align_of::<GemmArgs>() - 8usize];
     ["Offset of field: GemmArgs::a"][::std::mem::offset_of!(GemmArgs, a) - 0usize];
     ["Offset of field: GemmArgs::b"][::std::mem::offset_of!(GemmArgs, b) - 8usize];
@@ -145,6 +164,35 @@ const _: () = {
     ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+    ["Offset of field: GemmArgs::constant_b"][::std::mem::offset_of!(GemmArgs, constant_b) - 80usize];
+};
+#[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct WarpgroupGemmArgs {
+    #[doc = " a tile's rows, or half of them if they are shared, by 64 columns"]
+    pub a: TensorMap,
+    #[doc = " the same"]
+    pub b: TensorMap,
+    #[doc = " tiles of 64 rows by one slice"]
+    pub c: TensorMap,
+    #[doc = " as c; unused without a residual"]
+    pub residual: TensorMap,
+    pub gemm: GemmArgs,
+    #[doc = " 1: the pair's tiles lie side by side along n; 0: one below the other along m, and share B"]
+    pub shares_a: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WarpgroupGemmArgs"][::std::mem::size_of::<WarpgroupGemmArgs>() - 640usize];
+    ["Alignment of WarpgroupGemmArgs"][::std::mem::align_of::<WarpgroupGemmArgs>() - 64usize];
+    ["Offset of field: WarpgroupGemmArgs::a"][::std::mem::offset_of!(WarpgroupGemmArgs, a) - 0usize];
+    ["Offset of field: WarpgroupGemmArgs::b"][::std::mem::offset_of!(WarpgroupGemmArgs, b) - 128usize];
+    ["Offset of field: WarpgroupGemmArgs::c"][::std::mem::offset_of!(WarpgroupGemmArgs, c) - 256usize];
+    ["Offset of field: WarpgroupGemmArgs::residual"][::std::mem::offset_of!(WarpgroupGemmArgs, residual) - 384usize];
+    ["Offset of field: WarpgroupGemmArgs::gemm"][::std::mem::offset_of!(WarpgroupGemmArgs, gemm) - 512usize];
+    ["Offset of field: WarpgroupGemmArgs::shares_a"][::std::mem::offset_of!(WarpgroupGemmArgs, shares_a) - 600usize];
 };
 #[doc = " x"]
 pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
@@ -212,7 +260,23 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
 };
-#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled.cuh."]
+#[doc = " The same where the copy engine fetches the rows."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillTmaArgs {
+    #[doc = " of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes"]
+    pub rows: TensorMap,
+    pub plain: AttentionPrefillArgs,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionPrefillTmaArgs"][::std::mem::size_of::<AttentionPrefillTmaArgs>() - 256usize];
+    ["Alignment of AttentionPrefillTmaArgs"][::std::mem::align_of::<AttentionPrefillTmaArgs>() - 64usize];
+    ["Offset of field: AttentionPrefillTmaArgs::rows"][::std::mem::offset_of!(AttentionPrefillTmaArgs, rows) - 0usize];
+    ["Offset of field: AttentionPrefillTmaArgs::plain"][::std::mem::offset_of!(AttentionPrefillTmaArgs, plain) - 128usize];
+};
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDisentangledArgs {
@@ -292,6 +356,7 @@ const _: () = {
 };
 #[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
 #[repr(C)]
+#[repr(align(64))]
 #[derive(Debug, Copy, Clone)]
 pub struct AttentionDecodeArgs {
     pub cache: KvPages,
@@ -303,6 +368,8 @@ pub struct AttentionDecodeArgs {
     pub lengths: u64,
     #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
     pub workspace: u64,
+    #[doc = " whose keys are one block's share: part of the arithmetic"]
+    pub pages_per_chunk: u32,
     pub sequences: u32,
     pub heads: u32,
     pub qkv_stride: u32,
@@ -311,22 +378,28 @@ pub struct AttentionDecodeArgs {
     pub window: u32,
     #[doc = " as in AttentionPrefillArgs"]
     pub scale: f32,
+    #[doc = " the pools of pages; for attention_decode_bulk alone"]
+    pub key_map: TensorMap,
+    pub value_map: TensorMap,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 96usize];
-    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 384usize];
+    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 64usize];
     ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
     ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
     ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
     ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
     ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 72usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 76usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 80usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 84usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 88usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::pages_per_chunk"][::std::mem::offset_of!(AttentionDecodeArgs, pages_per_chunk) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 96usize];
+    ["Offset of field: AttentionDecodeArgs::key_map"][::std::mem::offset_of!(AttentionDecodeArgs, key_map) - 128usize];
+    ["Offset of field: AttentionDecodeArgs::value_map"][::std::mem::offset_of!(AttentionDecodeArgs, value_map) - 256usize];
 };
 #[doc = " Some new rows of each of several sequences, against their caches, which hold the new keys and values already."]
 #[repr(C)]
@@ -391,10 +464,13 @@ pub struct RotaryArgs {
     pub rows: u32,
     pub heads: u32,
     pub qkv_stride: u32,
+    pub tiles_per_row: u32,
+    #[doc = " whether half heads may be accessed eight elements at a time"]
+    pub vectorised: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 88usize];
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 96usize];
     ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
     ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
     ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
@@ -404,6 +480,8 @@ const _: () = {
     ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
     ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
     ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
+    ["Offset of field: RotaryArgs::tiles_per_row"][::std::mem::offset_of!(RotaryArgs, tiles_per_row) - 84usize];
+    ["Offset of field: RotaryArgs::vectorised"][::std::mem::offset_of!(RotaryArgs, vectorised) - 88usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]
@@ -671,6 +749,24 @@ const _: () = {
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
     ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
     ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
+};
+#[doc = " Reads device memory and does nothing with it, see bandwidth/read.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBandwidthArgs {
+    #[doc = " whole tiles"]
+    pub source: u64,
+    #[doc = " uint32_t: written if one word read, or all folded to one, is `never`"]
+    pub sink: u64,
+    pub never: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBandwidthArgs"][::std::mem::size_of::<ReadBandwidthArgs>() - 24usize];
+    ["Alignment of ReadBandwidthArgs"][::std::mem::align_of::<ReadBandwidthArgs>() - 8usize];
+    ["Offset of field: ReadBandwidthArgs::source"][::std::mem::offset_of!(ReadBandwidthArgs, source) - 0usize];
+    ["Offset of field: ReadBandwidthArgs::sink"][::std::mem::offset_of!(ReadBandwidthArgs, sink) - 8usize];
+    ["Offset of field: ReadBandwidthArgs::never"][::std::mem::offset_of!(ReadBandwidthArgs, never) - 16usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]

@@ -48,7 +48,7 @@ fn alone(decoder: &Decoder, config: &DecoderConfig, request: &Request) -> Answer
 
 /// Serves the requests, `arrivals[i]` steps after the start, and returns what each got with the number of preemptions.
 fn together(decoder: &Decoder, limits: Limits, requests: &[Request], arrivals: &[usize]) -> (Vec<Answer>, u64) {
-    let mut batching = Batching::new(decoder.paged_batch(limits), limits).unwrap();
+    let mut batching = Batching::new(decoder.paged_batch(limits)).unwrap();
     let mut outputs = vec![(Vec::new(), None); requests.len()];
     let mut arrivals = arrivals.iter().zip(requests).peekable();
     for step in 0.. {

@@ -1,4 +1,5 @@
-//! The CPU reference against Hugging Face transformers, on tiny random models made by `tests/fixtures/make_tiny_models.py`.
+//! The CPU reference against Hugging Face transformers, on tiny random models made by `tests/fixtures/make_tiny_models.py` and
+//! `make_tiny_encoders.py`.
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;

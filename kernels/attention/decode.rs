@@ -1,29 +1,52 @@
 //! Attention where every sequence brings one query and its keys and values lie in a cache: a decoder's next token.
 
+use std::mem::offset_of;
+
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+use smidgen_runtime::launch::{Element, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Swizzle, TensorMap, Work};
 
 use super::super::abi;
-use super::{CompiledSize, Heads, KvCache, product, unsupported};
+use super::{CompiledSize, Heads, KvCache, PAGE_TOKENS, product, unsupported};
 
 /// Query heads of one tile, `DECODE_HEADS` in decode.cuh.
 const HEADS_PER_TILE: u32 = 8;
 
+/// Chunks that keep every SM of a large GPU busy.
+const ENOUGH_CHUNKS: u64 = 256;
+
+/// Below this, what a chunk costs besides its pages outweighs what more blocks gain.
+const FEWEST_PAGES_PER_CHUNK: u32 = 8;
+
 /// Beyond this, a tile is several chunks.
 const MOST_TILES: u64 = 8192;
 
-/// By rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
+/// Of any heads: by rising head size; threads and launch bounds as `Decode::THREADS` and `Decode::BLOCKS_PER_SM` in decode.cuh.
 const SIZES: [CompiledSize; 6] = {
     const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
         CompiledSize { head_dim, symbol, threads: 160, shared_bytes, blocks_by_registers }
     }
     [
-        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 5),
+        size(32, "attention_decode_d32", abi::ATTENTION_DECODE_D32_SHARED_BYTES, 3),
         size(64, "attention_decode_d64", abi::ATTENTION_DECODE_D64_SHARED_BYTES, 3),
         size(80, "attention_decode_d80", abi::ATTENTION_DECODE_D80_SHARED_BYTES, 3),
         size(96, "attention_decode_d96", abi::ATTENTION_DECODE_D96_SHARED_BYTES, 2),
         size(128, "attention_decode_d128", abi::ATTENTION_DECODE_D128_SHARED_BYTES, 2),
         size(256, "attention_decode_d256", abi::ATTENTION_DECODE_D256_SHARED_BYTES, 1),
+    ]
+};
+
+/// Of heads of exactly these sizes, on Hopper; as `DecodeBulk::THREADS` and `DecodeBulk::BLOCKS_PER_SM` in decode_bulk.cuh.
+const BULK_SIZES: [CompiledSize; 6] = {
+    const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
+        CompiledSize { head_dim, symbol, threads: 192, shared_bytes, blocks_by_registers }
+    }
+    [
+        size(32, "attention_decode_bulk_d32", abi::ATTENTION_DECODE_BULK_D32_SHARED_BYTES, 4),
+        size(64, "attention_decode_bulk_d64", abi::ATTENTION_DECODE_BULK_D64_SHARED_BYTES, 4),
+        size(80, "attention_decode_bulk_d80", abi::ATTENTION_DECODE_BULK_D80_SHARED_BYTES, 3),
+        size(96, "attention_decode_bulk_d96", abi::ATTENTION_DECODE_BULK_D96_SHARED_BYTES, 2),
+        size(128, "attention_decode_bulk_d128", abi::ATTENTION_DECODE_BULK_D128_SHARED_BYTES, 2),
+        size(256, "attention_decode_bulk_d256", abi::ATTENTION_DECODE_BULK_D256_SHARED_BYTES, 1),
     ]
 };
 
@@ -39,8 +62,8 @@ pub struct AttentionDecode {
     pub heads: Heads,
     /// Sequences in the batch, each with one row.
     pub sequences: u32,
-    /// About how long the sequences are: only the key (which rounds it up to a power of two, so that a growing sequence keeps its profile)
-    /// and the [`Work`] depend on it.
+    /// About how long the sequences are. The key rounds it up to a power of two, so that a growing sequence keeps its profile, and by the key the keys
+    /// are split over blocks: sums are added in an order that follows from it.
     pub context: u32,
     /// A query sees only the last `window` positions, its own included; 0 where it sees all.
     pub window: u32,
@@ -64,9 +87,10 @@ pub struct AttentionDecode {
 }
 
 impl AttentionDecode {
-    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs.
+    /// Bytes of workspace that a launch over `sequences` sequences of up to `pages_per_sequence` pages needs, whatever its context.
     pub fn workspace_bytes(heads: Heads, sequences: u32, pages_per_sequence: u32) -> u64 {
-        let [chunks, sequences, query_heads] = [chunks_of(pages_per_sequence), sequences, heads.heads].map(u64::from);
+        let chunks = pages_per_sequence.div_ceil(FEWEST_PAGES_PER_CHUNK);
+        let [chunks, sequences, query_heads] = [chunks, sequences, heads.heads].map(u64::from);
         // For each chunk of each query head a maximum and a sum, and a row of outputs; both begin on 16 bytes.
         let rows = product([sequences, query_heads, chunks]).saturating_add(1) / 2 * 2;
         let row_bytes = 8 + 16 * u64::from(heads.head_dim.div_ceil(4));
@@ -82,12 +106,56 @@ impl AttentionDecode {
     /// As many as there are chunks when every sequence fills its row of the page table, up to a limit: each of those that turn out to be empty
     /// still has to be taken from the counter.
     fn tiles(&self) -> u64 {
-        product([self.columns(), u64::from(chunks_of(self.cache.pages_per_sequence))]).min(MOST_TILES)
+        product([self.columns(), u64::from(self.cache.pages_per_sequence.div_ceil(self.pages_per_chunk()))]).min(MOST_TILES)
+    }
+
+    /// The most pages, as a power of two, that still make [`ENOUGH_CHUNKS`] at the context that the key names: long chunks leave few partial results,
+    /// and short ones give every SM some. Part of the arithmetic, so it must not depend on the SM count.
+    fn pages_per_chunk(&self) -> u32 {
+        let pages = KvCache::pages_for(self.context_class().min(self.cache.capacity()));
+        let mut chosen = abi::DECODE_MOST_PAGES_PER_CHUNK;
+        while chosen > FEWEST_PAGES_PER_CHUNK && product([self.columns(), u64::from(pages.div_ceil(chosen))]) < ENOUGH_CHUNKS {
+            chosen /= 2;
+        }
+        chosen
+    }
+
+    /// Positions that a query sees, rounded up to a power of two.
+    fn context_class(&self) -> u32 {
+        self.seen().checked_next_power_of_two().unwrap_or(u32::MAX)
     }
 
     /// Positions that a query sees.
     fn seen(&self) -> u32 {
         if self.window == 0 { self.context } else { self.context.min(self.window) }
+    }
+
+    /// The size whose pages the copy engine brings, where it can. Both variants give the same bits.
+    fn bulk_size(&self, gpu: &Topology) -> Option<&'static CompiledSize> {
+        let on_16_bytes = self.qkv.0.is_multiple_of(16) && self.qkv_stride.is_multiple_of(8);
+        let size = BULK_SIZES.iter().find(|size| size.head_dim == self.heads.head_dim);
+        size.filter(|_| gpu.compute_capability == (9, 0) && on_16_bytes)
+    }
+
+    /// A pool of pages as the copy engine sees it: the 64 rows of one head in one page at once, in boxes of as many columns as its swizzle spans
+    /// (`DecodeBulk::BOX`). How many pages there are does not matter to it.
+    fn pool_map(&self, pool: DevicePtr) -> TensorMap {
+        let columns = self.heads.head_dim;
+        let (width, swizzle) = match columns {
+            _ if columns.is_multiple_of(64) => (64, Swizzle::Bytes128),
+            _ if columns.is_multiple_of(32) => (32, Swizzle::Bytes64),
+            _ => (16, Swizzle::Bytes32),
+        };
+        let boxes = columns / width;
+        TensorMap {
+            ptr: pool,
+            element: Element::F16,
+            dimensions: 3,
+            sizes: [u64::from(width), 1 << 31, u64::from(boxes), 1],
+            strides: [2 * u64::from(columns), 2 * u64::from(width), 0],
+            tile: [width, PAGE_TOKENS, boxes, 1],
+            swizzle,
+        }
     }
 
     fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
@@ -119,25 +187,28 @@ impl AttentionDecode {
             output: self.output.0,
             lengths: self.lengths.0,
             workspace: self.workspace.0,
+            pages_per_chunk: self.pages_per_chunk(),
             sequences: self.sequences,
             heads: self.heads.heads,
             qkv_stride: self.qkv_stride,
             output_stride: self.output_stride,
             window: self.window,
             scale: self.scale,
+            // Encoded at launch, where the variant has them.
+            key_map: abi::TensorMap { opaque: [0; 16] },
+            value_map: abi::TensorMap { opaque: [0; 16] },
         }
     }
 }
 
-// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
+// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE, and of `BULK_SIZES` by ATTENTION_DECODE_BULK, with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
 // is for whoever makes the descriptor to see to.
 unsafe impl Kernel for AttentionDecode {
     /// `[sequences x heads x kv_heads x head_dim x positions seen]`, the last rounded up to a power of two.
     fn key(&self) -> KernelKey {
         const NAME: KernelName = KernelName::new("attention_decode");
         let Heads { heads, kv_heads, head_dim } = self.heads;
-        let seen = self.seen().checked_next_power_of_two().unwrap_or(u32::MAX);
-        KernelKey::new(NAME, [self.sequences, heads, kv_heads, head_dim, seen])
+        KernelKey::new(NAME, [self.sequences, heads, kv_heads, head_dim, self.context_class()])
     }
 
     fn work(&self) -> Work {
@@ -148,14 +219,21 @@ unsafe impl Kernel for AttentionDecode {
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
-        let size = self.check()?;
-        let launch = size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)?;
+        let any_size = self.check()?;
+        let params = Params::new(self.args());
+        let (size, params) = match self.bulk_size(gpu) {
+            Some(size) => {
+                let maps = [
+                    (offset_of!(abi::AttentionDecodeArgs, key_map), self.pool_map(self.cache.keys)),
+                    (offset_of!(abi::AttentionDecodeArgs, value_map), self.pool_map(self.cache.values)),
+                ];
+                (size, params.with_tensor_maps(maps))
+            }
+            None => (any_size, params),
+        };
+        let launch = size.launch(&self.key(), self.tiles(), params, sms, gpu)?;
         Ok(Launch { elastic: is_long(self.work().bytes, sms), ..launch })
     }
-}
-
-fn chunks_of(pages_per_sequence: u32) -> u32 {
-    pages_per_sequence.div_ceil(abi::DECODE_PAGES_PER_CHUNK)
 }
 
 /// Whether reading `bytes` takes more than the 20 us from which a launch should give SMs back while it runs. An SM reads about 100 bytes a

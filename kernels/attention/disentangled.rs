@@ -3,11 +3,23 @@
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
-use super::super::abi;
+use super::super::{abi, is_aligned};
 use super::{CompiledSize, Heads, product, unsupported};
 
-/// Queries of one tile: `Disentangled::QUERIES` in disentangled.cuh.
+/// Queries of one tile: `DISENTANGLED_BLOCK` in disentangled_rows.cuh.
 const QUERIES_PER_TILE: u32 = 64;
+
+/// Floating-point operations that an SM does in 20 us, about: a longer launch is elastic (elastic.cuh). Long sequences run at 1.5 TFLOP/s an SM.
+const FLOPS_OF_A_SHORT_LAUNCH: u64 = 30_000_000;
+
+/// Heads of 33 to 64 columns on Hopper, with launch bounds as `DisentangledWgmma::BLOCKS_PER_SM` in disentangled_wgmma.cuh.
+const WGMMA: CompiledSize = CompiledSize {
+    head_dim: 64,
+    symbol: "attention_disentangled_wgmma_d64",
+    threads: 128,
+    shared_bytes: abi::ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES,
+    blocks_by_registers: 2,
+};
 
 /// By rising head size; launch bounds as `Disentangled::BLOCKS_PER_SM` in disentangled.cuh.
 const SIZES: [CompiledSize; 2] = {
@@ -70,7 +82,18 @@ impl AttentionDisentangled {
         1 + u64::from(!self.position_keys.is_null()) + u64::from(!self.position_queries.is_null())
     }
 
-    fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
+    /// Whether Hopper's own kernel can do it: both terms, and all rows on 16 bytes.
+    fn suits_wgmma(&self) -> bool {
+        let pointers = [self.qkv, self.position_keys, self.position_queries, self.output];
+        let strides = [self.qkv_stride, self.position_stride, self.output_stride, self.head_dim];
+        (33..=64).contains(&self.head_dim)
+            && self.terms() == 3
+            && is_aligned(&pointers)
+            && strides.iter().all(|halves| halves.is_multiple_of(8))
+    }
+
+    /// The kernel that does it, if it can be done: decided by the GPU and the shape, never by the SM count, since its bits differ from the others'.
+    fn choose(&self, gpu: &Topology) -> Result<&'static CompiledSize, LaunchError> {
         let key = self.key();
         let heads = Heads { heads: self.heads, kv_heads: self.heads, head_dim: self.head_dim };
         if let Some(reason) = heads.problem(self.qkv_stride).or_else(|| heads.output_problem(self.output_stride)) {
@@ -89,13 +112,17 @@ impl AttentionDisentangled {
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(unsupported(&key, format!("the scale must be positive and finite, not {}", self.scale)));
         }
+        // The machine code is sm_90a's, which no other compute capability runs.
+        if gpu.compute_capability == (9, 0) && self.suits_wgmma() {
+            return Ok(&WGMMA);
+        }
         CompiledSize::of(self.head_dim, &SIZES)
             .ok_or_else(|| unsupported(&key, format!("heads have at most 64 columns here, not {}", self.head_dim)))
     }
 }
 
-// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DISENTANGLED with `AttentionDisentangledArgs` as its first parameter; that the pointers
-// stay valid is for whoever makes the descriptor to see to.
+// SAFETY: `WGMMA`'s symbol and every one of `SIZES` is defined with `AttentionDisentangledArgs` as its first parameter; that the pointers stay valid
+// is for whoever makes the descriptor to see to.
 unsafe impl Kernel for AttentionDisentangled {
     /// `[sequences x max_length x heads x head_dim x terms of a score]`.
     fn key(&self) -> KernelKey {
@@ -115,7 +142,7 @@ unsafe impl Kernel for AttentionDisentangled {
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
-        let size = self.check()?;
+        let size = self.choose(gpu)?;
         let args = abi::AttentionDisentangledArgs {
             qkv: self.qkv.0,
             position_keys: self.position_keys.0,
@@ -133,7 +160,8 @@ unsafe impl Kernel for AttentionDisentangled {
             output_stride: self.output_stride,
             scale: self.scale,
         };
-        size.launch(&self.key(), self.tiles(), Params::new(args), sms, gpu)
+        let launch = size.launch(&self.key(), self.tiles(), Params::new(args), sms, gpu)?;
+        Ok(Launch { elastic: self.work().flops > u64::from(sms.get()) * FLOPS_OF_A_SHORT_LAUNCH, ..launch })
     }
 }
 
@@ -173,9 +201,29 @@ mod tests {
     }
 
     #[test]
-    fn heads_run_on_the_next_larger_compiled_size() {
-        let symbol = |head_dim| attention(2, head_dim, 64).configure(Sms(132), &h200()).expect("a supported shape").symbol;
-        assert_eq!([1, 32, 33, 64].map(symbol), [32, 32, 64, 64].map(|size| format!("attention_disentangled_d{size}")));
+    fn the_kernel_follows_from_the_gpu_and_the_shape() {
+        let ampere = Topology { compute_capability: (8, 0), ..h200() };
+        let symbol = |kernel: AttentionDisentangled, gpu: &Topology| kernel.configure(Sms(132), gpu).expect("a supported shape").symbol;
+        let narrow = |head_dim| symbol(attention(2, head_dim, 64), &ampere);
+        assert_eq!([1, 32, 33, 64].map(narrow), [32, 32, 64, 64].map(|size| format!("attention_disentangled_d{size}")));
+        let fits = attention(12, 64, 128);
+        assert_eq!(symbol(fits, &h200()), "attention_disentangled_wgmma_d64");
+        for other in [
+            AttentionDisentangled { qkv: DevicePtr(258), ..fits },
+            AttentionDisentangled { output_stride: 770, ..fits },
+            AttentionDisentangled { position_keys: DevicePtr::NULL, ..fits },
+        ] {
+            assert_eq!(symbol(other, &h200()), "attention_disentangled_d64");
+        }
+        assert_eq!(symbol(attention(12, 32, 128), &h200()), "attention_disentangled_d32");
+    }
+
+    #[test]
+    fn a_launch_is_elastic_where_its_sms_are_busy_for_long() {
+        let elastic = |length, sms| attention(12, 64, length).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        assert!(!elastic(128, 132));
+        assert!(elastic(512, 132));
+        assert!(elastic(128, 16));
     }
 
     #[test]

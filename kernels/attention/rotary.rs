@@ -7,8 +7,8 @@ use super::super::abi;
 use super::{Heads, KvCache, product, unsupported};
 
 /// Threads of a block, and blocks that fit on an SM at once: the kernel's launch bounds.
-const THREADS: u32 = 256;
-const BLOCKS_PER_SM: u32 = 4;
+const THREADS: u32 = 128;
+const BLOCKS_PER_SM: u32 = 8;
 
 /// Rotates the pairs `(i, i + head_dim / 2)` of every query and key head by `position * inverse_frequencies[i]`, in place, as Hugging Face's
 /// `rotate_half` does, and copies the rotated keys and the values to the cache where there is one.
@@ -55,65 +55,108 @@ impl Rotary {
     fn check(&self) -> Result<(), LaunchError> {
         let odd = !self.heads.head_dim.is_multiple_of(2);
         let reason = odd.then(|| format!("a head of {} columns has no halves to rotate: the head size must be even", self.heads.head_dim));
-        check(&self.key(), self.heads, self.rows, self.qkv_stride, self.cache.as_ref(), reason)
+        self.rows().check(&self.key(), reason)
     }
 
-    fn args(&self) -> abi::RotaryArgs {
-        let none = KvCache { keys: DevicePtr::NULL, values: DevicePtr::NULL, page_table: DevicePtr::NULL, pages_per_sequence: 0 };
-        abi::RotaryArgs {
-            cache: self.cache.unwrap_or(none).args(self.heads),
-            qkv: self.qkv.0,
-            positions: self.positions.0,
-            inverse_frequencies: self.inverse_frequencies.0,
-            sequence_of: self.sequence_of.0,
+    fn rows(&self) -> Rows {
+        Rows {
+            heads: self.heads,
             rows: self.rows,
-            heads: self.heads.heads,
+            qkv: self.qkv,
             qkv_stride: self.qkv_stride,
+            positions: self.positions,
+            inverse_frequencies: Some(self.inverse_frequencies),
+            cache: self.cache,
+            sequence_of: self.sequence_of,
         }
     }
 }
 
 impl CacheWrite {
-    fn args(&self) -> abi::RotaryArgs {
-        abi::RotaryArgs {
-            cache: self.cache.args(self.heads),
-            qkv: self.qkv.0,
-            positions: self.positions.0,
-            inverse_frequencies: 0,
-            sequence_of: self.sequence_of.0,
+    fn rows(&self) -> Rows {
+        Rows {
+            heads: self.heads,
             rows: self.rows,
-            heads: self.heads.heads,
+            qkv: self.qkv,
             qkv_stride: self.qkv_stride,
+            positions: self.positions,
+            inverse_frequencies: None,
+            cache: Some(self.cache),
+            sequence_of: self.sequence_of,
         }
     }
 }
 
-/// Refuses what no row-wise kernel of this file can do; `reason` is what the caller found.
-fn check(
-    key: &KernelKey,
+/// What [`Rotary`] and [`CacheWrite`] have in common: the kernel `rotary` in rotary.cu.
+struct Rows {
     heads: Heads,
     rows: u32,
+    qkv: DevicePtr,
     qkv_stride: u32,
-    cache: Option<&KvCache>,
-    reason: Option<String>,
-) -> Result<(), LaunchError> {
-    let no_rows = || (rows == 0).then(|| "there are no rows".to_owned());
-    let reason = heads.problem(qkv_stride).or(reason).or_else(|| cache.and_then(KvCache::problem)).or_else(no_rows);
-    reason.map_or(Ok(()), |reason| Err(unsupported(key, reason)))
+    positions: DevicePtr,
+    /// Where heads are rotated.
+    inverse_frequencies: Option<DevicePtr>,
+    cache: Option<KvCache>,
+    sequence_of: DevicePtr,
 }
 
-/// Blocks stride over the rows.
-fn launch(args: abi::RotaryArgs, sms: Sms) -> Launch {
-    Launch {
-        symbol: "rotary",
-        grid: Launch::persistent_grid(args.rows, sms, BLOCKS_PER_SM),
-        block: THREADS,
-        shared_bytes: 0,
-        blocks_per_sm: BLOCKS_PER_SM,
-        tiles: args.rows,
-        elastic: false,
-        programmatic: true,
-        params: Params::new(args),
+impl Rows {
+    /// `reason`: what else speaks against the launch.
+    fn check(&self, key: &KernelKey, reason: Option<String>) -> Result<(), LaunchError> {
+        let no_rows = || (self.rows == 0).then(|| "there are no rows".to_owned());
+        let too_many = || self.tiles().is_none().then(|| "more than 2^32 tiles".to_owned());
+        let cache = || self.cache.as_ref().and_then(KvCache::problem);
+        let reason = self.heads.problem(self.qkv_stride).or(reason).or_else(cache).or_else(no_rows).or_else(too_many);
+        reason.map_or(Ok(()), |reason| Err(unsupported(key, reason)))
+    }
+
+    /// Whether halves of heads lie on 16 bytes.
+    fn vectorised(&self) -> bool {
+        self.heads.head_dim.is_multiple_of(16) && self.qkv_stride.is_multiple_of(8) && self.qkv.0.is_multiple_of(16)
+    }
+
+    /// Of a row, with the heads that something is done to.
+    fn tiles_per_row(&self) -> u32 {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let moved = match (self.inverse_frequencies, self.cache) {
+            (Some(_), Some(_)) => heads + 2 * kv_heads,
+            (Some(_), None) => heads + kv_heads,
+            (None, _) => 2 * kv_heads,
+        };
+        let pieces = head_dim.div_ceil(2) / if self.vectorised() { 8 } else { 1 };
+        (moved * pieces).div_ceil(abi::ROTARY_PIECES_PER_TILE)
+    }
+
+    fn tiles(&self) -> Option<u32> {
+        self.rows.checked_mul(self.tiles_per_row())
+    }
+
+    /// Blocks stride over the tiles; to be called after `check`.
+    fn launch(&self, sms: Sms) -> Launch {
+        let none = KvCache { keys: DevicePtr::NULL, values: DevicePtr::NULL, page_table: DevicePtr::NULL, pages_per_sequence: 0 };
+        let tiles = self.tiles().unwrap_or(u32::MAX);
+        Launch {
+            symbol: "rotary",
+            grid: Launch::persistent_grid(tiles, sms, BLOCKS_PER_SM),
+            block: THREADS,
+            shared_bytes: 0,
+            blocks_per_sm: BLOCKS_PER_SM,
+            tiles,
+            elastic: false,
+            programmatic: true,
+            params: Params::new(abi::RotaryArgs {
+                cache: self.cache.unwrap_or(none).args(self.heads),
+                qkv: self.qkv.0,
+                positions: self.positions.0,
+                inverse_frequencies: self.inverse_frequencies.unwrap_or(DevicePtr::NULL).0,
+                sequence_of: self.sequence_of.0,
+                rows: self.rows,
+                heads: self.heads.heads,
+                qkv_stride: self.qkv_stride,
+                tiles_per_row: self.tiles_per_row(),
+                vectorised: u32::from(self.vectorised()),
+            }),
+        }
     }
 }
 
@@ -137,7 +180,7 @@ unsafe impl Kernel for Rotary {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
-        Ok(launch(self.args(), sms))
+        Ok(self.rows().launch(sms))
     }
 }
 
@@ -155,7 +198,7 @@ unsafe impl Kernel for CacheWrite {
     }
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
-        check(&self.key(), self.heads, self.rows, self.qkv_stride, Some(&self.cache), None)?;
-        Ok(launch(self.args(), sms))
+        self.rows().check(&self.key(), None)?;
+        Ok(self.rows().launch(sms))
     }
 }

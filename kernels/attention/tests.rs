@@ -16,6 +16,7 @@ fn prefill(heads: Heads) -> AttentionPrefill {
         sequences: 8,
         max_length: 100,
         tokens: 640,
+        rows: 800,
         causal: true,
         window: 0,
         scale: 0.125,
@@ -128,13 +129,60 @@ fn any_head_size_runs_on_the_next_larger_compiled_one() {
 }
 
 #[test]
+fn prefill_uses_what_the_gpu_has_and_rows_allow() {
+    let ampere = Topology { compute_capability: (8, 0), ..h200() };
+    let symbol = |kernel: AttentionPrefill, gpu: &Topology| kernel.configure(Sms(132), gpu).unwrap().symbol;
+    let long = AttentionPrefill { max_length: 1000, ..prefill(LLAMA) };
+    assert_eq!(symbol(long, &h200()), "attention_prefill_wgmma_d64");
+    assert_eq!(symbol(prefill(LLAMA), &h200()), "attention_prefill_short_d64");
+    for (off_16_bytes, gpu) in [
+        (long, &ampere),
+        (AttentionPrefill { qkv: DevicePtr(258), ..long }, &h200()),
+        (AttentionPrefill { output_stride: 2049, ..long }, &h200()),
+        (AttentionPrefill { qkv_stride: 3076, ..prefill(LLAMA) }, &h200()),
+    ] {
+        assert_eq!(symbol(off_16_bytes, gpu), "attention_prefill_d64");
+    }
+}
+
+#[test]
+fn prefill_is_elastic_where_its_sms_are_busy_for_long() {
+    let elastic = |length, sms| {
+        let kernel = AttentionPrefill { max_length: length, tokens: 8 * length, rows: 8 * length, ..prefill(LLAMA) };
+        kernel.configure(Sms(sms), &h200()).unwrap().elastic
+    };
+    assert!(elastic(4096, 132));
+    assert!(!elastic(128, 132));
+    assert!(elastic(128, 2));
+}
+
+#[test]
 fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     let tiles = |kernel: &dyn Kernel| kernel.configure(Sms(132), &h200()).unwrap().tiles;
-    assert_eq!(tiles(&prefill(LLAMA)), 8 * 32 * 2);
+    let ampere = Topology { compute_capability: (8, 0), ..h200() };
+    assert_eq!(prefill(LLAMA).configure(Sms(132), &ampere).unwrap().tiles, 8 * 32 * 2);
+    assert_eq!(tiles(&prefill(LLAMA)), 8 * 32);
+    assert_eq!(tiles(&AttentionPrefill { max_length: 129, ..prefill(LLAMA) }), 8 * 32 * 3);
+    assert_eq!(tiles(&prefill(Heads { head_dim: 128, ..LLAMA })), 8 * 32);
     assert_eq!(tiles(&chunk(LLAMA)), 3 * 32 * 2);
-    // 8 pages are 2 chunks.
-    assert_eq!(tiles(&decode(LLAMA)), 8 * 8 * 2);
-    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3 * 2);
+    // 8 pages are one chunk.
+    assert_eq!(tiles(&decode(LLAMA)), 8 * 8);
+    assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3);
+    // 64 pages are 4 chunks: 256 in all.
+    let cache = KvCache { pages_per_sequence: 64, ..CACHE };
+    assert_eq!(tiles(&AttentionDecode { context: 4096, cache, ..decode(LLAMA) }), 8 * 8 * 4);
+    assert_eq!(tiles(&AttentionDecode { context: 4096, sequences: 64, cache, ..decode(LLAMA) }), 64 * 8 * 2);
+}
+
+#[test]
+fn decode_uses_the_copy_engine_where_there_is_one_and_it_can_reach_the_rows() {
+    let symbol = |kernel: AttentionDecode, gpu: &Topology| kernel.configure(Sms(132), gpu).unwrap().symbol;
+    assert_eq!(symbol(decode(LLAMA), &h200()), "attention_decode_bulk_d64");
+    assert_eq!(symbol(AttentionDecode { qkv_stride: 3073, ..decode(LLAMA) }, &h200()), "attention_decode_d64");
+    assert_eq!(symbol(AttentionDecode { qkv: DevicePtr(264), ..decode(LLAMA) }, &h200()), "attention_decode_d64");
+    assert_eq!(symbol(decode(Heads { head_dim: 72, ..LLAMA }), &h200()), "attention_decode_d80");
+    let ampere = Topology { compute_capability: (8, 0), shared_bytes_per_sm: 164 << 10, ..h200() };
+    assert_eq!(symbol(decode(LLAMA), &ampere), "attention_decode_d64");
 }
 
 #[test]
@@ -168,6 +216,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
     assert_refused(&AttentionPrefill { qkv_stride: 3071, ..prefill(LLAMA) }, "3072 columns wide");
     assert_refused(&AttentionDecode { output_stride: 2047, ..decode(LLAMA) }, "2048 columns wide");
     assert_refused(&AttentionPrefill { scale: -1.0, ..prefill(LLAMA) }, "positive");
+    assert_refused(&AttentionPrefill { rows: 0, ..prefill(LLAMA) }, "must have rows");
     assert_refused(&AttentionPrefill { sequences: 0, ..prefill(LLAMA) }, "must be a sequence");
     assert_refused(&rotary(Heads { head_dim: 15, ..LLAMA }), "must be even");
     assert_refused(&AttentionDecode { cache: KvCache { pages_per_sequence: 0, ..CACHE }, ..decode(LLAMA) }, "1 to 16777216 pages, not 0");
@@ -181,7 +230,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
 
 #[test]
 fn a_gpu_with_too_little_shared_memory_is_an_error_and_not_a_failing_launch() {
-    let small = Topology { shared_bytes_per_sm: 100 << 10, ..h200() };
+    let small = Topology { shared_bytes_per_sm: 100 << 10, compute_capability: (8, 9), ..h200() };
     assert!(decode(LLAMA).configure(Sms(8), &small).is_ok());
     let error = decode(Heads { head_dim: 256, ..LLAMA }).configure(Sms(8), &small).unwrap_err();
     assert!(error.to_string().contains("bytes of shared memory"), "{error}");

@@ -97,9 +97,9 @@ pub fn serve(
     let (answers, elapsed, preemptions) = match ComputeDevice::open(args.device)? {
         None => {
             let Reference::Decoder(decoder) = Reference::load(source.weights())? else { bail!("{}: is an encoder", args.model) };
-            run(Batching::new(decoder.paged_batch(limits), limits)?, requests, serving.rate, args.seed)?
+            run(Batching::new(decoder.paged_batch(limits))?, requests, serving.rate, args.seed)?
         }
-        Some(gpu) => run(Batching::new(SoloBatch::load(&gpu, source, limits)?, limits)?, requests, serving.rate, args.seed)?,
+        Some(gpu) => run(Batching::new(SoloBatch::load(&gpu, source, limits)?)?, requests, serving.rate, args.seed)?,
     };
     let mut out = io::stdout().lock();
     for (prompt, answer) in prompts.iter().zip(&answers) {

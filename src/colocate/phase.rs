@@ -138,8 +138,8 @@ pub fn run(
 enum Prepared {
     /// One request is one workload.
     Requests(Box<Session>, Box<dyn Workload>),
-    /// A stream of requests, with its limits and their shape.
-    Stream(Box<SlotBatch>, Limits, RequestShape),
+    /// A stream of requests, with their shape.
+    Stream(Box<SlotBatch>, RequestShape),
 }
 
 /// A tenant being served.
@@ -168,7 +168,7 @@ fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepa
             slots.run_idle_step().map_err(build)?;
             let vocab = source.config().vocab() as u32;
             let shape = RequestShape { vocab, prompt: stream.prompt, generate: stream.generate.try_into().unwrap_or(NonZeroUsize::MIN) };
-            (slots.session().seen().to_vec(), Prepared::Stream(Box::new(slots), limits, shape))
+            (slots.session().seen().to_vec(), Prepared::Stream(Box::new(slots), shape))
         }
         _ => {
             let mut workload = source.workload(&mut session, tenant.batch, tenant.seq).map_err(build)?;
@@ -197,9 +197,9 @@ impl TenantServer {
                 let server = Server::new(*session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?;
                 Self::Requests(Box::new(server))
             }
-            Prepared::Stream(mut slots, limits, shape) => {
+            Prepared::Stream(mut slots, shape) => {
                 slots.prepare().map_err(|source| PhaseError::build(tenant, source))?;
-                let batching = Batching::new(*slots, limits)
+                let batching = Batching::new(*slots)
                     .map_err(|source| PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() })?;
                 Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo())))
             }

@@ -43,6 +43,10 @@ impl SoloBatch {
 impl Executor for SoloBatch {
     type Error = BuildError;
 
+    fn limits(&self) -> Limits {
+        self.batch.limits()
+    }
+
     fn issue(&mut self, step: &StepPlan) -> Result<(), BuildError> {
         self.batch.issue(step)
     }

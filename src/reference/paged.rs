@@ -17,6 +17,7 @@ use super::sample;
 #[derive(Debug)]
 pub struct PagedBatch<'m> {
     model: &'m Decoder,
+    limits: Limits,
     page_tokens: usize,
     /// By layer: keys and values, `[pages, page_tokens, kv_heads * head_dim]`.
     layers: Vec<LayerCache>,
@@ -37,6 +38,7 @@ impl Decoder {
         let slots = limits.slots as usize;
         PagedBatch {
             model: self,
+            limits,
             page_tokens: limits.page_tokens as usize,
             layers: (0..self.layer_count()).map(|_| layer()).collect(),
             tables: vec![Vec::new(); slots],
@@ -78,6 +80,10 @@ impl PagedBatch<'_> {
 
 impl Executor for PagedBatch<'_> {
     type Error = InputError;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
 
     fn issue(&mut self, step: &StepPlan) -> Result<(), InputError> {
         for NewPages { slot, first, pages } in &step.new_pages {

@@ -10,6 +10,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Steps run one after the other; time passes only where the test lets it.
 struct Clockwork {
+    limits: Limits,
     now: Duration,
     /// When each step is done, and how many tokens it draws.
     steps: VecDeque<(Duration, usize)>,
@@ -17,6 +18,10 @@ struct Clockwork {
 
 impl Executor for Clockwork {
     type Error = Infallible;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
 
     fn issue(&mut self, step: &StepPlan) -> Result<(), Infallible> {
         let start = self.steps.back().map_or(self.now, |&(done, _)| done);
@@ -39,9 +44,9 @@ impl Executor for Clockwork {
 
 fn server(slots: u32, generate: usize) -> StreamServer<Clockwork> {
     let limits = Limits { slots, step_tokens: 64, pages: 100, page_tokens: 4, max_sequence: 64 };
-    let clockwork = Clockwork { now: Duration::ZERO, steps: VecDeque::new() };
+    let clockwork = Clockwork { limits, now: Duration::ZERO, steps: VecDeque::new() };
     let shape = RequestShape { vocab: 50, prompt: 8, generate: NonZeroUsize::new(generate).unwrap() };
-    StreamServer::new(Batching::new(clockwork, limits).unwrap(), shape, Some(MILLISECOND))
+    StreamServer::new(Batching::new(clockwork).unwrap(), shape, Some(MILLISECOND))
 }
 
 /// Runs all servers on one clock to the end of a window of one second between shoulders of 0.1 s.

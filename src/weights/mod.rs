@@ -1,7 +1,7 @@
 //! The weights of a model: a Hugging Face checkpoint, memory-mapped and checked against the configuration, or seeded random numbers.
 //!
-//! [`Checkpoint`] knows files and tensor names, [`names`] knows which parameters a model has, [`Weights`] joins the two: it is what forward
-//! passes load from. Opening checks every name and shape, so that a model that opens also loads; conversion happens when a tensor is asked
+//! [`Checkpoint`] knows files and tensor names, [`names`] knows which parameters a model has, `hugging_face` what checkpoints call them and how they
+//! keep them, and [`Weights`] joins the three: it is what forward passes load from. Opening checks every name and shape, so that a model that opens also loads; conversion happens when a tensor is asked
 //! for, so that no second copy of the whole model is ever in memory.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::presets;
 
 mod checkpoint;
+mod hugging_face;
 mod layout;
 pub mod names;
 mod random;
@@ -66,7 +67,7 @@ impl Weights {
     /// [`WeightsError::Missing`], [`WeightsError::Shape`] or [`WeightsError::Dtype`] for the first parameter that does not match,
     /// [`WeightsError::Surplus`] for a layer or bias that `config` leaves out.
     pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
-        let prefixes = names::prefixes(&config);
+        let prefixes = hugging_face::prefixes(&config);
         let parameters = names::parameters(&config);
         let has_embedding = |prefix: &&str| {
             let name = parameters.first().and_then(|embedding| embedding.hugging_face_name(&config, prefix));
@@ -164,7 +165,7 @@ impl Weights {
     fn tensor_name(&self, parameter: Parameter) -> Result<String, WeightsError> {
         let Source::Checkpoint { checkpoint, prefix } = &self.source else { return Err(WeightsError::Absent { parameter }) };
         let name = parameter.hugging_face_name(&self.config, prefix).ok_or(WeightsError::Absent { parameter })?;
-        match names::tensorflow_norm_name(&name) {
+        match hugging_face::tensorflow_norm_name(&name) {
             Some(old) if !checkpoint.contains(&name) && checkpoint.contains(&old) => Ok(old),
             _ => Ok(name),
         }

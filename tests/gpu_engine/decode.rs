@@ -212,7 +212,7 @@ fn decode_leaves_sequences_without_tokens_alone() {
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn decode_gives_a_sequence_the_same_bits_alone_and_in_any_batch_and_capacity() {
+fn decode_gives_a_sequence_the_same_bits_beside_any_others_and_at_any_capacity() {
     let gpu = Gpu::open();
     let mut random = Random::new(13);
     let heads = Heads { heads: 12, kv_heads: 3, head_dim: 64 };
@@ -220,24 +220,23 @@ fn decode_gives_a_sequence_the_same_bits_alone_and_in_any_batch_and_capacity() {
     for window in [0, 300] {
         let decode = Decode::new(&gpu, &mut random, heads, &lengths, 2000, window, [0, 0]);
         gpu.run(&decode.kernel, gpu.sms());
-        let batch = gpu.download_f16(&decode.output);
+        let together = gpu.download_f16(&decode.output);
+        let pages_per_sequence = decode.cache.pages_per_sequence + 5;
+        let wider = |row: &[u32]| row.iter().copied().chain([u32::MAX; 5]).collect::<Vec<_>>();
+        let table: Vec<u32> = decode.cache.table.chunks(decode.cache.pages_per_sequence as usize).flat_map(wider).collect();
+        let table = gpu.upload_u32(&table);
+        let cache = KvCache { page_table: table.ptr(), pages_per_sequence, ..decode.kernel.cache };
+        let workspace = gpu.zeroed(AttentionDecode::workspace_bytes(heads, 40, pages_per_sequence) as usize);
         for (sequence, &length) in lengths.iter().enumerate().step_by(7) {
-            let pages_per_sequence = KvCache::pages_for(length);
-            let row = &decode.cache.table[sequence * decode.cache.pages_per_sequence as usize..][..pages_per_sequence as usize];
-            let table = gpu.upload_u32(row);
-            let output = gpu.poisoned_f16(heads.output_width() as usize);
-            let at = |pointer: DevicePtr, bytes: u32| pointer.offset(sequence as u64 * u64::from(bytes));
-            let alone = AttentionDecode {
-                sequences: 1,
-                qkv: at(decode.kernel.qkv, 2 * heads.qkv_width()),
-                lengths: at(decode.kernel.lengths, 4),
-                output: output.ptr(),
-                cache: KvCache { page_table: table.ptr(), pages_per_sequence, ..decode.kernel.cache },
-                ..decode.kernel
-            };
-            gpu.run(&alone, 8);
-            let width = heads.output_width() as usize;
-            assert_eq!(gpu.download_f16(&output), batch[sequence * width..][..width], "sequence {sequence} of {length} tokens");
+            // All others have become short.
+            let others: Vec<u32> = (0..lengths.len()).map(|at| if at == sequence { length } else { 1 }).collect();
+            let others = gpu.upload_u32(&others);
+            let output = gpu.poisoned_f16(40 * heads.output_width() as usize);
+            let beside_others =
+                AttentionDecode { lengths: others.ptr(), output: output.ptr(), cache, workspace: workspace.ptr(), ..decode.kernel };
+            gpu.run(&beside_others, 8);
+            let row = |output: &[f16]| output.chunks(heads.output_width() as usize).nth(sequence).map(<[f16]>::to_vec);
+            assert_eq!(row(&gpu.download_f16(&output)), row(&together), "sequence {sequence} of {length} tokens");
         }
     }
 }

@@ -14,7 +14,7 @@ use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen::weights::Weights;
 use smidgen_runtime::Runtime;
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{Exclusive, Policy};
+use smidgen_runtime::policy::{Exclusive, Policy, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
@@ -54,6 +54,18 @@ const ROOMY: Limits = Limits { slots: 8, step_tokens: 48, pages: 64, page_tokens
 
 /// Serves `requests`, number `i` submitted `i * apart` steps after the start, and returns the tokens of each with the number of preemptions.
 fn serve(weights: &Weights, policy: impl Policy + 'static, limits: Limits, requests: &[Request], apart: usize) -> (Vec<Vec<u32>>, u64) {
+    serve_while(weights, policy, limits, requests, apart, |_, _| ())
+}
+
+/// [`serve`], with `before` called before each step with the number of steps so far.
+fn serve_while(
+    weights: &Weights,
+    policy: impl Policy + 'static,
+    limits: Limits,
+    requests: &[Request],
+    apart: usize,
+    mut before: impl FnMut(usize, &Runtime),
+) -> (Vec<Vec<u32>>, u64) {
     let device = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
     let runtime = Runtime::new(device, Box::new(policy), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "decoder".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
@@ -65,7 +77,7 @@ fn serve(weights: &Weights, policy: impl Policy + 'static, limits: Limits, reque
     if apart > 0 {
         slots.prepare().expect("every decode step can be captured");
     }
-    let mut batching = Batching::new(slots, limits).expect("limits that serve");
+    let mut batching = Batching::new(slots).expect("limits that serve");
     let mut outputs = vec![Vec::new(); requests.len()];
     let (mut coming, mut step) = (requests.iter().peekable(), 0);
     while coming.peek().is_some() || !batching.is_idle() {
@@ -75,6 +87,7 @@ fn serve(weights: &Weights, policy: impl Policy + 'static, limits: Limits, reque
         for request in coming.by_ref().take(count) {
             batching.submit(request.clone(), Duration::ZERO).expect("a request that fits");
         }
+        before(step, &runtime);
         for output in batching.step().expect("every step runs") {
             match output {
                 Output::Token(RequestId(id), token) => outputs[id as usize].push(token),
@@ -136,10 +149,13 @@ fn long_prompts_in_chunks_and_sequences_of_several_pages_are_greedy_up_to_ties()
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn requests_that_are_preempted_for_want_of_pages_go_on_where_they_were() {
-    let (weights, requests) = (model(), requests());
-    let limits = Limits { pages: 7, step_tokens: 33, ..ROOMY };
+    let weights = model();
+    let mut random = Random::new(4);
+    // Each grows from one page to three, and four of them fill the cache with two pages each.
+    let requests: Vec<Request> = [60, 50, 61, 40, 64, 33].map(|prompt| request(&mut random, 2003, prompt, 140 - prompt)).into();
+    let limits = Limits { pages: 8, step_tokens: 33, ..ROOMY };
     let (outputs, preemptions) = serve(&weights, Exclusive, limits, &requests, 1);
-    assert!(preemptions > 0, "7 pages were enough for everybody");
+    assert!(preemptions > 0, "8 pages were enough for everybody");
     assert_greedy("preempted", &weights, &requests, &outputs);
 }
 
@@ -153,4 +169,21 @@ fn the_same_stream_of_requests_gives_the_same_tokens_again_and_on_fewer_sms() {
     let (expected, _) = serve(&weights, Exclusive, ROOMY, &requests, 3);
     assert_eq!(serve(&weights, Exclusive, ROOMY, &requests, 3).0, expected);
     assert_eq!(serve(&weights, OnTheFirst(TpcSet::range(0, 8)), ROOMY, &requests, 3).0, expected, "in a partition of 8 TPCs");
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_plan_that_changes_while_requests_are_served_changes_no_token() {
+    let (weights, requests) = (model(), requests());
+    let (expected, _) = serve(&weights, Exclusive, ROOMY, &requests, 3);
+    let mut guest = None;
+    let (outputs, _) = serve_while(&weights, StaticEqual, ROOMY, &requests, 3, |step, runtime| {
+        let spec = TenantSpec { name: "guest".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+        match (step % 20, guest.take()) {
+            (10, _) => guest = Some(runtime.admit(spec).expect("a tenant without memory")),
+            (19, Some(tenant)) => runtime.dismiss(tenant).expect("a tenant to dismiss"),
+            (_, tenant) => guest = tenant,
+        }
+    });
+    assert_eq!(outputs, expected, "beside a tenant that comes and goes");
 }

@@ -165,7 +165,13 @@ impl SlotBatch {
         let state = match state {
             DecodeStep::Captured(graph) if session.is_current(&graph)? => DecodeStep::Captured(graph),
             DecodeStep::Loaded => DecodeStep::Captured(session.capture(|session| decoder.decode_slots(session, batch, &step))?),
-            DecodeStep::Unknown | DecodeStep::Captured(_) => {
+            DecodeStep::Unknown => {
+                decoder.decode_slots(session, batch, &step)?;
+                DecodeStep::Loaded
+            }
+            DecodeStep::Captured(_) => {
+                // The plan has changed, and the old graph, which is given back, may still run.
+                session.device().synchronize(session.stream())?;
                 decoder.decode_slots(session, batch, &step)?;
                 DecodeStep::Loaded
             }
@@ -213,6 +219,10 @@ impl SlotBatch {
 
 impl Executor for SlotBatch {
     type Error = BuildError;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
 
     fn issue(&mut self, plan: &StepPlan) -> Result<(), BuildError> {
         if self.in_flight.len() == TOKEN_BUFFERS {

@@ -28,6 +28,9 @@ pub trait Executor {
     /// What can go wrong.
     type Error;
 
+    /// What it has room for. Every plan it is given must keep to that.
+    fn limits(&self) -> Limits;
+
     /// Issues a step after all others, without waiting for any.
     ///
     /// # Errors
@@ -74,12 +77,13 @@ pub struct Batching<E> {
 }
 
 impl<E: Executor> Batching<E> {
-    /// Serves on `executor`, which must have what `limits` promises.
+    /// Serves on `executor`.
     ///
     /// # Errors
-    /// [`LimitsError`].
-    pub fn new(executor: E, limits: Limits) -> Result<Self, LimitsError> {
-        Ok(Self { executor, scheduler: Scheduler::new(limits)?, timings: BTreeMap::new(), finished: Vec::new() })
+    /// [`LimitsError`] where nothing can be served within its limits.
+    pub fn new(executor: E) -> Result<Self, LimitsError> {
+        let scheduler = Scheduler::new(executor.limits())?;
+        Ok(Self { executor, scheduler, timings: BTreeMap::new(), finished: Vec::new() })
     }
 
     /// Queues a request that arrived at `arrival` on the executor's clock.

@@ -325,10 +325,11 @@ impl Scheduler {
             if !self.sequences.get(&id).is_some_and(|sequence| sequence.decoding) {
                 continue;
             }
-            // Ends with `id` itself at the latest, which is then no longer running.
             while !self.grow(id, 1, plan) {
                 preempted = true;
-                self.preempt_youngest();
+                if self.preempt_youngest().is_none_or(|youngest| youngest == id) {
+                    break;
+                }
             }
             if let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.decoding) {
                 let position = sequence.cached;
@@ -381,9 +382,9 @@ impl Scheduler {
         self.grow(id, tokens, plan)
     }
 
-    /// Pages for `more` tokens of a request; whether there are enough. True of a request that is not running.
+    /// Pages for `more` tokens of a request with a slot; whether there are enough.
     fn grow(&mut self, id: RequestId, more: usize, plan: &mut StepPlan) -> bool {
-        let Some(sequence) = self.sequences.get_mut(&id).filter(|_| self.running.contains(&id)) else { return true };
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
         let first = sequence.pages.numbers().len();
         if !self.pool.grow(&mut sequence.pages, sequence.cached + more) {
             return false;
@@ -395,9 +396,9 @@ impl Scheduler {
         true
     }
 
-    /// Sends the youngest request with a slot back to the head of the queue.
-    fn preempt_youngest(&mut self) {
-        let Some(&id) = self.running.last() else { return };
+    /// Sends the youngest request with a slot back to the head of the queue, and says which it is.
+    fn preempt_youngest(&mut self) -> Option<RequestId> {
+        let id = *self.running.last()?;
         self.release(id);
         self.waiting.push_front(id);
         self.preemptions += 1;
@@ -405,6 +406,7 @@ impl Scheduler {
             sequence.cached = 0;
             sequence.decoding = false;
         }
+        Some(id)
     }
 
     /// Requests whose last draw is planned need their slot and pages no more: later steps run after it.
