@@ -105,6 +105,30 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
+// attention/disentangled_rows.cuh.
+typedef struct AttentionDisentangledArgs {
+    uint64_t qkv;              // f16 [rows, qkv_stride]
+    uint64_t position_keys;    // f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it
+    uint64_t position_queries; // the same; keys are multiplied by it
+    uint64_t output;           // f16 [rows, output_stride]
+    uint64_t starts;           // u32 [sequences]
+    uint64_t lengths;          // u32 [sequences]
+    uint32_t sequences;
+    uint32_t max_length;       // no length is greater
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t qkv_stride;
+    uint32_t position_stride;
+    uint32_t reach;            // the farthest distance of two tokens; row `reach` of the position matrices is for distance 0
+    uint32_t output_stride;
+    float scale;               // of the scores, before the softmax; positive
+} AttentionDisentangledArgs;
+
+#define ATTENTION_DISENTANGLED_D32_SHARED_BYTES 73728
+#define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
+#define ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES 112640
+
 // Tokens of one page of the KV cache.
 #define KV_PAGE_TOKENS 64
 
@@ -206,12 +230,13 @@ typedef struct RotaryArgs {
 
 // Layer norm and RMS norm, see norm/norm.cu.
 typedef struct NormArgs {
-    uint64_t x;        // half [rows, width]
+    uint64_t x;        // half [rows, width]; [*, width] with an index
     uint64_t residual; // half [rows, width], or 0
     uint64_t sum;      // half [rows, width]: receives x + residual, or 0
     uint64_t weight;   // half [width]
     uint64_t bias;     // half [width]; RMS norm has none
     uint64_t y;        // half [rows, width]
+    uint64_t index;    // uint32 [rows]: the row of x and of residual that each row of y comes from, or 0 for its own
     uint32_t rows;
     uint32_t width;
     float epsilon;
@@ -223,11 +248,12 @@ typedef struct NormArgs {
 typedef struct EmbedArgs {
     uint64_t ids;            // uint32 [rows]
     uint64_t words;          // half [vocabulary, width]
-    uint64_t positions;      // uint32 [rows]; BERT only, as all below to epsilon
-    uint64_t position_table; // half [max_positions, width]
+    uint64_t positions;      // uint32 [rows], or 0
+    uint64_t position_table; // half [max_positions, width]; not read without positions
     uint64_t type_table;     // half [*, width], whose row 0 is added; or 0
-    uint64_t weight;         // half [width]
-    uint64_t bias;           // half [width]
+    uint64_t sum;            // half [rows, width]: receives the sum of the tables, or 0
+    uint64_t weight;         // half [width] of the norm, if there is one
+    uint64_t bias;           // half [width]; RMS norm has none
     uint64_t y;              // half [rows, width]
     uint32_t rows;
     uint32_t width;
@@ -235,6 +261,29 @@ typedef struct EmbedArgs {
     uint32_t max_positions;
     float epsilon;
 } EmbedArgs;
+
+// ---- unfold/ ----
+
+// Patches of images as rows, see unfold/unfold.cu.
+typedef struct UnfoldPatchesArgs {
+    uint64_t pixels; // half [images, channels, image_size, image_size]
+    uint64_t y;      // half [images * (1 + patches), stride]
+    uint32_t channels;
+    uint32_t image_size;
+    uint32_t patch_size;
+    uint32_t stride;
+} UnfoldPatchesArgs;
+
+// Neighbouring tokens as rows.
+typedef struct UnfoldTokensArgs {
+    uint64_t x;       // half [rows, hidden]
+    uint64_t starts;  // uint32 [sequences]
+    uint64_t lengths; // uint32 [sequences]
+    uint64_t y;       // half [rows, width * hidden]
+    uint32_t max_length;
+    uint32_t hidden;
+    uint32_t width;
+} UnfoldTokensArgs;
 
 // ---- pooling/ ----
 
@@ -259,14 +308,38 @@ typedef struct SampleParams {
     float draw;        // uniform in [0, 1)
 } SampleParams;
 
+// What one thread block found in its part of a row: the largest logit, the lowest id that has it, and the histogram's length.
+typedef struct SamplePart {
+    uint32_t order; // the logit, as an integer of the same order
+    uint32_t id;
+    uint32_t bins;  // bins from the largest logit's down to the lowest that is not empty
+    uint32_t reserved;
+} SamplePart;
+
+// A bin of a part's histogram.
+typedef struct SampleBin {
+    uint32_t count;   // tokens
+    uint32_t deficit; // what their masses lack
+} SampleBin;
+
+#define SAMPLE_SEGMENT 256 // tokens that a warp reads at once
+#define SAMPLE_BINS 1024   // of a histogram: one for each thread of a block
+#define SAMPLE_SHARED_BYTES 71680 // dynamic shared memory of a block
+
 typedef struct SampleArgs {
-    uint64_t logits;  // float [rows, vocabulary]
-    uint64_t params;  // SampleParams [rows]
-    uint64_t tokens;  // uint32 [rows]: receives the token drawn
-    uint64_t positions; // uint32 [rows]: each gains 1, or 0 for none
-    uint64_t lengths;   // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t logits;     // float [rows, vocabulary]
+    uint64_t params;     // SampleParams [rows]
+    uint64_t tokens;     // uint32 [rows]: receives the token drawn
+    uint64_t positions;  // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t lengths;    // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t arrivals;   // uint32 [rows]: 0 before and after
+    uint64_t parts;      // SamplePart [rows, parts_per_row]
+    uint64_t segments;   // uint32 [rows, segments]: the order of each segment's largest logit
+    uint64_t histograms; // SampleBin [rows, parts_per_row, SAMPLE_BINS]
     uint32_t rows;
     uint32_t vocabulary;
+    uint32_t parts_per_row;
+    uint32_t segments_per_part;
 } SampleArgs;
 
 // ---- random/ ----

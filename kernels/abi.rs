@@ -1,6 +1,9 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
+pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
+pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
 pub const KV_PAGE_TOKENS: u32 = 64;
 pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
@@ -29,6 +32,9 @@ pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
 pub const ROTARY_PIECES_PER_TILE: u32 = 256;
+pub const SAMPLE_SEGMENT: u32 = 256;
+pub const SAMPLE_BINS: u32 = 1024;
+pub const SAMPLE_SHARED_BYTES: u32 = 71680;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -127,10 +133,12 @@ pub struct GemmArgs {
     pub scale: f32,
     #[doc = " whether C, bias and residual may be accessed four elements at a time"]
     pub vectorised: u32,
+    #[doc = " whether no earlier launch still in flight may be writing B: a weight"]
+    pub constant_b: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 80usize];
+    ["Size of GemmArgs"][::std::mem::size_of::<GemmArgs>() - 88usize];
     ["Alignment of GemmArgs"][::std::mem::align_of::<GemmArgs>() - 8usize];
     ["Offset of field: GemmArgs::a"][::std::mem::offset_of!(GemmArgs, a) - 0usize];
     ["Offset of field: GemmArgs::b"][::std::mem::offset_of!(GemmArgs, b) - 8usize];
@@ -147,6 +155,35 @@ const _: () = {
     ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+    ["Offset of field: GemmArgs::constant_b"][::std::mem::offset_of!(GemmArgs, constant_b) - 80usize];
+};
+#[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct WarpgroupGemmArgs {
+    #[doc = " a tile's rows, or half of them if they are shared, by 64 columns"]
+    pub a: TensorMap,
+    #[doc = " the same"]
+    pub b: TensorMap,
+    #[doc = " tiles of 64 rows by one slice"]
+    pub c: TensorMap,
+    #[doc = " as c; unused without a residual"]
+    pub residual: TensorMap,
+    pub gemm: GemmArgs,
+    #[doc = " 1: the pair's tiles lie side by side along n; 0: one below the other along m, and share B"]
+    pub shares_a: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WarpgroupGemmArgs"][::std::mem::size_of::<WarpgroupGemmArgs>() - 640usize];
+    ["Alignment of WarpgroupGemmArgs"][::std::mem::align_of::<WarpgroupGemmArgs>() - 64usize];
+    ["Offset of field: WarpgroupGemmArgs::a"][::std::mem::offset_of!(WarpgroupGemmArgs, a) - 0usize];
+    ["Offset of field: WarpgroupGemmArgs::b"][::std::mem::offset_of!(WarpgroupGemmArgs, b) - 128usize];
+    ["Offset of field: WarpgroupGemmArgs::c"][::std::mem::offset_of!(WarpgroupGemmArgs, c) - 256usize];
+    ["Offset of field: WarpgroupGemmArgs::residual"][::std::mem::offset_of!(WarpgroupGemmArgs, residual) - 384usize];
+    ["Offset of field: WarpgroupGemmArgs::gemm"][::std::mem::offset_of!(WarpgroupGemmArgs, gemm) - 512usize];
+    ["Offset of field: WarpgroupGemmArgs::shares_a"][::std::mem::offset_of!(WarpgroupGemmArgs, shares_a) - 600usize];
 };
 #[doc = " x"]
 pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;
@@ -213,6 +250,59 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::window"][::std::mem::offset_of!(AttentionPrefillArgs, window) - 60usize];
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
+};
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDisentangledArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it"]
+    pub position_keys: u64,
+    #[doc = " the same; keys are multiplied by it"]
+    pub position_queries: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences]"]
+    pub starts: u64,
+    #[doc = " u32 [sequences]"]
+    pub lengths: u64,
+    pub sequences: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub qkv_stride: u32,
+    pub position_stride: u32,
+    #[doc = " the farthest distance of two tokens; row `reach` of the position matrices is for distance 0"]
+    pub reach: u32,
+    pub output_stride: u32,
+    #[doc = " of the scores, before the softmax; positive"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDisentangledArgs"][::std::mem::size_of::<AttentionDisentangledArgs>() - 88usize];
+    ["Alignment of AttentionDisentangledArgs"][::std::mem::align_of::<AttentionDisentangledArgs>() - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv) - 0usize];
+    ["Offset of field: AttentionDisentangledArgs::position_keys"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_keys) - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::position_queries"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_queries) - 16usize];
+    ["Offset of field: AttentionDisentangledArgs::output"][::std::mem::offset_of!(AttentionDisentangledArgs, output) - 24usize];
+    ["Offset of field: AttentionDisentangledArgs::starts"][::std::mem::offset_of!(AttentionDisentangledArgs, starts) - 32usize];
+    ["Offset of field: AttentionDisentangledArgs::lengths"][::std::mem::offset_of!(AttentionDisentangledArgs, lengths) - 40usize];
+    ["Offset of field: AttentionDisentangledArgs::sequences"][::std::mem::offset_of!(AttentionDisentangledArgs, sequences) - 48usize];
+    ["Offset of field: AttentionDisentangledArgs::max_length"][::std::mem::offset_of!(AttentionDisentangledArgs, max_length) - 52usize];
+    ["Offset of field: AttentionDisentangledArgs::heads"][::std::mem::offset_of!(AttentionDisentangledArgs, heads) - 56usize];
+    ["Offset of field: AttentionDisentangledArgs::head_dim"][::std::mem::offset_of!(AttentionDisentangledArgs, head_dim) - 60usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv_stride"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv_stride) - 64usize];
+    ["Offset of field: AttentionDisentangledArgs::position_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_stride) - 68usize];
+    ["Offset of field: AttentionDisentangledArgs::reach"][::std::mem::offset_of!(AttentionDisentangledArgs, reach) - 72usize];
+    ["Offset of field: AttentionDisentangledArgs::output_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, output_stride) - 76usize];
+    ["Offset of field: AttentionDisentangledArgs::scale"][::std::mem::offset_of!(AttentionDisentangledArgs, scale) - 80usize];
 };
 #[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
 #[repr(C)]
@@ -372,7 +462,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct NormArgs {
-    #[doc = " half [rows, width]"]
+    #[doc = " half [rows, width]; [*, width] with an index"]
     pub x: u64,
     #[doc = " half [rows, width], or 0"]
     pub residual: u64,
@@ -384,13 +474,15 @@ pub struct NormArgs {
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
+    #[doc = " uint32 [rows]: the row of x and of residual that each row of y comes from, or 0 for its own"]
+    pub index: u64,
     pub rows: u32,
     pub width: u32,
     pub epsilon: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 64usize];
+    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 72usize];
     ["Alignment of NormArgs"][::std::mem::align_of::<NormArgs>() - 8usize];
     ["Offset of field: NormArgs::x"][::std::mem::offset_of!(NormArgs, x) - 0usize];
     ["Offset of field: NormArgs::residual"][::std::mem::offset_of!(NormArgs, residual) - 8usize];
@@ -398,9 +490,10 @@ const _: () = {
     ["Offset of field: NormArgs::weight"][::std::mem::offset_of!(NormArgs, weight) - 24usize];
     ["Offset of field: NormArgs::bias"][::std::mem::offset_of!(NormArgs, bias) - 32usize];
     ["Offset of field: NormArgs::y"][::std::mem::offset_of!(NormArgs, y) - 40usize];
-    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 48usize];
-    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 52usize];
-    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 56usize];
+    ["Offset of field: NormArgs::index"][::std::mem::offset_of!(NormArgs, index) - 48usize];
+    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 56usize];
+    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 60usize];
+    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 64usize];
 };
 #[doc = " Token embeddings, see embedding/embedding.cu."]
 #[repr(C)]
@@ -410,15 +503,17 @@ pub struct EmbedArgs {
     pub ids: u64,
     #[doc = " half [vocabulary, width]"]
     pub words: u64,
-    #[doc = " uint32 [rows]; BERT only, as all below to epsilon"]
+    #[doc = " uint32 [rows], or 0"]
     pub positions: u64,
-    #[doc = " half [max_positions, width]"]
+    #[doc = " half [max_positions, width]; not read without positions"]
     pub position_table: u64,
     #[doc = " half [*, width], whose row 0 is added; or 0"]
     pub type_table: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [rows, width]: receives the sum of the tables, or 0"]
+    pub sum: u64,
+    #[doc = " half [width] of the norm, if there is one"]
     pub weight: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [width]; RMS norm has none"]
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
@@ -430,21 +525,74 @@ pub struct EmbedArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 88usize];
+    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 96usize];
     ["Alignment of EmbedArgs"][::std::mem::align_of::<EmbedArgs>() - 8usize];
     ["Offset of field: EmbedArgs::ids"][::std::mem::offset_of!(EmbedArgs, ids) - 0usize];
     ["Offset of field: EmbedArgs::words"][::std::mem::offset_of!(EmbedArgs, words) - 8usize];
     ["Offset of field: EmbedArgs::positions"][::std::mem::offset_of!(EmbedArgs, positions) - 16usize];
     ["Offset of field: EmbedArgs::position_table"][::std::mem::offset_of!(EmbedArgs, position_table) - 24usize];
     ["Offset of field: EmbedArgs::type_table"][::std::mem::offset_of!(EmbedArgs, type_table) - 32usize];
-    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 40usize];
-    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 48usize];
-    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 56usize];
-    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 64usize];
-    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 68usize];
-    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 72usize];
-    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 76usize];
-    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 80usize];
+    ["Offset of field: EmbedArgs::sum"][::std::mem::offset_of!(EmbedArgs, sum) - 40usize];
+    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 48usize];
+    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 56usize];
+    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 64usize];
+    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 72usize];
+    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 76usize];
+    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 80usize];
+    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 84usize];
+    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 88usize];
+};
+#[doc = " Patches of images as rows, see unfold/unfold.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldPatchesArgs {
+    #[doc = " half [images, channels, image_size, image_size]"]
+    pub pixels: u64,
+    #[doc = " half [images * (1 + patches), stride]"]
+    pub y: u64,
+    pub channels: u32,
+    pub image_size: u32,
+    pub patch_size: u32,
+    pub stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldPatchesArgs"][::std::mem::size_of::<UnfoldPatchesArgs>() - 32usize];
+    ["Alignment of UnfoldPatchesArgs"][::std::mem::align_of::<UnfoldPatchesArgs>() - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::pixels"][::std::mem::offset_of!(UnfoldPatchesArgs, pixels) - 0usize];
+    ["Offset of field: UnfoldPatchesArgs::y"][::std::mem::offset_of!(UnfoldPatchesArgs, y) - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::channels"][::std::mem::offset_of!(UnfoldPatchesArgs, channels) - 16usize];
+    ["Offset of field: UnfoldPatchesArgs::image_size"][::std::mem::offset_of!(UnfoldPatchesArgs, image_size) - 20usize];
+    ["Offset of field: UnfoldPatchesArgs::patch_size"][::std::mem::offset_of!(UnfoldPatchesArgs, patch_size) - 24usize];
+    ["Offset of field: UnfoldPatchesArgs::stride"][::std::mem::offset_of!(UnfoldPatchesArgs, stride) - 28usize];
+};
+#[doc = " Neighbouring tokens as rows."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldTokensArgs {
+    #[doc = " half [rows, hidden]"]
+    pub x: u64,
+    #[doc = " uint32 [sequences]"]
+    pub starts: u64,
+    #[doc = " uint32 [sequences]"]
+    pub lengths: u64,
+    #[doc = " half [rows, width * hidden]"]
+    pub y: u64,
+    pub max_length: u32,
+    pub hidden: u32,
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldTokensArgs"][::std::mem::size_of::<UnfoldTokensArgs>() - 48usize];
+    ["Alignment of UnfoldTokensArgs"][::std::mem::align_of::<UnfoldTokensArgs>() - 8usize];
+    ["Offset of field: UnfoldTokensArgs::x"][::std::mem::offset_of!(UnfoldTokensArgs, x) - 0usize];
+    ["Offset of field: UnfoldTokensArgs::starts"][::std::mem::offset_of!(UnfoldTokensArgs, starts) - 8usize];
+    ["Offset of field: UnfoldTokensArgs::lengths"][::std::mem::offset_of!(UnfoldTokensArgs, lengths) - 16usize];
+    ["Offset of field: UnfoldTokensArgs::y"][::std::mem::offset_of!(UnfoldTokensArgs, y) - 24usize];
+    ["Offset of field: UnfoldTokensArgs::max_length"][::std::mem::offset_of!(UnfoldTokensArgs, max_length) - 32usize];
+    ["Offset of field: UnfoldTokensArgs::hidden"][::std::mem::offset_of!(UnfoldTokensArgs, hidden) - 36usize];
+    ["Offset of field: UnfoldTokensArgs::width"][::std::mem::offset_of!(UnfoldTokensArgs, width) - 40usize];
 };
 #[doc = " Rows picked or averaged, see pooling/pooling.cu."]
 #[repr(C)]
@@ -497,6 +645,42 @@ const _: () = {
     ["Offset of field: SampleParams::top_k"][::std::mem::offset_of!(SampleParams, top_k) - 8usize];
     ["Offset of field: SampleParams::draw"][::std::mem::offset_of!(SampleParams, draw) - 12usize];
 };
+#[doc = " What one thread block found in its part of a row: the largest logit, the lowest id that has it, and the histogram's length."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplePart {
+    #[doc = " the logit, as an integer of the same order"]
+    pub order: u32,
+    pub id: u32,
+    #[doc = " bins from the largest logit's down to the lowest that is not empty"]
+    pub bins: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplePart"][::std::mem::size_of::<SamplePart>() - 16usize];
+    ["Alignment of SamplePart"][::std::mem::align_of::<SamplePart>() - 4usize];
+    ["Offset of field: SamplePart::order"][::std::mem::offset_of!(SamplePart, order) - 0usize];
+    ["Offset of field: SamplePart::id"][::std::mem::offset_of!(SamplePart, id) - 4usize];
+    ["Offset of field: SamplePart::bins"][::std::mem::offset_of!(SamplePart, bins) - 8usize];
+    ["Offset of field: SamplePart::reserved"][::std::mem::offset_of!(SamplePart, reserved) - 12usize];
+};
+#[doc = " A bin of a part's histogram."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleBin {
+    #[doc = " tokens"]
+    pub count: u32,
+    #[doc = " what their masses lack"]
+    pub deficit: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleBin"][::std::mem::size_of::<SampleBin>() - 8usize];
+    ["Alignment of SampleBin"][::std::mem::align_of::<SampleBin>() - 4usize];
+    ["Offset of field: SampleBin::count"][::std::mem::offset_of!(SampleBin, count) - 0usize];
+    ["Offset of field: SampleBin::deficit"][::std::mem::offset_of!(SampleBin, deficit) - 4usize];
+};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SampleArgs {
@@ -510,20 +694,36 @@ pub struct SampleArgs {
     pub positions: u64,
     #[doc = " uint32 [rows]: each gains 1, or 0 for none"]
     pub lengths: u64,
+    #[doc = " uint32 [rows]: 0 before and after"]
+    pub arrivals: u64,
+    #[doc = " SamplePart [rows, parts_per_row]"]
+    pub parts: u64,
+    #[doc = " uint32 [rows, segments]: the order of each segment's largest logit"]
+    pub segments: u64,
+    #[doc = " SampleBin [rows, parts_per_row, SAMPLE_BINS]"]
+    pub histograms: u64,
     pub rows: u32,
     pub vocabulary: u32,
+    pub parts_per_row: u32,
+    pub segments_per_part: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 48usize];
+    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 88usize];
     ["Alignment of SampleArgs"][::std::mem::align_of::<SampleArgs>() - 8usize];
     ["Offset of field: SampleArgs::logits"][::std::mem::offset_of!(SampleArgs, logits) - 0usize];
     ["Offset of field: SampleArgs::params"][::std::mem::offset_of!(SampleArgs, params) - 8usize];
     ["Offset of field: SampleArgs::tokens"][::std::mem::offset_of!(SampleArgs, tokens) - 16usize];
     ["Offset of field: SampleArgs::positions"][::std::mem::offset_of!(SampleArgs, positions) - 24usize];
     ["Offset of field: SampleArgs::lengths"][::std::mem::offset_of!(SampleArgs, lengths) - 32usize];
-    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
-    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
+    ["Offset of field: SampleArgs::arrivals"][::std::mem::offset_of!(SampleArgs, arrivals) - 40usize];
+    ["Offset of field: SampleArgs::parts"][::std::mem::offset_of!(SampleArgs, parts) - 48usize];
+    ["Offset of field: SampleArgs::segments"][::std::mem::offset_of!(SampleArgs, segments) - 56usize];
+    ["Offset of field: SampleArgs::histograms"][::std::mem::offset_of!(SampleArgs, histograms) - 64usize];
+    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 72usize];
+    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
+    ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
+    ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]

@@ -12,11 +12,14 @@ use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Kernel};
 
 use super::abi::GemmEpilogue;
+use super::warpgroup::Warpgroup;
 use super::{Epilogue, Gemm};
 
 /// A compiled kernel: a tile shape of `tiled.cuh` or `skinny.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Variant {
+    /// Hopper's kernels.
+    Warpgroup(Warpgroup),
     /// Tiles of 128 x 256.
     Tiled128x256,
     /// Tiles of 128 x 128.
@@ -72,14 +75,18 @@ impl Variant {
         if let Some(skinny) = skinny.filter(|skinny| skinny.blocks_per_sm(gpu) > 0) {
             return skinny;
         }
+        if Warpgroup::can_do(gemm, gpu) {
+            return Self::Warpgroup(Warpgroup::choose(gemm, sms));
+        }
         let fitting = Self::TILED.into_iter().filter(|tiled| tiled.blocks_per_sm(gpu) > 0);
         let quicker = |a: &Self, b: &Self| a.predicted_cycles(gemm, sms, gpu).total_cmp(&b.predicted_cycles(gemm, sms, gpu));
         fitting.min_by(quicker).unwrap_or(Self::Tiled64x64)
     }
 
     /// Whether the kernel is right for the problem, quick or not.
-    pub(super) fn can_do(self, gemm: &Gemm) -> bool {
+    pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
         match self {
+            Self::Warpgroup(_) => Warpgroup::can_do(gemm, gpu),
             Self::Unaligned => true,
             Self::Skinny16 => gemm.is_aligned() && gemm.m <= 16,
             Self::Skinny32 => gemm.is_aligned() && gemm.m <= 32,
@@ -91,6 +98,7 @@ impl Variant {
     /// Rows and columns of a tile.
     const fn tile(self) -> (u32, u32) {
         match self {
+            Self::Warpgroup(warpgroup) => warpgroup.tile(),
             Self::Tiled128x256 => (128, 256),
             Self::Tiled128x128 => (128, 128),
             Self::Tiled64x128 => (64, 128),
@@ -104,6 +112,7 @@ impl Variant {
     /// Stages of 64 columns of `A` and `B` that a block keeps in shared memory, for each warp that has a pipeline of its own.
     const fn stages(self) -> u32 {
         match self {
+            Self::Warpgroup(_) => 0,
             Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => 3,
             Self::Unaligned => 2,
             Self::Skinny16 => 4 * 4,
@@ -121,6 +130,9 @@ impl Variant {
 
     /// Dynamic shared memory of a block, bytes.
     pub(super) const fn shared_bytes(self) -> u32 {
+        if let Self::Warpgroup(warpgroup) = self {
+            return warpgroup.shared_bytes();
+        }
         let (rows, columns) = self.tile();
         self.stages() * (rows + columns) * 128
     }
@@ -128,7 +140,7 @@ impl Variant {
     /// Blocks for which an SM has registers: the kernels' launch bounds.
     const fn blocks_by_registers(self) -> u32 {
         match self {
-            Self::Tiled128x256 | Self::Skinny64 => 1,
+            Self::Warpgroup(_) | Self::Tiled128x256 | Self::Skinny64 => 1,
             Self::Tiled128x128 | Self::Skinny32 => 2,
             Self::Tiled64x128 | Self::Skinny16 => 3,
             Self::Tiled64x64 | Self::Unaligned => 4,
@@ -144,6 +156,7 @@ impl Variant {
     pub(super) fn tiles(self, gemm: &Gemm) -> u64 {
         let (rows, columns) = self.tile();
         let by_rows = match self {
+            Self::Warpgroup(warpgroup) => return warpgroup.tiles(gemm),
             Self::Skinny16 | Self::Skinny32 | Self::Skinny64 => 1,
             _ => u64::from(gemm.m.div_ceil(rows)),
         };
@@ -194,6 +207,14 @@ impl Variant {
             };
         }
         let symbols = match self {
+            Self::Warpgroup(Warpgroup::Tile128x256) => with_each_epilogue!("warpgroup_128x256"),
+            Self::Warpgroup(Warpgroup::Tile128x192) => with_each_epilogue!("warpgroup_128x192"),
+            Self::Warpgroup(Warpgroup::Tile128x160) => with_each_epilogue!("warpgroup_128x160"),
+            Self::Warpgroup(Warpgroup::Tile128x128) => with_each_epilogue!("warpgroup_128x128"),
+            Self::Warpgroup(Warpgroup::Tile128x96) => with_each_epilogue!("warpgroup_128x96"),
+            Self::Warpgroup(Warpgroup::Tile64x128) => with_each_epilogue!("warpgroup_64x128"),
+            Self::Warpgroup(Warpgroup::Tile64x96) => with_each_epilogue!("warpgroup_64x96"),
+            Self::Warpgroup(Warpgroup::Tile64x64) => with_each_epilogue!("warpgroup_64x64"),
             Self::Tiled128x256 => with_each_epilogue!("128x256"),
             Self::Tiled128x128 => with_each_epilogue!("128x128"),
             Self::Tiled64x128 => with_each_epilogue!("64x128"),

@@ -11,6 +11,7 @@ mod tiny_models;
 
 mod attention;
 mod chunk;
+mod deberta;
 mod decode;
 mod elastic;
 mod gemm;
@@ -18,3 +19,5 @@ mod models;
 mod rotary;
 mod rowwise;
 mod sampling;
+mod serving;
+mod vit;
