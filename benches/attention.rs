@@ -18,6 +18,7 @@ mod gpu {
 
     use smidgen::fatbin::FATBIN;
     use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
+    use smidgen::kernels::random::{Distribution, RandomWeights};
     use smidgen_runtime::device::cuda::CudaDevice;
     use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, LaunchRequest, PartitionId, Priority, Sms, StreamId};
     use smidgen_runtime::launch::{Kernel, TilesArg};
@@ -56,9 +57,14 @@ mod gpu {
         ] {
             bench.prefill(Heads { heads, kv_heads, head_dim }, sequences, length, causal)?;
         }
-        for (sequences, context, heads, kv_heads, head_dim) in
-            [(8, 128, 32, 8, 64), (8, 2048, 32, 8, 64), (8, 2048, 32, 8, 128), (64, 2048, 32, 8, 128), (8, 2048, 32, 32, 128)]
-        {
+        for (sequences, context, heads, kv_heads, head_dim) in [
+            (8, 128, 32, 8, 64),
+            (1, 4096, 32, 8, 128),
+            (8, 4096, 32, 8, 64),
+            (8, 4096, 32, 8, 128),
+            (64, 4096, 32, 8, 64),
+            (64, 4096, 32, 8, 128),
+        ] {
             bench.decode(Heads { heads, kv_heads, head_dim }, sequences, context)?;
         }
         for rows in [8, 1024] {
@@ -85,10 +91,20 @@ mod gpu {
             Ok(Self { device, progress, streams, words })
         }
 
-        /// Copies of operands of `bytes` bytes that together exceed the L2 cache twice; all zeros, since arithmetic does not depend on values.
-        fn rotated(&self, bytes: u64) -> Result<Vec<Buffer>, DeviceError> {
+        /// Copies of operands of `bytes` bytes that together exceed the L2 cache twice, random halves in [-1, 1): zeros draw less power than a model.
+        fn rotated(&self, bytes: u64) -> Result<Vec<Buffer>, Box<dyn Error>> {
             let copies = (2 * self.device.topology().l2_bytes).div_ceil(bytes.max(1)).clamp(1, 64);
-            (0..copies).map(|_| self.zeroed(bytes)).collect()
+            (0..copies).map(|key| self.random(bytes, key)).collect()
+        }
+
+        fn random(&self, bytes: u64, key: u64) -> Result<Buffer, Box<dyn Error>> {
+            let buffer = Buffer::new(&self.device, bytes)?;
+            let distribution = Distribution::Uniform { key, half_width: 1.0 };
+            let columns = bytes / 2;
+            let fill = RandomWeights { rows: 1, columns, stride: columns, distribution, y: buffer.ptr() };
+            let (sms, stream) = self.streams[self.streams.len() - 1];
+            self.time(&fill, sms, stream)?;
+            Ok(buffer)
         }
 
         fn zeroed(&self, bytes: u64) -> Result<Buffer, DeviceError> {
@@ -135,7 +151,9 @@ mod gpu {
             let pages_per_sequence = KvCache::pages_for(context);
             let pool_bytes = u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(heads);
             let caches = self.rotated(2 * pool_bytes)?;
-            let page_table = self.words(0..sequences * pages_per_sequence)?;
+            // Pages in no order: neighbours in a sequence are 7919 pages apart, modulo their number, which is a power of two.
+            let pages = sequences * pages_per_sequence;
+            let page_table = self.words((0..pages).map(|page| page * 7919 % pages))?;
             let workspace = self.zeroed(AttentionDecode::workspace_bytes(heads, sequences, pages_per_sequence))?;
             let qkv = self.zeroed(u64::from(sequences * heads.qkv_width()) * 2)?;
             let output = self.zeroed(u64::from(sequences * heads.output_width()) * 2)?;

@@ -108,7 +108,7 @@ struct Decode : DecodeArithmetic<D> {
                 const uint32_t values = shared_address(mine.values + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8);
                 const auto key_address = [&](int step) { return keys + step * 32; };
                 const auto value_address = [&](int step) { return values + step * 32; };
-                this->attend(partial, queries, position, item, key_address, value_address);
+                this->attend(partial, queries, position, item.begin, item.length, key_address, value_address);
             }
             __syncwarp(); // no lane still reads what is overwritten next
             --filled;

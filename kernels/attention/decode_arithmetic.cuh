@@ -187,7 +187,7 @@ struct DecodeArithmetic {
     // The warp's 16 keys from `position` on, which may lie partly outside what the query sees. In shared memory, the lane's chunk of 8 columns for
     // ldmatrix lies at key_address(step) for the 16 columns from 16 * step, and at value_address(step), transposed.
     template <typename KeyAddress, typename ValueAddress>
-    __device__ __forceinline__ void attend(Partial &partial, const Queries &queries, int position, const DecodeItem &item, const KeyAddress &key_address,
+    __device__ __forceinline__ void attend(Partial &partial, const Queries &queries, int position, int begin, int length, const KeyAddress &key_address,
                                            const ValueAddress &value_address) const {
         // Keys by columns as they lie; two sums, since each product waits for the one before it in its sum.
         float even[4] = {}, odd[4] = {};
@@ -201,11 +201,11 @@ struct DecodeArithmetic {
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[i] = even[i] + odd[i];
 
-        if (position < item.begin || position + KEYS > item.length) {
+        if (position < begin || position + KEYS > length) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int key = position + lane / 4 + i / 2 * 8;
-                if (key < item.begin || key >= item.length) scores[i] = -INFINITY;
+                if (key < begin || key >= length) scores[i] = -INFINITY;
             }
         }
 

@@ -40,18 +40,20 @@ struct DecodeBulk : DecodeArithmetic<D> {
     static constexpr int BOX_BYTES = KV_PAGE_TOKENS * BOX * 2;
     static constexpr uint32_t PAGE_BYTES = KV_PAGE_TOKENS * D * 2;
 
-    // What the ring's page is of.
-    struct Note {
-        DecodeItem item; // no chunks: the end
-        int page;
-        bool first, last; // of its item
+    // What the ring's page is of; one access.
+    struct alignas(16) Note {
+        int page; // below 0: there are no more
+        int begin, length;
+        uint32_t heads; // of the item if this is its first page, or 0; with LAST_PAGE
     };
+    static constexpr uint32_t LAST_PAGE = 1u << 31;
     struct Shared {
         uint8_t keys[STAGES][PAGE_BYTES]; // from here on 1024 bytes, where the swizzle's pattern begins
         uint8_t values[STAGES][PAGE_BYTES];
         __half queries[STAGES][DECODE_HEADS * D]; // of an item whose first page this is
         WarpSums sums[STAGES][WARPS];
         Note notes[STAGES];
+        DecodeItem items[STAGES]; // whose last page this is
         DecodeItem finished_items[2];
         typename Arithmetic::CombineRoom room;
         uint64_t full[STAGES], empty[STAGES], finished[2], kept[2];
@@ -97,10 +99,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
 
     __device__ void produce(DecodeItems &items, DecodeNumbers &numbers) {
         RingPosition<STAGES> at;
-        const auto begin_stage = [&](const Note &note) {
-            mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
-            shared.notes[at.stage] = note;
-        };
+        const auto wait_for_stage = [&] { mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1); };
         while (true) {
             uint32_t number = 0;
             if (lane == 0) number = numbers.next();
@@ -110,12 +109,14 @@ struct DecodeBulk : DecodeArithmetic<D> {
             const int kv_head = item.column / this->group;
             const __half *const queries =
                 reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
-            const uint32_t query_bytes = this->heads_of(item) * D * 2;
+            const uint32_t heads = this->heads_of(item), query_bytes = heads * D * 2;
             for (int page = item.page; page < item.end_page; ++page) {
                 const uint32_t number_of_page = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
                 if (lane == 0) {
-                    const bool first = page == item.page;
-                    begin_stage(Note{item, page, first, page + 1 == item.end_page});
+                    const bool first = page == item.page, last = page + 1 == item.end_page;
+                    wait_for_stage();
+                    shared.notes[at.stage] = Note{page, item.begin, item.length, (first ? heads : 0) | (last ? LAST_PAGE : 0)};
+                    if (last) shared.items[at.stage] = item;
                     const uint32_t full = shared_address(&shared.full[at.stage]);
                     mbarrier_arrive_expect(full, 2 * PAGE_BYTES + (first ? query_bytes : 0));
                     const uint32_t row = (number_of_page * args.cache.kv_heads + kv_head) * KV_PAGE_TOKENS;
@@ -127,8 +128,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
             }
         }
         if (lane == 0) {
-            Note end = {};
-            begin_stage(end);
+            wait_for_stage();
+            shared.notes[at.stage] = Note{-1, 0, 0, 0};
             mbarrier_arrive(shared_address(&shared.full[at.stage]));
         }
         __syncwarp();
@@ -181,29 +182,27 @@ struct DecodeBulk : DecodeArithmetic<D> {
         uint32_t handed = 0; // items to the keeper
         Queries queries = {};
         Partial partial;
-        DecodeItem item;
         while (true) {
             mbarrier_wait(shared_address(&shared.full[at.stage]), at.parity);
-            item = shared.notes[at.stage].item;
-            const int page = shared.notes[at.stage].page;
-            const bool first = shared.notes[at.stage].first, last = shared.notes[at.stage].last;
-            if (item.chunks == 0) break;
+            const Note note = shared.notes[at.stage];
+            if (note.page < 0) break;
             uint8_t *const keys = shared.keys[at.stage], *const values = shared.values[at.stage];
             const uint32_t empty = shared_address(&shared.empty[at.stage]);
-            if (first) read_queries(queries, shared.queries[at.stage], this->heads_of(item));
+            if (const uint32_t heads = note.heads & ~LAST_PAGE) read_queries(queries, shared.queries[at.stage], heads);
 
-            const int position = page * KV_PAGE_TOKENS + warp * KEYS;
-            if (position < item.length) {
+            const int position = note.page * KV_PAGE_TOKENS + warp * KEYS;
+            if (position < note.length) {
                 // The cache holds anything past the length; a weight of 0 must meet numbers.
-                if (position + KEYS > item.length) clear_values(values, item.length - position);
+                if (position + KEYS > note.length) clear_values(values, note.length - position);
                 const uint32_t key_base = shared_address(keys), value_base = shared_address(values);
                 const int key_row = warp * KEYS + lane % 16, value_row = warp * KEYS + lane / 16 * 8 + lane % 8;
                 const auto key_address = [&](int step) { return key_base + chunk_at(key_row, step * 2 + lane / 16); };
                 const auto value_address = [&](int step) { return value_base + chunk_at(value_row, step * 2 + lane / 8 % 2); };
-                this->attend(partial, queries, position, item, key_address, value_address);
+                this->attend(partial, queries, position, note.begin, note.length, key_address, value_address);
             }
 
-            if (last) {
+            if (note.heads & LAST_PAGE) {
+                const DecodeItem item = shared.items[at.stage];
                 __syncwarp(); // no lane still reads the keys
                 WarpSums(&sums)[WARPS] = shared.sums[at.stage];
                 this->leave_partial(partial, sums[warp], [&](int head, int column) { return result(keys, warp, head, column); });
@@ -219,7 +218,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             if (lane == 0) mbarrier_arrive(empty);
             at.advance();
         }
-        hand_over(item, handed); // that there are no more
+        hand_over(DecodeItem{}, handed); // that there are no more
     }
 
     __device__ __forceinline__ void hand_over(const DecodeItem &item, uint32_t &handed) {
