@@ -59,6 +59,16 @@ typedef struct GemmArgs {
     uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
 } GemmArgs;
 
+// A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh.
+typedef struct SkinnyGemmArgs {
+    GemmArgs gemm;
+    uint64_t partials;     // float[units][m][tile_columns]; not used where splits is 1
+    uint64_t arrivals;     // uint32_t[tiles], all zero before and after; not used where splits is 1
+    uint32_t tile_columns; // a multiple of 8
+    uint32_t splits;
+    uint32_t steps;        // of one unit, each as many columns of k as a block takes at once; even
+} SkinnyGemmArgs;
+
 // What is done to a sum before it is stored; x = scale * sum.
 typedef enum GemmEpilogue {
     GEMM_PLAIN = 0,          // x
