@@ -11,9 +11,9 @@
 //                  +-----------+-----------+-- ... --+
 //   A, m rows      |  a stage of the ring in shared memory, read by all warps
 //
-// The tensor cores take B as the left operand (16 rows of B by 8 rows of A), so that 8 rows of A are not padded to 16. Which column of k an operand's
-// register holds does not matter as long as both operands agree: lane (g, t) loads 8 adjacent columns 8t..8t+7 of row g, 16 bytes at once, and
-// these serve as columns 2t, 2t+1, 2t+8, 2t+9 of two multiplications. So B goes from memory to the multiplication without being rearranged.
+// Which column of k an operand's register holds does not matter as long as both operands agree: lane (g, t) loads 8 adjacent columns 8t..8t+7 of row g,
+// 16 bytes at once, and these serve as columns 2t, 2t+1, 2t+8, 2t+9 of two multiplications. So B goes from memory to the tensor cores as it is, in
+// the registers that it was loaded to.
 //
 // Bits: the order of additions follows from k, from the kernel's shape (its warps' shares of k) and from `splits`; tile_columns, the grid and who
 // takes which tile have no influence. Sums of the WARPS_K warps are added in the order of the warps, those of splits in the order of the splits.
@@ -27,38 +27,29 @@
 #include "gemm/epilogue.cuh"
 #include "ptx/mma.cuh"
 
-// ROWS of A in eights; COLUMNS of C in sixteens for each warp; K_STEPS: how many times 32 columns of k a slot holds.
-template <int M_GROUPS_, int N_GROUPS_, int K_STEPS_, int WARPS_N_, int WARPS_K_, int STAGES_, int BLOCKS_PER_SM_>
+// ROWS of A come in sixteens (the lower half alone where m is at most 8), COLUMNS of C in eights for each warp. A slot holds 32 columns of k of a warp's
+// rows of B; a stage of the ring of A serves STAGE_STEPS steps, each of which multiplies one slot of each warp.
+template <int ROWS_, int N_GROUPS_, int WARPS_N_, int WARPS_K_, int SLOTS_, int STAGE_STEPS_, int STAGES_, int BLOCKS_PER_SM_>
 struct SkinnyShape {
-    static constexpr int M_GROUPS = M_GROUPS_, N_GROUPS = N_GROUPS_, K_STEPS = K_STEPS_;
+    static constexpr int ROWS = ROWS_, M_GROUPS = (ROWS + 15) / 16, N_GROUPS = N_GROUPS_, SLOTS = SLOTS_;
     static constexpr int WARPS_N = WARPS_N_, WARPS_K = WARPS_K_, THREADS = 32 * WARPS_N * WARPS_K;
-    static constexpr int ROWS = 8 * M_GROUPS, COLUMNS = 16 * N_GROUPS * WARPS_N;
-    static constexpr int WARP_K = 32 * K_STEPS, BLOCK_K = WARP_K * WARPS_K;
+    static constexpr int COLUMNS = 8 * N_GROUPS * WARPS_N;
+    static constexpr int STEP_K = 32 * WARPS_K, STAGE_STEPS = STAGE_STEPS_, STAGE_K = STEP_K * STAGE_STEPS;
     static constexpr int STAGES = STAGES_;
     static constexpr int BLOCKS_PER_SM = BLOCKS_PER_SM_;
+    static_assert(STAGE_STEPS % SLOTS == 0, "a stage ends where all slots have been multiplied");
     // Rows of A lie 64 bytes off a multiple of 128, so that two rows read at once meet no bank conflict.
-    static constexpr int A_PITCH = 2 * BLOCK_K + 64, A_STAGE_BYTES = ROWS * A_PITCH;
-    // 4 floats off a multiple of 16, for the same reason: lanes write 8 columns of 4 rows that are 2 apart.
-    static constexpr int PARTIAL_PITCH = COLUMNS + 4;
+    static constexpr int A_PITCH = 2 * STAGE_K + 64, A_STAGE_BYTES = ROWS * A_PITCH;
+    // 8 floats off a multiple of 16, for the same reason: lanes write 8 columns of 4 rows at once.
+    static constexpr int PARTIAL_PITCH = COLUMNS + 8;
     static constexpr int SHARED_BYTES = STAGES * A_STAGE_BYTES + WARPS_K * ROWS * PARTIAL_PITCH * 4;
 };
 
-// 16 bytes of a weight, which are read once by one warp; `target` keeps its value unless `wanted`.
-__device__ __forceinline__ void load_weights(uint4 &target, const __half *source, bool wanted) {
-    asm volatile(
-        "{\n"
-        ".reg .pred wanted;\n"
-        "setp.ne.u32 wanted, %5, 0;\n"
-        "@wanted ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-        "}\n"
-        : "+r"(target.x), "+r"(target.y), "+r"(target.z), "+r"(target.w)
-        : "l"(source), "r"(static_cast<uint32_t>(wanted)));
-}
-
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
-    uint4 words;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "r"(address));
-    return words;
+// 16 bytes of weights; they are read once, by one warp.
+__device__ __forceinline__ void load_weights(uint4 &target, const __half *source) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(target.x), "=r"(target.y), "=r"(target.z), "=r"(target.w)
+                 : "l"(source));
 }
 
 // The sum of `parts` quads that lie `next` floats apart, in their order.
@@ -91,61 +82,63 @@ template <typename Shape>
 __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Tiles &tiles) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ uint32_t broadcast;
-    constexpr uint32_t STAGES = Shape::STAGES, SLOTS = 2;
+    constexpr uint32_t STAGES = Shape::STAGES, SLOTS = Shape::SLOTS, STAGE_STEPS = Shape::STAGE_STEPS;
     const GemmArgs &gemm = args.gemm;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t warp_n = threadIdx.x / 32 % Shape::WARPS_N, warp_k = threadIdx.x / 32 / Shape::WARPS_N;
-    const uint32_t steps = args.steps, unit_k = steps * Shape::BLOCK_K;
+    const uint32_t steps = args.steps, unit_k = steps * Shape::STEP_K;
     const uint32_t no_unit = tiles.count;
 
     // ---- B: slots in registers ----
-    uint4 weights[SLOTS][Shape::K_STEPS][Shape::N_GROUPS][2] = {};
-    const __half *weights_source = nullptr;  // this lane's piece of the step that is asked for next
-    uint32_t weights_k = 0;                  // its first column of k
-    int32_t weights_rows = 0;                // rows from this lane's first to the end of the tile; none left below 1
+    uint4 weights[SLOTS][Shape::N_GROUPS] = {};
+    const __half *rows[Shape::N_GROUPS];  // this lane's piece of each of its rows, in the slot that is asked for next
+    uint32_t rows_k = 0;                  // its first column of k
+    uint32_t rows_below = 0;              // rows from this lane's first to the end of the tile
     const auto seek = [&](uint32_t unit) {
-        if (unit >= no_unit) {
-            weights_rows = 0;
-            return;
-        }
-        const uint32_t first = unit / args.splits * args.tile_columns, row = first + warp_n * 16 + g;
-        weights_rows = static_cast<int32_t>(min(first + args.tile_columns, gemm.n)) - static_cast<int32_t>(row);
-        weights_k = unit % args.splits * unit_k + warp_k * Shape::WARP_K + t * 8;
-        weights_source = reinterpret_cast<const __half *>(gemm.b) + static_cast<uint64_t>(row) * gemm.ldb + weights_k;
-    };
-    const auto ask = [&](uint4(&slot)[Shape::K_STEPS][Shape::N_GROUPS][2]) {
-        // Beyond k a product with what a slot held before could be NaN.
-        if (weights_k + Shape::WARP_K > gemm.k) {
-#pragma unroll
-            for (int step = 0; step < Shape::K_STEPS; ++step) {
-#pragma unroll
-                for (int group = 0; group < Shape::N_GROUPS; ++group) slot[step][group][0] = slot[step][group][1] = make_uint4(0, 0, 0, 0);
-            }
-        }
+        rows_below = 0;
+        if (unit >= no_unit) return;
+        const uint32_t first = unit / args.splits * args.tile_columns, row = first + warp_n * 8 + g, end = min(first + args.tile_columns, gemm.n);
+        if (row < end) rows_below = end - row;
+        rows_k = unit % args.splits * unit_k + warp_k * 32 + t * 8;
 #pragma unroll
         for (int group = 0; group < Shape::N_GROUPS; ++group) {
+            rows[group] = reinterpret_cast<const __half *>(gemm.b) + static_cast<uint64_t>(row + group * Shape::WARPS_N * 8) * gemm.ldb + rows_k;
+        }
+    };
+    // Asks for slot `slot` of the next SLOTS steps.
+    const auto ask = [&](uint32_t slot, bool whole) {
+        if (whole) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = group * Shape::WARPS_N * 16 + half * 8;
-                const __half *source = weights_source + static_cast<uint64_t>(row) * gemm.ldb;
+            for (int group = 0; group < Shape::N_GROUPS; ++group) load_weights(weights[slot][group], rows[group] + slot * Shape::STEP_K);
+        } else {
+            const bool in_k = rows_k + slot * Shape::STEP_K < gemm.k;
 #pragma unroll
-                for (int step = 0; step < Shape::K_STEPS; ++step) {
-                    load_weights(slot[step][group][half], source + step * 32, row < weights_rows && weights_k + step * 32 < gemm.k);
-                }
+            for (int group = 0; group < Shape::N_GROUPS; ++group) {
+                weights[slot][group] = make_uint4(0, 0, 0, 0);
+                if (in_k && group * Shape::WARPS_N * 8 < rows_below) load_weights(weights[slot][group], rows[group] + slot * Shape::STEP_K);
             }
         }
-        weights_k += Shape::BLOCK_K;
-        weights_source += Shape::BLOCK_K;
+    };
+    // Whether the next SLOTS steps have no row beyond the tile and no column beyond k, in any lane of the warp.
+    const auto is_whole = [&] {
+        return __all_sync(0xffffffff, (Shape::N_GROUPS - 1) * Shape::WARPS_N * 8 < rows_below && rows_k + (SLOTS - 1) * Shape::STEP_K < gemm.k);
+    };
+    const auto advance = [&] {
+        rows_k += SLOTS * Shape::STEP_K;
+#pragma unroll
+        for (int group = 0; group < Shape::N_GROUPS; ++group) rows[group] += SLOTS * Shape::STEP_K;
     };
 
-    // ---- A: a ring in shared memory, which keeps all of this unit's share of k if it fits ----
+    // ---- A: a ring in shared memory, which keeps all of A if it fits ----
     const uint32_t a_ring = shared_address(shared);
-    const bool resident = args.splits == 1 && steps <= STAGES;
-    const uint32_t ring_stages = resident ? steps : STAGES;
-    // How many steps copies run ahead: no further than into the next unit.
-    const uint32_t lead = resident ? STAGES - 1 : min(STAGES - 1, steps);
-    const auto copy_a = [&](uint32_t first_k, uint32_t stage) {
-        constexpr uint32_t PIECES = Shape::BLOCK_K / 8;
+    const uint32_t unit_stages = (steps + STAGE_STEPS - 1) / STAGE_STEPS;
+    const bool resident = args.splits == 1 && unit_stages <= STAGES;
+    const uint32_t ring_stages = resident ? unit_stages : STAGES;
+    // How many stages copies run ahead: no further than into the next unit.
+    const uint32_t lead = resident ? STAGES - 1 : min(STAGES - 1, unit_stages);
+    const auto copy_a = [&](uint32_t unit, uint32_t unit_stage, uint32_t stage) {
+        constexpr uint32_t PIECES = Shape::STAGE_K / 8;
+        const uint32_t first_k = unit % args.splits * unit_k + unit_stage * Shape::STAGE_K;
         for (uint32_t piece = threadIdx.x; piece < gemm.m * PIECES; piece += Shape::THREADS) {
             const uint32_t row = piece / PIECES, column = piece % PIECES * 8, at = first_k + column;
             const __half *source = reinterpret_cast<const __half *>(gemm.a) + static_cast<uint64_t>(row) * gemm.lda + at;
@@ -153,7 +146,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         }
     };
     // Rows beyond m hold whatever shared memory held before: they meet only sums that are not stored.
-    const uint32_t a_fragments = a_ring + g * Shape::A_PITCH + (warp_k * Shape::WARP_K + t * 8) * 2;
+    const uint8_t *const a_fragments = shared + g * Shape::A_PITCH + (warp_k * 32 + t * 8) * 2;
 
     float *const partials = reinterpret_cast<float *>(shared + STAGES * Shape::A_STAGE_BYTES);
 
@@ -161,26 +154,29 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
     TileQueue queue(tiles);
     const bool strided = tiles.progress == 0;
     uint32_t unit = blockIdx.x;
-    if (strided) {
-        seek(unit);
-        ask(weights[0]);
-        ask(weights[1]);
-        wait_for_earlier_launches();
-    } else {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+    if (!strided) {
         wait_for_earlier_launches();
         if (threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
         __syncthreads();
         unit = broadcast;
         __syncthreads();
-        seek(unit);
-        ask(weights[0]);
-        ask(weights[1]);
     }
+    seek(unit);
+    {
+        const bool whole = is_whole();
+#pragma unroll
+        for (uint32_t slot = 0; slot < SLOTS; ++slot) ask(slot, whole);
+        advance();
+    }
+    if (strided) wait_for_earlier_launches();
 
     uint32_t stage = 0;
     if (unit < no_unit) {
         for (uint32_t ahead = 0; ahead < lead; ++ahead) {
-            if (ahead < steps) copy_a(unit % args.splits * unit_k + ahead * Shape::BLOCK_K, ahead);
+            if (ahead < unit_stages) copy_a(unit, ahead, ahead);
             cp_async_commit();
         }
     }
@@ -189,65 +185,64 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         uint32_t next = unit + gridDim.x;
         if (!strided && threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
 
-        float sums[Shape::N_GROUPS][Shape::M_GROUPS][4] = {};
+        float sums[Shape::M_GROUPS][Shape::N_GROUPS][4] = {};
 #pragma unroll 1
-        for (uint32_t step = 0; step < steps; step += SLOTS) {
-#pragma unroll
-            for (uint32_t slot = 0; slot < SLOTS; ++slot) {
-                if (lead == STAGES - 1) {
-                    cp_async_wait<STAGES - 2>();
-                } else {
-                    cp_async_wait<0>();
-                }
-                // All threads' copies of this step have arrived, and all have read the stage that is filled next.
-                __syncthreads();
-                if (slot == 0) {
-                    if (!strided && step == 0) next = broadcast;
-                    if (step + SLOTS == steps) seek(next);
-                }
-                const uint32_t ahead = step + slot + lead;
-                if (resident) {
-                    if (first_unit && ahead < steps) copy_a(ahead * Shape::BLOCK_K, ahead);
-                } else {
-                    const uint32_t target = stage + lead < STAGES ? stage + lead : stage + lead - STAGES;
-                    if (ahead < steps) {
-                        copy_a(unit % args.splits * unit_k + ahead * Shape::BLOCK_K, target);
-                    } else if (next < no_unit) {
-                        copy_a(next % args.splits * unit_k + (ahead - steps) * Shape::BLOCK_K, target);
-                    }
-                }
-                cp_async_commit();
+        for (uint32_t unit_stage = 0; unit_stage < unit_stages; ++unit_stage) {
+            if (lead == STAGES - 1) {
+                cp_async_wait<STAGES - 2>();
+            } else {
+                cp_async_wait<0>();
+            }
+            // All threads' copies to this stage have arrived, and all have read the stage that is filled next.
+            __syncthreads();
+            if (!strided && unit_stage == 0) next = broadcast;
+            const uint32_t ahead = unit_stage + lead;
+            const uint32_t target = stage + lead < STAGES ? stage + lead : stage + lead - STAGES;
+            if (resident) {
+                if (first_unit && ahead < unit_stages) copy_a(unit, ahead, ahead);
+            } else if (ahead < unit_stages) {
+                copy_a(unit, ahead, target);
+            } else if (next < no_unit) {
+                copy_a(next, ahead - unit_stages, target);
+            }
+            cp_async_commit();
 
-                const uint32_t at = a_fragments + stage * Shape::A_STAGE_BYTES;
+            const uint8_t *fragments = a_fragments + stage * Shape::A_STAGE_BYTES;
+            const uint32_t stage_end = min((unit_stage + 1) * STAGE_STEPS, steps);
+#pragma unroll 1
+            for (uint32_t step = unit_stage * STAGE_STEPS; step < stage_end; step += SLOTS) {
+                if (step + SLOTS == steps) seek(next);
+                const bool whole = is_whole();
 #pragma unroll
-                for (int k = 0; k < Shape::K_STEPS; ++k) {
+                for (uint32_t slot = 0; slot < SLOTS; ++slot) {
 #pragma unroll
                     for (int i = 0; i < Shape::M_GROUPS; ++i) {
-                        const uint4 a = load_shared_16(at + i * 8 * Shape::A_PITCH + k * 64);
+                        const uint8_t *fragment = fragments + i * 16 * Shape::A_PITCH + slot * Shape::STEP_K * 2;
+                        const uint4 low = *reinterpret_cast<const uint4 *>(fragment);
+                        uint4 high = low;  // rows 8 to 15: of no consequence if A has none
+                        if (Shape::ROWS > 8) high = *reinterpret_cast<const uint4 *>(fragment + 8 * Shape::A_PITCH);
+                        const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) {
-                            const uint4 &low = weights[slot][k][j][0], &high = weights[slot][k][j][1];
-                            const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
-                            mma_m16n8k16(sums[j][i], first, a.x, a.y);
-                            mma_m16n8k16(sums[j][i], second, a.z, a.w);
-                        }
+                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], first, weights[slot][j].x, weights[slot][j].y);
+#pragma unroll
+                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], second, weights[slot][j].z, weights[slot][j].w);
                     }
+                    ask(slot, whole);
                 }
-                ask(weights[slot]);
-                if (++stage == ring_stages) stage = 0;
+                advance();
+                fragments += SLOTS * Shape::STEP_K * 2;
             }
+            if (++stage == ring_stages) stage = 0;
         }
 
         // The warps' partial sums meet in shared memory.
 #pragma unroll
-        for (int j = 0; j < Shape::N_GROUPS; ++j) {
+        for (int i = 0; i < Shape::M_GROUPS; ++i) {
 #pragma unroll
-            for (int i = 0; i < Shape::M_GROUPS; ++i) {
-                float *target = partials + (warp_k * Shape::ROWS + i * 8 + t * 2) * Shape::PARTIAL_PITCH + (j * Shape::WARPS_N + warp_n) * 16 + g;
-                target[0] = sums[j][i][0];
-                target[Shape::PARTIAL_PITCH] = sums[j][i][1];
-                target[8] = sums[j][i][2];
-                target[Shape::PARTIAL_PITCH + 8] = sums[j][i][3];
+            for (int j = 0; j < Shape::N_GROUPS; ++j) {
+                float *target = partials + (warp_k * Shape::ROWS + i * 16 + g) * Shape::PARTIAL_PITCH + (j * Shape::WARPS_N + warp_n) * 8 + t * 2;
+                *reinterpret_cast<float2 *>(target) = make_float2(sums[i][j][0], sums[i][j][1]);
+                if (Shape::ROWS > 8) *reinterpret_cast<float2 *>(target + 8 * Shape::PARTIAL_PITCH) = make_float2(sums[i][j][2], sums[i][j][3]);
             }
         }
         __syncthreads();
