@@ -37,19 +37,36 @@ struct SkinnyShape {
     static constexpr int STEP_K = 32 * WARPS_K, STAGE_STEPS = STAGE_STEPS_, STAGE_K = STEP_K * STAGE_STEPS;
     static constexpr int STAGES = STAGES_;
     static constexpr int BLOCKS_PER_SM = BLOCKS_PER_SM_;
-    static_assert(STAGE_STEPS % SLOTS == 0, "a stage ends where all slots have been multiplied");
+    static_assert((STAGES - 1) * STAGE_STEPS >= SLOTS, "what a stage gets is waited for no later than the slots that are asked for with it");
     // Rows of A lie 64 bytes off a multiple of 128, so that two rows read at once meet no bank conflict.
     static constexpr int A_PITCH = 2 * STAGE_K + 64, A_STAGE_BYTES = ROWS * A_PITCH;
     // 8 floats off a multiple of 16, for the same reason: lanes write 8 columns of 4 rows at once.
     static constexpr int PARTIAL_PITCH = COLUMNS + 8;
-    static constexpr int SHARED_BYTES = STAGES * A_STAGE_BYTES + WARPS_K * ROWS * PARTIAL_PITCH * 4;
+    static constexpr int SLOT_BYTES = N_GROUPS * 512, WARP_BYTES = SLOTS * SLOT_BYTES;
+    static constexpr int PARTIAL_BYTES = WARPS_K * ROWS * PARTIAL_PITCH * 4;
+    static constexpr int SHARED_BYTES = STAGES * A_STAGE_BYTES + PARTIAL_BYTES + THREADS / 32 * WARP_BYTES;
 };
 
-// 16 bytes of weights; they are read once, by one warp.
-__device__ __forceinline__ void load_weights(uint4 &target, const __half *source) {
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(target.x), "=r"(target.y), "=r"(target.z), "=r"(target.w)
-                 : "l"(source));
+// cp_async_16 of all 16 bytes.
+__device__ __forceinline__ void cp_async_16(uint32_t target, const void *source) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+    uint4 words;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "r"(address) : "memory");
+    return words;
+}
+
+// mma_m16n8k16 of which rows 8 to 15 do not matter: their part of A is whatever registers hold.
+__device__ __forceinline__ void mma_m8n8k16(float (&sum)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 any;\n"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, any, %5, any}, {%6, %7}, {%0, %1, %2, %3};\n"
+        "}\n"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a2), "r"(b0), "r"(b1));
 }
 
 // The sum of `parts` quads that lie `next` floats apart, in their order.
@@ -89,9 +106,9 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
     const uint32_t steps = args.steps, unit_k = steps * Shape::STEP_K;
     const uint32_t no_unit = tiles.count;
 
-    // ---- B: slots in registers ----
-    uint4 weights[SLOTS][Shape::N_GROUPS] = {};
-    const __half *rows[Shape::N_GROUPS];  // this lane's piece of each of its rows, in the slot that is asked for next
+    // ---- B: a ring of slots for each warp, in which each lane reads back what it copied itself ----
+    const uint32_t slots = shared_address(shared) + STAGES * Shape::A_STAGE_BYTES + Shape::PARTIAL_BYTES + threadIdx.x / 32 * Shape::WARP_BYTES + lane * 16;
+    const __half *rows[Shape::N_GROUPS];  // this lane's piece of each of its rows, in the step that is asked for next
     uint32_t rows_k = 0;                  // its first column of k
     uint32_t rows_below = 0;              // rows from this lane's first to the end of the tile
     const auto seek = [&](uint32_t unit) {
@@ -105,28 +122,21 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
             rows[group] = reinterpret_cast<const __half *>(gemm.b) + static_cast<uint64_t>(row + group * Shape::WARPS_N * 8) * gemm.ldb + rows_k;
         }
     };
-    // Asks for slot `slot` of the next SLOTS steps.
-    const auto ask = [&](uint32_t slot, bool whole) {
-        if (whole) {
+    // Asks for the next step's slot. A group of copies for each step, also for those that do not exist, so that counting groups counts steps.
+    const auto ask = [&](uint32_t slot) {
+        const uint32_t target = slots + slot * Shape::SLOT_BYTES;
+        if (__all_sync(0xffffffff, (Shape::N_GROUPS - 1) * Shape::WARPS_N * 8 < rows_below && rows_k < gemm.k)) {
 #pragma unroll
-            for (int group = 0; group < Shape::N_GROUPS; ++group) load_weights(weights[slot][group], rows[group] + slot * Shape::STEP_K);
-        } else {
-            const bool in_k = rows_k + slot * Shape::STEP_K < gemm.k;
+            for (int group = 0; group < Shape::N_GROUPS; ++group) cp_async_16(target + group * 512, rows[group]);
+        } else if (__any_sync(0xffffffff, rows_below > 0)) {
 #pragma unroll
             for (int group = 0; group < Shape::N_GROUPS; ++group) {
-                weights[slot][group] = make_uint4(0, 0, 0, 0);
-                if (in_k && group * Shape::WARPS_N * 8 < rows_below) load_weights(weights[slot][group], rows[group] + slot * Shape::STEP_K);
+                cp_async_16(target + group * 512, rows[group], rows_k < gemm.k && group * Shape::WARPS_N * 8 < rows_below ? 16 : 0);
             }
         }
-    };
-    // Whether the next SLOTS steps have no row beyond the tile and no column beyond k, in any lane of the warp.
-    const auto is_whole = [&] {
-        return __all_sync(0xffffffff, (Shape::N_GROUPS - 1) * Shape::WARPS_N * 8 < rows_below && rows_k + (SLOTS - 1) * Shape::STEP_K < gemm.k);
-    };
-    const auto advance = [&] {
-        rows_k += SLOTS * Shape::STEP_K;
+        rows_k += Shape::STEP_K;
 #pragma unroll
-        for (int group = 0; group < Shape::N_GROUPS; ++group) rows[group] += SLOTS * Shape::STEP_K;
+        for (int group = 0; group < Shape::N_GROUPS; ++group) rows[group] += Shape::STEP_K;
     };
 
     // ---- A: a ring in shared memory, which keeps all of A if it fits ----
@@ -134,8 +144,10 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
     const uint32_t unit_stages = (steps + STAGE_STEPS - 1) / STAGE_STEPS;
     const bool resident = args.splits == 1 && unit_stages <= STAGES;
     const uint32_t ring_stages = resident ? unit_stages : STAGES;
-    // How many stages copies run ahead: no further than into the next unit.
-    const uint32_t lead = resident ? STAGES - 1 : min(STAGES - 1, unit_stages);
+    // How far copies run ahead, in stages of A and in steps of B: no further than into the next unit.
+    const uint32_t stage_lead = resident ? STAGES - 1 : min(STAGES - 1, unit_stages), step_lead = min(SLOTS, steps);
+    // Whether a stage is always copied at least SLOTS steps before it is needed, so that waiting for slots waits for it as well.
+    const bool whole_stages = resident || steps % STAGE_STEPS == 0;
     const auto copy_a = [&](uint32_t unit, uint32_t unit_stage, uint32_t stage) {
         constexpr uint32_t PIECES = Shape::STAGE_K / 8;
         const uint32_t first_k = unit % args.splits * unit_k + unit_stage * Shape::STAGE_K;
@@ -146,7 +158,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         }
     };
     // Rows beyond m hold whatever shared memory held before: they meet only sums that are not stored.
-    const uint8_t *const a_fragments = shared + g * Shape::A_PITCH + (warp_k * 32 + t * 8) * 2;
+    const uint32_t a_fragments = a_ring + g * Shape::A_PITCH + (warp_k * 32 + t * 8) * 2;
 
     float *const partials = reinterpret_cast<float *>(shared + STAGES * Shape::A_STAGE_BYTES);
 
@@ -165,74 +177,85 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         __syncthreads();
     }
     seek(unit);
-    {
-        const bool whole = is_whole();
-#pragma unroll
-        for (uint32_t slot = 0; slot < SLOTS; ++slot) ask(slot, whole);
-        advance();
+#pragma unroll 1
+    for (uint32_t step = 0; step < step_lead; ++step) {
+        ask(step);
+        cp_async_commit();
     }
     if (strided) wait_for_earlier_launches();
 
-    uint32_t stage = 0;
+    uint32_t asked = step_lead, slot = 0, stage = 0;
     if (unit < no_unit) {
-        for (uint32_t ahead = 0; ahead < lead; ++ahead) {
+        for (uint32_t ahead = 0; ahead < stage_lead; ++ahead) {
             if (ahead < unit_stages) copy_a(unit, ahead, ahead);
-            cp_async_commit();
         }
     }
+    cp_async_commit();
     bool first_unit = true;
     while (unit < no_unit) {
         uint32_t next = unit + gridDim.x;
         if (!strided && threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
 
         float sums[Shape::M_GROUPS][Shape::N_GROUPS][4] = {};
+        uint32_t stage_step = 0, unit_stage = 0;
+        uint32_t fragments = 0;
 #pragma unroll 1
-        for (uint32_t unit_stage = 0; unit_stage < unit_stages; ++unit_stage) {
-            if (lead == STAGES - 1) {
-                cp_async_wait<STAGES - 2>();
+        for (uint32_t step = 0; step < steps; ++step) {
+            if (step_lead == SLOTS && !(stage_step == 0 && (!whole_stages || (first_unit && step == 0)))) {
+                cp_async_wait<SLOTS - 1>();
             } else {
                 cp_async_wait<0>();
             }
-            // All threads' copies to this stage have arrived, and all have read the stage that is filled next.
-            __syncthreads();
-            if (!strided && unit_stage == 0) next = broadcast;
-            const uint32_t ahead = unit_stage + lead;
-            const uint32_t target = stage + lead < STAGES ? stage + lead : stage + lead - STAGES;
-            if (resident) {
-                if (first_unit && ahead < unit_stages) copy_a(unit, ahead, ahead);
-            } else if (ahead < unit_stages) {
-                copy_a(unit, ahead, target);
-            } else if (next < no_unit) {
-                copy_a(next, ahead - unit_stages, target);
-            }
-            cp_async_commit();
-
-            const uint8_t *fragments = a_fragments + stage * Shape::A_STAGE_BYTES;
-            const uint32_t stage_end = min((unit_stage + 1) * STAGE_STEPS, steps);
-#pragma unroll 1
-            for (uint32_t step = unit_stage * STAGE_STEPS; step < stage_end; step += SLOTS) {
-                if (step + SLOTS == steps) seek(next);
-                const bool whole = is_whole();
-#pragma unroll
-                for (uint32_t slot = 0; slot < SLOTS; ++slot) {
-#pragma unroll
-                    for (int i = 0; i < Shape::M_GROUPS; ++i) {
-                        const uint8_t *fragment = fragments + i * 16 * Shape::A_PITCH + slot * Shape::STEP_K * 2;
-                        const uint4 low = *reinterpret_cast<const uint4 *>(fragment);
-                        uint4 high = low;  // rows 8 to 15: of no consequence if A has none
-                        if (Shape::ROWS > 8) high = *reinterpret_cast<const uint4 *>(fragment + 8 * Shape::A_PITCH);
-                        const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], first, weights[slot][j].x, weights[slot][j].y);
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], second, weights[slot][j].z, weights[slot][j].w);
-                    }
-                    ask(slot, whole);
+            if (stage_step == 0) {
+                // All threads' copies to this stage of A have arrived, and all have read the stage that is filled next.
+                __syncthreads();
+                if (!strided && step == 0) next = broadcast;
+                const uint32_t ahead = unit_stage + stage_lead;
+                const uint32_t target = stage + stage_lead < STAGES ? stage + stage_lead : stage + stage_lead - STAGES;
+                if (resident) {
+                    if (first_unit && ahead < unit_stages) copy_a(unit, ahead, ahead);
+                } else if (ahead < unit_stages) {
+                    copy_a(unit, ahead, target);
+                } else if (next < no_unit) {
+                    copy_a(next, ahead - unit_stages, target);
                 }
-                advance();
-                fragments += SLOTS * Shape::STEP_K * 2;
+                fragments = a_fragments + stage * Shape::A_STAGE_BYTES;
+                if (++stage == ring_stages) stage = 0;
+                ++unit_stage;
             }
-            if (++stage == ring_stages) stage = 0;
+
+            uint4 b[Shape::N_GROUPS];
+#pragma unroll
+            for (int j = 0; j < Shape::N_GROUPS; ++j) b[j] = load_shared_16(slots + slot * Shape::SLOT_BYTES + j * 512);
+#pragma unroll
+            for (int i = 0; i < Shape::M_GROUPS; ++i) {
+                const uint4 low = load_shared_16(fragments + i * 16 * Shape::A_PITCH);
+                if (Shape::ROWS <= 8) {
+#pragma unroll
+                    for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m8n8k16(sums[i][j], low.x, low.y, b[j].x, b[j].y);
+#pragma unroll
+                    for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m8n8k16(sums[i][j], low.z, low.w, b[j].z, b[j].w);
+                } else {
+                    const uint4 high = load_shared_16(fragments + (i * 16 + 8) * Shape::A_PITCH);
+                    const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+                    for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], first, b[j].x, b[j].y);
+#pragma unroll
+                    for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], second, b[j].z, b[j].w);
+                }
+            }
+            fragments += Shape::STEP_K * 2;
+
+            // The slot has been read: into registers, by the lane that fills it again.
+            if (asked == steps) {
+                seek(next);
+                asked = 0;
+            }
+            ask(slot);
+            ++asked;
+            cp_async_commit();
+            if (++slot == step_lead) slot = 0;
+            if (++stage_step == STAGE_STEPS) stage_step = 0;
         }
 
         // The warps' partial sums meet in shared memory.
