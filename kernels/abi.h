@@ -69,6 +69,12 @@ typedef struct SkinnyGemmArgs {
     uint32_t steps;        // of one unit, each as many columns of k as a block takes at once; even
 } SkinnyGemmArgs;
 
+// Dynamic shared memory of the skinny GEMMs, bytes; the device code asserts that it is what they use.
+#define SKINNY_GEMM_8X16_SHARED_BYTES 105984
+#define SKINNY_GEMM_8X32_SHARED_BYTES 109568
+#define SKINNY_GEMM_16X64_SHARED_BYTES 220160
+#define SKINNY_GEMM_32X128_SHARED_BYTES 221184
+
 // What is done to a sum before it is stored; x = scale * sum.
 typedef enum GemmEpilogue {
     GEMM_PLAIN = 0,          // x

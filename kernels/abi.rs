@@ -1,6 +1,10 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const SKINNY_GEMM_8X16_SHARED_BYTES: u32 = 105984;
+pub const SKINNY_GEMM_8X32_SHARED_BYTES: u32 = 109568;
+pub const SKINNY_GEMM_16X64_SHARED_BYTES: u32 = 220160;
+pub const SKINNY_GEMM_32X128_SHARED_BYTES: u32 = 221184;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
@@ -131,6 +135,32 @@ const _: () = {
     ["Offset of field: GemmArgs::epilogue"][::std::mem::offset_of!(GemmArgs, epilogue) - 68usize];
     ["Offset of field: GemmArgs::scale"][::std::mem::offset_of!(GemmArgs, scale) - 72usize];
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
+};
+#[doc = " A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SkinnyGemmArgs {
+    pub gemm: GemmArgs,
+    #[doc = " float[units][m][tile_columns]; not used where splits is 1"]
+    pub partials: u64,
+    #[doc = " uint32_t[tiles], all zero before and after; not used where splits is 1"]
+    pub arrivals: u64,
+    #[doc = " a multiple of 8"]
+    pub tile_columns: u32,
+    pub splits: u32,
+    #[doc = " of one unit, each as many columns of k as a block takes at once; even"]
+    pub steps: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SkinnyGemmArgs"][::std::mem::size_of::<SkinnyGemmArgs>() - 112usize];
+    ["Alignment of SkinnyGemmArgs"][::std::mem::align_of::<SkinnyGemmArgs>() - 8usize];
+    ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 0usize];
+    ["Offset of field: SkinnyGemmArgs::partials"][::std::mem::offset_of!(SkinnyGemmArgs, partials) - 80usize];
+    ["Offset of field: SkinnyGemmArgs::arrivals"][::std::mem::offset_of!(SkinnyGemmArgs, arrivals) - 88usize];
+    ["Offset of field: SkinnyGemmArgs::tile_columns"][::std::mem::offset_of!(SkinnyGemmArgs, tile_columns) - 96usize];
+    ["Offset of field: SkinnyGemmArgs::splits"][::std::mem::offset_of!(SkinnyGemmArgs, splits) - 100usize];
+    ["Offset of field: SkinnyGemmArgs::steps"][::std::mem::offset_of!(SkinnyGemmArgs, steps) - 104usize];
 };
 #[doc = " x"]
 pub const GemmEpilogue_GEMM_PLAIN: GemmEpilogue = 0;

@@ -275,10 +275,10 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         bool finishes = true;
         if (args.splits > 1) {
             // So do those of the splits in global memory. Whoever comes last finishes the tile, and leaves the count of arrivals at zero: atomicInc wraps.
-            float *const unit_partials = reinterpret_cast<float *>(args.partials) + static_cast<uint64_t>(unit) * gemm.m * Shape::COLUMNS;
+            float *const unit_partials = reinterpret_cast<float *>(args.partials) + static_cast<uint64_t>(unit) * gemm.m * args.tile_columns;
             for_each_quad<Shape>(args, [&](uint32_t row, uint32_t column) {
                 const float4 total = sum_of_parts(part + row * pitch + column, parts, next_part);
-                *reinterpret_cast<float4 *>(unit_partials + row * Shape::COLUMNS + column) = total;
+                *reinterpret_cast<float4 *>(unit_partials + row * args.tile_columns + column) = total;
             });
             __threadfence();
             __syncthreads();
@@ -286,7 +286,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
             __syncthreads();
             finishes = broadcast == args.splits - 1;
             __threadfence();
-            parts = args.splits, pitch = Shape::COLUMNS, next_part = gemm.m * Shape::COLUMNS;
+            parts = args.splits, pitch = args.tile_columns, next_part = gemm.m * args.tile_columns;
             part = reinterpret_cast<const float *>(args.partials) + static_cast<uint64_t>(tile) * args.splits * next_part;
         }
         if (finishes) {
