@@ -61,12 +61,13 @@ typedef struct GemmArgs {
 
 // A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh.
 typedef struct SkinnyGemmArgs {
+    TensorMap b_map;       // of B, in tiles of a warp's rows (an eighth to all of tile_columns) by 64
     GemmArgs gemm;
     uint64_t partials;     // float[units][m][tile_columns]; not used where splits is 1
     uint64_t arrivals;     // uint32_t[tiles], all zero before and after; not used where splits is 1
-    uint32_t tile_columns; // a multiple of 8
+    uint32_t tile_columns; // a multiple of 8 for each warp that shares them out
     uint32_t splits;
-    uint32_t steps;        // of one unit, each as many columns of k as a block takes at once; even
+    uint32_t steps;        // of one unit, each as many columns of k as a block takes at once
 } SkinnyGemmArgs;
 
 // Dynamic shared memory of the skinny GEMMs, bytes; the device code asserts that it is what they use.
