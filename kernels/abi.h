@@ -57,6 +57,7 @@ typedef struct GemmArgs {
     uint32_t epilogue;    // GemmEpilogue, for kernels that were not compiled for one
     float scale;          // factor of the sums
     uint32_t vectorised;  // whether C, bias and residual may be accessed four elements at a time
+    uint32_t constant_b;  // whether no earlier launch still in flight may be writing B: a weight
 } GemmArgs;
 
 // A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh.
@@ -75,6 +76,16 @@ typedef struct SkinnyGemmArgs {
 #define SKINNY_GEMM_8X32_SHARED_BYTES 109568
 #define SKINNY_GEMM_16X64_SHARED_BYTES 220160
 #define SKINNY_GEMM_32X128_SHARED_BYTES 221184
+
+// The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.
+typedef struct WarpgroupGemmArgs {
+    TensorMap a;        // a tile's rows, or half of them if they are shared, by 64 columns
+    TensorMap b;        // the same
+    TensorMap c;        // tiles of 64 rows by one slice
+    TensorMap residual; // as c; unused without a residual
+    GemmArgs gemm;
+    uint32_t shares_a;  // 1: the pair's tiles lie side by side along n; 0: one below the other along m, and share B
+} WarpgroupGemmArgs;
 
 // What is done to a sum before it is stored; x = scale * sum.
 typedef enum GemmEpilogue {

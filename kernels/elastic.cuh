@@ -53,18 +53,32 @@ __device__ __forceinline__ void wait_for_earlier_launches() {
 #endif
 }
 
-// Takes tiles for one block. One thread of the block holds it and calls it; every thread must have waited for earlier launches.
+// Takes tiles for one worker: a block, or a pair of blocks that work as one. One thread of the worker holds it and calls it, and must have waited
+// for earlier launches.
 class TileQueue {
   public:
-    __device__ explicit TileQueue(const Tiles &tiles) : tiles_(tiles), taken_(0) {}
+    // Of a block.
+    __device__ explicit TileQueue(const Tiles &tiles) : TileQueue(tiles, blockIdx.x, gridDim.x, sm_id()) {}
 
-    // The next tile for this block; false when the block must leave, once it has finished those that it took.
+    // Of worker `worker` of `workers`, whose blocks run on this SM and on `other_sm`.
+    __device__ TileQueue(const Tiles &tiles, uint32_t worker, uint32_t workers, uint32_t other_sm)
+        : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), taken_(0) {}
+
+    // Reads the grant for the first tile already. The grant is no earlier launch's output, so this may be done before waiting for those.
+    __device__ void poll() {
+        polled_ = true;
+        held_ = holds_its_sms();
+    }
+
+    // The next tile; false when the worker must leave, once it has finished those that it took.
     __device__ bool take(uint32_t &tile) {
         if (tiles_.progress == 0) {
-            tile = blockIdx.x + taken_ * gridDim.x;
+            tile = worker_ + taken_ * workers_;
         } else {
             const bool owner = tiles_.joins == 0;
-            const bool may_run = holds_this_sm() || (owner && blockIdx.x == 0);
+            const bool held = polled_ ? held_ : holds_its_sms();
+            polled_ = false;
+            const bool may_run = held || (owner && worker_ == 0);
             tile = may_run ? (owner ? take_as_owner() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
         }
         if (tile >= tiles_.count) return false;
@@ -80,8 +94,8 @@ class TileQueue {
         atomicAdd(&progress()->finished, taken_);
         if (!owner) return;
         __threadfence();
-        if (atomicAdd(&progress()->departed, 1u) != gridDim.x - 1) return;
-        // Last block of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
+        if (atomicAdd(&progress()->departed, 1u) != workers_ - 1) return;
+        // Last worker of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
         volatile uint32_t *finished = &progress()->finished;
         while (*finished < tiles_.count) __nanosleep(64);
         __threadfence();
@@ -95,15 +109,15 @@ class TileQueue {
   private:
     __device__ TileProgress *progress() const { return reinterpret_cast<TileProgress *>(tiles_.progress); }
 
-    __device__ bool holds_this_sm() const {
+    __device__ bool holds_its_sms() const {
         if (tiles_.grant == 0) return true;
         const uint32_t sm = sm_id();
         // Volatile: the grant changes while the kernel runs, so neither a register nor L1 may answer for it.
         const volatile uint32_t *grant = reinterpret_cast<const volatile uint32_t *>(tiles_.grant);
-        return (grant[sm / 32] >> (sm % 32)) & 1u;
+        return (grant[sm / 32] >> (sm % 32)) & (grant[other_sm_ / 32] >> (other_sm_ % 32)) & 1u;
     }
 
-    // The owner's blocks know that the epoch cannot change under them: it does so only after the last of them has left.
+    // The owner's workers know that the epoch cannot change under them: it does so only after the last of them has left.
     __device__ uint32_t take_as_owner() { return static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)); }
 
     __device__ uint32_t take_in_epoch(uint32_t epoch) {
@@ -118,13 +132,18 @@ class TileQueue {
     }
 
     const Tiles &tiles_;
+    uint32_t worker_, workers_, other_sm_;
     uint32_t taken_;
+    bool polled_ = false, held_ = false;
 };
 
 // The same for kernels whose threads all work on one tile at a time.
 class ElasticTiles {
   public:
-    __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), queue_(tiles), next_(blockIdx.x) { wait_for_earlier_launches(); }
+    __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), queue_(tiles), next_(blockIdx.x) {
+        if (threadIdx.x == 0 && tiles.progress != 0) queue_.poll();
+        wait_for_earlier_launches();
+    }
 
     // The next tile for this block, the same in every thread; false when the block must leave.
     __device__ bool next(uint32_t &tile) {

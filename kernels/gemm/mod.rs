@@ -233,6 +233,7 @@ impl Gemm {
             epilogue: self.kind(),
             scale,
             vectorised: u32::from(vectorised),
+            constant_b: 1,
         }
     }
 }

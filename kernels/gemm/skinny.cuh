@@ -167,8 +167,9 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
     uint32_t unit = blockIdx.x;
     // The next launch's blocks may come at once: their weights can be under way while this launch finishes.
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    const bool asks_early = strided && gemm.constant_b;
+    if (!asks_early) wait_for_earlier_launches();
     if (!strided) {
-        wait_for_earlier_launches();
         if (threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
         __syncthreads();
         unit = broadcast;
@@ -176,7 +177,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
     }
     seek(unit);
     for (uint32_t step = 0; step < step_lead; ++step) ask(step);
-    if (strided) wait_for_earlier_launches();
+    if (asks_early) wait_for_earlier_launches();
 
     uint32_t asked = step_lead, slot = 0, parity = 0, stage = 0;
     if (unit < no_unit) {

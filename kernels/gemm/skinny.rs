@@ -5,9 +5,10 @@
 //! influence on the bits, so it may depend on the SM count; the kernel and the shares of k follow from the problem alone.
 
 use std::fmt;
+use std::mem::offset_of;
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Launch, Params};
+use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
 use super::{Gemm, Variant, abi};
 
@@ -43,6 +44,9 @@ const LEAST_SHARE: u32 = 512;
 /// What a tile costs besides the columns of B that it reads, in columns.
 const TILE_COST_COLUMNS: u64 = 4;
 
+/// Columns of k that a warp multiplies in one step: a swizzled row of shared memory.
+const SLOT_K: u32 = 64;
+
 /// How long a launch must be to poll the grant, microseconds.
 const LONG_US: f64 = 20.0;
 
@@ -68,9 +72,9 @@ pub enum Skinny {
 struct Shape {
     rows: u32,
     columns: u32,
-    /// Columns of k that a block multiplies in one step.
-    step_k: u32,
-    threads: u32,
+    /// Warps that share out a tile's columns, and those that share out k.
+    warps_n: u32,
+    warps_k: u32,
     shared_bytes: u32,
     /// The kernel's launch bound.
     blocks_per_sm: u32,
@@ -83,6 +87,13 @@ pub(super) struct Cut {
     splits: u32,
     steps: u32,
     units: u32,
+}
+
+impl Shape {
+    /// Columns of k that a block multiplies in one step.
+    const fn step_k(self) -> u32 {
+        SLOT_K * self.warps_k
+    }
 }
 
 impl fmt::Display for Cut {
@@ -99,9 +110,9 @@ impl fmt::Display for Skinny {
 }
 
 impl Skinny {
-    /// The kernel for `gemm`; none if it has too many rows, or rows that do not consist of 16-byte pieces.
+    /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let fits = |skinny: &Self| skinny.can_do(gemm) && skinny.blocks_per_sm(gpu) > 0;
+        let fits = |skinny: &Self| skinny.can_do(gemm) && skinny.blocks_per_sm(gpu) > 0 && gpu.compute_capability == (9, 0);
         let by_rows = match gemm.m {
             ..=8 => Self::Rows8x32,
             9..=16 => Self::Rows16x64,
@@ -113,17 +124,17 @@ impl Skinny {
     }
 
     pub(super) fn can_do(self, gemm: &Gemm) -> bool {
-        gemm.is_aligned() && gemm.k.is_multiple_of(8) && gemm.m <= self.shape().rows
+        gemm.is_aligned() && gemm.m <= self.shape().rows
     }
 
     const fn shape(self) -> Shape {
-        let (rows, columns, step_k, threads, shared_bytes, blocks_per_sm) = match self {
-            Self::Rows8x16 => (8, 16, 256, 256, abi::SKINNY_GEMM_8X16_SHARED_BYTES, 2),
-            Self::Rows8x32 => (8, 32, 256, 256, abi::SKINNY_GEMM_8X32_SHARED_BYTES, 2),
-            Self::Rows16x64 => (16, 64, 256, 512, abi::SKINNY_GEMM_16X64_SHARED_BYTES, 1),
-            Self::Rows32x128 => (32, 128, 64, 256, abi::SKINNY_GEMM_32X128_SHARED_BYTES, 1),
+        let (rows, columns, [warps_n, warps_k], shared_bytes, blocks_per_sm) = match self {
+            Self::Rows8x16 => (8, 16, [1, 4], abi::SKINNY_GEMM_8X16_SHARED_BYTES, 2),
+            Self::Rows8x32 => (8, 32, [1, 4], abi::SKINNY_GEMM_8X32_SHARED_BYTES, 2),
+            Self::Rows16x64 => (16, 64, [2, 4], abi::SKINNY_GEMM_16X64_SHARED_BYTES, 1),
+            Self::Rows32x128 => (32, 128, [4, 2], abi::SKINNY_GEMM_32X128_SHARED_BYTES, 1),
         };
-        Shape { rows, columns, step_k, threads, shared_bytes, blocks_per_sm }
+        Shape { rows, columns, warps_n, warps_k, shared_bytes, blocks_per_sm }
     }
 
     /// The entry point, for every epilogue.
@@ -138,7 +149,8 @@ impl Skinny {
 
     /// Threads of a block.
     pub(super) const fn threads(self) -> u32 {
-        self.shape().threads
+        let shape = self.shape();
+        32 * shape.warps_n * shape.warps_k
     }
 
     /// Dynamic shared memory of a block, bytes.
@@ -189,11 +201,11 @@ impl Skinny {
         let (n, widest) = (u64::from(gemm.n), u64::from(shape.columns));
         let tiles_at_once = (blocks / u64::from(splits)).max(1);
         let least_rounds = n.div_ceil(widest * tiles_at_once);
-        let width = |rounds: u64| n.div_ceil(rounds * tiles_at_once).next_multiple_of(8).min(widest);
+        let width = |rounds: u64| n.div_ceil(rounds * tiles_at_once).next_multiple_of(8 * u64::from(shape.warps_n)).min(widest);
         let work = |rounds: u64| rounds * (width(rounds) + TILE_COST_COLUMNS);
         let rounds = if work(least_rounds + 1) < work(least_rounds) { least_rounds + 1 } else { least_rounds };
         let columns = width(rounds) as u32;
-        let steps = gemm.k.div_ceil(shape.step_k).div_ceil(splits);
+        let steps = gemm.k.div_ceil(shape.step_k()).div_ceil(splits);
         Cut { columns, splits, steps, units: gemm.n.div_ceil(columns) * splits }
     }
 
@@ -202,23 +214,27 @@ impl Skinny {
         let (shape, cut) = (self.shape(), self.cut(gemm, sms, gpu));
         let workspace = gemm.workspace.map_or(0, |workspace| workspace.ptr.0);
         let blocks_per_sm = self.blocks_per_sm(gpu);
+        let warp_tile = [cut.columns / shape.warps_n, SLOT_K];
+        let b_map = TensorMap::matrix(gemm.b, Element::F16, [gemm.n, gemm.k], gemm.ldb, warp_tile, Swizzle::Bytes128);
         Launch {
             symbol: self.symbol(),
             grid: Launch::persistent_grid(cut.units, sms, blocks_per_sm),
-            block: shape.threads,
+            block: self.threads(),
             shared_bytes: shape.shared_bytes,
             blocks_per_sm,
             tiles: cut.units,
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
             params: Params::new(abi::SkinnyGemmArgs {
+                b_map: abi::TensorMap { opaque: [0; 16] },
                 gemm: gemm.args(),
                 partials: workspace + u64::from(ARRIVALS_BYTES),
                 arrivals: workspace,
                 tile_columns: cut.columns,
                 splits: cut.splits,
                 steps: cut.steps,
-            }),
+            })
+            .with_tensor_maps([(offset_of!(abi::SkinnyGemmArgs, b_map), b_map)]),
         }
     }
 }
@@ -260,7 +276,7 @@ mod tests {
                 let skinny = Skinny::choose(&gemm(shape), Sms(sms), &h200()).expect("few rows");
                 let cut = skinny.cut(&gemm(shape), Sms(sms), &h200());
                 // The two kernels of 8 rows share out k among their warps in the same way.
-                (skinny.shape().rows, skinny.shape().step_k, cut.splits, cut.steps)
+                (skinny.shape().rows, skinny.shape().step_k(), cut.splits, cut.steps)
             };
             for sms in 1..=132 {
                 assert_eq!(order(sms), order(132), "{shape:?} at {sms} SMs");
@@ -279,7 +295,7 @@ mod tests {
                 assert_eq!(tiles * cut.splits, cut.units);
                 assert!(cut.columns.is_multiple_of(8) && cut.columns <= skinny.shape().columns, "{shape:?}: {cut:?}");
                 assert!(tiles * cut.columns >= n && (tiles - 1) * cut.columns < n, "{shape:?}: {cut:?}");
-                assert!(cut.splits * cut.steps * skinny.shape().step_k >= k, "{shape:?}: {cut:?}");
+                assert!(cut.splits * cut.steps * skinny.shape().step_k() >= k, "{shape:?}: {cut:?}");
                 if cut.splits > 1 {
                     assert!(4 * tiles <= ARRIVALS_BYTES, "{shape:?}: {cut:?}");
                     assert!(ARRIVALS_BYTES + cut.units * m * cut.columns * 4 <= Workspace::BYTES, "{shape:?}: {cut:?}");

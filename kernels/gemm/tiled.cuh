@@ -21,6 +21,7 @@
 #include "abi.h"
 #include "elastic.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/tile_order.cuh"
 #include "ptx/mma.cuh"
 
 constexpr int BLOCK_K = 64;  // halves: 128 bytes, the swizzle's row and the L2's line
@@ -40,23 +41,6 @@ struct TileShape {
     // Rows of the staging area that turns accumulator fragments into rows of C, in floats; 8 more than needed, against bank conflicts.
     static constexpr int STAGING_PITCH = WARP_N + 8;
     static_assert(WARPS_M * WARPS_N * WARP_M * STAGING_PITCH * 4 <= SHARED_BYTES, "staging reuses the pipeline's memory");
-};
-
-// Which tile of C a tile number means. Eight rows of tiles are walked column by column, so that the blocks that run at one time share
-// both rows of A and rows of B in L2.
-struct TileOrigin {
-    uint32_t row, col;
-
-    template <typename Shape>
-    static __device__ TileOrigin of(uint32_t tile, const GemmArgs &args) {
-        constexpr uint32_t GROUP = 8;
-        const uint32_t tiles_m = (args.m + Shape::BLOCK_M - 1) / Shape::BLOCK_M;
-        const uint32_t tiles_n = (args.n + Shape::BLOCK_N - 1) / Shape::BLOCK_N;
-        const uint32_t group = tile / (GROUP * tiles_n);
-        const uint32_t within = tile % (GROUP * tiles_n);
-        const uint32_t rows = min(GROUP, tiles_m - group * GROUP);
-        return {(group * GROUP + within % rows) * Shape::BLOCK_M, within / rows * Shape::BLOCK_N};
-    }
 };
 
 // One operand's way from global to shared memory: ROWS rows of 64 halves a stage, 16 bytes a copy, eight threads a row.
@@ -132,7 +116,7 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
 
     ElasticTiles queue(tiles);
     for (uint32_t tile; queue.next(tile);) {
-        const TileOrigin origin = TileOrigin::of<Shape>(tile, args);
+        const TileOrigin origin = TileOrigin::of(tile, args, Shape::BLOCK_M, Shape::BLOCK_N);
         const OperandCopy<Shape::BLOCK_M, Shape::THREADS, ALIGNED> copy_a(args.a, args.m, args.lda, origin.row);
         const OperandCopy<Shape::BLOCK_N, Shape::THREADS, ALIGNED> copy_b(args.b, args.n, args.ldb, origin.col);
         const auto fill = [&](int part, uint32_t step, uint32_t stage) {

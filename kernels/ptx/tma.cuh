@@ -30,6 +30,15 @@ __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, 
         : "memory");
 }
 
+// The same to each block of the cluster whose bit is set in `blocks`: to the same place in its shared memory, and told to its own barrier.
+__device__ __forceinline__ void tma_load_multicast(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+            target),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"(blocks)
+        : "memory");
+}
+
 __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint32_t z) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
                  "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)

@@ -65,6 +65,7 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint
     }
 
 WGMMA(32, WGMMA_R0, 16, 17, 18, WGMMA_D16(0))
+WGMMA(48, WGMMA_R0 ", %16, %17, %18, %19, %20, %21, %22, %23", 24, 25, 26, WGMMA_D16(0), WGMMA_D8(16))
 WGMMA(64, WGMMA_R0 ", " WGMMA_R1, 32, 33, 34, WGMMA_D16(0), WGMMA_D16(16))
 WGMMA(96, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2, 48, 49, 50, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))
 WGMMA(128, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3, 64, 65, 66, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48))

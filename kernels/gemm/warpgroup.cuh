@@ -1,0 +1,519 @@
+// GEMM for Hopper:  C[m, n] = epilogue(A[m, k] * B[n, k]^T)
+//   A, B: FP16, row-major, so that both are read along k; sums in FP32; C: FP16 or FP32, row-major.
+//
+// Three roles share a block, and hand each other buffers through mbarriers instead of stopping together:
+//
+//   producers (two threads)    take tiles, and ask the copy engine for 64 columns of A and of B at a time, STAGES ahead
+//        | ring of STAGES:  A [BLOCK_M][64], B [BLOCK_N][64] halves, 128-byte swizzled; full[s] when it has arrived, empty[s] when it is read
+//        v
+//   consumers (warpgroups)     multiply stages with wgmma; sums stay in registers
+//        | two buffers each of 64 rows by SLICE columns: the residual comes in, what C becomes goes out
+//        v
+//   copy engine                writes whole lines of C, while the producer has long begun to fetch the next tile
+//
+// Either both consumers share a tile, each with half of its rows, or each has tiles of its own and they take turns (PING_PONG): one multiplies while
+// the other finishes its tile, so that the tensor cores never wait for an epilogue. The first asks less of L2, the second wins where k is short.
+//
+// Two blocks make a pair (a cluster) and do neighbouring tiles, whose rows of B (or of A) are the same: each block fetches half of those and the copy
+// engine delivers it to both. L2 is what limits a GEMM on the whole GPU (about 9 TB/s on an H200), so that is worth more than anything else here.
+// A pair runs in the two SMs of a TPC or in two of one GPC, takes tiles by its first block, and leaves together.
+//
+// Bits: every element of C is the sum of its k / 16 products of 16 in the order of k, starting from 0, whatever the tile's shape, so the choice of the
+// shape, and with it the SM count, never changes a bit.
+//
+// Bound: 64 x N x 16 multiply-adds take N / 2 cycles; a tile brings (BLOCK_M + BLOCK_N) * 128 bytes from L2 for every BLOCK_M * BLOCK_N / 32 cycles.
+#pragma once
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "abi.h"
+#include "elastic.cuh"
+#include "gemm/epilogue.cuh"
+#include "gemm/tile_order.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/mma.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/wgmma.cuh"
+
+// A tile's shape and what follows from it. kernels/gemm/variant.rs holds the same figures for the host.
+template <int PAIR_, int BLOCK_M_, int BLOCK_N_, int K_BLOCKS_, int STAGES_, int CONSUMERS_, bool PING_PONG_ = false>
+struct WarpgroupShape {
+    static constexpr int PAIR = PAIR_;  // blocks that work together: 1 or 2
+    static constexpr int BLOCK_M = BLOCK_M_, BLOCK_N = BLOCK_N_, STAGES = STAGES_, CONSUMERS = CONSUMERS_;
+    static constexpr int K_BLOCKS = K_BLOCKS_;  // of 64 columns in a stage
+    static constexpr bool PING_PONG = PING_PONG_;
+    static constexpr int THREADS = 128 * (CONSUMERS + 1);
+    // What one consumer has of a tile: all of it, half of its rows, or half of its columns where it has only 64 rows.
+    static constexpr bool SHARES_TILES = CONSUMERS == 2 && !PING_PONG;
+    static constexpr int CONSUMER_M = SHARES_TILES && BLOCK_M > 64 ? BLOCK_M / 2 : BLOCK_M;
+    static constexpr int CONSUMER_N = SHARES_TILES && BLOCK_M == 64 ? BLOCK_N / 2 : BLOCK_N;
+    static constexpr int M_ATOMS = CONSUMER_M / 64;
+    static constexpr int A_BYTES = BLOCK_M * 128, B_BYTES = BLOCK_N * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
+    static constexpr int SLICE = CONSUMER_N % 64 == 0 ? 64 : CONSUMER_N % 32 == 0 ? 32 : 16;  // columns of the product that leave together
+    static constexpr int SLICE_BYTES = 64 * 128;               // room for 64 rows of at most 128 bytes
+    static constexpr int STAGING_BYTES = CONSUMERS * 2 * SLICE_BYTES;
+    static constexpr int BIAS_BYTES = CONSUMERS * CONSUMER_N * 2;
+    static constexpr int TILE_SLOTS = 4;
+    static constexpr int BARRIERS = 2 * STAGES + 2 * TILE_SLOTS + 2 * CONSUMERS + CONSUMERS + 1;
+    // The first 1024 align the rest: swizzle patterns begin at multiples of it.
+    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + BIAS_BYTES + BARRIERS * 8 + (TILE_SLOTS + 1) * 4;
+    // Registers move from the producer to the consumers where three warpgroups share an SM's 65536.
+    static constexpr bool MOVES_REGISTERS = CONSUMERS == 2;
+    static constexpr int BLOCKS_PER_SM = SHARED_BYTES > 113 * 1024 ? 1 : 2;
+    static constexpr int SHARERS = PING_PONG ? 1 : CONSUMERS;  // consumers of one tile
+    static_assert(SHARED_BYTES <= 227 * 1024);
+    static_assert(CONSUMER_M % 64 == 0 && CONSUMER_N % 16 == 0 && BLOCK_N <= 256 && M_ATOMS * CONSUMER_N <= 256);
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+// Where a byte of a staged slice lies: rows of ROW_BYTES, as the copy engine swizzles them.
+template <int ROW_BYTES>
+__device__ __forceinline__ uint32_t staged(uint32_t row, uint32_t byte) {
+    const uint32_t offset = row * ROW_BYTES + byte;
+    if (ROW_BYTES == 128) return offset ^ (row % 8) << 4;
+    if (ROW_BYTES == 64) return offset ^ (row / 2 % 4) << 4;
+    if (ROW_BYTES == 32) return offset ^ (row / 4 % 2) << 4;
+    return offset;
+}
+
+template <typename Shape, int EPILOGUE>
+struct WarpgroupGemm {
+    static constexpr bool HAS_RESIDUAL = EPILOGUE == GEMM_RESIDUAL || EPILOGUE == GEMM_BIAS_RESIDUAL;
+    static constexpr bool HAS_BIAS = EPILOGUE == GEMM_BIAS || EPILOGUE == GEMM_BIAS_GELU || EPILOGUE == GEMM_BIAS_GELU_TANH ||
+                                     EPILOGUE == GEMM_BIAS_RELU || EPILOGUE == GEMM_BIAS_RESIDUAL || EPILOGUE == GEMM_SILU_GATE;
+    static constexpr bool IS_F32 = EPILOGUE == GEMM_PLAIN_F32, IS_GATE = EPILOGUE == GEMM_SILU_GATE;
+    static constexpr int SLICE = IS_F32 && Shape::SLICE > 32 ? 32 : Shape::SLICE;
+    static constexpr int SLICES = Shape::M_ATOMS * (Shape::CONSUMER_N / SLICE);
+    static constexpr int ROW_BYTES = IS_F32 ? SLICE * 4 : IS_GATE ? SLICE : SLICE * 2;
+
+    static constexpr int PER_ATOM = Shape::CONSUMER_N / SLICE;
+
+    // A consumer's part of a tile.
+    struct Part {
+        TileOrigin tile;
+        uint32_t first_row, first_col;  // within the tile
+        uint32_t consumer;
+        uint32_t round;  // tiles that this consumer did before
+        uint32_t thread;  // within the consumer
+    };
+
+    const GemmArgs &args;
+    const WarpgroupGemmArgs &all;
+    const Tiles &tiles;
+    const uint32_t rank;  // in the pair
+    const uint32_t steps;
+    uint32_t stages, staging, biases, full, empty, tile_full, tile_empty, residual_full, turn, finished, tile_slots, partner;
+
+    __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
+        : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)) {
+        stages = (shared_address(shared) + 1023) & ~1023u;
+        staging = stages + Shape::STAGES * Shape::STAGE_BYTES;
+        biases = staging + Shape::STAGING_BYTES;
+        full = biases + Shape::BIAS_BYTES;
+        empty = full + Shape::STAGES * 8;
+        tile_full = empty + Shape::STAGES * 8;
+        tile_empty = tile_full + Shape::TILE_SLOTS * 8;
+        residual_full = tile_empty + Shape::TILE_SLOTS * 8;
+        turn = residual_full + 2 * Shape::CONSUMERS * 8;
+        finished = turn + Shape::CONSUMERS * 8;
+        tile_slots = finished + 8;
+        partner = tile_slots + Shape::TILE_SLOTS * 4;
+    }
+
+    __device__ void initialise_barriers() const {
+        for (int i = 0; i < Shape::STAGES; ++i) {
+            mbarrier_init(full + i * 8, 2);  // one producer for each operand
+            mbarrier_init(empty + i * 8, Shape::PAIR * Shape::SHARERS);
+        }
+        for (int i = 0; i < Shape::TILE_SLOTS; ++i) {
+            mbarrier_init(tile_full + i * 8, 1);
+            // The consumers of both blocks, and all producers but the one who takes tiles.
+            mbarrier_init(tile_empty + i * 8, Shape::PAIR * (Shape::SHARERS + 2) - 1);
+        }
+        for (int i = 0; i < 2 * Shape::CONSUMERS; ++i) mbarrier_init(residual_full + i * 8, 1);
+        for (int i = 0; i < Shape::CONSUMERS; ++i) mbarrier_init(turn + i * 8, 1);
+        mbarrier_init(finished, Shape::PAIR * Shape::CONSUMERS);
+        mbarrier_init_fence();
+    }
+
+    // Waits until both blocks have come this far; the partner's SM.
+    __device__ uint32_t exchange_sm() const {
+        if (threadIdx.x == 0) store_in_cluster(in_block(partner, Shape::PAIR - 1 - rank), sm_id());
+        cluster_barrier();
+        return load_shared(partner);
+    }
+
+    __device__ bool is_elastic() const { return tiles.progress != 0; }
+
+    // The i-th pair of tiles of this pair of blocks where everyone can count; tiles.count or more where there is none.
+    __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
+
+    // This block's tile of a pair of tiles.
+    __device__ TileOrigin origin_of(uint32_t tile) const {
+        const uint32_t rows = all.shares_a ? Shape::BLOCK_M : Shape::PAIR * Shape::BLOCK_M;
+        const uint32_t cols = all.shares_a ? Shape::PAIR * Shape::BLOCK_N : Shape::BLOCK_N;
+        const TileOrigin pair = TileOrigin::of(tile, args, rows, cols);
+        return {pair.row + (all.shares_a ? 0 : rank * Shape::BLOCK_M), pair.col + (all.shares_a ? rank * Shape::BLOCK_N : 0)};
+    }
+
+    // One thread for each operand: keeps its part of the ring full. A single thread for both could not issue copies as fast as small tiles need them.
+    // A's also takes the tiles where they are taken from a counter.
+    template <bool IS_A>
+    __device__ void produce(uint32_t partner_sm) const {
+        TileQueue queue(tiles, blockIdx.x / Shape::PAIR, gridDim.x / Shape::PAIR, partner_sm);
+        RingPosition<Shape::STAGES> at;
+        RingPosition<Shape::TILE_SLOTS> slot;
+        uint32_t ahead = 0;  // steps of the first tile that are already on their way
+        // Weights do not come from an earlier launch, so they need not wait for one. Only where the first tile is known without asking.
+        if (!IS_A && !is_elastic() && args.constant_b && counted_tile(0) < tiles.count) {
+            const TileOrigin origin = origin_of(counted_tile(0));
+            for (; ahead < min(steps, static_cast<uint32_t>(Shape::STAGES)); ++ahead) fetch<IS_A>(ahead, ahead, origin);
+        }
+        if (is_elastic()) queue.poll();
+        wait_for_earlier_launches();
+        // A counter answers in about a microsecond, so a tile's successor is asked for while two rounds of the ring are still to be fetched; asking
+        // sooner would only keep SMs longer that are wanted back.
+        const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
+        uint32_t done = 0;
+        for (uint32_t tile = next_tile<IS_A>(queue, slot, done); tile < tiles.count;) {
+            const TileOrigin origin = origin_of(tile);
+            for (uint32_t step = 0; step < steps; ++step) {
+                if (step == ask_at) tile = next_tile<IS_A>(queue, slot, ++done);
+                if (step >= ahead) {
+                    mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                    fetch<IS_A>(at.stage, step, origin);
+                }
+                at.advance();
+            }
+            ahead = 0;
+        }
+        if (IS_A && is_elastic() && rank == 0) {
+            mbarrier_wait(finished, 0);
+            queue.leave();
+        }
+    }
+
+    // A producer's i-th tile.
+    template <bool IS_A>
+    __device__ __forceinline__ uint32_t next_tile(TileQueue &queue, RingPosition<Shape::TILE_SLOTS> &slot, uint32_t i) const {
+        if (!is_elastic()) return counted_tile(i);
+        uint32_t tile;
+        if (IS_A && rank == 0) {
+            if (!queue.take(tile)) tile = tiles.count;
+            publish(slot, tile);
+            // Consumers that take turns each want to hear of the end.
+            if (Shape::PING_PONG && tile >= tiles.count) publish(slot, tile);
+        } else {
+            tile = await_tile(slot);
+            mbarrier_arrive_in_cluster(in_block(tile_empty + slot.stage * 8, 0));
+            slot.advance();
+        }
+        return tile;
+    }
+
+    // 64 columns of one operand: all of this block's rows for this block alone, or this block's half of the shared rows for both.
+    template <bool IS_A>
+    __device__ __forceinline__ void fetch(uint32_t stage, uint32_t step, const TileOrigin &origin) const {
+        constexpr uint32_t ROWS = IS_A ? Shape::BLOCK_M : Shape::BLOCK_N, HALF = ROWS / Shape::PAIR;
+        const uint32_t barrier = full + stage * 8;
+        const TensorMap &map = IS_A ? all.a : all.b;
+        const uint32_t row = IS_A ? origin.row : origin.col;
+        mbarrier_arrive_expect(barrier, Shape::K_BLOCKS * ROWS * 128);
+#pragma unroll
+        for (uint32_t block = 0; block < Shape::K_BLOCKS; ++block) {
+            const uint32_t target = stages + stage * Shape::STAGE_BYTES + (IS_A ? 0 : Shape::K_BLOCKS * Shape::A_BYTES) + block * ROWS * 128;
+            const uint32_t column = (step * Shape::K_BLOCKS + block) * 64;
+            if (Shape::PAIR > 1 && IS_A == (all.shares_a != 0)) {
+                tma_load_multicast(target + rank * HALF * 128, map, barrier, column, row + rank * HALF, (1 << Shape::PAIR) - 1);
+            } else {
+                tma_load(target, map, barrier, column, row);
+            }
+        }
+    }
+
+    // First block: tells everyone in the pair a tile's number, or the count of tiles where there is none left.
+    __device__ void publish(RingPosition<Shape::TILE_SLOTS> &slot, uint32_t tile) const {
+        mbarrier_wait(tile_empty + slot.stage * 8, slot.parity ^ 1);
+        for (uint32_t block = 0; block < Shape::PAIR; ++block) {
+            const uint32_t barrier = in_block(tile_full + slot.stage * 8, block);
+            mbarrier_arrive_expect_in_cluster(barrier, 4);
+            store_async(in_block(tile_slots + slot.stage * 4, block), tile, barrier);
+        }
+        slot.advance();
+    }
+
+    __device__ uint32_t await_tile(const RingPosition<Shape::TILE_SLOTS> &slot) const {
+        mbarrier_wait(tile_full + slot.stage * 8, slot.parity);
+        return load_shared(tile_slots + slot.stage * 4);
+    }
+
+    // One warpgroup: all of its tiles.
+    __device__ void consume(uint32_t consumer) const {
+        const uint32_t thread = threadIdx.x % 128;
+        RingPosition<Shape::STAGES> at;
+        RingPosition<Shape::TILE_SLOTS> slot;
+        wait_for_earlier_launches();
+        if (Shape::PING_PONG && consumer == 1) {
+            skip(at);
+            slot.advance();
+        }
+        for (uint32_t round = 0;; ++round) {
+            uint32_t tile;
+            if (is_elastic()) {
+                tile = await_tile(slot);
+                named_barrier(consumer);
+                if (thread == 0) mbarrier_arrive_in_cluster(in_block(tile_empty + slot.stage * 8, 0));
+                slot.advance();
+                if (Shape::PING_PONG) slot.advance();
+            } else {
+                tile = counted_tile(Shape::PING_PONG ? 2 * round + consumer : round);
+            }
+            if (tile >= tiles.count) break;
+            const uint32_t half = Shape::SHARES_TILES ? consumer : 0;
+            const Part part = {origin_of(tile), half * (Shape::CONSUMER_M % Shape::BLOCK_M), half * (Shape::CONSUMER_N % Shape::BLOCK_N), consumer, round, thread};
+            if (HAS_RESIDUAL && thread == 0) {
+                tma_store_wait_read<0>();
+                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
+            }
+            if (HAS_BIAS) {
+                // Read while the first stages are on their way; the epilogue would wait for each load.
+                for (uint32_t col = thread; col < Shape::CONSUMER_N; col += 128) {
+                    store_shared(bias_place(part, col), bias_of(args, part.tile.col + part.first_col + col));
+                }
+            }
+            // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
+            if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
+            float sums[Shape::M_ATOMS][Shape::CONSUMER_N / 2];
+            multiply(sums, at, part);
+            if (Shape::PING_PONG) skip(at);
+            if (HAS_BIAS) named_barrier(consumer);
+            finish_tile(sums, part, std::make_integer_sequence<int, SLICES>());
+        }
+        if (thread == 0) {
+            tma_store_wait_all();
+            __threadfence();
+            mbarrier_arrive_in_cluster(in_block(finished, 0));
+        }
+    }
+
+    // Passes over the stages of a tile that is the other consumer's.
+    __device__ __forceinline__ void skip(RingPosition<Shape::STAGES> &at) const {
+        const uint32_t stage = at.stage + steps;
+        at.parity ^= stage / Shape::STAGES & 1;
+        at.stage = stage % Shape::STAGES;
+    }
+
+    __device__ __forceinline__ void multiply(float (&sums)[Shape::M_ATOMS][Shape::CONSUMER_N / 2], RingPosition<Shape::STAGES> &at,
+                                             const Part &part) const {
+        // Steps whose multiplications may be under way while the next are issued: more than one where one ends before the next can be issued.
+        constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::CONSUMER_N * Shape::SHARERS < 256 ? 2 : 1;
+        RingPosition<Shape::STAGES> done = at;
+#pragma unroll 1
+        for (uint32_t step = 0; step < steps; ++step) {
+            mbarrier_wait(full + at.stage * 8, at.parity);
+            const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
+            wgmma_fence();
+#pragma unroll
+            for (int block = 0; block < Shape::K_BLOCKS; ++block) {
+                const uint64_t a = wgmma_descriptor(stage + block * Shape::A_BYTES + part.first_row * 128);
+                const uint64_t b = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::A_BYTES + block * Shape::B_BYTES + part.first_col * 128);
+#pragma unroll
+                for (int slice = 0; slice < 4; ++slice) {
+#pragma unroll
+                    for (int atom = 0; atom < Shape::M_ATOMS; ++atom) {
+                        wgmma_m64k16<Shape::CONSUMER_N>(sums[atom], a + slice * 2 + atom * (64 * 128 / 16), b + slice * 2,
+                                                        step + block + slice > 0);
+                    }
+                }
+            }
+            wgmma_commit();
+            at.advance();
+            if (step >= UNDER_WAY) {
+                wgmma_wait<UNDER_WAY>();
+                release(done, part.thread);
+            }
+        }
+        if (Shape::PING_PONG && part.thread == 0) mbarrier_arrive(turn + (part.consumer ^ 1) * 8);
+        wgmma_wait<0>();
+        while (done.stage != at.stage || done.parity != at.parity) release(done, part.thread);
+    }
+
+    // Lets either block's producer write the stage again, since either writes to both.
+    __device__ __forceinline__ void release(RingPosition<Shape::STAGES> &stage, uint32_t thread) const {
+        if (Shape::PAIR == 1 && thread == 0) mbarrier_arrive(empty + stage.stage * 8);
+        if (Shape::PAIR > 1 && thread < Shape::PAIR) mbarrier_arrive_in_cluster(in_block(empty + stage.stage * 8, thread));
+        stage.advance();
+    }
+
+    // Buffer `slice % 2` of this consumer, as the copy engine sees it.
+    __device__ __forceinline__ uint32_t buffer(uint32_t consumer, uint32_t slice) const {
+        return staging + (consumer * 2 + slice % 2) * Shape::SLICE_BYTES;
+    }
+
+    // Where slice `slice` of the consumer's part lies in C: its first column there, and its first row.
+    static __device__ __forceinline__ TileOrigin slice_origin(uint32_t slice, const Part &part) {
+        const uint32_t col = part.tile.col + part.first_col + slice % PER_ATOM * SLICE;
+        return {part.tile.row + part.first_row + slice / PER_ATOM * 64, IS_GATE ? col / 2 : col};
+    }
+
+    __device__ __forceinline__ void fetch_residual(uint32_t slice, const Part &part) const {
+        const TileOrigin origin = slice_origin(slice, part);
+        const uint32_t barrier = residual_full + (part.consumer * 2 + slice % 2) * 8;
+        mbarrier_arrive_expect(barrier, 64 * ROW_BYTES);
+        tma_load(buffer(part.consumer, slice), all.residual, barrier, origin.col, origin.row);
+    }
+
+    // Epilogue: sums become C, slice by slice through shared memory, so that what meets memory is whole lines. The slices' numbers are known to
+    // the compiler, since registers cannot be indexed.
+    template <int... SLICE_NUMBERS>
+    __device__ __forceinline__ void finish_tile(const float (&sums)[Shape::M_ATOMS][Shape::CONSUMER_N / 2], const Part &part,
+                                                std::integer_sequence<int, SLICE_NUMBERS...>) const {
+        (finish_slice<SLICE_NUMBERS>(sums[SLICE_NUMBERS / PER_ATOM], part), ...);
+    }
+
+    template <int NUMBER>
+    __device__ __forceinline__ void finish_slice(const float (&sums)[Shape::CONSUMER_N / 2], const Part &part) const {
+        const uint32_t lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+        const uint32_t target = buffer(part.consumer, NUMBER);
+        if (HAS_RESIDUAL) {
+            // Of each tile's slices, (SLICES + 1) / 2 pass through the first buffer and SLICES / 2 through the second.
+            const uint32_t uses = part.round * (NUMBER % 2 == 0 ? (SLICES + 1) / 2 : SLICES / 2) + NUMBER / 2;
+            mbarrier_wait(residual_full + (part.consumer * 2 + NUMBER % 2) * 8, uses & 1);
+        } else {
+            if (part.thread == 0) tma_store_wait_read<1>();
+            named_barrier(part.consumer);
+        }
+        // All loads first, all stores last: the compiler keeps accesses to shared memory in order, and between them hides one element's arithmetic
+        // behind another's.
+        constexpr int GROUPS = SLICE / 8;  // of eight columns, two of them this thread's
+        const uint32_t first_byte = lane % 4 * (IS_F32 ? 8 : IS_GATE ? 2 : 4);
+        float2 bias[GROUPS] = {}, residual[GROUPS][2] = {}, x[GROUPS][2];
+        uint32_t places[2] = {target + staged<ROW_BYTES>(row, first_byte), target + staged<ROW_BYTES>(row + 8, first_byte)};
+        const auto place = [&](int group, int half) { return places[half] ^ group * (ROW_BYTES * 8 / SLICE); };
+#pragma unroll
+        for (int j = 0; j < GROUPS; ++j) {
+            if (HAS_BIAS) bias[j] = load_shared_pair(bias_place(part, NUMBER % PER_ATOM * SLICE + j * 8 + lane % 4 * 2));
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (HAS_RESIDUAL) residual[j][half] = load_shared_pair(place(j, half));
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < GROUPS; ++j) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float *two = &sums[(NUMBER % PER_ATOM * GROUPS + j) * 4 + half * 2];
+                x[j][half].x = activation<EPILOGUE>(two[0] * args.scale + bias[j].x + residual[j][half].x);
+                x[j][half].y = activation<EPILOGUE>(two[1] * args.scale + bias[j].y + residual[j][half].y);
+                if (IS_GATE) x[j][half].x = silu(x[j][half].x) * x[j][half].y;
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < GROUPS; ++j) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) store_staged(place(j, half), x[j][half]);
+        }
+        fence_shared_for_async();
+        named_barrier(part.consumer);
+        if (part.thread == 0) {
+            const TileOrigin origin = slice_origin(NUMBER, part);
+            tma_store(all.c, target, origin.col, origin.row);
+            tma_store_commit();
+            // The other buffer is free once the store before this one has read it.
+            if (HAS_RESIDUAL && NUMBER > 0 && NUMBER + 1 < SLICES) {
+                tma_store_wait_read<1>();
+                fetch_residual(NUMBER + 1, part);
+            }
+        }
+    }
+
+    // Two adjacent columns, or the one that they make, rounded as C wants them.
+    static __device__ __forceinline__ void store_staged(uint32_t place, const float2 &x) {
+        if (IS_F32) {
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(x.x), "f"(x.y) : "memory");
+        } else if (IS_GATE) {
+            store_shared(place, __float2half(x.x));
+        } else {
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(place), "r"(pack_halves(x.x, x.y)) : "memory");
+        }
+    }
+
+    // Where a consumer keeps the bias of a column of its part.
+    __device__ __forceinline__ uint32_t bias_place(const Part &part, uint32_t col) const {
+        return biases + (part.consumer * Shape::CONSUMER_N + col) * 2;
+    }
+
+    static __device__ __forceinline__ void store_shared(uint32_t place, __half value) {
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(place), "h"(__half_as_ushort(value)) : "memory");
+    }
+
+    static __device__ __forceinline__ float2 load_shared_pair(uint32_t place) {
+        const uint32_t word = load_shared(place);
+        return __half22float2(*reinterpret_cast<const __half2 *>(&word));
+    }
+
+    static __device__ __forceinline__ uint32_t load_shared(uint32_t place) {
+        uint32_t word;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(place) : "memory");
+        return word;
+    }
+
+    // All threads of one consumer meet. Barrier 0 is the block's.
+    static __device__ __forceinline__ void named_barrier(uint32_t consumer) {
+        asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
+    }
+};
+
+template <typename Shape, int EPILOGUE>
+__device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, const Tiles &tiles) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    const WarpgroupGemm<Shape, EPILOGUE> gemm(args, tiles, shared);
+    if (threadIdx.x == 0) {
+        tma_prefetch(args.a);
+        tma_prefetch(args.b);
+        tma_prefetch(args.c);
+        gemm.initialise_barriers();
+    }
+    const uint32_t partner_sm = gemm.exchange_sm();
+    const uint32_t warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        if (Shape::MOVES_REGISTERS) registers_shrink<40>();
+        if (threadIdx.x == 0) gemm.template produce<true>(partner_sm);
+        if (threadIdx.x == 32) gemm.template produce<false>(partner_sm);
+    } else {
+        if (Shape::MOVES_REGISTERS) registers_grow<232>();
+        gemm.consume(warpgroup - 1);
+    }
+    // Neither block may end while the other still writes to its memory.
+    cluster_barrier();
+}
+
+#else
+
+// Other architectures have no wgmma; the host never launches these kernels there.
+template <typename Shape, int EPILOGUE>
+__device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &, const Tiles &) {}
+
+#endif
+
+// Entry points gemm_warpgroup_<tile>_<epilogue>(WarpgroupGemmArgs, Tiles) of one shape.
+#define GEMM_WARPGROUP_ENTRY(TILE, SHAPE, NAME, EPILOGUE)                                                                                    \
+    extern "C" __global__ void __cluster_dims__(SHAPE::PAIR) __launch_bounds__(SHAPE::THREADS, SHAPE::BLOCKS_PER_SM)                         \
+        gemm_warpgroup_##TILE##_##NAME(const __grid_constant__ WarpgroupGemmArgs args, const __grid_constant__ Tiles tiles) {                 \
+        gemm_warpgroup<SHAPE, EPILOGUE>(args, tiles);                                                                                        \
+    }
+
+#define GEMM_WARPGROUP_ENTRIES(TILE, SHAPE)                                                                                                  \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, plain, GEMM_PLAIN)                                                                                     \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                             \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias, GEMM_BIAS)                                                                                       \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                             \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                   \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_relu, GEMM_BIAS_RELU)                                                                             \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, residual, GEMM_RESIDUAL)                                                                               \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_residual, GEMM_BIAS_RESIDUAL)                                                                     \
+    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, silu_gate, GEMM_SILU_GATE)
