@@ -72,9 +72,9 @@ typedef struct SkinnyGemmArgs {
 } SkinnyGemmArgs;
 
 // Dynamic shared memory of the skinny GEMMs, bytes; the device code asserts that it is what they use.
-#define SKINNY_GEMM_8X16_SHARED_BYTES 105984
-#define SKINNY_GEMM_8X32_SHARED_BYTES 109568
-#define SKINNY_GEMM_16X64_SHARED_BYTES 220160
+#define SKINNY_GEMM_8X16_SHARED_BYTES 102912
+#define SKINNY_GEMM_8X32_SHARED_BYTES 104960
+#define SKINNY_GEMM_16X64_SHARED_BYTES 201728
 #define SKINNY_GEMM_32X128_SHARED_BYTES 221184
 
 // The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.

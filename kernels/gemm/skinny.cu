@@ -1,11 +1,11 @@
-// The shapes of skinny GEMM, by rows of A and most columns of C; skinny.rs says which problem takes which. Each keeps about 100 KiB of B or more under way on
-// every SM: at 32 SMs, where one SM takes in 100 GB/s and a copy 0.9 us, that is what the memory latency needs.
+// The shapes of skinny GEMM, by rows of A and most columns of C; skinny.rs says which problem takes which. Each keeps 128 KiB of B under way on every SM with as
+// many blocks as fit: at 32 SMs, where one SM takes in 100 GB/s and a copy about 1 us, that is what the memory latency needs.
 #include "gemm/skinny.cuh"
 
-using Skinny8x16 = SkinnyShape<8, 2, 1, 8, 6, 4, 3, 2>;
-using Skinny8x32 = SkinnyShape<8, 4, 1, 8, 4, 4, 2, 2>;
-using Skinny16x64 = SkinnyShape<16, 4, 2, 8, 4, 2, 3, 1>;
-using Skinny32x128 = SkinnyShape<32, 4, 4, 2, 8, 4, 3, 1>;
+using Skinny8x16 = SkinnyShape<8, 2, 1, 4, 8, 4, 2, 2>;
+using Skinny8x32 = SkinnyShape<8, 4, 1, 4, 4, 4, 2, 2>;
+using Skinny16x64 = SkinnyShape<16, 4, 2, 4, 4, 2, 3, 1>;
+using Skinny32x128 = SkinnyShape<32, 4, 4, 2, 4, 2, 3, 1>;
 
 static_assert(Skinny8x16::SHARED_BYTES == SKINNY_GEMM_8X16_SHARED_BYTES, "abi.h says otherwise");
 static_assert(Skinny8x32::SHARED_BYTES == SKINNY_GEMM_8X32_SHARED_BYTES, "abi.h says otherwise");
