@@ -117,6 +117,7 @@ mod gpu {
                 sequences,
                 max_length: length,
                 tokens: sequences * length,
+                rows: sequences * length,
                 causal,
                 window: 0,
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),
@@ -131,8 +132,11 @@ mod gpu {
         }
 
         fn decode(&self, heads: Heads, sequences: u32, context: u32) -> Result<(), Box<dyn Error>> {
-            let cache_bytes = u64::from(sequences * heads.kv_heads) * u64::from(context * heads.head_dim) * 2;
-            let caches = self.rotated(2 * cache_bytes)?;
+            let pages_per_sequence = KvCache::pages_for(context);
+            let pool_bytes = u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(heads);
+            let caches = self.rotated(2 * pool_bytes)?;
+            let page_table = self.words(0..sequences * pages_per_sequence)?;
+            let workspace = self.zeroed(AttentionDecode::workspace_bytes(heads, sequences, pages_per_sequence))?;
             let qkv = self.zeroed(u64::from(sequences * heads.qkv_width()) * 2)?;
             let output = self.zeroed(u64::from(sequences * heads.output_width()) * 2)?;
             let lengths = self.words((0..sequences).map(|_| context))?;
@@ -144,10 +148,16 @@ mod gpu {
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),
                 qkv: qkv.ptr(),
                 qkv_stride: heads.qkv_width(),
-                cache: KvCache { k: cache.ptr(), v: cache.ptr().offset(cache_bytes), capacity: context },
+                cache: KvCache {
+                    keys: cache.ptr(),
+                    values: cache.ptr().offset(pool_bytes),
+                    page_table: page_table.ptr(),
+                    pages_per_sequence,
+                },
                 output: output.ptr(),
                 output_stride: heads.output_width(),
                 lengths: lengths.ptr(),
+                workspace: workspace.ptr(),
             };
             self.report(&caches.iter().map(kernel).collect::<Vec<_>>())
         }

@@ -122,23 +122,89 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
-// One query row per sequence, against the keys and values of the sequence's cache.
-typedef struct AttentionDecodeArgs {
-    uint64_t qkv;     // f16 [sequences, qkv_stride], of which only the query heads are read
-    uint64_t k_cache; // f16 [sequences, kv_heads, capacity, head_dim]
-    uint64_t v_cache; // the same
-    uint64_t output;  // f16 [sequences, output_stride]
-    uint64_t lengths; // u32 [sequences], valid positions of each cache, the query's own included
+// The same where the copy engine fetches the rows.
+typedef struct AttentionPrefillTmaArgs {
+    TensorMap rows; // of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes
+    AttentionPrefillArgs plain;
+} AttentionPrefillTmaArgs;
+
+// As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
+// attention/disentangled_rows.cuh.
+typedef struct AttentionDisentangledArgs {
+    uint64_t qkv;              // f16 [rows, qkv_stride]
+    uint64_t position_keys;    // f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it
+    uint64_t position_queries; // the same; keys are multiplied by it
+    uint64_t output;           // f16 [rows, output_stride]
+    uint64_t starts;           // u32 [sequences]
+    uint64_t lengths;          // u32 [sequences]
     uint32_t sequences;
+    uint32_t max_length;       // no length is greater
     uint32_t heads;
+    uint32_t head_dim;
+    uint32_t qkv_stride;
+    uint32_t position_stride;
+    uint32_t reach;            // the farthest distance of two tokens; row `reach` of the position matrices is for distance 0
+    uint32_t output_stride;
+    float scale;               // of the scores, before the softmax; positive
+} AttentionDisentangledArgs;
+
+#define ATTENTION_DISENTANGLED_D32_SHARED_BYTES 73728
+#define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
+#define ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES 112640
+
+// Tokens of one page of the KV cache.
+#define KV_PAGE_TOKENS 64
+
+// One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS.
+typedef struct KvPages {
+    uint64_t keys;       // f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache
+    uint64_t values;     // the same
+    uint64_t page_table; // u32 [sequences, pages_per_sequence]
+    uint32_t pages_per_sequence;
     uint32_t kv_heads;
     uint32_t head_dim;
-    uint32_t capacity;
+} KvPages;
+
+// The most pages whose keys are summed by one block of decode attention.
+#define DECODE_MOST_PAGES_PER_CHUNK 32
+// Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
+#define DECODE_MAX_COUNTERS 32768
+
+// One query row per sequence, against the keys and values of the sequence's cache.
+typedef struct AttentionDecodeArgs {
+    KvPages cache;
+    uint64_t qkv;       // f16 [sequences, qkv_stride], of which only the query heads are read
+    uint64_t output;    // f16 [sequences, output_stride]
+    uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
+    uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
+    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic
+    uint32_t sequences;
+    uint32_t heads;
     uint32_t qkv_stride;
     uint32_t output_stride;
     uint32_t window; // as in AttentionPrefillArgs
     float scale;     // as in AttentionPrefillArgs
+    TensorMap key_map;   // the pools of pages; for attention_decode_bulk alone
+    TensorMap value_map;
 } AttentionDecodeArgs;
+
+// Some new rows of each of several sequences, against their caches, which hold the new keys and values already.
+typedef struct AttentionChunkArgs {
+    KvPages cache;
+    uint64_t qkv;         // f16 [rows, qkv_stride], of which only the query heads are read
+    uint64_t output;      // f16 [rows, output_stride]
+    uint64_t starts;      // u32 [chunks]: a chunk's first row
+    uint64_t lengths;     // u32 [chunks]: its rows
+    uint64_t contexts;    // u32 [chunks]: valid positions of its sequence's cache, its own included
+    uint64_t sequence_of; // u32 [chunks]: the row of the page table
+    uint32_t chunks;
+    uint32_t max_length; // no length is greater
+    uint32_t heads;
+    uint32_t qkv_stride;
+    uint32_t output_stride;
+    uint32_t window; // as in AttentionPrefillArgs
+    float scale;     // as in AttentionPrefillArgs
+} AttentionChunkArgs;
 
 // Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
 #define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
@@ -147,39 +213,61 @@ typedef struct AttentionDecodeArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
-#define ATTENTION_DECODE_D32_SHARED_BYTES 42240
-#define ATTENTION_DECODE_D64_SHARED_BYTES 76032
-#define ATTENTION_DECODE_D80_SHARED_BYTES 92928
-#define ATTENTION_DECODE_D96_SHARED_BYTES 109824
-#define ATTENTION_DECODE_D128_SHARED_BYTES 143616
-#define ATTENTION_DECODE_D256_SHARED_BYTES 143616
+#define ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES 196712
+#define ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES 49152
+#define ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES 49152
+#define ATTENTION_DECODE_D32_SHARED_BYTES 32080
+#define ATTENTION_DECODE_D64_SHARED_BYTES 56656
+#define ATTENTION_DECODE_D80_SHARED_BYTES 68944
+#define ATTENTION_DECODE_D96_SHARED_BYTES 107856
+#define ATTENTION_DECODE_D128_SHARED_BYTES 105808
+#define ATTENTION_DECODE_D256_SHARED_BYTES 204112
+#define ATTENTION_DECODE_BULK_D32_SHARED_BYTES 37240
+#define ATTENTION_DECODE_BULK_D64_SHARED_BYTES 54336
+#define ATTENTION_DECODE_BULK_D80_SHARED_BYTES 67392
+#define ATTENTION_DECODE_BULK_D96_SHARED_BYTES 106872
+#define ATTENTION_DECODE_BULK_D128_SHARED_BYTES 106560
+#define ATTENTION_DECODE_BULK_D256_SHARED_BYTES 211008
+#define ATTENTION_CHUNK_D32_SHARED_BYTES 20496
+#define ATTENTION_CHUNK_D64_SHARED_BYTES 36880
+#define ATTENTION_CHUNK_D80_SHARED_BYTES 45072
+#define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
+#define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
+#define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
+
+// Pieces of a row, of one or eight pairs each, that a block of the rotary kernel does at a time.
+#define ROTARY_PIECES_PER_TILE 256
 
 // Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
 typedef struct RotaryArgs {
+    KvPages cache;
     uint64_t qkv;                 // f16 [rows, qkv_stride]
     uint64_t positions;           // u32 [rows]
-    uint64_t inverse_frequencies; // f32 [head_dim / 2]
-    uint64_t k_cache;             // f16 [sequences, kv_heads, capacity, head_dim], or 0
-    uint64_t v_cache;             // the same
-    uint64_t sequence_of;         // u32 [rows]: the cache that a row belongs to; not read without a cache
+    uint64_t inverse_frequencies; // f32 [head_dim / 2], or 0 where nothing is rotated
+    uint64_t sequence_of;         // u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache
     uint32_t rows;
     uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-    uint32_t capacity;
     uint32_t qkv_stride;
+    uint32_t tiles_per_row;
+    uint32_t vectorised; // whether half heads may be accessed eight elements at a time
 } RotaryArgs;
 
 // ---- norm/ ----
 
 // Layer norm and RMS norm, see norm/norm.cu.
 typedef struct NormArgs {
-    uint64_t x;        // half [rows, width]
+    uint64_t x;        // half [rows, width]; [*, width] with an index
     uint64_t residual; // half [rows, width], or 0
     uint64_t sum;      // half [rows, width]: receives x + residual, or 0
     uint64_t weight;   // half [width]
     uint64_t bias;     // half [width]; RMS norm has none
     uint64_t y;        // half [rows, width]
+    uint64_t index;    // uint32 [rows]: the row of x and of residual that each row of y comes from, or 0 for its own
     uint32_t rows;
     uint32_t width;
     float epsilon;
@@ -191,11 +279,12 @@ typedef struct NormArgs {
 typedef struct EmbedArgs {
     uint64_t ids;            // uint32 [rows]
     uint64_t words;          // half [vocabulary, width]
-    uint64_t positions;      // uint32 [rows]; BERT only, as all below to epsilon
-    uint64_t position_table; // half [max_positions, width]
+    uint64_t positions;      // uint32 [rows], or 0
+    uint64_t position_table; // half [max_positions, width]; not read without positions
     uint64_t type_table;     // half [*, width], whose row 0 is added; or 0
-    uint64_t weight;         // half [width]
-    uint64_t bias;           // half [width]
+    uint64_t sum;            // half [rows, width]: receives the sum of the tables, or 0
+    uint64_t weight;         // half [width] of the norm, if there is one
+    uint64_t bias;           // half [width]; RMS norm has none
     uint64_t y;              // half [rows, width]
     uint32_t rows;
     uint32_t width;
@@ -203,6 +292,29 @@ typedef struct EmbedArgs {
     uint32_t max_positions;
     float epsilon;
 } EmbedArgs;
+
+// ---- unfold/ ----
+
+// Patches of images as rows, see unfold/unfold.cu.
+typedef struct UnfoldPatchesArgs {
+    uint64_t pixels; // half [images, channels, image_size, image_size]
+    uint64_t y;      // half [images * (1 + patches), stride]
+    uint32_t channels;
+    uint32_t image_size;
+    uint32_t patch_size;
+    uint32_t stride;
+} UnfoldPatchesArgs;
+
+// Neighbouring tokens as rows.
+typedef struct UnfoldTokensArgs {
+    uint64_t x;       // half [rows, hidden]
+    uint64_t starts;  // uint32 [sequences]
+    uint64_t lengths; // uint32 [sequences]
+    uint64_t y;       // half [rows, width * hidden]
+    uint32_t max_length;
+    uint32_t hidden;
+    uint32_t width;
+} UnfoldTokensArgs;
 
 // ---- pooling/ ----
 
@@ -227,15 +339,51 @@ typedef struct SampleParams {
     float draw;        // uniform in [0, 1)
 } SampleParams;
 
+// What one thread block found in its part of a row: the largest logit, the lowest id that has it, and the histogram's length.
+typedef struct SamplePart {
+    uint32_t order; // the logit, as an integer of the same order
+    uint32_t id;
+    uint32_t bins;  // bins from the largest logit's down to the lowest that is not empty
+    uint32_t reserved;
+} SamplePart;
+
+// A bin of a part's histogram.
+typedef struct SampleBin {
+    uint32_t count;   // tokens
+    uint32_t deficit; // what their masses lack
+} SampleBin;
+
+#define SAMPLE_SEGMENT 256 // tokens that a warp reads at once
+#define SAMPLE_BINS 1024   // of a histogram: one for each thread of a block
+#define SAMPLE_SHARED_BYTES 71680 // dynamic shared memory of a block
+
 typedef struct SampleArgs {
-    uint64_t logits;  // float [rows, vocabulary]
-    uint64_t params;  // SampleParams [rows]
-    uint64_t tokens;  // uint32 [rows]: receives the token drawn
-    uint64_t positions; // uint32 [rows]: each gains 1, or 0 for none
-    uint64_t lengths;   // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t logits;     // float [rows, vocabulary]
+    uint64_t params;     // SampleParams [rows]
+    uint64_t tokens;     // uint32 [rows]: receives the token drawn
+    uint64_t positions;  // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t lengths;    // uint32 [rows]: each gains 1, or 0 for none
+    uint64_t arrivals;   // uint32 [rows]: 0 before and after
+    uint64_t parts;      // SamplePart [rows, parts_per_row]
+    uint64_t segments;   // uint32 [rows, segments]: the order of each segment's largest logit
+    uint64_t histograms; // SampleBin [rows, parts_per_row, SAMPLE_BINS]
     uint32_t rows;
     uint32_t vocabulary;
+    uint32_t parts_per_row;
+    uint32_t segments_per_part;
 } SampleArgs;
+
+// ---- bandwidth/ ----
+
+// Reads device memory and does nothing with it, see bandwidth/read.cu.
+typedef struct ReadBandwidthArgs {
+    uint64_t source; // whole tiles
+    uint64_t sink;   // uint32_t: written if one word read, or all folded to one, is `never`
+    uint32_t never;
+} ReadBandwidthArgs;
+
+// The ring of read_bandwidth_bulk, bytes.
+#define READ_BANDWIDTH_SHARED_BYTES 196608
 
 // ---- random/ ----
 

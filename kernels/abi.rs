@@ -5,18 +5,49 @@ pub const SKINNY_GEMM_8X16_SHARED_BYTES: u32 = 102912;
 pub const SKINNY_GEMM_8X32_SHARED_BYTES: u32 = 104960;
 pub const SKINNY_GEMM_16X64_SHARED_BYTES: u32 = 201728;
 pub const SKINNY_GEMM_32X128_SHARED_BYTES: u32 = 221184;
+pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
+pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
+pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
+pub const KV_PAGE_TOKENS: u32 = 64;
+pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
+pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
 pub const ATTENTION_PREFILL_D64_SHARED_BYTES: u32 = 36880;
 pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
-pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 42240;
-pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 76032;
-pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 92928;
-pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 109824;
-pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 143616;
-pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 143616;
+pub const ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES: u32 = 196712;
+pub const ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES: u32 = 49152;
+pub const ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES: u32 = 49152;
+pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 32080;
+pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 56656;
+pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 68944;
+pub const ATTENTION_DECODE_D96_SHARED_BYTES: u32 = 107856;
+pub const ATTENTION_DECODE_D128_SHARED_BYTES: u32 = 105808;
+pub const ATTENTION_DECODE_D256_SHARED_BYTES: u32 = 204112;
+pub const ATTENTION_DECODE_BULK_D32_SHARED_BYTES: u32 = 37240;
+pub const ATTENTION_DECODE_BULK_D64_SHARED_BYTES: u32 = 54336;
+pub const ATTENTION_DECODE_BULK_D80_SHARED_BYTES: u32 = 67392;
+pub const ATTENTION_DECODE_BULK_D96_SHARED_BYTES: u32 = 106872;
+pub const ATTENTION_DECODE_BULK_D128_SHARED_BYTES: u32 = 106560;
+pub const ATTENTION_DECODE_BULK_D256_SHARED_BYTES: u32 = 211008;
+pub const ATTENTION_CHUNK_D32_SHARED_BYTES: u32 = 20496;
+pub const ATTENTION_CHUNK_D64_SHARED_BYTES: u32 = 36880;
+pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
+pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
+pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
+pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
+pub const ROTARY_PIECES_PER_TILE: u32 = 256;
+pub const SAMPLE_SEGMENT: u32 = 256;
+pub const SAMPLE_BINS: u32 = 1024;
+pub const SAMPLE_SHARED_BYTES: u32 = 71680;
+pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -263,25 +294,168 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
 };
-#[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
+#[doc = " The same where the copy engine fetches the rows."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillTmaArgs {
+    #[doc = " of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes"]
+    pub rows: TensorMap,
+    pub plain: AttentionPrefillArgs,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionPrefillTmaArgs"][::std::mem::size_of::<AttentionPrefillTmaArgs>() - 256usize];
+    ["Alignment of AttentionPrefillTmaArgs"][::std::mem::align_of::<AttentionPrefillTmaArgs>() - 64usize];
+    ["Offset of field: AttentionPrefillTmaArgs::rows"][::std::mem::offset_of!(AttentionPrefillTmaArgs, rows) - 0usize];
+    ["Offset of field: AttentionPrefillTmaArgs::plain"][::std::mem::offset_of!(AttentionPrefillTmaArgs, plain) - 128usize];
+};
+#[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct AttentionDisentangledArgs {
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " f16 [2 * reach + 1, position_stride], or 0 for none; queries are multiplied by it"]
+    pub position_keys: u64,
+    #[doc = " the same; keys are multiplied by it"]
+    pub position_queries: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [sequences]"]
+    pub starts: u64,
+    #[doc = " u32 [sequences]"]
+    pub lengths: u64,
+    pub sequences: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub qkv_stride: u32,
+    pub position_stride: u32,
+    #[doc = " the farthest distance of two tokens; row `reach` of the position matrices is for distance 0"]
+    pub reach: u32,
+    pub output_stride: u32,
+    #[doc = " of the scores, before the softmax; positive"]
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDisentangledArgs"][::std::mem::size_of::<AttentionDisentangledArgs>() - 88usize];
+    ["Alignment of AttentionDisentangledArgs"][::std::mem::align_of::<AttentionDisentangledArgs>() - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv) - 0usize];
+    ["Offset of field: AttentionDisentangledArgs::position_keys"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_keys) - 8usize];
+    ["Offset of field: AttentionDisentangledArgs::position_queries"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_queries) - 16usize];
+    ["Offset of field: AttentionDisentangledArgs::output"][::std::mem::offset_of!(AttentionDisentangledArgs, output) - 24usize];
+    ["Offset of field: AttentionDisentangledArgs::starts"][::std::mem::offset_of!(AttentionDisentangledArgs, starts) - 32usize];
+    ["Offset of field: AttentionDisentangledArgs::lengths"][::std::mem::offset_of!(AttentionDisentangledArgs, lengths) - 40usize];
+    ["Offset of field: AttentionDisentangledArgs::sequences"][::std::mem::offset_of!(AttentionDisentangledArgs, sequences) - 48usize];
+    ["Offset of field: AttentionDisentangledArgs::max_length"][::std::mem::offset_of!(AttentionDisentangledArgs, max_length) - 52usize];
+    ["Offset of field: AttentionDisentangledArgs::heads"][::std::mem::offset_of!(AttentionDisentangledArgs, heads) - 56usize];
+    ["Offset of field: AttentionDisentangledArgs::head_dim"][::std::mem::offset_of!(AttentionDisentangledArgs, head_dim) - 60usize];
+    ["Offset of field: AttentionDisentangledArgs::qkv_stride"][::std::mem::offset_of!(AttentionDisentangledArgs, qkv_stride) - 64usize];
+    ["Offset of field: AttentionDisentangledArgs::position_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, position_stride) - 68usize];
+    ["Offset of field: AttentionDisentangledArgs::reach"][::std::mem::offset_of!(AttentionDisentangledArgs, reach) - 72usize];
+    ["Offset of field: AttentionDisentangledArgs::output_stride"]
+        [::std::mem::offset_of!(AttentionDisentangledArgs, output_stride) - 76usize];
+    ["Offset of field: AttentionDisentangledArgs::scale"][::std::mem::offset_of!(AttentionDisentangledArgs, scale) - 80usize];
+};
+#[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvPages {
+    #[doc = " f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache"]
+    pub keys: u64,
+    #[doc = " the same"]
+    pub values: u64,
+    #[doc = " u32 [sequences, pages_per_sequence]"]
+    pub page_table: u64,
+    pub pages_per_sequence: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KvPages"][::std::mem::size_of::<KvPages>() - 40usize];
+    ["Alignment of KvPages"][::std::mem::align_of::<KvPages>() - 8usize];
+    ["Offset of field: KvPages::keys"][::std::mem::offset_of!(KvPages, keys) - 0usize];
+    ["Offset of field: KvPages::values"][::std::mem::offset_of!(KvPages, values) - 8usize];
+    ["Offset of field: KvPages::page_table"][::std::mem::offset_of!(KvPages, page_table) - 16usize];
+    ["Offset of field: KvPages::pages_per_sequence"][::std::mem::offset_of!(KvPages, pages_per_sequence) - 24usize];
+    ["Offset of field: KvPages::kv_heads"][::std::mem::offset_of!(KvPages, kv_heads) - 28usize];
+    ["Offset of field: KvPages::head_dim"][::std::mem::offset_of!(KvPages, head_dim) - 32usize];
+};
+#[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
 pub struct AttentionDecodeArgs {
+    pub cache: KvPages,
     #[doc = " f16 [sequences, qkv_stride], of which only the query heads are read"]
     pub qkv: u64,
-    #[doc = " f16 [sequences, kv_heads, capacity, head_dim]"]
-    pub k_cache: u64,
-    #[doc = " the same"]
-    pub v_cache: u64,
     #[doc = " f16 [sequences, output_stride]"]
     pub output: u64,
     #[doc = " u32 [sequences], valid positions of each cache, the query's own included"]
     pub lengths: u64,
+    #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
+    pub workspace: u64,
+    #[doc = " whose keys are one block's share: part of the arithmetic"]
+    pub pages_per_chunk: u32,
     pub sequences: u32,
     pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub capacity: u32,
+    pub qkv_stride: u32,
+    pub output_stride: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub window: u32,
+    #[doc = " as in AttentionPrefillArgs"]
+    pub scale: f32,
+    #[doc = " the pools of pages; for attention_decode_bulk alone"]
+    pub key_map: TensorMap,
+    pub value_map: TensorMap,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 384usize];
+    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 64usize];
+    ["Offset of field: AttentionDecodeArgs::cache"][::std::mem::offset_of!(AttentionDecodeArgs, cache) - 0usize];
+    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 40usize];
+    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 48usize];
+    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 56usize];
+    ["Offset of field: AttentionDecodeArgs::workspace"][::std::mem::offset_of!(AttentionDecodeArgs, workspace) - 64usize];
+    ["Offset of field: AttentionDecodeArgs::pages_per_chunk"][::std::mem::offset_of!(AttentionDecodeArgs, pages_per_chunk) - 72usize];
+    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 76usize];
+    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 80usize];
+    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 84usize];
+    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 88usize];
+    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 92usize];
+    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 96usize];
+    ["Offset of field: AttentionDecodeArgs::key_map"][::std::mem::offset_of!(AttentionDecodeArgs, key_map) - 128usize];
+    ["Offset of field: AttentionDecodeArgs::value_map"][::std::mem::offset_of!(AttentionDecodeArgs, value_map) - 256usize];
+};
+#[doc = " Some new rows of each of several sequences, against their caches, which hold the new keys and values already."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionChunkArgs {
+    pub cache: KvPages,
+    #[doc = " f16 [rows, qkv_stride], of which only the query heads are read"]
+    pub qkv: u64,
+    #[doc = " f16 [rows, output_stride]"]
+    pub output: u64,
+    #[doc = " u32 [chunks]: a chunk's first row"]
+    pub starts: u64,
+    #[doc = " u32 [chunks]: its rows"]
+    pub lengths: u64,
+    #[doc = " u32 [chunks]: valid positions of its sequence's cache, its own included"]
+    pub contexts: u64,
+    #[doc = " u32 [chunks]: the row of the page table"]
+    pub sequence_of: u64,
+    pub chunks: u32,
+    #[doc = " no length is greater"]
+    pub max_length: u32,
+    pub heads: u32,
     pub qkv_stride: u32,
     pub output_stride: u32,
     #[doc = " as in AttentionPrefillArgs"]
@@ -291,68 +465,63 @@ pub struct AttentionDecodeArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionDecodeArgs"][::std::mem::size_of::<AttentionDecodeArgs>() - 80usize];
-    ["Alignment of AttentionDecodeArgs"][::std::mem::align_of::<AttentionDecodeArgs>() - 8usize];
-    ["Offset of field: AttentionDecodeArgs::qkv"][::std::mem::offset_of!(AttentionDecodeArgs, qkv) - 0usize];
-    ["Offset of field: AttentionDecodeArgs::k_cache"][::std::mem::offset_of!(AttentionDecodeArgs, k_cache) - 8usize];
-    ["Offset of field: AttentionDecodeArgs::v_cache"][::std::mem::offset_of!(AttentionDecodeArgs, v_cache) - 16usize];
-    ["Offset of field: AttentionDecodeArgs::output"][::std::mem::offset_of!(AttentionDecodeArgs, output) - 24usize];
-    ["Offset of field: AttentionDecodeArgs::lengths"][::std::mem::offset_of!(AttentionDecodeArgs, lengths) - 32usize];
-    ["Offset of field: AttentionDecodeArgs::sequences"][::std::mem::offset_of!(AttentionDecodeArgs, sequences) - 40usize];
-    ["Offset of field: AttentionDecodeArgs::heads"][::std::mem::offset_of!(AttentionDecodeArgs, heads) - 44usize];
-    ["Offset of field: AttentionDecodeArgs::kv_heads"][::std::mem::offset_of!(AttentionDecodeArgs, kv_heads) - 48usize];
-    ["Offset of field: AttentionDecodeArgs::head_dim"][::std::mem::offset_of!(AttentionDecodeArgs, head_dim) - 52usize];
-    ["Offset of field: AttentionDecodeArgs::capacity"][::std::mem::offset_of!(AttentionDecodeArgs, capacity) - 56usize];
-    ["Offset of field: AttentionDecodeArgs::qkv_stride"][::std::mem::offset_of!(AttentionDecodeArgs, qkv_stride) - 60usize];
-    ["Offset of field: AttentionDecodeArgs::output_stride"][::std::mem::offset_of!(AttentionDecodeArgs, output_stride) - 64usize];
-    ["Offset of field: AttentionDecodeArgs::window"][::std::mem::offset_of!(AttentionDecodeArgs, window) - 68usize];
-    ["Offset of field: AttentionDecodeArgs::scale"][::std::mem::offset_of!(AttentionDecodeArgs, scale) - 72usize];
+    ["Size of AttentionChunkArgs"][::std::mem::size_of::<AttentionChunkArgs>() - 120usize];
+    ["Alignment of AttentionChunkArgs"][::std::mem::align_of::<AttentionChunkArgs>() - 8usize];
+    ["Offset of field: AttentionChunkArgs::cache"][::std::mem::offset_of!(AttentionChunkArgs, cache) - 0usize];
+    ["Offset of field: AttentionChunkArgs::qkv"][::std::mem::offset_of!(AttentionChunkArgs, qkv) - 40usize];
+    ["Offset of field: AttentionChunkArgs::output"][::std::mem::offset_of!(AttentionChunkArgs, output) - 48usize];
+    ["Offset of field: AttentionChunkArgs::starts"][::std::mem::offset_of!(AttentionChunkArgs, starts) - 56usize];
+    ["Offset of field: AttentionChunkArgs::lengths"][::std::mem::offset_of!(AttentionChunkArgs, lengths) - 64usize];
+    ["Offset of field: AttentionChunkArgs::contexts"][::std::mem::offset_of!(AttentionChunkArgs, contexts) - 72usize];
+    ["Offset of field: AttentionChunkArgs::sequence_of"][::std::mem::offset_of!(AttentionChunkArgs, sequence_of) - 80usize];
+    ["Offset of field: AttentionChunkArgs::chunks"][::std::mem::offset_of!(AttentionChunkArgs, chunks) - 88usize];
+    ["Offset of field: AttentionChunkArgs::max_length"][::std::mem::offset_of!(AttentionChunkArgs, max_length) - 92usize];
+    ["Offset of field: AttentionChunkArgs::heads"][::std::mem::offset_of!(AttentionChunkArgs, heads) - 96usize];
+    ["Offset of field: AttentionChunkArgs::qkv_stride"][::std::mem::offset_of!(AttentionChunkArgs, qkv_stride) - 100usize];
+    ["Offset of field: AttentionChunkArgs::output_stride"][::std::mem::offset_of!(AttentionChunkArgs, output_stride) - 104usize];
+    ["Offset of field: AttentionChunkArgs::window"][::std::mem::offset_of!(AttentionChunkArgs, window) - 108usize];
+    ["Offset of field: AttentionChunkArgs::scale"][::std::mem::offset_of!(AttentionChunkArgs, scale) - 112usize];
 };
 #[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RotaryArgs {
+    pub cache: KvPages,
     #[doc = " f16 [rows, qkv_stride]"]
     pub qkv: u64,
     #[doc = " u32 [rows]"]
     pub positions: u64,
-    #[doc = " f32 [head_dim / 2]"]
+    #[doc = " f32 [head_dim / 2], or 0 where nothing is rotated"]
     pub inverse_frequencies: u64,
-    #[doc = " f16 [sequences, kv_heads, capacity, head_dim], or 0"]
-    pub k_cache: u64,
-    #[doc = " the same"]
-    pub v_cache: u64,
-    #[doc = " u32 [rows]: the cache that a row belongs to; not read without a cache"]
+    #[doc = " u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache"]
     pub sequence_of: u64,
     pub rows: u32,
     pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub capacity: u32,
     pub qkv_stride: u32,
+    pub tiles_per_row: u32,
+    #[doc = " whether half heads may be accessed eight elements at a time"]
+    pub vectorised: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 72usize];
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 96usize];
     ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
-    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 0usize];
-    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 8usize];
-    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 16usize];
-    ["Offset of field: RotaryArgs::k_cache"][::std::mem::offset_of!(RotaryArgs, k_cache) - 24usize];
-    ["Offset of field: RotaryArgs::v_cache"][::std::mem::offset_of!(RotaryArgs, v_cache) - 32usize];
-    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 40usize];
-    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 48usize];
-    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 52usize];
-    ["Offset of field: RotaryArgs::kv_heads"][::std::mem::offset_of!(RotaryArgs, kv_heads) - 56usize];
-    ["Offset of field: RotaryArgs::head_dim"][::std::mem::offset_of!(RotaryArgs, head_dim) - 60usize];
-    ["Offset of field: RotaryArgs::capacity"][::std::mem::offset_of!(RotaryArgs, capacity) - 64usize];
-    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 68usize];
+    ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
+    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
+    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 48usize];
+    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 56usize];
+    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 64usize];
+    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
+    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
+    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
+    ["Offset of field: RotaryArgs::tiles_per_row"][::std::mem::offset_of!(RotaryArgs, tiles_per_row) - 84usize];
+    ["Offset of field: RotaryArgs::vectorised"][::std::mem::offset_of!(RotaryArgs, vectorised) - 88usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct NormArgs {
-    #[doc = " half [rows, width]"]
+    #[doc = " half [rows, width]; [*, width] with an index"]
     pub x: u64,
     #[doc = " half [rows, width], or 0"]
     pub residual: u64,
@@ -364,13 +533,15 @@ pub struct NormArgs {
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
+    #[doc = " uint32 [rows]: the row of x and of residual that each row of y comes from, or 0 for its own"]
+    pub index: u64,
     pub rows: u32,
     pub width: u32,
     pub epsilon: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 64usize];
+    ["Size of NormArgs"][::std::mem::size_of::<NormArgs>() - 72usize];
     ["Alignment of NormArgs"][::std::mem::align_of::<NormArgs>() - 8usize];
     ["Offset of field: NormArgs::x"][::std::mem::offset_of!(NormArgs, x) - 0usize];
     ["Offset of field: NormArgs::residual"][::std::mem::offset_of!(NormArgs, residual) - 8usize];
@@ -378,9 +549,10 @@ const _: () = {
     ["Offset of field: NormArgs::weight"][::std::mem::offset_of!(NormArgs, weight) - 24usize];
     ["Offset of field: NormArgs::bias"][::std::mem::offset_of!(NormArgs, bias) - 32usize];
     ["Offset of field: NormArgs::y"][::std::mem::offset_of!(NormArgs, y) - 40usize];
-    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 48usize];
-    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 52usize];
-    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 56usize];
+    ["Offset of field: NormArgs::index"][::std::mem::offset_of!(NormArgs, index) - 48usize];
+    ["Offset of field: NormArgs::rows"][::std::mem::offset_of!(NormArgs, rows) - 56usize];
+    ["Offset of field: NormArgs::width"][::std::mem::offset_of!(NormArgs, width) - 60usize];
+    ["Offset of field: NormArgs::epsilon"][::std::mem::offset_of!(NormArgs, epsilon) - 64usize];
 };
 #[doc = " Token embeddings, see embedding/embedding.cu."]
 #[repr(C)]
@@ -390,15 +562,17 @@ pub struct EmbedArgs {
     pub ids: u64,
     #[doc = " half [vocabulary, width]"]
     pub words: u64,
-    #[doc = " uint32 [rows]; BERT only, as all below to epsilon"]
+    #[doc = " uint32 [rows], or 0"]
     pub positions: u64,
-    #[doc = " half [max_positions, width]"]
+    #[doc = " half [max_positions, width]; not read without positions"]
     pub position_table: u64,
     #[doc = " half [*, width], whose row 0 is added; or 0"]
     pub type_table: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [rows, width]: receives the sum of the tables, or 0"]
+    pub sum: u64,
+    #[doc = " half [width] of the norm, if there is one"]
     pub weight: u64,
-    #[doc = " half [width]"]
+    #[doc = " half [width]; RMS norm has none"]
     pub bias: u64,
     #[doc = " half [rows, width]"]
     pub y: u64,
@@ -410,21 +584,74 @@ pub struct EmbedArgs {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 88usize];
+    ["Size of EmbedArgs"][::std::mem::size_of::<EmbedArgs>() - 96usize];
     ["Alignment of EmbedArgs"][::std::mem::align_of::<EmbedArgs>() - 8usize];
     ["Offset of field: EmbedArgs::ids"][::std::mem::offset_of!(EmbedArgs, ids) - 0usize];
     ["Offset of field: EmbedArgs::words"][::std::mem::offset_of!(EmbedArgs, words) - 8usize];
     ["Offset of field: EmbedArgs::positions"][::std::mem::offset_of!(EmbedArgs, positions) - 16usize];
     ["Offset of field: EmbedArgs::position_table"][::std::mem::offset_of!(EmbedArgs, position_table) - 24usize];
     ["Offset of field: EmbedArgs::type_table"][::std::mem::offset_of!(EmbedArgs, type_table) - 32usize];
-    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 40usize];
-    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 48usize];
-    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 56usize];
-    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 64usize];
-    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 68usize];
-    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 72usize];
-    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 76usize];
-    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 80usize];
+    ["Offset of field: EmbedArgs::sum"][::std::mem::offset_of!(EmbedArgs, sum) - 40usize];
+    ["Offset of field: EmbedArgs::weight"][::std::mem::offset_of!(EmbedArgs, weight) - 48usize];
+    ["Offset of field: EmbedArgs::bias"][::std::mem::offset_of!(EmbedArgs, bias) - 56usize];
+    ["Offset of field: EmbedArgs::y"][::std::mem::offset_of!(EmbedArgs, y) - 64usize];
+    ["Offset of field: EmbedArgs::rows"][::std::mem::offset_of!(EmbedArgs, rows) - 72usize];
+    ["Offset of field: EmbedArgs::width"][::std::mem::offset_of!(EmbedArgs, width) - 76usize];
+    ["Offset of field: EmbedArgs::vocabulary"][::std::mem::offset_of!(EmbedArgs, vocabulary) - 80usize];
+    ["Offset of field: EmbedArgs::max_positions"][::std::mem::offset_of!(EmbedArgs, max_positions) - 84usize];
+    ["Offset of field: EmbedArgs::epsilon"][::std::mem::offset_of!(EmbedArgs, epsilon) - 88usize];
+};
+#[doc = " Patches of images as rows, see unfold/unfold.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldPatchesArgs {
+    #[doc = " half [images, channels, image_size, image_size]"]
+    pub pixels: u64,
+    #[doc = " half [images * (1 + patches), stride]"]
+    pub y: u64,
+    pub channels: u32,
+    pub image_size: u32,
+    pub patch_size: u32,
+    pub stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldPatchesArgs"][::std::mem::size_of::<UnfoldPatchesArgs>() - 32usize];
+    ["Alignment of UnfoldPatchesArgs"][::std::mem::align_of::<UnfoldPatchesArgs>() - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::pixels"][::std::mem::offset_of!(UnfoldPatchesArgs, pixels) - 0usize];
+    ["Offset of field: UnfoldPatchesArgs::y"][::std::mem::offset_of!(UnfoldPatchesArgs, y) - 8usize];
+    ["Offset of field: UnfoldPatchesArgs::channels"][::std::mem::offset_of!(UnfoldPatchesArgs, channels) - 16usize];
+    ["Offset of field: UnfoldPatchesArgs::image_size"][::std::mem::offset_of!(UnfoldPatchesArgs, image_size) - 20usize];
+    ["Offset of field: UnfoldPatchesArgs::patch_size"][::std::mem::offset_of!(UnfoldPatchesArgs, patch_size) - 24usize];
+    ["Offset of field: UnfoldPatchesArgs::stride"][::std::mem::offset_of!(UnfoldPatchesArgs, stride) - 28usize];
+};
+#[doc = " Neighbouring tokens as rows."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct UnfoldTokensArgs {
+    #[doc = " half [rows, hidden]"]
+    pub x: u64,
+    #[doc = " uint32 [sequences]"]
+    pub starts: u64,
+    #[doc = " uint32 [sequences]"]
+    pub lengths: u64,
+    #[doc = " half [rows, width * hidden]"]
+    pub y: u64,
+    pub max_length: u32,
+    pub hidden: u32,
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnfoldTokensArgs"][::std::mem::size_of::<UnfoldTokensArgs>() - 48usize];
+    ["Alignment of UnfoldTokensArgs"][::std::mem::align_of::<UnfoldTokensArgs>() - 8usize];
+    ["Offset of field: UnfoldTokensArgs::x"][::std::mem::offset_of!(UnfoldTokensArgs, x) - 0usize];
+    ["Offset of field: UnfoldTokensArgs::starts"][::std::mem::offset_of!(UnfoldTokensArgs, starts) - 8usize];
+    ["Offset of field: UnfoldTokensArgs::lengths"][::std::mem::offset_of!(UnfoldTokensArgs, lengths) - 16usize];
+    ["Offset of field: UnfoldTokensArgs::y"][::std::mem::offset_of!(UnfoldTokensArgs, y) - 24usize];
+    ["Offset of field: UnfoldTokensArgs::max_length"][::std::mem::offset_of!(UnfoldTokensArgs, max_length) - 32usize];
+    ["Offset of field: UnfoldTokensArgs::hidden"][::std::mem::offset_of!(UnfoldTokensArgs, hidden) - 36usize];
+    ["Offset of field: UnfoldTokensArgs::width"][::std::mem::offset_of!(UnfoldTokensArgs, width) - 40usize];
 };
 #[doc = " Rows picked or averaged, see pooling/pooling.cu."]
 #[repr(C)]
@@ -477,6 +704,42 @@ const _: () = {
     ["Offset of field: SampleParams::top_k"][::std::mem::offset_of!(SampleParams, top_k) - 8usize];
     ["Offset of field: SampleParams::draw"][::std::mem::offset_of!(SampleParams, draw) - 12usize];
 };
+#[doc = " What one thread block found in its part of a row: the largest logit, the lowest id that has it, and the histogram's length."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplePart {
+    #[doc = " the logit, as an integer of the same order"]
+    pub order: u32,
+    pub id: u32,
+    #[doc = " bins from the largest logit's down to the lowest that is not empty"]
+    pub bins: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplePart"][::std::mem::size_of::<SamplePart>() - 16usize];
+    ["Alignment of SamplePart"][::std::mem::align_of::<SamplePart>() - 4usize];
+    ["Offset of field: SamplePart::order"][::std::mem::offset_of!(SamplePart, order) - 0usize];
+    ["Offset of field: SamplePart::id"][::std::mem::offset_of!(SamplePart, id) - 4usize];
+    ["Offset of field: SamplePart::bins"][::std::mem::offset_of!(SamplePart, bins) - 8usize];
+    ["Offset of field: SamplePart::reserved"][::std::mem::offset_of!(SamplePart, reserved) - 12usize];
+};
+#[doc = " A bin of a part's histogram."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleBin {
+    #[doc = " tokens"]
+    pub count: u32,
+    #[doc = " what their masses lack"]
+    pub deficit: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleBin"][::std::mem::size_of::<SampleBin>() - 8usize];
+    ["Alignment of SampleBin"][::std::mem::align_of::<SampleBin>() - 4usize];
+    ["Offset of field: SampleBin::count"][::std::mem::offset_of!(SampleBin, count) - 0usize];
+    ["Offset of field: SampleBin::deficit"][::std::mem::offset_of!(SampleBin, deficit) - 4usize];
+};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SampleArgs {
@@ -490,20 +753,54 @@ pub struct SampleArgs {
     pub positions: u64,
     #[doc = " uint32 [rows]: each gains 1, or 0 for none"]
     pub lengths: u64,
+    #[doc = " uint32 [rows]: 0 before and after"]
+    pub arrivals: u64,
+    #[doc = " SamplePart [rows, parts_per_row]"]
+    pub parts: u64,
+    #[doc = " uint32 [rows, segments]: the order of each segment's largest logit"]
+    pub segments: u64,
+    #[doc = " SampleBin [rows, parts_per_row, SAMPLE_BINS]"]
+    pub histograms: u64,
     pub rows: u32,
     pub vocabulary: u32,
+    pub parts_per_row: u32,
+    pub segments_per_part: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 48usize];
+    ["Size of SampleArgs"][::std::mem::size_of::<SampleArgs>() - 88usize];
     ["Alignment of SampleArgs"][::std::mem::align_of::<SampleArgs>() - 8usize];
     ["Offset of field: SampleArgs::logits"][::std::mem::offset_of!(SampleArgs, logits) - 0usize];
     ["Offset of field: SampleArgs::params"][::std::mem::offset_of!(SampleArgs, params) - 8usize];
     ["Offset of field: SampleArgs::tokens"][::std::mem::offset_of!(SampleArgs, tokens) - 16usize];
     ["Offset of field: SampleArgs::positions"][::std::mem::offset_of!(SampleArgs, positions) - 24usize];
     ["Offset of field: SampleArgs::lengths"][::std::mem::offset_of!(SampleArgs, lengths) - 32usize];
-    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 40usize];
-    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 44usize];
+    ["Offset of field: SampleArgs::arrivals"][::std::mem::offset_of!(SampleArgs, arrivals) - 40usize];
+    ["Offset of field: SampleArgs::parts"][::std::mem::offset_of!(SampleArgs, parts) - 48usize];
+    ["Offset of field: SampleArgs::segments"][::std::mem::offset_of!(SampleArgs, segments) - 56usize];
+    ["Offset of field: SampleArgs::histograms"][::std::mem::offset_of!(SampleArgs, histograms) - 64usize];
+    ["Offset of field: SampleArgs::rows"][::std::mem::offset_of!(SampleArgs, rows) - 72usize];
+    ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
+    ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
+    ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
+};
+#[doc = " Reads device memory and does nothing with it, see bandwidth/read.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBandwidthArgs {
+    #[doc = " whole tiles"]
+    pub source: u64,
+    #[doc = " uint32_t: written if one word read, or all folded to one, is `never`"]
+    pub sink: u64,
+    pub never: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBandwidthArgs"][::std::mem::size_of::<ReadBandwidthArgs>() - 24usize];
+    ["Alignment of ReadBandwidthArgs"][::std::mem::align_of::<ReadBandwidthArgs>() - 8usize];
+    ["Offset of field: ReadBandwidthArgs::source"][::std::mem::offset_of!(ReadBandwidthArgs, source) - 0usize];
+    ["Offset of field: ReadBandwidthArgs::sink"][::std::mem::offset_of!(ReadBandwidthArgs, sink) - 8usize];
+    ["Offset of field: ReadBandwidthArgs::never"][::std::mem::offset_of!(ReadBandwidthArgs, never) - 16usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]

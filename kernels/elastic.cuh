@@ -91,10 +91,10 @@ class TileQueue {
         if (tiles_.progress == 0) return;
         const bool owner = tiles_.joins == 0;
         __threadfence();
-        atomicAdd(&progress()->finished, taken_);
-        if (!owner) return;
-        __threadfence();
-        if (atomicAdd(&progress()->departed, 1u) != workers_ - 1) return;
+        // Both counts at once: `departed` is the upper half.
+        const unsigned long long mine = taken_ | (owner ? 1ull << 32 : 0ull);
+        const unsigned long long before = atomicAdd(reinterpret_cast<unsigned long long *>(&progress()->finished), mine);
+        if (!owner || before >> 32 != workers_ - 1) return;
         // Last worker of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
         volatile uint32_t *finished = &progress()->finished;
         while (*finished < tiles_.count) __nanosleep(64);

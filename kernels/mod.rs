@@ -4,12 +4,14 @@
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, non_camel_case_types)]
 pub mod abi;
 pub mod attention;
+pub mod bandwidth;
 pub mod embedding;
 pub mod gemm;
 pub mod norm;
 pub mod pooling;
 pub mod random;
 pub mod sampling;
+pub mod unfold;
 
 #[cfg(test)]
 mod testing;
@@ -17,4 +19,13 @@ mod testing;
 /// Whether 16-byte loads are allowed at every one of `pointers`. Null counts as aligned: absent operands are not loaded.
 pub(crate) fn is_aligned(pointers: &[smidgen_runtime::device::DevicePtr]) -> bool {
     pointers.iter().all(|pointer| pointer.0.is_multiple_of(16))
+}
+
+/// Whether a launch that is bound by memory is predicted to take so long on `sms` SMs that its blocks should poll the grant: more than the 20 us
+/// that taking SMs back takes anyway. One SM moves about 100 GB/s, all together no more than an H200's memory.
+pub(crate) fn outlasts_a_reaction(work: smidgen_runtime::launch::Work, sms: smidgen_runtime::device::Sms) -> bool {
+    const BYTES_PER_MICROSECOND_OF_AN_SM: u64 = 100_000;
+    const BYTES_PER_MICROSECOND: u64 = 4_600_000;
+    const REACTION_MICROSECONDS: u64 = 20;
+    work.bytes > REACTION_MICROSECONDS * BYTES_PER_MICROSECOND.min(u64::from(sms.0) * BYTES_PER_MICROSECOND_OF_AN_SM)
 }

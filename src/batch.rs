@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::config::ModelConfig;
+use crate::config::{DecoderFamily, ModelConfig};
 
 /// Sequences of token ids, one after another. Every id is below the model's vocabulary, no sequence is empty or longer than the model
 /// allows, and there is at least one: forward passes rely on it and check nothing again.
@@ -58,13 +58,16 @@ impl RaggedBatch {
 /// # Errors
 /// [`InputError`], naming the sequence by `index`.
 pub fn check_sequence(index: usize, tokens: &[u32], before: usize, config: &ModelConfig) -> Result<(), InputError> {
+    if matches!(config, ModelConfig::Vision(_)) {
+        return Err(InputError::NotText);
+    }
     if tokens.is_empty() {
         return Err(InputError::EmptySequence { index });
     }
     let (length, limit) = (before + tokens.len(), config.max_sequence());
     if length > limit {
-        let windowed = matches!(config, ModelConfig::Decoder(decoder) if decoder.sliding_window == Some(limit));
-        let field = if windowed { "sliding_window" } else { "max_position_embeddings" };
+        let gpt2 = matches!(config, ModelConfig::Decoder(decoder) if decoder.family == DecoderFamily::Gpt2);
+        let field = if gpt2 { "n_positions" } else { "max_position_embeddings" };
         return Err(InputError::TooLong { index, length, limit, field });
     }
     match tokens.iter().position(|&id| id as usize >= config.vocab()) {
@@ -79,6 +82,9 @@ pub enum InputError {
     /// There is nothing to run.
     #[error("there is no sequence; give at least one")]
     NoSequence,
+    /// The model takes images.
+    #[error("this is a vision model, which takes images and no token ids; use `smidgen classify`")]
+    NotText,
     /// A sequence has no token.
     #[error("sequence {index} is empty; give each sequence at least one token id")]
     EmptySequence {

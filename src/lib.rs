@@ -1,6 +1,7 @@
 //! An FP16 transformer engine whose every kernel gets just the SMs it needs.
 //!
-//! The engine runs encoders of the BERT family and decoders of the Llama family from Hugging Face model directories, on the GPU through
+//! The engine runs encoders of the BERT and DeBERTa families, vision transformers and decoders (GPT-2, Llama, Mistral, Qwen2) from Hugging Face
+//! model directories, on the GPU through
 //! [`smidgen_runtime`] or on the CPU, where [`mod@reference`] computes the same models in f32 as the yardstick for the kernels.
 //!
 //! | room | what is in it |
@@ -9,6 +10,7 @@
 //! | [`presets`] | architectures of well-known models |
 //! | [`weights`] | safetensors checkpoints, parameter names, random weights |
 //! | [`batch`] | token ids, checked, ragged |
+//! | [`images`] | image files to the pixels that a vision model takes |
 //! | [`tokenizer`] | text to token ids and back |
 //! | [`embedding`] | from hidden states to one vector per text |
 //! | [`generate`] | generation, token by token, on any device |
@@ -26,6 +28,7 @@ pub mod cuda;
 pub mod embedding;
 pub mod fatbin;
 pub mod generate;
+pub mod images;
 #[path = "../kernels/mod.rs"]
 pub mod kernels;
 pub mod models;

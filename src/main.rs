@@ -26,6 +26,7 @@ struct Cli {
 enum Command {
     Embed(cli::embed::EmbedArgs),
     Generate(cli::generate::GenerateArgs),
+    Classify(cli::classify::ClassifyArgs),
     Forward(cli::forward::ForwardArgs),
     Profile(cli::profile::ProfileArgs),
     Colocate(cli::colocate::ColocateArgs),
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Embed(args) => cli::embed::run(&args),
         Command::Generate(args) => cli::generate::run(&args),
+        Command::Classify(args) => cli::classify::run(&args),
         Command::Forward(args) => cli::forward::run(&args),
         Command::Profile(args) => cli::profile::run(args),
         Command::Colocate(args) => cli::colocate::run(args),

@@ -168,8 +168,31 @@ fn exclusive_tenants_take_turns_request_by_request() {
 }
 
 #[test]
+fn a_decoder_serves_a_stream_of_requests_beside_another_tenant() {
+    const STREAM: &str = "chat=llama-3.2-1b,class=latency,slo=20ms,batch=8,prompt=200,generate=16,chunk=64";
+    let folder = TempDir::new().unwrap();
+    let stdout = succeeded(&colocate(folder.path(), &[STREAM, EMBED], "exclusive,static-equal"));
+    let head = stdout.lines().find(|line| line.contains("tokens/s")).unwrap_or_else(|| panic!("{stdout}"));
+    names_all(head, &["first token p50 ms", "per token p50 ms"]);
+    let result = json(folder.path());
+    let policies = result["policies"].as_array().unwrap();
+    for tenants in policies.iter().map(|policy| &policy["tenants"]).chain([&result["alone"]]) {
+        let [chat, embed] = [0, 1].map(|at| &tenants[at]);
+        assert!(embed.get("stream").is_none() && number(embed, "throughput") > 0.0);
+        let stream = &chat["stream"];
+        let (requests, tokens) = (number(chat, "throughput"), number(stream, "tokens_per_second"));
+        assert!(requests > 0.0 && (tokens / requests - 16.0).abs() < 1e-6, "{tokens} tokens of {requests} requests");
+        // A request's latency is the time to its first token and 15 gaps.
+        let [first, gap] = ["first_token_ms", "per_token_ms"].map(|key| stream[key][0].as_f64().unwrap());
+        let latency = number(chat, "p50_ms");
+        assert!((latency / (first + 15.0 * gap) - 1.0).abs() < 0.2, "{latency} ms of {first} ms and 15 times {gap} ms");
+        assert_eq!(number(chat, "slo_attainment"), 1.0, "the objective is for a token, not for a request of {latency} ms");
+    }
+}
+
+#[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 17] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
@@ -180,6 +203,10 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=bert-large,slo=1e300s"], &["slo `1e300s`", "3600s"]),
         (&["a=bert-large,rate=1e-300/s"], &["rate `1e-300/s`", "per second"]),
         (&["a=bert-large,rate=0/s"], &["rate `0/s`", "per second"]),
+        (&["a=bert-large,prompt=8,generate=8"], &["`a`", "only decoders", "`prompt` and `generate`"]),
+        (&["a=llama-3.2-1b,prompt=131072,generate=8"], &["`a`", "131079", "131072", "`prompt` or `generate`"]),
+        (&["a=llama-3.2-1b,batch=1000000,chunk=1000000,prompt=131000,generate=8"], &["`a`", "device memory", "smaller model, batch"]),
+        (&["a=llama-3.2-1b,class=latency,slo=0.1ms,prompt=8,generate=8"], &["`a`", "0.100 ms", "isolated latency", "raise `slo=`"]),
         (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
         (&["a=bert-large,sms=0"], &["`sms`", "NAME=MODEL"]),
         (&["bert-large"], &["no `=`", "NAME=MODEL"]),

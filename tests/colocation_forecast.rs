@@ -27,6 +27,7 @@ fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured(
         batch: 8,
         seq: 128,
         rate: None,
+        stream: None,
     });
     let run = Run {
         tenants: tenants.collect(),

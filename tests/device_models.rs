@@ -1,15 +1,19 @@
 //! What the models on a device refuse, and that every family's launches are accepted: on the simulator, which computes nothing.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use smidgen::generate::{Continue, Sampling};
-use smidgen::models::{BuildError, ModelSource, Solo, SoloError};
+use smidgen::kernels::attention::PAGE_TOKENS;
+use smidgen::models::{BuildError, ModelSource, Solo, SoloBatch, SoloError};
+use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
-use smidgen_runtime::policy::Exclusive;
+use smidgen_runtime::policy::{Exclusive, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
@@ -36,8 +40,33 @@ fn every_family_launches_a_forward_pass_of_the_whole_ragged_batch() {
 }
 
 #[test]
-fn an_encoder_with_silu_is_refused_with_the_field_and_the_remedy() {
-    for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation")] {
+fn a_vision_model_launches_a_forward_pass_of_all_images_and_takes_no_token_ids() {
+    let mut solo = Solo::load(&device(), &source(&fixture("vit")), 2, 34).unwrap();
+    let logits = solo.classify(&vec![vec![0.5; 3 * 24 * 24]; 70]).unwrap();
+    assert_eq!((logits.len(), logits[0].len()), (70, 5));
+    assert!(matches!(solo.forward(&[vec![1, 2]]), Err(SoloError::WrongKind { .. })));
+    let error = solo.classify(&[vec![0.5; 7]]).unwrap_err().to_string();
+    assert!(error.contains("pixels"), "{error}");
+    let mut text = Solo::load(&device(), &source(&fixture("bert")), 1, 8).unwrap();
+    assert!(matches!(text.classify(&[vec![0.5; 3 * 24 * 24]]), Err(SoloError::WrongKind { .. })));
+}
+
+/// Presets of every kind of encoder, at a length and a batch that have nothing round about them.
+#[test]
+fn every_encoder_and_vision_preset_is_a_workload() {
+    for name in ["deberta-base", "deberta-v2-xlarge", "deberta-v3-small", "vit-base-patch16-224", "vit-huge-patch14"] {
+        let source = ModelSource::find(name).unwrap();
+        let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        let memory_bytes = source.memory_bytes(3, 77).unwrap();
+        let spec = TenantSpec { name: name.into(), class: Class::Throughput, slo: None, memory_bytes };
+        let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
+        source.workload(&mut session, 3, 77).unwrap().enqueue(&mut session).unwrap();
+    }
+}
+
+#[test]
+fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy() {
+    for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation"), ("gpt2", "activation_function")] {
         let model = Copy::of(name).edit_json("config.json", |config| config[field] = json!("silu"));
         let Err(error) = Solo::load(&device(), &source(model.path()), 1, 8) else { panic!("{name} with silu was accepted") };
         let message = error.to_string();
@@ -55,15 +84,75 @@ fn a_sequence_that_outgrows_its_cache_is_refused_and_may_go_on_below_that() {
     assert!(matches!(next(&[5]), Err(SoloError::Full { length: 5, capacity: 4 })));
 }
 
-/// Within the window, sliding and full attention are the same: no request may leave it.
 #[test]
-fn a_decode_step_reaches_to_the_end_of_the_sliding_window_and_not_beyond() {
-    let model = Copy::of("mistral").edit_json("config.json", |config| config["sliding_window"] = json!(20));
-    let source = source(model.path());
+fn a_decode_step_reaches_beyond_the_sliding_window_to_the_last_position() {
+    let source = source(&fixture("mistral-window"));
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "mistral".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-    source.workload(&mut session, 2, 19).unwrap();
-    let Err(error) = source.workload(&mut session, 2, 20) else { panic!("a step beyond the window was accepted") };
-    assert!(matches!(error, BuildError::TooLong { asked: 21, limit: 20, .. }), "{error}");
+    source.workload(&mut session, 2, 191).unwrap();
+    let Err(error) = source.workload(&mut session, 2, 192) else { panic!("a step beyond the last position was accepted") };
+    assert!(matches!(error, BuildError::TooLong { asked: 193, limit: 192, .. }), "{error}");
+}
+
+/// The simulator draws token 0 always, so that only the number of tokens tells anything.
+#[test]
+fn requests_of_every_length_are_served_together_in_eager_and_captured_steps() {
+    for name in DECODERS {
+        let source = source(&fixture(name));
+        let limits = Limits { slots: 3, step_tokens: 5, pages: 6, page_tokens: PAGE_TOKENS, max_sequence: source.config().max_sequence() };
+        let mut batching = Batching::new(SoloBatch::load(&device(), &source, limits).unwrap()).unwrap();
+        for count in 1..=8 {
+            let max_tokens = NonZeroUsize::new(count * 3 % 11 + 1).unwrap();
+            let request = Request { prompt: vec![7; count], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };
+            batching.submit(request, Duration::ZERO).unwrap();
+        }
+        let mut outputs = Vec::new();
+        while !batching.is_idle() {
+            outputs.extend(batching.step().unwrap());
+        }
+        for (index, count) in (1..=8).enumerate() {
+            let tokens = outputs.iter().filter(|output| matches!(output, Output::Token(RequestId(id), 0) if *id == index as u64)).count();
+            assert_eq!(tokens, count * 3 % 11 + 1, "{name}, request {index}");
+        }
+        assert_eq!(batching.take_finished().len(), 8);
+    }
+}
+
+#[test]
+fn requests_are_served_on_while_tenants_come_and_go() {
+    let source = source(&fixture("llama-tied"));
+    let limits = Limits { slots: 4, step_tokens: 8, pages: 4, page_tokens: PAGE_TOKENS, max_sequence: 30 };
+    let runtime = Runtime::new(device(), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+    let spec = TenantSpec { name: "served".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+    let session = runtime.session(runtime.admit(spec.clone()).unwrap()).unwrap();
+    let mut batching = Batching::new(source.slots(session, limits).unwrap()).unwrap();
+    let max_tokens = NonZeroUsize::new(20).unwrap();
+    for _ in 0..4 {
+        let request = Request { prompt: vec![1, 2], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };
+        batching.submit(request, Duration::ZERO).unwrap();
+    }
+    let (mut tokens, mut guest) = (0, None);
+    for step in 0.. {
+        if batching.is_idle() {
+            break;
+        }
+        match step {
+            6 => guest = Some(runtime.admit(spec.clone()).unwrap()),
+            12 => guest.take().into_iter().for_each(|guest| runtime.dismiss(guest).unwrap()),
+            _ => (),
+        }
+        tokens += batching.step().unwrap().iter().filter(|output| matches!(output, Output::Token(..))).count();
+    }
+    assert_eq!(tokens, 80);
+    // Of the 19 steps that only decode, the first under each of the three plans is launched kernel by kernel for each of the two token buffers.
+    assert_eq!(batching.executor_mut().session().stats().replays, 19 - 3 * 2);
+}
+
+#[test]
+fn a_cache_that_does_not_fit_is_refused_before_anything_is_loaded() {
+    let source = ModelSource::find("llama-3.2-1b").unwrap();
+    let limits = Limits { slots: 64, step_tokens: 512, pages: 1 << 20, page_tokens: PAGE_TOKENS, max_sequence: 131_072 };
+    let Err(error) = SoloBatch::load(&device(), &source, limits) else { panic!("2 TB of cache were accepted") };
+    assert!(error.to_string().contains("bytes of device memory"), "{error}");
 }

@@ -88,7 +88,7 @@ fn a_configuration_that_cannot_be_run_is_refused_by_file_and_field() {
 
     type Edit = fn(&mut Value);
     let llama: [(&str, Edit); 22] = [
-        ("unknown model type", |c| c["model_type"] = json!("gpt2")),
+        ("unknown model type", |c| c["model_type"] = json!("gptj")),
         ("unknown field", |c| c["logits_scaling"] = json!(8)),
         ("quantised", |c| c["quantization_config"] = json!({"quant_method": "gptq"})),
         ("missing field", |c| c["intermediate_size"] = Value::Null),
@@ -119,6 +119,27 @@ fn a_configuration_that_cannot_be_run_is_refused_by_file_and_field() {
     for (case, edit) in llama {
         messages.forward(case, &edited("llama-tied", edit));
     }
+    let gpt2: [(&str, Edit); 5] = [
+        ("GPT-2's heads", |c| c["n_head"] = json!(5)),
+        ("GPT-2's positions given twice", |c| c["n_ctx"] = json!(1024)),
+        ("GPT-2's width given twice", |c| c["hidden_size"] = json!(32)),
+        ("GPT-2 with an encoder", |c| c["add_cross_attention"] = json!(true)),
+        ("GPT-2's end token", |c| c["eos_token_id"] = json!(50256)),
+    ];
+    for (case, edit) in gpt2 {
+        messages.forward(case, &edited("gpt2", edit));
+    }
+    let qwen2: [(&str, Edit); 4] = [
+        ("full layers after sliding ones", |c| c["layer_types"] = json!(["sliding_attention", "full_attention", "full_attention"])),
+        ("another kind of attention", |c| c["layer_types"] = json!(["full_attention", "chunked_attention", "full_attention"])),
+        ("a layer without a kind", |c| c["layer_types"] = json!(["full_attention"])),
+        ("full layers that are not counted", |c| c["max_window_layers"] = json!(-1)),
+    ];
+    for (case, edit) in qwen2 {
+        messages.forward(case, &edited("qwen2", edit));
+    }
+    let exempted = edited("mistral-window", |c| c["layer_types"] = json!(["full_attention", "sliding_attention"]));
+    messages.forward("Mistral with a layer without a window", &exempted);
     let bert: [(&str, Edit); 3] = [
         ("relative positions", |c| c["position_embedding_type"] = json!("relative_key")),
         ("BERT as a decoder", |c| c["is_decoder"] = json!(true)),
@@ -127,6 +148,21 @@ fn a_configuration_that_cannot_be_run_is_refused_by_file_and_field() {
     for (case, edit) in bert {
         messages.forward(case, &edited("bert", edit));
     }
+    let deberta: [(&str, Edit); 9] = [
+        ("a convolution of even width", |c| c["conv_kernel_size"] = json!(4)),
+        ("a convolution in groups", |c| c["conv_groups"] = json!(2)),
+        ("a convolution with tanh", |c| c["conv_act"] = Value::Null),
+        ("DeBERTa without relative positions", |c| c["relative_attention"] = json!(false)),
+        ("another term of the scores", |c| c["pos_att_type"] = json!("c2p|p2p")),
+        ("buckets that reach no farther than single positions", |c| c["position_buckets"] = json!(40)),
+        ("another norm of the positions", |c| c["norm_rel_ebd"] = json!("batch_norm")),
+        ("embeddings of another width", |c| c["embedding_size"] = json!(16)),
+        ("heads that are narrower than the width implies", |c| c["attention_head_size"] = json!(8)),
+    ];
+    for (case, edit) in deberta {
+        messages.forward(case, &edited("deberta-v2", edit));
+    }
+    messages.forward("buckets in the first DeBERTa", &edited("deberta", |c| c["position_buckets"] = json!(16)));
     messages.forward("DistilBERT's width given twice", &edited("distilbert", |c| c["hidden_size"] = json!(32)));
     insta::assert_snapshot!(messages.0);
 }
@@ -189,6 +225,8 @@ fn weights_that_do_not_fit_are_refused_by_file_and_tensor() {
     let without_bias = Copy::of("llama-untied").edit_json("config.json", |c| c["attention_bias"] = json!(false));
     messages.forward("the configuration has no biases", &without_bias);
     messages.forward("the configuration has another vocabulary", &edited("llama-tied", |c| c["vocab_size"] = json!(132)));
+    let shared = edited("deberta-v2", |c| c["share_att_key"] = json!(true));
+    messages.forward("the configuration shares what the weights do not", &shared);
     messages.forward("the head is tied in the weights only", &edited("llama-tied", |c| c["tie_word_embeddings"] = json!(false)));
     insta::assert_snapshot!(messages.0);
 }
@@ -264,7 +302,6 @@ fn token_ids_that_the_model_cannot_run_are_refused_by_sequence_and_position() {
     let mut messages = Messages::default();
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("nothing.json");
-    let mistral = Copy::of("mistral").edit_json("config.json", |config| config["sliding_window"] = json!(5));
     messages.forward_ids("no file", &fixture("llama-tied"), &missing);
     let mut with_ids = |case: &str, model: &Path, ids: &str| {
         let path: PathBuf = folder.path().join("ids.json");
@@ -280,7 +317,7 @@ fn token_ids_that_the_model_cannot_run_are_refused_by_sequence_and_position() {
     with_ids("an empty sequence", &llama, "[[1], []]");
     with_ids("an id beyond the vocabulary", &llama, "[[1, 2], [3, 131]]");
     with_ids("longer than the positions", &llama, &json!([vec![1; 97]]).to_string());
-    with_ids("longer than the sliding window", mistral.path(), &json!([vec![1; 6]]).to_string());
+    with_ids("longer than GPT-2's positions", &fixture("gpt2"), &json!([vec![1; 97]]).to_string());
     with_ids("longer than BERT's positions", &fixture("bert"), &json!([[1], vec![1; 41]]).to_string());
     insta::assert_snapshot!(messages.0);
 }
@@ -366,7 +403,7 @@ mod damaged {
 
         #[test]
         fn a_file_with_changed_bytes_never_panics(
-            model in prop::sample::select(vec!["bert", "llama-untied"]),
+            model in prop::sample::select(vec!["bert", "gpt2", "llama-untied", "qwen2"]),
             file in prop::sample::select(vec!["config.json", "model.safetensors", "tokenizer.json"]),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             within in prop::sample::select(vec![200, usize::MAX]),
@@ -382,7 +419,7 @@ mod damaged {
         }
 
         #[test]
-        fn a_file_cut_anywhere_is_refused(model in prop::sample::select(vec!["bert", "llama-untied"]), keep in any::<prop::sample::Index>()) {
+        fn a_file_cut_anywhere_is_refused(model in prop::sample::select(vec!["bert", "gpt2"]), keep in any::<prop::sample::Index>()) {
             let copy = Copy::of(model);
             let bytes = fs::read(copy.file("model.safetensors")).unwrap();
             fs::write(copy.file("model.safetensors"), &bytes[..keep.index(bytes.len())]).unwrap();

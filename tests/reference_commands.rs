@@ -57,16 +57,85 @@ fn forward_runs_a_preset_with_the_same_weights_every_time() {
 
 #[test]
 fn generate_prints_the_continuation_and_a_seed_repeats_it() {
+    for name in ["gpt2", "llama-untied", "qwen2"] {
+        let model = fixture(name);
+        let generate =
+            |options: &[&str]| smidgen(&[&["generate", "--device", "cpu", "--model", text(&model), "the quick"], options].concat()).0;
+        let greedy = generate(&["--max-tokens", "12"]);
+        assert!(!greedy.trim().is_empty(), "{name}");
+        assert_eq!(greedy, generate(&["--max-tokens", "12", "--temperature", "0", "--seed", "9"]), "{name}");
+        let longer = generate(&["--max-tokens", "24"]);
+        assert!(longer.starts_with(greedy.trim_end_matches(['\u{fffd}', '\n'])), "{name}: a longer text begins alike");
+        let sampled = |seed| generate(&["--max-tokens", "12", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed]);
+        assert_eq!(sampled("1"), sampled("1"), "{name}");
+        assert_ne!(sampled("1"), sampled("2"), "{name}");
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    prompt: String,
+    text: String,
+    tokens: usize,
+    stop: String,
+    latency_ms: f64,
+}
+
+/// `smidgen generate` over a file of prompts.
+fn serve(prompts: &str, options: &[&str]) -> (Vec<Answer>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, prompts).unwrap();
     let model = fixture("llama-untied");
-    let generate =
-        |options: &[&str]| smidgen(&[&["generate", "--device", "cpu", "--model", text(&model), "the quick"], options].concat()).0;
-    let greedy = generate(&["--max-tokens", "12"]);
-    assert!(!greedy.trim().is_empty());
-    assert_eq!(greedy, generate(&["--max-tokens", "12", "--temperature", "0", "--seed", "9"]));
-    assert!(generate(&["--max-tokens", "24"]).starts_with(greedy.trim_end_matches(['\u{fffd}', '\n'])), "a longer text begins alike");
-    let sampled = |seed| generate(&["--max-tokens", "12", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed]);
-    assert_eq!(sampled("1"), sampled("1"));
-    assert_ne!(sampled("1"), sampled("2"));
+    let arguments = ["generate", "--device", "cpu", "--model", text(&model), "--requests", text(&file)];
+    let (stdout, stderr) = smidgen(&[&arguments, options].concat());
+    (stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), stderr)
+}
+
+#[test]
+fn generate_answers_a_file_of_prompts_in_order_as_it_answers_each_alone() {
+    let prompts = ["the quick", "a", "the dog and the cat", "the quick"];
+    let model = fixture("llama-untied");
+    let options = ["--max-tokens", "9", "--temperature", "1.2"];
+    for batching in [&[][..], &["--max-batch", "2", "--chunk", "3"], &["--cache-tokens", "1", "--rate", "1000/s"]] {
+        let (answers, stderr) = serve(&prompts.join("\n\n"), &[&options[..], &["--seed", "5"], batching].concat());
+        assert_eq!(answers.iter().map(|answer| answer.prompt.as_str()).collect::<Vec<_>>(), prompts);
+        for (index, answer) in answers.iter().enumerate() {
+            let seed = (5 + index).to_string();
+            let alone = ["generate", "--device", "cpu", "--model", text(&model), prompts[index], "--seed", &seed];
+            assert_eq!(smidgen(&[&alone[..], &options].concat()).0, format!("{}\n", answer.text), "prompt {index}, {batching:?}");
+            assert!(answer.latency_ms > 0.0);
+            assert_eq!((answer.tokens, answer.stop.as_str()), (9, "max-tokens"));
+        }
+        for part in ["4 requests, 36 tokens", "tokens/s", "time to first token", "time per output token"] {
+            assert!(stderr.contains(part), "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn generate_refuses_requests_that_it_cannot_serve_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |text: &str| {
+        let path = folder.path().join("prompts.txt");
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let model = fixture("llama-untied");
+    let long = "a ".repeat(500);
+    for (prompts, options, part) in [
+        ("\n \n", &[][..], "has no prompt"),
+        (&format!("a\n{long}"), &[], "prompt 2 has more than the"),
+        ("a\na\na", &["--chunk", "2"], "--chunk 2: each of the 3 requests"),
+        ("a", &["--max-batch", "0"], "--max-batch"),
+        ("a", &["and a prompt"], "cannot be used with"),
+        ("a", &["--rate", "0"], "a rate is from"),
+    ] {
+        let arguments = ["generate", "--device", "cpu", "--model", text(&model), "--requests", text(&file(prompts))].map(str::to_owned);
+        let output = Command::new(env!("CARGO_BIN_EXE_smidgen")).args(arguments).args(options).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && stderr.contains(part), "{options:?}: {stderr}");
+    }
 }
 
 #[derive(Deserialize)]

@@ -1,4 +1,5 @@
-//! The CPU reference against Hugging Face transformers, on tiny random models made by `tests/fixtures/make_tiny_models.py`.
+//! The CPU reference against Hugging Face transformers, on tiny random models made by `tests/fixtures/make_tiny_models.py` and
+//! `make_tiny_encoders.py`.
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
@@ -13,7 +14,7 @@ use smidgen::weights::Weights;
 
 mod tiny_models;
 
-use tiny_models::{Copy, DECODERS, ENCODERS, expected, fixture, fixture_ids, relative_error};
+use tiny_models::{Copy, DECODERS, ENCODERS, OwnedTensor, expected, fixture, fixture_ids, relative_error};
 
 /// f32 against f32: only the order of sums differs.
 const TOLERANCE: f64 = 1e-4;
@@ -27,7 +28,7 @@ fn forward(dir: &std::path::Path, sequences: &[Vec<u32>]) -> Vec<f32> {
 fn open_decoder(dir: &std::path::Path) -> Decoder {
     match Reference::load(&Weights::open(dir).unwrap()).unwrap() {
         Reference::Decoder(decoder) => decoder,
-        Reference::Encoder(_) => panic!("{} is an encoder", dir.display()),
+        Reference::Encoder(_) | Reference::Vision(_) => panic!("{} is no decoder", dir.display()),
     }
 }
 
@@ -138,6 +139,21 @@ fn names_as_tensorflow_checkpoints_have_them_are_found() {
 }
 
 #[test]
+fn a_bare_gpt2_with_its_head_and_masks_beside_it_is_found() {
+    let model = Copy::of("gpt2").edit_tensors(|mut all| {
+        all.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("transformer.", ""));
+        let mut head = all.iter().find(|tensor| tensor.name == "wte.weight").unwrap().clone();
+        head.name = "lm_head.weight".to_owned();
+        // The published files also hold the causal mask.
+        let mask = OwnedTensor { name: "h.0.attn.bias".to_owned(), ..head.clone() };
+        all.extend([head, mask]);
+        all
+    });
+    let model = model.edit_json("config.json", |config| config["tie_word_embeddings"] = json!(false));
+    assert_eq!(forward(model.path(), &fixture_ids("gpt2")), forward(&fixture("gpt2"), &fixture_ids("gpt2")));
+}
+
+#[test]
 fn a_decoder_saved_without_its_prefix_is_found() {
     let model = Copy::of("llama-tied").edit_tensors(|mut all| {
         all.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("model.", ""));
@@ -162,11 +178,43 @@ fn generation_ends_at_an_end_token_without_yielding_it() {
 #[test]
 fn generation_ends_when_the_positions_are_used_up() {
     let Greedy { prompt, tokens } = greedy("mistral");
-    for (field, limit) in [("max_position_embeddings", 20), ("sliding_window", 20)] {
-        let model = Copy::of("mistral").edit_json("config.json", |config| config[field] = json!(limit));
-        let (generated, stop) = generate(&open_decoder(model.path()), &prompt, 64, Sampling::GREEDY, 0);
-        assert_eq!((generated.as_slice(), stop), (&tokens[..limit - prompt.len() + 1], Stop::Full), "{field}");
-    }
+    let model = Copy::of("mistral").edit_json("config.json", |config| config["max_position_embeddings"] = json!(20));
+    let (generated, stop) = generate(&open_decoder(model.path()), &prompt, 64, Sampling::GREEDY, 0);
+    assert_eq!((generated.as_slice(), stop), (&tokens[..20 - prompt.len() + 1], Stop::Full));
+
+    let Greedy { prompt, tokens } = greedy("gpt2-odd");
+    let (generated, stop) = generate(&open_decoder(&fixture("gpt2-odd")), &prompt, 200, Sampling::GREEDY, 0);
+    assert_eq!((generated.len(), stop), (77 - prompt.len() + 1, Stop::Full), "77 learned positions");
+    assert_eq!(generated[..64], tokens);
+}
+
+/// A layer's window is 37 positions, so what a token says travels 36 further in each of the two layers.
+#[test]
+fn a_token_that_left_the_windows_of_all_layers_no_longer_matters() {
+    let sequence = &fixture_ids("mistral-window")[2];
+    let mut other = sequence.clone();
+    other[0] = (sequence[0] + 1) % 97;
+    let rows = |sequence: &Vec<u32>| forward(&fixture("mistral-window"), std::slice::from_ref(sequence));
+    let (output, other) = (rows(sequence), rows(&other));
+    let changed: Vec<bool> = output.chunks_exact(97).zip(other.chunks_exact(97)).map(|(a, b)| relative_error(a, b) > 1e-6).collect();
+    assert_eq!(changed.len(), 150);
+    assert_eq!(changed.iter().rposition(|&changed| changed), Some(2 * 36));
+}
+
+#[test]
+fn a_window_in_no_layer_is_full_attention() {
+    let sequences = fixture_ids("qwen2");
+    let without = Copy::of("qwen2").edit_json("config.json", |config| {
+        config["use_sliding_window"] = json!(false);
+        config.as_object_mut().unwrap().remove("layer_types");
+    });
+    let beyond = Copy::of("qwen2").edit_json("config.json", |config| {
+        config["max_window_layers"] = json!(3);
+        config.as_object_mut().unwrap().remove("layer_types");
+    });
+    let full = forward(without.path(), &sequences);
+    assert_eq!(forward(beyond.path(), &sequences), full);
+    assert!(relative_error(&forward(&fixture("qwen2"), &sequences), &full) > 1e-2);
 }
 
 #[test]

@@ -1,6 +1,4 @@
 // Heads of up to 128 columns. One source for each head size, so that they compile side by side.
-#include "attention/decode.cuh"
 #include "attention/prefill.cuh"
 
 ATTENTION_PREFILL(128)
-ATTENTION_DECODE(128)

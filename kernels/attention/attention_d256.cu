@@ -1,6 +1,4 @@
 // Heads of up to 256 columns. One source for each head size, so that they compile side by side.
-#include "attention/decode.cuh"
 #include "attention/prefill.cuh"
 
 ATTENTION_PREFILL(256)
-ATTENTION_DECODE(256)

@@ -1,140 +1,192 @@
-// Attention where every sequence brings one query and its keys and values lie in a cache: a decoder's next token.
-//   out[h] = sum over cached positions j of softmax_j(scale * q[h] . k[j]) * v[j],   for each query head h
-//   q: the first heads * head_dim columns of qkv [sequences, qkv_stride]; caches: [sequences, kv_heads, capacity, head_dim]; all fp16
-//
-// Memory bound: 4 * length * head_dim bytes for each key head and next to no arithmetic, so all that matters is how many bytes are under
-// way. A tile is one key head of one sequence; the up to 16 query heads that share it are the 16 rows of one multiply, so that each key is
-// read once. The block's warps take turns at blocks of 16 keys, each with a ring of its own in shared memory and no barrier between them;
-// then their partial results are summed in the order of the warps. A tile sees the key range [first, end) only: a range split over several
-// blocks would need no more than a second such sum.
+// Decode attention whose pages are brought by asynchronous copies of 16 bytes: for GPUs before Hopper, and on it for heads that the copy engine
+// cannot bring (decode_bulk.cuh). Each of four warps has a ring of its own. The sums are those of decode_arithmetic.cuh, to be read first.
 #pragma once
-#include "attention/flash.cuh"
-#include "elastic.cuh"
+#include "attention/decode_arithmetic.cuh"
 
 namespace attention {
 
 template <int D>
-struct Decode {
-    static constexpr int WARPS = D <= 128 ? 8 : 4;
-    static constexpr int THREADS = WARPS * 32;
-    static constexpr int KEYS = 16;
-    static constexpr int STAGES = 2;
-    // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it.
-    static constexpr int BLOCKS_PER_SM = D <= 32 ? 3 : D <= 96 ? 2 : 1;
+struct Decode : DecodeArithmetic<D> {
+    using Arithmetic = DecodeArithmetic<D>;
+    using typename Arithmetic::Partial;
+    using typename Arithmetic::Queries;
+    using typename Arithmetic::WarpSums;
+    using Arithmetic::args, Arithmetic::warp, Arithmetic::lane, Arithmetic::head_dim, Arithmetic::WARPS, Arithmetic::KEYS;
+    static constexpr int KEEPER = WARPS; // a fifth warp
+    static constexpr int THREADS = (WARPS + 1) * 32;
+    // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it. Together with the stages they fill an SM's shared memory.
+    static constexpr int BLOCKS_PER_SM = D <= 80 ? 3 : D <= 128 ? 2 : 1;
+    static constexpr int STAGES = D == 96 ? 4 : 3;
+    static constexpr int RESULT_PITCH = D + 4; // two rows apart is 8 banks apart: what a warp stores at once lies in different banks
 
-    struct Stage {
-        __half keys[KEYS * PITCH<D>];
-        __half values[KEYS * PITCH<D>];
-    };
-    // A warp's partial result. Rows are 32 bytes longer than they must be: the four rows that half a warp stores at once lie in different banks.
-    struct Result {
-        float output[QUERY_ROWS][D + 8];
-        float highest[QUERY_ROWS];
-        float sum[QUERY_ROWS];
+    // A warp's quarter of a page, and after an item's last page its partial result.
+    union alignas(16) Slot {
+        struct {
+            __half keys[KEYS * PITCH<D>];
+            __half values[KEYS * PITCH<D>];
+        };
+        float output[DECODE_HEADS * RESULT_PITCH];
     };
     struct Shared {
-        __half queries[QUERY_ROWS * PITCH<D>];
-        union {
-            Stage stages[WARPS][STAGES];
-            Result results[WARPS];
-        };
+        Slot slots[STAGES][WARPS];
+        WarpSums sums[WARPS];
+        typename Arithmetic::CombineRoom room;
+        DecodeItem finished;
+        bool more; // whether there is an item after it
+        uint32_t first, next; // numbers of items, by the keeper
     };
 
-    // The one query of a sequence sees a range of keys, whichever head it is of.
-    struct Range {
-        int begin, past;
-        __device__ int first(int) const { return begin; }
-        __device__ int end(int) const { return past; }
-    };
+    Shared &shared;
 
-    __device__ static void tile(const AttentionDecodeArgs &args, uint32_t tile, Shared &shared) {
-        const uint32_t group = args.heads / args.kv_heads; // query heads that share a key head
-        const uint32_t parts = div_ceil(group, QUERY_ROWS);
-        const uint32_t part = tile % parts, kv_head = tile / parts % args.kv_heads, sequence = tile / parts / args.kv_heads;
-        const uint32_t first_head = kv_head * group + part * QUERY_ROWS;
-        const int rows = min(int(group - part * QUERY_ROWS), QUERY_ROWS);
+    __device__ Decode(const AttentionDecodeArgs &args, Shared &shared) : Arithmetic(args), shared(shared) {}
 
-        const int length = min(reinterpret_cast<const uint32_t *>(args.lengths)[sequence], args.capacity);
-        if (length == 0) return;
-        const Mask mask(length, args.window, true);
-        const Range range{mask.first(length - 1), length};
-
-        // Broadcast, so that the compiler knows that a warp does not part ways over its number.
-        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32, head_dim = args.head_dim;
-        const float scale_log2 = args.scale * 1.4426950408889634f;
-
-        const size_t cache = (size_t(sequence) * args.kv_heads + kv_head) * args.capacity * head_dim;
-        const __half *const keys = reinterpret_cast<const __half *>(args.k_cache) + cache;
-        const __half *const values = reinterpret_cast<const __half *>(args.v_cache) + cache;
-        const bool cache_aligned = on_16_bytes(args.k_cache | args.v_cache, head_dim, head_dim);
-        const int end_block = div_ceil(range.past, KEYS);
-        const auto copy_block = [&](int stage, int block) {
-            const int row = block * KEYS;
-            const auto rows_from = [&](const __half *base) {
-                return Rows{base + size_t(row) * head_dim, args.head_dim, length - row, head_dim};
-            };
-            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].keys, rows_from(keys), cache_aligned, lane);
-            copy_rows<D, KEYS, 32>(shared.stages[warp][stage].values, rows_from(values), cache_aligned, lane);
-            cp_async_commit();
-        };
-
-        if (warp == 0) {
-            const __half *const qkv = reinterpret_cast<const __half *>(args.qkv);
-            const Rows queries{qkv + sequence * size_t(args.qkv_stride) + first_head * head_dim, args.head_dim, rows, head_dim};
-            copy_rows<D, QUERY_ROWS, 32>(shared.queries, queries, on_16_bytes(args.qkv, args.qkv_stride, head_dim), lane);
-            cp_async_commit();
+    __device__ void run(const Tiles &tiles) {
+        DecodeItems items(args);
+        DecodeNumbers numbers(tiles, items.count());
+        uint32_t first, next;
+        if (tiles.progress == 0) {
+            first = numbers.next();
+            next = numbers.next();
+        } else {
+            if (threadIdx.x == KEEPER * 32) {
+                shared.first = numbers.next();
+                shared.next = numbers.next();
+            }
+            __syncthreads();
+            first = shared.first;
+            next = shared.next;
+            __syncthreads(); // before the keeper writes the next one
         }
-        int block = range.begin / KEYS + warp;
-#pragma unroll
-        for (int stage = 0; stage < STAGES; ++stage) copy_block(stage, block + stage * WARPS);
-        cp_async_wait<STAGES>(); // the queries, which are warp 0's oldest group
-        __syncthreads();
-        const Queries<D> queries(shared.queries);
+        if (warp == KEEPER) {
+            keep(numbers, first != NO_ITEM);
+        } else if (first != NO_ITEM) {
+            work(items, first, next);
+        }
+    }
 
-        Partial<D> partial;
-        int stage = 0;
-        do { // once even for a warp without keys: it attends to zeros, which are masked
-            cp_async_wait<STAGES - 1>();
+    // The fifth warp: takes the numbers of items two ahead, counts finished ones, and adds up the chunks of a column that is complete. All that waits
+    // for other SMs, so that the four others wait for their pages only.
+    __device__ void keep(DecodeNumbers &numbers, bool more) {
+        while (more) {
+            if (lane == 0) shared.next = numbers.next();
+            __syncthreads(); // partial results are there
+            __syncthreads(); // they are in the workspace, and shared.finished says what they are of
+            const DecodeItem item = shared.finished;
+            more = shared.more;
+            if (item.chunks > 1) this->combine_if_last(item, shared.room);
+        }
+        __syncwarp();
+        if (lane == 0) numbers.leave();
+    }
+
+    // The other four: attend to the pages of one item after another.
+    __device__ void work(DecodeItems &items, uint32_t first, uint32_t next) {
+        DecodeItem item = items.at(first), ahead = item;
+        bool ahead_is_next = false, more = true;
+        int filled = 0, slot = 0, load_slot = 0;
+        Queries queries = read_queries(item);
+        Partial partial;
+        while (more) {
+            while (filled < STAGES) {
+                if (ahead.page == ahead.end_page) {
+                    if (ahead_is_next || next == NO_ITEM) break;
+                    ahead = items.at(next);
+                    ahead_is_next = true;
+                }
+                copy_page(ahead, load_slot);
+                ++ahead.page;
+                ++filled;
+                load_slot = load_slot + 1 == STAGES ? 0 : load_slot + 1;
+            }
+
+            wait_for_oldest<STAGES>(filled);
             __syncwarp(); // what the other lanes copied is there too
-            const Stage &now = shared.stages[warp][stage];
-            partial.template attend<KEYS>(queries, now.keys, now.values, block * KEYS, 0, range, scale_log2);
-            __syncwarp(); // no lane still reads what is now overwritten
-            copy_block(stage, block + STAGES * WARPS);
-            stage = (stage + 1) % STAGES;
-            block += WARPS;
-        } while (block < end_block);
+            const int position = item.page * KV_PAGE_TOKENS + warp * KEYS;
+            if (position < item.length) {
+                const Slot &mine = shared.slots[slot][warp];
+                const uint32_t keys = shared_address(mine.keys + lane % 16 * PITCH<D> + lane / 16 * 8);
+                const uint32_t values = shared_address(mine.values + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8);
+                const auto key_address = [&](int step) { return keys + step * 32; };
+                const auto value_address = [&](int step) { return values + step * 32; };
+                this->attend(partial, queries, position, item, key_address, value_address);
+            }
+            __syncwarp(); // no lane still reads what is overwritten next
+            --filled;
 
-        partial.finish();
-        cp_async_wait<0>();
-        __syncthreads(); // results lie where the stages were
-        Result &mine = shared.results[warp];
+            if (++item.page == item.end_page) {
+                Slot(&slots)[WARPS] = shared.slots[slot];
+                this->leave_partial(partial, shared.sums[warp],
+                                    [&](int head, int column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
+                more = ahead_is_next;
+                if (more) queries = read_queries(ahead);
+                __syncthreads(); // all four partial results are there, and the number of the item after the next
+                next = shared.next;
+                if (threadIdx.x == 0) {
+                    shared.finished = item;
+                    shared.more = more;
+                }
+                this->store(item, shared.sums, [&](int of_warp, int head, int column) {
+                    return reinterpret_cast<const float4 *>(&slots[of_warp].output[head * RESULT_PITCH + column]);
+                });
+                partial = Partial();
+                if (more) {
+                    item = ahead;
+                    item.page = max(item.chunk * int(args.pages_per_chunk), item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
+                    ahead_is_next = false;
+                }
+                __syncthreads(); // the slot may be filled again
+            }
+            slot = slot + 1 == STAGES ? 0 : slot + 1;
+        }
+    }
+
+    // With `copies` pages under way.
+    template <int MOST>
+    __device__ static void wait_for_oldest(int copies) {
+        if constexpr (MOST == 1) {
+            cp_async_wait<0>();
+        } else if (copies >= MOST) {
+            cp_async_wait<MOST - 1>();
+        } else {
+            wait_for_oldest<MOST - 1>(copies);
+        }
+    }
+
+    // One group of copies: this warp's quarter of the page.
+    __device__ __forceinline__ void copy_page(const DecodeItem &item, int slot) {
+        const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page % args.pages_per_chunk);
+        const size_t first_row = (page * args.cache.kv_heads + item.column / this->group) * KV_PAGE_TOKENS + warp * KEYS;
+        const int rows = item.length - item.page * KV_PAGE_TOKENS - warp * KEYS;
+        const bool aligned = head_dim % 8 == 0;
+        const auto rows_from = [&](uint64_t pool) {
+            return Rows{reinterpret_cast<const __half *>(pool) + first_row * head_dim, uint32_t(head_dim), rows, head_dim};
+        };
+        copy_rows<D, KEYS, 32>(shared.slots[slot][warp].keys, rows_from(args.cache.keys), aligned, lane);
+        copy_rows<D, KEYS, 32>(shared.slots[slot][warp].values, rows_from(args.cache.values), aligned, lane);
+        cp_async_commit();
+    }
+
+    // Heads that the item does not have, and columns beyond the head's, are zeros.
+    __device__ __forceinline__ Queries read_queries(const DecodeItem &item) const {
+        Queries queries;
+        const __half *const qkv = reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride);
+        const int head = lane / 4, first = lane % 4 * 2;
+        const __half *const row = qkv + (this->first_head(item) + head) * head_dim + first;
+        const int columns = head < this->heads_of(item) ? head_dim - first : 0;
+        const bool in_pairs = ((args.qkv | 2 * (args.qkv_stride | head_dim)) & 3) == 0;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = lane / 4 + half * 8;
-            if (row >= rows) continue;
-            mine.highest[row] = partial.highest[half] * scale_log2;
-            mine.sum[row] = partial.sum[half];
-#pragma unroll
-            for (int i = 0; i < D / 8; ++i) {
-                *reinterpret_cast<float2 *>(&mine.output[row][i * 8 + lane % 4 * 2]) =
-                    make_float2(partial.output[i][half * 2], partial.output[i][half * 2 + 1]);
+        for (int i = 0; i < D / 8; ++i) {
+            uint32_t &pair = queries.of[i / 2][i % 2];
+            pair = 0;
+            if (in_pairs) {
+                if (i * 8 < columns) pair = *reinterpret_cast<const uint32_t *>(row + i * 8);
+            } else {
+                const uint16_t *const halves = reinterpret_cast<const uint16_t *>(row) + i * 8;
+                if (i * 8 < columns) pair = halves[0];
+                if (i * 8 + 1 < columns) pair |= uint32_t(halves[1]) << 16;
             }
         }
-        __syncthreads();
-
-        __half *const output = reinterpret_cast<__half *>(args.output) + sequence * size_t(args.output_stride) + first_head * head_dim;
-        for (int i = threadIdx.x; i < rows * head_dim; i += THREADS) {
-            const int row = i / head_dim, column = i % head_dim;
-            float highest = -INFINITY;
-            for (const Result &result : shared.results) highest = fmaxf(highest, result.highest[row]);
-            float weighted = 0.0f, sum = 0.0f;
-            for (const Result &result : shared.results) {
-                const float weight = exp2_approx(result.highest[row] - highest); // 0 for a warp that had no keys
-                weighted += weight * result.output[row][column];
-                sum += weight * result.sum[row];
-            }
-            output[i] = __float2half_rn(weighted / sum);
-        }
+        return queries;
     }
 };
 
@@ -146,8 +198,6 @@ struct Decode {
     extern "C" __global__ void __launch_bounds__(attention::Decode<D>::THREADS, attention::Decode<D>::BLOCKS_PER_SM)                      \
         attention_decode_d##D(const __grid_constant__ AttentionDecodeArgs args, const __grid_constant__ Tiles tiles) {                    \
         extern __shared__ uint4 dynamic_shared[];                                                                                         \
-        ElasticTiles queue(tiles);                                                                                                        \
-        for (uint32_t tile; queue.next(tile);) {                                                                                          \
-            attention::Decode<D>::tile(args, tile, *reinterpret_cast<attention::Decode<D>::Shared *>(dynamic_shared));                    \
-        }                                                                                                                                 \
+        wait_for_earlier_launches();                                                                                                      \
+        attention::Decode<D>(args, *reinterpret_cast<attention::Decode<D>::Shared *>(dynamic_shared)).run(tiles);                         \
     }

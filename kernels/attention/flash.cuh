@@ -188,8 +188,9 @@ struct Partial {
             for (int i = 0; i < KEYS / 4; ++i) now = fmaxf(now, scores[i / 2][half * 2 + i % 2]);
             now = quad_max(now);
             // While a row has seen masked keys only, its maximum is -inf and -inf - -inf would be NaN.
-            const float reference = now == -INFINITY ? 0.0f : now * scale_log2;
-            const float correction = exp2_approx(highest[half] * scale_log2 - reference);
+            // The products are rounded before they are subtracted: while the maximum stays, the correction is 1 and nothing changes.
+            const float reference = now == -INFINITY ? 0.0f : __fmul_rn(now, scale_log2);
+            const float correction = exp2_approx(__fmul_rn(highest[half], scale_log2) - reference);
             highest[half] = now;
             sum[half] *= correction;
 #pragma unroll

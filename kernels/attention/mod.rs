@@ -1,4 +1,5 @@
-//! Attention: prefill (many queries a sequence), decode (one query a sequence, over a KV cache), and rotary positions.
+//! Attention: prefill (many queries a sequence), disentangled (the same with terms for distances), decode (one query a sequence, over a KV
+//! cache), and rotary positions.
 //!
 //! Tokens of all sequences are rows of one matrix `qkv`, `[rows, (heads + 2 * kv_heads) * head_dim]`: query heads, then key heads, then value
 //! heads. Where a sequence's rows lie is said by two arrays in device memory, `starts` and `lengths`. So packed batches (starts are prefix
@@ -10,13 +11,20 @@
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{KernelKey, Launch, LaunchError, Params};
 
+mod cache;
+mod chunk;
 mod decode;
+mod disentangled;
 mod prefill;
+mod prefill_variant;
 mod rotary;
 
+pub use cache::{KvCache, PAGE_TOKENS};
+pub use chunk::AttentionChunk;
 pub use decode::AttentionDecode;
+pub use disentangled::AttentionDisentangled;
 pub use prefill::AttentionPrefill;
-pub use rotary::{KvCache, Rotary};
+pub use rotary::{CacheWrite, Rotary};
 
 /// The most columns a head may have.
 pub const MAX_HEAD_DIM: u32 = 256;

@@ -4,22 +4,11 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::super::abi;
-use super::{Heads, product, unsupported};
+use super::{Heads, KvCache, product, unsupported};
 
 /// Threads of a block, and blocks that fit on an SM at once: the kernel's launch bounds.
-const THREADS: u32 = 256;
-const BLOCKS_PER_SM: u32 = 4;
-
-/// One layer's keys and values of past tokens: `[sequences, kv_heads, capacity, head_dim]` each, FP16, without gaps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvCache {
-    /// Keys, rotated.
-    pub k: DevicePtr,
-    /// Values.
-    pub v: DevicePtr,
-    /// Positions that a sequence has room for.
-    pub capacity: u32,
-}
+const THREADS: u32 = 128;
+const BLOCKS_PER_SM: u32 = 8;
 
 /// Rotates the pairs `(i, i + head_dim / 2)` of every query and key head by `position * inverse_frequencies[i]`, in place, as Hugging Face's
 /// `rotate_half` does, and copies the rotated keys and the values to the cache where there is one.
@@ -39,38 +28,134 @@ pub struct Rotary {
     pub inverse_frequencies: DevicePtr,
     /// Receives the keys and values of each row at its position; a row whose position is beyond the capacity is rotated only.
     pub cache: Option<KvCache>,
-    /// The sequence in the cache that a row belongs to: `[rows]`, u32. Not read without a cache.
+    /// The row of the page table that a row belongs to: `[rows]`, u32. Not read without a cache.
+    pub sequence_of: DevicePtr,
+}
+
+/// Copies keys and values to the cache as they are, for models without rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheWrite {
+    /// How a row is divided.
+    pub heads: Heads,
+    /// Rows of `qkv`.
+    pub rows: u32,
+    /// `[rows, (heads + 2 * kv_heads) * head_dim]`, FP16; the query heads are not read.
+    pub qkv: DevicePtr,
+    /// Elements from one row of `qkv` to the next.
+    pub qkv_stride: u32,
+    /// `[rows]`, u32. A row whose position is beyond the capacity is left out.
+    pub positions: DevicePtr,
+    /// Receives the keys and values of each row at its position.
+    pub cache: KvCache,
+    /// The row of the page table that a row belongs to: `[rows]`, u32.
     pub sequence_of: DevicePtr,
 }
 
 impl Rotary {
     fn check(&self) -> Result<(), LaunchError> {
-        let reason = if let Some(reason) = self.heads.problem(self.qkv_stride) {
-            reason
-        } else if !self.heads.head_dim.is_multiple_of(2) {
-            format!("a head of {} columns has no halves to rotate: the head size must be even", self.heads.head_dim)
-        } else if self.rows == 0 {
-            "there are no rows".to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(unsupported(&self.key(), reason))
+        let odd = !self.heads.head_dim.is_multiple_of(2);
+        let reason = odd.then(|| format!("a head of {} columns has no halves to rotate: the head size must be even", self.heads.head_dim));
+        self.rows().check(&self.key(), reason)
     }
 
-    fn args(&self) -> abi::RotaryArgs {
-        abi::RotaryArgs {
-            qkv: self.qkv.0,
-            positions: self.positions.0,
-            inverse_frequencies: self.inverse_frequencies.0,
-            k_cache: self.cache.map_or(0, |cache| cache.k.0),
-            v_cache: self.cache.map_or(0, |cache| cache.v.0),
-            sequence_of: self.sequence_of.0,
+    fn rows(&self) -> Rows {
+        Rows {
+            heads: self.heads,
             rows: self.rows,
-            heads: self.heads.heads,
-            kv_heads: self.heads.kv_heads,
-            head_dim: self.heads.head_dim,
-            capacity: self.cache.map_or(0, |cache| cache.capacity),
+            qkv: self.qkv,
             qkv_stride: self.qkv_stride,
+            positions: self.positions,
+            inverse_frequencies: Some(self.inverse_frequencies),
+            cache: self.cache,
+            sequence_of: self.sequence_of,
+        }
+    }
+}
+
+impl CacheWrite {
+    fn rows(&self) -> Rows {
+        Rows {
+            heads: self.heads,
+            rows: self.rows,
+            qkv: self.qkv,
+            qkv_stride: self.qkv_stride,
+            positions: self.positions,
+            inverse_frequencies: None,
+            cache: Some(self.cache),
+            sequence_of: self.sequence_of,
+        }
+    }
+}
+
+/// What [`Rotary`] and [`CacheWrite`] have in common: the kernel `rotary` in rotary.cu.
+struct Rows {
+    heads: Heads,
+    rows: u32,
+    qkv: DevicePtr,
+    qkv_stride: u32,
+    positions: DevicePtr,
+    /// Where heads are rotated.
+    inverse_frequencies: Option<DevicePtr>,
+    cache: Option<KvCache>,
+    sequence_of: DevicePtr,
+}
+
+impl Rows {
+    /// `reason`: what else speaks against the launch.
+    fn check(&self, key: &KernelKey, reason: Option<String>) -> Result<(), LaunchError> {
+        let no_rows = || (self.rows == 0).then(|| "there are no rows".to_owned());
+        let too_many = || self.tiles().is_none().then(|| "more than 2^32 tiles".to_owned());
+        let cache = || self.cache.as_ref().and_then(KvCache::problem);
+        let reason = self.heads.problem(self.qkv_stride).or(reason).or_else(cache).or_else(no_rows).or_else(too_many);
+        reason.map_or(Ok(()), |reason| Err(unsupported(key, reason)))
+    }
+
+    /// Whether halves of heads lie on 16 bytes.
+    fn vectorised(&self) -> bool {
+        self.heads.head_dim.is_multiple_of(16) && self.qkv_stride.is_multiple_of(8) && self.qkv.0.is_multiple_of(16)
+    }
+
+    /// Of a row, with the heads that something is done to.
+    fn tiles_per_row(&self) -> u32 {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let moved = match (self.inverse_frequencies, self.cache) {
+            (Some(_), Some(_)) => heads + 2 * kv_heads,
+            (Some(_), None) => heads + kv_heads,
+            (None, _) => 2 * kv_heads,
+        };
+        let pieces = head_dim.div_ceil(2) / if self.vectorised() { 8 } else { 1 };
+        (moved * pieces).div_ceil(abi::ROTARY_PIECES_PER_TILE)
+    }
+
+    fn tiles(&self) -> Option<u32> {
+        self.rows.checked_mul(self.tiles_per_row())
+    }
+
+    /// Blocks stride over the tiles; to be called after `check`.
+    fn launch(&self, sms: Sms) -> Launch {
+        let none = KvCache { keys: DevicePtr::NULL, values: DevicePtr::NULL, page_table: DevicePtr::NULL, pages_per_sequence: 0 };
+        let tiles = self.tiles().unwrap_or(u32::MAX);
+        Launch {
+            symbol: "rotary",
+            grid: Launch::persistent_grid(tiles, sms, BLOCKS_PER_SM),
+            block: THREADS,
+            shared_bytes: 0,
+            blocks_per_sm: BLOCKS_PER_SM,
+            tiles,
+            elastic: false,
+            programmatic: true,
+            params: Params::new(abi::RotaryArgs {
+                cache: self.cache.unwrap_or(none).args(self.heads),
+                qkv: self.qkv.0,
+                positions: self.positions.0,
+                inverse_frequencies: self.inverse_frequencies.unwrap_or(DevicePtr::NULL).0,
+                sequence_of: self.sequence_of.0,
+                rows: self.rows,
+                heads: self.heads.heads,
+                qkv_stride: self.qkv_stride,
+                tiles_per_row: self.tiles_per_row(),
+                vectorised: u32::from(self.vectorised()),
+            }),
         }
     }
 }
@@ -95,16 +180,25 @@ unsafe impl Kernel for Rotary {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
-        Ok(Launch {
-            symbol: "rotary",
-            grid: Launch::persistent_grid(self.rows, sms, BLOCKS_PER_SM),
-            block: THREADS,
-            shared_bytes: 0,
-            blocks_per_sm: BLOCKS_PER_SM,
-            tiles: self.rows,
-            elastic: false,
-            programmatic: true,
-            params: Params::new(self.args()),
-        })
+        Ok(self.rows().launch(sms))
+    }
+}
+
+// SAFETY: as for `Rotary`.
+unsafe impl Kernel for CacheWrite {
+    /// `[rows x kv_heads x head_dim]`.
+    fn key(&self) -> KernelKey {
+        const NAME: KernelName = KernelName::new("cache_write");
+        KernelKey::new(NAME, [self.rows, self.heads.kv_heads, self.heads.head_dim])
+    }
+
+    fn work(&self) -> Work {
+        let [kv_heads, head_dim, rows] = [self.heads.kv_heads, self.heads.head_dim, self.rows].map(u64::from);
+        Work { flops: 0, bytes: product([8, rows, kv_heads, head_dim]) }
+    }
+
+    fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.rows().check(&self.key(), None)?;
+        Ok(self.rows().launch(sms))
     }
 }

@@ -1,51 +1,50 @@
-// Embeddings.
-//   embed_tokens:  y[row] = table[id[row]]
-//   embed_bert:    y[row] = layer_norm(word[id[row]] + position[pos[row]] + type[0]) * weight + bias   (Devlin et al. 2019, section 3)
-//   tables: [entries, width] fp16; id, pos: [rows] u32; y: [rows, width] fp16, row-major, no gaps.
-// The host checks ids and positions against the tables. One beyond a table gives a row of NaN, never a read out of bounds.
+// Embeddings:  v = words[id[row]] (+ positions[position[row]]) (+ types[0]);  sum = v;  y = v, or norm(v) * weight (+ bias)
+//   tables: [entries, width] fp16; id, position: [rows] u32; sum, y: [rows, width] fp16, row-major, no gaps.
+// BERT's are all three tables under a layer norm (Devlin et al. 2019, section 3); GPT-2's are words and positions, Llama's words alone, each with
+// the first layer's norm in the same pass: the residual stream goes to `sum`, the normalised rows to `y`.
+// The host checks ids and positions against the tables. One beyond a table gives rows of NaN, never a read out of bounds.
 #include "norm/row.cuh"
 
-template <int GROUP, int BLOCK, bool VECTOR, bool BERT>
+enum class Normalise { NOT, LAYER, RMS };
+
+template <Holder HOLDER, int CHUNKS, bool VECTOR, Normalise NORMALISE, Weights WEIGHTS>
 __device__ __forceinline__ void embed_rows(const EmbedArgs &args, const Tiles &tiles) {
-    constexpr uint32_t ROWS = BLOCK / GROUP;
-    StridedTiles queue(tiles);
+    RowNorm<HOLDER, CHUNKS, VECTOR, NORMALISE == Normalise::LAYER, WEIGHTS> norm(args.weight, args.bias, args.width, args.epsilon);
+    ElasticTiles queue(tiles);
     for (uint32_t tile; queue.next(tile);) {
-        const uint32_t number = tile * ROWS + threadIdx.x / GROUP;
+        const uint32_t number = Group<HOLDER>::row(tile);
         if (number >= args.rows) continue;
         const uint64_t width = args.width;
         const uint32_t id = reinterpret_cast<const uint32_t *>(args.ids)[number];
-        bool known = id < args.vocabulary;
-        Row<GROUP, 4, VECTOR, true> row;
+        const uint32_t position = args.positions ? reinterpret_cast<const uint32_t *>(args.positions)[number] : 0;
+        const bool known = id < args.vocabulary && (!args.positions || position < args.max_positions);
+        Row<HOLDER, CHUNKS, VECTOR> row;
         row.load(reinterpret_cast<const __half *>(args.words) + (known ? id : 0) * width, args.width);
-        if constexpr (BERT) {
-            const uint32_t position = reinterpret_cast<const uint32_t *>(args.positions)[number];
-            known = known && position < args.max_positions;
-            row.add(reinterpret_cast<const __half *>(args.position_table) + (known ? position : 0) * width, args.width);
-            if (args.type_table) row.add(reinterpret_cast<const __half *>(args.type_table), args.width);
-            row.normalise(args.width, args.epsilon, reinterpret_cast<const __half *>(args.weight), reinterpret_cast<const __half *>(args.bias));
-        }
-        if (!known) {
-#pragma unroll
-            for (int c = 0; c < 4; ++c)
-#pragma unroll
-                for (int i = 0; i < CHUNK; ++i) row.v[c][i] = __int_as_float(0x7fc00000);
+        if (args.positions) row.add(reinterpret_cast<const __half *>(args.position_table) + (known ? position : 0) * width, args.width);
+        if (args.type_table) row.add(reinterpret_cast<const __half *>(args.type_table), args.width);
+        if (!known) row.fill(__int_as_float(0x7fc00000));
+        if (args.sum) row.store(reinterpret_cast<__half *>(args.sum) + number * width, args.width);
+        if constexpr (NORMALISE != Normalise::NOT) {
+            if (known) norm.apply(row);
         }
         row.store(reinterpret_cast<__half *>(args.y) + number * width, args.width);
     }
 }
 
-#define DEFINE_EMBEDDINGS(shape, group, block)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(block) embed_tokens_##shape(EmbedArgs args, Tiles tiles) {                                \
-        embed_rows<group, block, true, false>(args, tiles);                                                                                \
-    }                                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(block) embed_tokens_##shape##_unaligned(EmbedArgs args, Tiles tiles) {                    \
-        embed_rows<group, block, false, false>(args, tiles);                                                                               \
-    }                                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(block) embed_bert_##shape(EmbedArgs args, Tiles tiles) {                                  \
-        embed_rows<group, block, true, true>(args, tiles);                                                                                 \
-    }                                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(block) embed_bert_##shape##_unaligned(EmbedArgs args, Tiles tiles) {                      \
-        embed_rows<group, block, false, true>(args, tiles);                                                                                \
+#define DEFINE_EMBEDDING(name, holder, chunks, block, blocks, vector, normalise, weights)                                                  \
+    extern "C" __global__ void __launch_bounds__(block, blocks) name(EmbedArgs args, Tiles tiles) {                                        \
+        embed_rows<holder, chunks, vector, normalise, weights>(args, tiles);                                                               \
     }
 
-FOR_EACH_ROW_SHAPE(DEFINE_EMBEDDINGS)
+// An embedding starts a step of few rows, or a pass whose length it hardly matters for: weights are kept where there are registers for them.
+#define DEFINE_EMBEDDINGS(widest, holder, chunks, block, few, weights)                                                                     \
+    DEFINE_EMBEDDING(embed_##widest, holder, chunks, block, few, true, Normalise::NOT, Weights::STREAMED)                                  \
+    DEFINE_EMBEDDING(embed_##widest##_unaligned, holder, chunks, block, few, false, Normalise::NOT, Weights::STREAMED)                     \
+    DEFINE_EMBEDDING(embed_layer_norm_##widest, holder, chunks, block, few, true, Normalise::LAYER, weights)                               \
+    DEFINE_EMBEDDING(embed_layer_norm_##widest##_unaligned, holder, chunks, block, few, false, Normalise::LAYER, Weights::STREAMED)        \
+    DEFINE_EMBEDDING(embed_rms_norm_##widest, holder, chunks, block, few, true, Normalise::RMS, weights)                                   \
+    DEFINE_EMBEDDING(embed_rms_norm_##widest##_unaligned, holder, chunks, block, few, false, Normalise::RMS, Weights::STREAMED)
+#define DEFINE_EMBEDDINGS_KEPT(widest, holder, chunks, block, few, many) DEFINE_EMBEDDINGS(widest, holder, chunks, block, few, Weights::KEPT)
+
+FOR_EACH_ROW_SHAPE_BUT_WIDEST(DEFINE_EMBEDDINGS_KEPT)
+DEFINE_EMBEDDINGS(32768, Holder::BLOCK, 4, 1024, 1, Weights::STREAMED)

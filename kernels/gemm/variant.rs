@@ -13,11 +13,14 @@ use smidgen_runtime::launch::{Fingerprint, Kernel};
 
 use super::abi::GemmEpilogue;
 use super::skinny::Skinny;
+use super::warpgroup::Warpgroup;
 use super::{Epilogue, Gemm};
 
 /// A compiled kernel: a tile shape of `tiled.cuh`, or a shape of `skinny.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Variant {
+    /// Hopper's kernels.
+    Warpgroup(Warpgroup),
     /// Tiles of 128 x 256.
     Tiled128x256,
     /// Tiles of 128 x 128.
@@ -63,16 +66,20 @@ impl Variant {
         if let Some(skinny) = Skinny::choose(gemm, sms, gpu) {
             return Self::Skinny(skinny);
         }
+        if Warpgroup::can_do(gemm, gpu) {
+            return Self::Warpgroup(Warpgroup::choose(gemm, sms));
+        }
         let fitting = Self::TILED.into_iter().filter(|tiled| tiled.blocks_per_sm(gpu) > 0);
         let quicker = |a: &Self, b: &Self| a.predicted_cycles(gemm, sms, gpu).total_cmp(&b.predicted_cycles(gemm, sms, gpu));
         fitting.min_by(quicker).unwrap_or(Self::Tiled64x64)
     }
 
     /// Whether the kernel is right for the problem, quick or not.
-    pub(super) fn can_do(self, gemm: &Gemm) -> bool {
+    pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
         match self {
+            Self::Warpgroup(_) => Warpgroup::can_do(gemm, gpu),
             Self::Unaligned => true,
-            Self::Skinny(skinny) => skinny.can_do(gemm),
+            Self::Skinny(skinny) => skinny.can_do(gemm, gpu),
             Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => gemm.is_aligned(),
         }
     }
@@ -80,6 +87,7 @@ impl Variant {
     /// Rows and columns of a tile.
     const fn tile(self) -> (u32, u32) {
         match self {
+            Self::Warpgroup(warpgroup) => warpgroup.tile(),
             Self::Tiled128x256 => (128, 256),
             Self::Tiled128x128 => (128, 128),
             Self::Tiled64x128 => (64, 128),
@@ -91,6 +99,7 @@ impl Variant {
     /// Stages of 64 columns of `A` and `B` that a block of the tiled variants keeps in shared memory.
     const fn stages(self) -> u32 {
         match self {
+            Self::Warpgroup(_) | Self::Skinny(_) => 0,
             Self::Unaligned => 2,
             _ => 3,
         }
@@ -110,6 +119,9 @@ impl Variant {
         if let Self::Skinny(skinny) = self {
             return skinny.shared_bytes();
         }
+        if let Self::Warpgroup(warpgroup) = self {
+            return warpgroup.shared_bytes();
+        }
         let (rows, columns) = self.tile();
         self.stages() * (rows + columns) * 128
     }
@@ -117,7 +129,7 @@ impl Variant {
     /// Blocks for which an SM has registers: the kernels' launch bounds.
     const fn blocks_by_registers(self) -> u32 {
         match self {
-            Self::Tiled128x256 => 1,
+            Self::Warpgroup(_) | Self::Tiled128x256 => 1,
             Self::Tiled128x128 => 2,
             Self::Tiled64x128 => 3,
             Self::Tiled64x64 | Self::Unaligned => 4,
@@ -133,6 +145,9 @@ impl Variant {
     /// Tiles of the problem; those of a skinny variant are cut for the SM count, see there.
     pub(super) fn tiles(self, gemm: &Gemm) -> u64 {
         let (rows, columns) = self.tile();
+        if let Self::Warpgroup(warpgroup) = self {
+            return warpgroup.tiles(gemm);
+        }
         u64::from(gemm.m.div_ceil(rows)) * u64::from(gemm.n.div_ceil(columns))
     }
 
@@ -180,6 +195,14 @@ impl Variant {
             };
         }
         let symbols = match self {
+            Self::Warpgroup(Warpgroup::Tile128x256) => with_each_epilogue!("warpgroup_128x256"),
+            Self::Warpgroup(Warpgroup::Tile128x192) => with_each_epilogue!("warpgroup_128x192"),
+            Self::Warpgroup(Warpgroup::Tile128x160) => with_each_epilogue!("warpgroup_128x160"),
+            Self::Warpgroup(Warpgroup::Tile128x128) => with_each_epilogue!("warpgroup_128x128"),
+            Self::Warpgroup(Warpgroup::Tile128x96) => with_each_epilogue!("warpgroup_128x96"),
+            Self::Warpgroup(Warpgroup::Tile64x128) => with_each_epilogue!("warpgroup_64x128"),
+            Self::Warpgroup(Warpgroup::Tile64x96) => with_each_epilogue!("warpgroup_64x96"),
+            Self::Warpgroup(Warpgroup::Tile64x64) => with_each_epilogue!("warpgroup_64x64"),
             Self::Tiled128x256 => with_each_epilogue!("128x256"),
             Self::Tiled128x128 => with_each_epilogue!("128x128"),
             Self::Tiled64x128 => with_each_epilogue!("64x128"),

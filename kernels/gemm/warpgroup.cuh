@@ -70,6 +70,8 @@ struct WarpgroupShape {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
+#define BLOCKS_IN_PAIR(SHAPE) __cluster_dims__(SHAPE::PAIR)
+
 // Where a byte of a staged slice lies: rows of ROW_BYTES, as the copy engine swizzles them.
 template <int ROW_BYTES>
 __device__ __forceinline__ uint32_t staged(uint32_t row, uint32_t byte) {
@@ -494,7 +496,9 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, co
 
 #else
 
-// Other architectures have no wgmma; the host never launches these kernels there.
+// Other architectures have neither wgmma nor pairs of blocks; the host never launches these kernels there.
+#define BLOCKS_IN_PAIR(SHAPE)
+
 template <typename Shape, int EPILOGUE>
 __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &, const Tiles &) {}
 
@@ -502,7 +506,7 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &, const 
 
 // Entry points gemm_warpgroup_<tile>_<epilogue>(WarpgroupGemmArgs, Tiles) of one shape.
 #define GEMM_WARPGROUP_ENTRY(TILE, SHAPE, NAME, EPILOGUE)                                                                                    \
-    extern "C" __global__ void __cluster_dims__(SHAPE::PAIR) __launch_bounds__(SHAPE::THREADS, SHAPE::BLOCKS_PER_SM)                         \
+    extern "C" __global__ void BLOCKS_IN_PAIR(SHAPE) __launch_bounds__(SHAPE::THREADS, SHAPE::BLOCKS_PER_SM)                         \
         gemm_warpgroup_##TILE##_##NAME(const __grid_constant__ WarpgroupGemmArgs args, const __grid_constant__ Tiles tiles) {                 \
         gemm_warpgroup<SHAPE, EPILOGUE>(args, tiles);                                                                                        \
     }

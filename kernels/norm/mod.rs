@@ -1,10 +1,10 @@
-//! Layer norm and RMS norm, each with an optional fused residual.
+//! Layer norm and RMS norm, each with an optional fused residual, of all rows or of those picked by index.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi::NormArgs;
-use super::is_aligned;
+use super::{is_aligned, outlasts_a_reaction};
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum NormKind {
 }
 
 /// `sum = x + residual; y = norm(sum)`. Shapes: `x`, `residual`, `sum`, `y` are `[rows, width]`, `weight` and `bias` `[width]`; fp16, row-major, no
-/// gaps. `residual` and `sum` may be null; `y` and `sum` may be `x` or `residual`.
+/// gaps. `residual` and `sum` may be null; `y` and `sum` may be `x` or `residual`, unless rows are picked.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm {
     /// Which norm.
@@ -29,6 +29,9 @@ pub struct Norm {
     pub epsilon: f32,
     /// Input.
     pub x: DevicePtr,
+    /// Which row of `x` and `residual` each row of `sum` and `y` comes from, `[rows]` u32; null for its own. `x` and `residual` then have as many
+    /// rows as the indices need.
+    pub index: DevicePtr,
     /// Added to the input; null for none.
     pub residual: DevicePtr,
     /// Receives the sum; null for none.
@@ -41,48 +44,90 @@ pub struct Norm {
     pub y: DevicePtr,
 }
 
-/// How rows are dealt to threads, by width: `FOR_EACH_ROW_SHAPE` in norm/row.cuh.
+/// How rows are dealt to threads, by width: `FOR_EACH_ROW_SHAPE` in norm/row.cuh. Named after the widest row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RowShape {
-    Narrow,
-    Middle,
-    Wide,
+    /// A warp a row, 3 chunks of 8 elements a thread.
+    Upto768,
+    /// A warp a row, 4 chunks.
+    Upto1024,
+    /// A block a row, 4 chunks, 256 threads at most.
+    Upto8192,
+    /// A block a row, 4 chunks, 1024 threads at most.
+    Upto32768,
+}
+
+/// Where the weights of a norm wait: norm/row.cuh. The bits are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WeightsIn {
+    Registers,
+    L1,
+    /// In L1, and rows are read element by element.
+    L1Unaligned,
 }
 
 impl RowShape {
     pub(super) fn of(width: u32) -> Option<Self> {
         match width {
-            1..=1024 => Some(Self::Narrow),
-            1025..=8192 => Some(Self::Middle),
-            8193..=32768 => Some(Self::Wide),
+            1..=768 => Some(Self::Upto768),
+            769..=1024 => Some(Self::Upto1024),
+            1025..=8192 => Some(Self::Upto8192),
+            8193..=32768 => Some(Self::Upto32768),
             _ => None,
         }
     }
 
-    pub(super) fn rows_per_tile(self) -> u32 {
-        if self == Self::Narrow { 8 } else { 1 }
+    const fn rows_per_tile(self) -> u32 {
+        match self {
+            Self::Upto768 | Self::Upto1024 => 8,
+            Self::Upto8192 | Self::Upto32768 => 1,
+        }
     }
 
-    fn block(self) -> u32 {
-        if self == Self::Wide { 1024 } else { 256 }
+    /// Threads in a block for rows of `width`: whole warps, no more than have a chunk.
+    fn block(self, width: u32) -> u32 {
+        const CHUNKS_OF_A_WARP: u32 = 32 * 4 * 8;
+        match self {
+            Self::Upto768 | Self::Upto1024 => 256,
+            Self::Upto8192 | Self::Upto32768 => width.div_ceil(CHUNKS_OF_A_WARP) * 32,
+        }
     }
 
-    /// By registers: at most 101 a thread in blocks of 256, 64 in blocks of 1024.
-    fn blocks_per_sm(self) -> u32 {
-        if self == Self::Wide { 1 } else { 2 }
+    /// Blocks of `block` threads that an SM has registers for, given how many of the largest block that it was compiled for.
+    fn resident(self, block: u32, compiled_for: u32) -> u32 {
+        const BLOCKS: u32 = 32; // that an SM holds at once
+        let largest = if self == Self::Upto32768 { 1024 } else { 256 };
+        (compiled_for * largest / block).min(BLOCKS)
     }
 
-    /// The launch of a kernel that deals `rows` rows in this shape.
-    pub(super) fn launch(self, symbol: &'static str, rows: u32, sms: Sms, params: Params) -> Launch {
+    /// The launch of a kernel that deals `rows` rows in this shape and was compiled for two blocks on an SM.
+    pub(super) fn launch(self, symbol: &'static str, rows: u32, width: u32, sms: Sms, work: Work, params: Params) -> Launch {
+        let compiled_for = if self == Self::Upto32768 { 1 } else { 2 };
+        self.launch_resident(symbol, rows, width, compiled_for, sms, work, params)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the launch")]
+    fn launch_resident(
+        self,
+        symbol: &'static str,
+        rows: u32,
+        width: u32,
+        compiled_for: u32,
+        sms: Sms,
+        work: Work,
+        params: Params,
+    ) -> Launch {
         let tiles = rows.div_ceil(self.rows_per_tile());
+        let block = self.block(width);
+        let blocks_per_sm = self.resident(block, compiled_for);
         Launch {
             symbol,
-            grid: Launch::persistent_grid(tiles, sms, self.blocks_per_sm()),
-            block: self.block(),
+            grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),
+            block,
             shared_bytes: 0,
-            blocks_per_sm: self.blocks_per_sm(),
+            blocks_per_sm,
             tiles,
-            elastic: false,
+            elastic: outlasts_a_reaction(work, sms),
             programmatic: true,
             params,
         }
@@ -96,6 +141,19 @@ pub(super) fn row_shape(key: &KernelKey, rows: u32, width: u32) -> Result<RowSha
         return Err(unsupported("there are no rows".into()));
     }
     RowShape::of(width).ok_or_else(|| unsupported(format!("a row has 1 to 32768 elements, not {width}")))
+}
+
+impl Norm {
+    /// Weights in registers, where they arrive before the rows do, as long as no block has more than one tile; beyond, more rows at once are worth more.
+    fn weights_in(&self, shape: RowShape, sms: Sms) -> WeightsIn {
+        let pointers = [self.x, self.residual, self.sum, self.weight, self.bias, self.y];
+        if !self.width.is_multiple_of(8) || !is_aligned(&pointers) {
+            return WeightsIn::L1Unaligned;
+        }
+        let blocks = u32::from(sms.0) * shape.resident(shape.block(self.width), 2);
+        let one_tile_each = self.rows.div_ceil(shape.rows_per_tile()) <= blocks;
+        if one_tile_each && shape != RowShape::Upto32768 { WeightsIn::Registers } else { WeightsIn::L1 }
+    }
 }
 
 // SAFETY: the symbols below take `NormArgs` and `Tiles` (norm/norm.cu).
@@ -117,21 +175,40 @@ unsafe impl Kernel for Norm {
     }
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
+        use NormKind::{Layer, Rms};
+        use RowShape::{Upto768, Upto1024, Upto8192, Upto32768};
+        use WeightsIn::{L1, L1Unaligned, Registers};
         let shape = row_shape(&self.key(), self.rows, self.width)?;
-        let aligned = self.width.is_multiple_of(8) && is_aligned(&[self.x, self.residual, self.sum, self.weight, self.bias, self.y]);
-        let symbol = match (self.kind, shape, aligned) {
-            (NormKind::Layer, RowShape::Narrow, true) => "layer_norm_narrow",
-            (NormKind::Layer, RowShape::Narrow, false) => "layer_norm_narrow_unaligned",
-            (NormKind::Layer, RowShape::Middle, true) => "layer_norm_middle",
-            (NormKind::Layer, RowShape::Middle, false) => "layer_norm_middle_unaligned",
-            (NormKind::Layer, RowShape::Wide, true) => "layer_norm_wide",
-            (NormKind::Layer, RowShape::Wide, false) => "layer_norm_wide_unaligned",
-            (NormKind::Rms, RowShape::Narrow, true) => "rms_norm_narrow",
-            (NormKind::Rms, RowShape::Narrow, false) => "rms_norm_narrow_unaligned",
-            (NormKind::Rms, RowShape::Middle, true) => "rms_norm_middle",
-            (NormKind::Rms, RowShape::Middle, false) => "rms_norm_middle_unaligned",
-            (NormKind::Rms, RowShape::Wide, true) => "rms_norm_wide",
-            (NormKind::Rms, RowShape::Wide, false) => "rms_norm_wide_unaligned",
+        let weights_in = self.weights_in(shape, sms);
+        let symbol = match (self.kind, shape, weights_in) {
+            (Layer, Upto768, Registers) => "layer_norm_768_kept",
+            (Layer, Upto768, L1) => "layer_norm_768_streamed",
+            (Layer, Upto768, L1Unaligned) => "layer_norm_768_unaligned",
+            (Layer, Upto1024, Registers) => "layer_norm_1024_kept",
+            (Layer, Upto1024, L1) => "layer_norm_1024_streamed",
+            (Layer, Upto1024, L1Unaligned) => "layer_norm_1024_unaligned",
+            (Layer, Upto8192, Registers) => "layer_norm_8192_kept",
+            (Layer, Upto8192, L1) => "layer_norm_8192_streamed",
+            (Layer, Upto8192, L1Unaligned) => "layer_norm_8192_unaligned",
+            (Layer, Upto32768, Registers | L1) => "layer_norm_32768_streamed",
+            (Layer, Upto32768, L1Unaligned) => "layer_norm_32768_unaligned",
+            (Rms, Upto768, Registers) => "rms_norm_768_kept",
+            (Rms, Upto768, L1) => "rms_norm_768_streamed",
+            (Rms, Upto768, L1Unaligned) => "rms_norm_768_unaligned",
+            (Rms, Upto1024, Registers) => "rms_norm_1024_kept",
+            (Rms, Upto1024, L1) => "rms_norm_1024_streamed",
+            (Rms, Upto1024, L1Unaligned) => "rms_norm_1024_unaligned",
+            (Rms, Upto8192, Registers) => "rms_norm_8192_kept",
+            (Rms, Upto8192, L1) => "rms_norm_8192_streamed",
+            (Rms, Upto8192, L1Unaligned) => "rms_norm_8192_unaligned",
+            (Rms, Upto32768, Registers | L1) => "rms_norm_32768_streamed",
+            (Rms, Upto32768, L1Unaligned) => "rms_norm_32768_unaligned",
+        };
+        let compiled_for = match (shape, weights_in) {
+            (Upto768, L1) => 5,
+            (Upto1024 | Upto8192, L1) => 4,
+            (Upto768 | Upto1024 | Upto8192, _) => 2,
+            (Upto32768, _) => 1,
         };
         let args = NormArgs {
             x: self.x.0,
@@ -140,11 +217,12 @@ unsafe impl Kernel for Norm {
             weight: self.weight.0,
             bias: self.bias.0,
             y: self.y.0,
+            index: self.index.0,
             rows: self.rows,
             width: self.width,
             epsilon: self.epsilon,
         };
-        Ok(shape.launch(symbol, self.rows, sms, Params::new(args)))
+        Ok(shape.launch_resident(symbol, self.rows, self.width, compiled_for, sms, self.work(), Params::new(args)))
     }
 }
 
@@ -160,6 +238,7 @@ mod tests {
             width,
             epsilon: 1e-5,
             x: DevicePtr(256),
+            index: DevicePtr::NULL,
             residual: DevicePtr(512),
             sum: DevicePtr(768),
             weight: DevicePtr(1024),
@@ -175,7 +254,7 @@ mod tests {
     #[test]
     fn a_norm_stays_within_its_sms_at_any_shape() {
         for rows in [1, 7, 8, 9, 1000, u32::MAX] {
-            for width in [1, 768, 1024, 1025, 8192, 8193, 32_768] {
+            for width in [1, 768, 769, 1024, 1025, 2048, 8192, 8193, 32_768] {
                 assert_stays_within_its_sms(&norm(rows, width));
             }
         }
@@ -191,13 +270,27 @@ mod tests {
     #[test]
     fn the_shape_follows_the_width_and_wide_loads_need_aligned_rows() {
         assert_eq!(
-            [1024, 1032, 8192, 8200].map(|width| symbol(norm(1, width))),
-            ["layer_norm_narrow", "layer_norm_middle", "layer_norm_middle", "layer_norm_wide"]
+            [768, 1024, 1032, 8192, 8200].map(|width| symbol(norm(1, width))),
+            ["layer_norm_768_kept", "layer_norm_1024_kept", "layer_norm_8192_kept", "layer_norm_8192_kept", "layer_norm_32768_streamed"]
         );
-        assert_eq!(symbol(norm(1, 1023)), "layer_norm_narrow_unaligned");
-        assert_eq!(symbol(Norm { y: DevicePtr(1538), ..norm(1, 1024) }), "layer_norm_narrow_unaligned");
+        assert_eq!(symbol(norm(1, 1023)), "layer_norm_1024_unaligned");
+        assert_eq!(symbol(Norm { y: DevicePtr(1538), ..norm(1, 1024) }), "layer_norm_1024_unaligned");
         let rms = Norm { kind: NormKind::Rms, bias: DevicePtr::NULL, residual: DevicePtr::NULL, sum: DevicePtr::NULL, ..norm(1, 4096) };
-        assert_eq!(symbol(rms), "rms_norm_middle");
+        assert_eq!(symbol(rms), "rms_norm_8192_kept");
+    }
+
+    #[test]
+    fn weights_stay_in_registers_while_a_block_has_one_tile() {
+        let at = |rows, sms| norm(rows, 768).configure(Sms(sms), &h200()).expect("a supported shape").symbol;
+        assert_eq!(at(1024, 132), "layer_norm_768_kept");
+        assert_eq!(at(1024, 8), "layer_norm_768_streamed");
+        assert_eq!(at(8192, 132), "layer_norm_768_streamed");
+    }
+
+    #[test]
+    fn a_norm_polls_its_grant_where_it_is_long() {
+        let elastic = |rows, sms| norm(rows, 4096).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        assert_eq!([(8, 2), (1024, 132), (1024, 8), (8192, 132)].map(|(rows, sms)| elastic(rows, sms)), [false, false, true, true]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi::PoolArgs;
+use super::{is_aligned, outlasts_a_reaction};
 
 /// `y[i] = x[index[i]]`. Shapes: `x` `[*, width]`, `index` `[rows]` u32, `y` `[rows, width]`; fp16, row-major, no gaps.
 #[derive(Debug, Clone, Copy)]
@@ -43,24 +44,26 @@ pub struct MeanPool {
 
 const BLOCKS_PER_SM: u32 = 4;
 
-fn launch(symbol: &'static str, key: &KernelKey, sms: Sms, args: PoolArgs) -> Result<Launch, LaunchError> {
+/// `symbols`: for rows on 16 bytes, and for others.
+fn launch(symbols: [&'static str; 2], key: &KernelKey, work: Work, sms: Sms, args: PoolArgs) -> Result<Launch, LaunchError> {
     if args.rows == 0 || args.width == 0 {
         return Err(LaunchError::Unsupported { kernel: key.to_string(), reason: "there are no rows, or rows of no elements".into() });
     }
+    let aligned = args.width.is_multiple_of(8) && is_aligned(&[DevicePtr(args.x), DevicePtr(args.y)]);
     Ok(Launch {
-        symbol,
+        symbol: symbols[usize::from(!aligned)],
         grid: Launch::persistent_grid(args.rows, sms, BLOCKS_PER_SM),
         block: 256,
         shared_bytes: 0,
         blocks_per_sm: BLOCKS_PER_SM,
         tiles: args.rows,
-        elastic: false,
+        elastic: outlasts_a_reaction(work, sms),
         programmatic: true,
         params: Params::new(args),
     })
 }
 
-// SAFETY: `gather_rows` takes `PoolArgs` and `Tiles` (pooling/pooling.cu).
+// SAFETY: the symbols below take `PoolArgs` and `Tiles` (pooling/pooling.cu).
 unsafe impl Kernel for GatherRows {
     fn key(&self) -> KernelKey {
         const NAME: KernelName = KernelName::new("gather_rows");
@@ -74,11 +77,11 @@ unsafe impl Kernel for GatherRows {
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         let args =
             PoolArgs { x: self.x.0, starts: self.index.0, lengths: 0, y: self.y.0, rows: self.rows, width: self.width, normalise: 0 };
-        launch("gather_rows", &self.key(), sms, args)
+        launch(["gather_rows", "gather_rows_unaligned"], &self.key(), self.work(), sms, args)
     }
 }
 
-// SAFETY: `mean_pool` takes `PoolArgs` and `Tiles` (pooling/pooling.cu).
+// SAFETY: the symbols below take `PoolArgs` and `Tiles` (pooling/pooling.cu).
 unsafe impl Kernel for MeanPool {
     fn key(&self) -> KernelKey {
         const NAME: KernelName = KernelName::new("mean_pool");
@@ -100,7 +103,7 @@ unsafe impl Kernel for MeanPool {
             width: self.width,
             normalise: self.normalise.into(),
         };
-        launch("mean_pool", &self.key(), sms, args)
+        launch(["mean_pool", "mean_pool_unaligned"], &self.key(), self.work(), sms, args)
     }
 }
 

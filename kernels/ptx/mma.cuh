@@ -70,6 +70,13 @@ __device__ __forceinline__ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// An 8x8 matrix of halves, which lies in a warp as ldmatrix leaves it, transposed.
+__device__ __forceinline__ uint32_t transposed_8x8(uint32_t matrix) {
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
+    return transposed;
+}
+
 // Two floats rounded to halves in one register, `low` in the lower half: the operand format of the next product.
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);

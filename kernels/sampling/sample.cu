@@ -1,185 +1,139 @@
 // The next token of each row, drawn from its logits.
-//   logits: [rows, vocabulary] fp32; one block a row.
+//   logits: [rows, vocabulary] fp32
 //
 // Definition (src/reference/sampling.rs is the same on the CPU): tokens are ordered by falling logit, equal logits by rising id. Of that order,
 // keep the first top_k; of those, the shortest prefix whose probability reaches top_p; then the token at which the cumulative probability of
 // what is kept passes `draw`. Temperature 0 takes the first token. A NaN counts as the smallest logit.
 //
-// Probabilities are held as integers, exp((logit - max) / temperature) * 2^40, so that sums do not depend on the order of adding: the same
-// token on any grid. All three cuts are then one operation, select(): walk the order until a weight (a count, or a mass) is passed. It looks
-// at 8 bits of the logits' order-preserving pattern at a time, as radix selection does, so 4 passes find the logit and a fifth the id.
-#include "elastic.cuh"
+// Rows are cut into parts, so that a few rows fill the GPU. A block finds the largest logit of its part and, where the row is not greedy, a
+// histogram of its logits. The block that is last of its row to arrive takes the largest of the largest, or draws (finish.cuh); no block
+// waits for another. Read order.cuh, this, finish.cuh, refine.cuh. The parts follow from the shape, and no sum depends on its order, so the
+// token is the same on any SM count.
+#include "sampling/finish.cuh"
 
-constexpr int THREADS = 1024;
-constexpr int BINS = 256;
-
-__device__ __forceinline__ float not_nan(float logit) { return logit == logit ? logit : -INFINITY; }
-
-// Floats in an order that unsigned integers keep: negative ones reversed, positive ones above them.
-__device__ __forceinline__ uint32_t order_of(float logit) {
-    const uint32_t bits = __float_as_uint(logit + 0.0f); // -0 becomes +0: they are equal and tie
-    return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
-}
-
-// A prefix of the order: all tokens whose logit has a higher pattern than `order`, and the first `ties` (by id) of those that have this one.
-struct Cut {
-    uint32_t order;
-    uint32_t ties;
+// Dynamic shared memory while a part is read.
+struct Histogram {
+    uint32_t counts[BINS];
+    uint32_t deficits[BINS];
 };
 
-struct Row {
-    const float *logits;
-    uint32_t vocabulary;
-    float max;
-    float inverse_temperature;
+static_assert(sizeof(Finish) <= SAMPLE_SHARED_BYTES && sizeof(Histogram) <= SAMPLE_SHARED_BYTES, "abi.h says what a block has");
 
-    __device__ float logit(uint32_t id) const { return not_nan(logits[id]); }
-
-    __device__ unsigned long long mass(float logit) const {
-        // The largest has all its mass even if it, or 1 / temperature, is infinite: 0 times infinity would be NaN.
-        const float exponent = logit == max ? 0.0f : (logit - max) * inverse_temperature;
-        return static_cast<unsigned long long>(expf(exponent) * 0x1p40f);
-    }
-
-    // The shortest prefix, no longer than `kept`, whose weight exceeds `target`. Weights are masses, or 1 each if COUNT.
-    template <bool COUNT>
-    __device__ Cut select(unsigned long long target, const Cut &kept) const {
-        __shared__ unsigned long long bins[BINS];
-        __shared__ unsigned long long passed; // weight of all tokens before the digits chosen so far
-        __shared__ uint32_t prefix;
-        if (threadIdx.x == 0) {
-            passed = 0;
-            prefix = 0;
-        }
-        for (int shift = 24; shift >= 0; shift -= 8) {
-            if (threadIdx.x < BINS) bins[threadIdx.x] = 0;
-            __syncthreads();
-            const uint32_t chosen = prefix;
-            for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) {
-                const uint32_t order = order_of(logit(id));
-                const bool in_prefix = shift == 24 || order >> (shift + 8) == chosen >> (shift + 8);
-                // Ties at the cut are weighed below, all at once: only some of them are kept.
-                if (in_prefix && order > kept.order) atomicAdd(&bins[(order >> shift) % BINS], COUNT ? 1ull : mass(logit(id)));
-            }
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                if (shift == 24 || kept.order >> (shift + 8) == chosen >> (shift + 8))
-                    bins[(kept.order >> shift) % BINS] += kept.ties * weight_at<COUNT>(kept.order);
-                int bin = BINS - 1;
-                while (bin > 0 && passed + bins[bin] <= target) passed += bins[bin--];
-                prefix |= static_cast<uint32_t>(bin) << shift;
-            }
-            __syncthreads();
-        }
-        const unsigned long long each = weight_at<COUNT>(prefix);
-        const unsigned long long beyond = target >= passed ? target - passed : 0;
-        Cut cut = {prefix, each > 0 ? static_cast<uint32_t>(beyond / each) + 1 : 1u};
-        if (cut.order == kept.order && cut.ties > kept.ties) cut.ties = kept.ties;
-        __syncthreads();
-        return cut;
-    }
-
-    template <bool COUNT>
-    __device__ unsigned long long weight_at(uint32_t order) const {
-        if (COUNT) return 1;
-        const uint32_t bits = order ^ ((order >> 31) ? 0x80000000u : 0xffffffffu);
-        return mass(__uint_as_float(bits));
-    }
-
-    // The weight of all that is kept.
-    __device__ unsigned long long total(const Cut &kept) const {
-        __shared__ unsigned long long sum;
-        if (threadIdx.x == 0) sum = kept.ties * weight_at<false>(kept.order);
-        __syncthreads();
-        unsigned long long mine = 0;
-        for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS)
-            if (order_of(logit(id)) > kept.order) mine += mass(logit(id));
-        atomicAdd(&sum, mine);
-        __syncthreads();
-        const unsigned long long all = sum;
-        __syncthreads();
-        return all;
-    }
-
-    // The id of a prefix's last token. Each thread counts the ties in a run of neighbouring ids; the runs are then walked in order.
-    __device__ uint32_t id_of(const Cut &cut) const {
-        __shared__ uint32_t ties[THREADS];
-        __shared__ uint32_t found;
-        if (cut.ties == 1) {
-            // Nearly always: the lowest id with this logit, found by neighbouring threads reading neighbouring logits.
-            if (threadIdx.x == 0) found = vocabulary - 1;
-            __syncthreads();
-            uint32_t lowest = vocabulary - 1;
-#pragma unroll 8
-            for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) lowest = order_of(logit(id)) == cut.order ? min(lowest, id) : lowest;
-            atomicMin(&found, lowest);
-            __syncthreads();
-            const uint32_t id = found;
-            __syncthreads();
-            return id;
-        }
-        const uint32_t run = (vocabulary + THREADS - 1) / THREADS;
-        const uint32_t first = min(threadIdx.x * run, vocabulary), end = min(first + run, vocabulary);
-        uint32_t mine = 0;
-        for (uint32_t id = first; id < end; ++id) mine += order_of(logit(id)) == cut.order;
-        ties[threadIdx.x] = mine;
-        if (threadIdx.x == 0) found = 0;
-        __syncthreads();
-        uint32_t before = 0;
-        if (mine > 0)
-            for (uint32_t other = 0; other < threadIdx.x; ++other) before += ties[other];
-        if (mine > 0 && before < cut.ties && cut.ties <= before + mine) {
-            uint32_t rank = before;
-            for (uint32_t id = first; id < end; ++id)
-                if (order_of(logit(id)) == cut.order && ++rank == cut.ties) found = id;
-        }
-        __syncthreads();
-        const uint32_t id = found;
-        __syncthreads();
-        return id;
-    }
+// The segments of one part of a row.
+struct Part {
+    uint32_t first;
+    uint32_t end;
 };
 
-__device__ float block_max(const float *logits, uint32_t vocabulary) {
-    __shared__ uint32_t best;
-    if (threadIdx.x == 0) best = 0;
+// The block's best, in each of its threads.
+__device__ Best best_of_block(Best best) {
+    __shared__ Best of_warps[WARPS];
+    best = best.of_warp();
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = best;
     __syncthreads();
-    uint32_t mine = 0;
-#pragma unroll 8
-    for (uint32_t id = threadIdx.x; id < vocabulary; id += THREADS) mine = max(mine, order_of(not_nan(logits[id])));
-    atomicMax(&best, mine);
-    __syncthreads();
-    const uint32_t order = best;
-    __syncthreads();
-    return __uint_as_float(order ^ ((order >> 31) ? 0x80000000u : 0xffffffffu));
+    return of_warps[threadIdx.x % 32].of_warp();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample_tokens(SampleArgs args, Tiles tiles) {
-    StridedTiles queue(tiles);
+// The largest logit of a part; each segment's goes to `segments`.
+__device__ Best find_best(const LogitRow &row, const Part &part, uint32_t *segments) {
+    Best best = {0, 0xffffffffu};
+    for (uint32_t segment = part.first + threadIdx.x / 32; segment < part.end; segment += WARPS) {
+        float logit[LogitRow::EACH];
+        row.load(segment, logit);
+        Best of_segment = {0, 0xffffffffu};
+#pragma unroll
+        for (uint32_t i = 0; i < LogitRow::EACH; ++i) {
+            const uint32_t id = LogitRow::id_of(segment, i), order = order_of(not_nan(logit[i]));
+            // Ids rise with i, so the first of equals stays.
+            if (id < row.vocabulary && order > of_segment.order) of_segment = {order, id};
+        }
+        best.take(of_segment);
+        const uint32_t highest = __reduce_max_sync(0xffffffffu, of_segment.order);
+        if (threadIdx.x % 32 == 0) segments[segment] = highest;
+    }
+    return best_of_block(best);
+}
+
+// The histogram of a part, from its largest logit down, to `bins`; its length is the result in every thread.
+__device__ uint32_t find_histogram(Histogram &histogram, const LogitRow &row, const Part &part, const Best &best, float temperature,
+                                   SampleBin *bins) {
+    const Grid grid(temperature);
+    const double top = grid.bin(logit_of(best.order));
+    uint32_t length = 0;
+    row.for_each(part.first + threadIdx.x / 32, part.end, WARPS, [&](uint32_t, float logit) {
+        const double bin = grid.bin(logit);
+        const uint32_t offset = Grid::offset_below(top, bin, order_of(logit) == best.order);
+        if (offset >= BINS) return;
+        atomicAdd(&histogram.counts[offset], 1u);
+        atomicAdd(&histogram.deficits[offset], grid.deficit(logit, bin));
+        length = max(length, offset + 1);
+    });
+    __shared__ uint32_t lengths[WARPS];
+    length = __reduce_max_sync(0xffffffffu, length);
+    if (threadIdx.x % 32 == 0) lengths[threadIdx.x / 32] = length;
+    __syncthreads();
+    length = __reduce_max_sync(0xffffffffu, lengths[threadIdx.x % 32]);
+    if (threadIdx.x < length) bins[threadIdx.x] = {histogram.counts[threadIdx.x], histogram.deficits[threadIdx.x]};
+    return length;
+}
+
+// Whether this block is the last of `count` to come here for the row; then it can read all that the others wrote. Counts itself back to 0.
+__device__ bool last_to_arrive(uint32_t *arrivals, uint32_t count) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicInc(arrivals, count - 1) == count - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+// The largest logit of all parts, in every thread.
+__device__ Best best_of_parts(const SamplePart *parts, uint32_t count) {
+    Best best = {0, 0xffffffffu};
+    for (uint32_t part = threadIdx.x % 32; part < count; part += 32) {
+        const uint2 found = __ldcg(reinterpret_cast<const uint2 *>(parts + part)); // order and id of a SamplePart
+        best.take({found.x, found.y});
+    }
+    return best.of_warp();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sample_tokens(SampleArgs args, Tiles tiles) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    Histogram &histogram = *reinterpret_cast<Histogram *>(shared);
+    ElasticTiles queue(tiles);
     for (uint32_t tile; queue.next(tile);) {
-        const SampleParams params = reinterpret_cast<const SampleParams *>(args.params)[tile];
-        const float *logits = reinterpret_cast<const float *>(args.logits) + static_cast<uint64_t>(tile) * args.vocabulary;
-        const float max = block_max(logits, args.vocabulary);
-        const Row row = {logits, args.vocabulary, max, params.temperature > 0.0f ? 1.0f / params.temperature : 1.0f};
-        Cut cut = {order_of(max), 1};
-        if (params.temperature > 0.0f) {
-            Cut kept = {0, 0}; // everything: no number has the pattern 0
-            if (params.top_k > 0 && params.top_k < args.vocabulary) kept = row.select<true>(params.top_k - 1, kept);
-            if (params.top_p < 1.0f) {
-                // The prefix reaches top_p with the token at which the running total exceeds one unit less.
-                const unsigned long long reach = static_cast<unsigned long long>(ceil(static_cast<double>(params.top_p) * static_cast<double>(row.total(kept))));
-                kept = row.select<false>(reach > 0 ? reach - 1 : 0, kept);
-            }
-            // Never beyond the last token: a draw may be rounded up to 1, and so may a large sum as a double.
-            const unsigned long long total = row.total(kept);
-            const double drawn = static_cast<double>(params.draw) * static_cast<double>(total);
-            cut = row.select<false>(min(static_cast<unsigned long long>(drawn), total - 1), kept);
+        const uint32_t number = tile / args.parts_per_row, part_number = tile % args.parts_per_row;
+        const SampleParams params = reinterpret_cast<const SampleParams *>(args.params)[number];
+        const LogitRow row = {reinterpret_cast<const float *>(args.logits) + static_cast<uint64_t>(number) * args.vocabulary, args.vocabulary};
+        const Part part = {part_number * args.segments_per_part, min((part_number + 1) * args.segments_per_part, row.segments())};
+        SamplePart *parts = reinterpret_cast<SamplePart *>(args.parts) + static_cast<uint64_t>(number) * args.parts_per_row;
+        uint32_t *segments = reinterpret_cast<uint32_t *>(args.segments) + static_cast<uint64_t>(number) * row.segments();
+        SampleBin *histograms =
+            reinterpret_cast<SampleBin *>(args.histograms) + static_cast<uint64_t>(number) * args.parts_per_row * BINS;
+
+        histogram.counts[threadIdx.x] = 0;
+        histogram.deficits[threadIdx.x] = 0;
+        Best best = find_best(row, part, segments);
+        // Not looked at before the logits are under way.
+        const bool greedy = !(params.temperature > 0.0f);
+        uint32_t length = 0;
+        if (!greedy) length = find_histogram(histogram, row, part, best, params.temperature, histograms + part_number * BINS);
+        if (threadIdx.x == 0) parts[part_number] = {best.order, best.id, length, 0};
+        if (!last_to_arrive(reinterpret_cast<uint32_t *>(args.arrivals) + number, args.parts_per_row)) continue;
+
+        best = best_of_parts(parts, args.parts_per_row);
+        uint32_t token = best.id;
+        if (!greedy) {
+            Finisher finisher(*reinterpret_cast<Finish *>(shared), row, best, params);
+            token = finisher.draw(parts, histograms, args.parts_per_row, segments);
         }
-        const uint32_t token = row.id_of(cut);
         if (threadIdx.x == 0) {
-            reinterpret_cast<uint32_t *>(args.tokens)[tile] = token;
-            if (args.positions) ++reinterpret_cast<uint32_t *>(args.positions)[tile];
-            if (args.lengths) ++reinterpret_cast<uint32_t *>(args.lengths)[tile];
+            reinterpret_cast<uint32_t *>(args.tokens)[number] = token;
+            if (args.positions) ++reinterpret_cast<uint32_t *>(args.positions)[number];
+            if (args.lengths) ++reinterpret_cast<uint32_t *>(args.lengths)[number];
         }
     }
 }

@@ -36,7 +36,8 @@ impl From<RunDevice> for Where {
 /// Run tenants side by side on one GPU under several policies, and compare.
 #[derive(Debug, Args)]
 pub struct ColocateArgs {
-    /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory.
+    /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory. With
+    /// prompt=128,generate=64[,chunk=512] in place of seq, a decoder serves whole requests by continuous batching.
     #[arg(long, required_unless_present = "tenants")]
     tenant: Vec<TenantRequest>,
     /// A TOML file of tenants: tenants = ["NAME=MODEL,...", ...].

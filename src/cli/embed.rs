@@ -51,7 +51,11 @@ struct Line<'a> {
 pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let ModelConfig::Encoder(config) = source.config() else {
-        bail!("{}: is a decoder, which has no embeddings; use `smidgen generate`, or a model of the BERT family", args.model);
+        let (found, command) = match source.config() {
+            ModelConfig::Vision(_) => ("a vision model, which takes images", "classify"),
+            _ => ("a decoder, which has no embeddings", "generate"),
+        };
+        bail!("{}: is {found}; use `smidgen {command}`, or a model of the BERT family", args.model);
     };
     let dir = text_directory(&source)?;
     let recipe = EmbeddingRecipe::open(dir, config.hidden)?;

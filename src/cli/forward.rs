@@ -47,7 +47,8 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     };
     let name = match source.config() {
         ModelConfig::Encoder(_) => "last_hidden_state",
-        ModelConfig::Decoder(_) => "logits",
+        // No batch of token ids is for a vision model.
+        ModelConfig::Decoder(_) | ModelConfig::Vision(_) => "logits",
     };
     file.write(&encode(name, &values, source.config().output_width())?)?;
     file.finish()

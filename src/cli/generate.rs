@@ -1,4 +1,4 @@
-//! `smidgen generate`: a prompt continued, shown as it comes.
+//! `smidgen generate`: a prompt continued, shown as it comes, or many served together.
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -14,19 +14,23 @@ use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
+use super::requests::{self, ServingArgs};
 use super::{ComputeDevice, text_directory};
 
-/// Continue a prompt with a model of the Llama family.
+/// Continue a prompt, or the lines of a file, with a decoder: GPT-2, Llama, Mistral, Qwen2.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// A Hugging Face model directory.
     #[arg(long)]
-    model: String,
+    pub(super) model: String,
     /// The text to continue.
-    prompt: String,
+    #[arg(required_unless_present = "requests", conflicts_with = "requests")]
+    prompt: Option<String>,
+    #[command(flatten)]
+    serving: ServingArgs,
     /// The most tokens to generate.
     #[arg(long, default_value = "128")]
-    max_tokens: NonZeroUsize,
+    pub(super) max_tokens: NonZeroUsize,
     /// Divides the logits before sampling; 0 always takes the most probable token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
@@ -36,38 +40,51 @@ pub struct GenerateArgs {
     /// Sample among the fewest most probable tokens that together reach this probability.
     #[arg(long, default_value_t = 1.0, value_parser = probability)]
     top_p: f32,
-    /// The seed of the random numbers.
+    /// The seed of the random numbers; of the first request, where there are several, and one more for each after it.
     #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
     /// CPU or GPU; the GPU where there is one.
     #[arg(long, value_enum)]
-    device: Option<ComputeDevice>,
+    pub(super) device: Option<ComputeDevice>,
 }
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let ModelConfig::Decoder(config) = source.config() else {
-        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a model of the Llama family", args.model);
+        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a decoder", args.model);
     };
     let tokenizer = Tokenizer::open(text_directory(&source)?, source.config(), None)?;
-    let prompt = tokenizer.encode(&args.prompt)?;
-    if prompt.truncated {
-        bail!("the prompt has more than the {} tokens this model takes; shorten it", tokenizer.max_tokens());
-    }
-    if prompt.ids.is_empty() {
-        bail!("the prompt is empty, and this model's tokenizer adds nothing to it; give some text");
-    }
-    batch::check_sequence(0, &prompt.ids, 0, source.config())?;
+    let Some(prompt) = &args.prompt else { return requests::serve(args, &args.serving, &source, config, &tokenizer) };
+    let prompt = encode("the prompt", prompt, &tokenizer, &source)?;
     match ComputeDevice::open(args.device)? {
         None => {
             let Reference::Decoder(decoder) = Reference::load(source.weights())? else { bail!("{}: is an encoder", args.model) };
-            stream(args, config, &tokenizer, &prompt.ids, decoder.start())
+            stream(args, config, &tokenizer, &prompt, decoder.start())
         }
         Some(gpu) => {
-            let room = prompt.ids.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
+            let room = prompt.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
             let room = u32::try_from(room)?;
-            stream(args, config, &tokenizer, &prompt.ids, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
+            stream(args, config, &tokenizer, &prompt, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
         }
+    }
+}
+
+/// The token ids of `text`, which messages call `what`.
+pub(super) fn encode(what: &str, text: &str, tokenizer: &Tokenizer, source: &ModelSource) -> anyhow::Result<Vec<u32>> {
+    let encoded = tokenizer.encode(text)?;
+    if encoded.truncated {
+        bail!("{what} has more than the {} tokens this model takes; shorten it", tokenizer.max_tokens());
+    }
+    if encoded.ids.is_empty() {
+        bail!("{what} is empty, and this model's tokenizer adds nothing to it; give some text");
+    }
+    batch::check_sequence(0, &encoded.ids, 0, source.config())?;
+    Ok(encoded.ids)
+}
+
+impl GenerateArgs {
+    pub(super) fn sampling(&self) -> Sampling {
+        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
     }
 }
 
@@ -76,8 +93,7 @@ where
     S: Continue,
     S::Error: Error + Send + Sync + 'static,
 {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
-    let mut generation = Generation::new(sequence, config, prompt, args.max_tokens.get(), sampling, args.seed);
+    let mut generation = Generation::new(sequence, config, prompt, args.max_tokens.get(), args.sampling(), args.seed);
     let mut text = tokenizer.stream();
     let mut out = io::stdout().lock();
     let start = Instant::now();

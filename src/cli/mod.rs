@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use smidgen::models::ModelSource;
 use smidgen_runtime::device::Device;
 
+pub mod classify;
 pub mod colocate;
 pub mod doctor;
 pub mod embed;
@@ -13,6 +14,7 @@ pub mod forward;
 pub mod generate;
 pub mod output;
 pub mod profile;
+mod requests;
 
 /// What computes a model's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

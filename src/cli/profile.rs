@@ -32,10 +32,11 @@ pub struct ProfileArgs {
     /// The profile to write; one that is there already is gone on with.
     #[arg(short, long)]
     output: PathBuf,
-    /// Sequences in one request.
+    /// Sequences in one request; images for a vision model.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
-    /// Tokens in each sequence (an encoder's input, a decoder's context).
+    /// Tokens in each sequence (an encoder's input, a decoder's context). A vision model does not look at it: its images have as many tokens as
+    /// they have, 197 for vit-base-patch16-224.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     seq: u32,
     /// How much slower than on the whole GPU a kernel may be on its minimum SM count: 0.02 is 2%.
@@ -86,7 +87,7 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
     let options = Options { rungs: rungs(device.topology()), ..Options::default() };
     let mut made = None;
     for tenant in tenants {
-        let recording = record(&device, &tenant.model, tenant.batch, tenant.seq)?;
+        let recording = record(&device, &tenant.model, tenant.batch, tenant.context())?;
         if !recording.launches.iter().all(|kernel| known.kernel(kernel.key().fingerprint()).is_some()) {
             sweep(&device, &tenant.model, &recording, &options, &path)?;
             made = Some(path.clone());

@@ -1,5 +1,6 @@
 //! One phase of a run: tenants under one way of sharing, in this process, measured.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -7,15 +8,18 @@ use std::time::Duration;
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::SimDevice;
-use smidgen_runtime::launch::{LaunchError, Walls};
+use smidgen_runtime::launch::{LaunchError, Session, Walls};
 use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::telemetry::Latencies;
 use smidgen_runtime::tenant::{TenantId, TenantSpec};
 
-use super::results::TenantResult;
-use super::spec::{Sharing, TenantRequest};
-use crate::models::{self, BuildError};
-use crate::serve::{Served, Server, Step, Turn, Window};
+use super::results::{StreamResult, TenantResult};
+use super::spec::{Sharing, Stream, TenantRequest};
+use crate::kernels::attention::PAGE_TOKENS;
+use crate::models::{self, BuildError, SlotBatch};
+use crate::serve::batching::{Batching, Limits};
+use crate::serve::{RequestShape, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
@@ -44,6 +48,14 @@ pub enum PhaseError {
         tenant: String,
         /// Why.
         source: LaunchError,
+    },
+    /// A tenant's stream of requests cannot be served.
+    #[error("tenant `{tenant}`: {problem}")]
+    Stream {
+        /// The tenant's name.
+        tenant: String,
+        /// Why.
+        problem: String,
     },
     /// A tenant's thread panicked.
     #[error("tenant `{0}` panicked; the other tenants were not touched")]
@@ -94,15 +106,13 @@ pub fn run(
         if let (PhaseDevice::Sim(sim), true) = (device, sharing.is_baseline()) {
             sim.set_process(process as u32);
         }
-        let (id, session, workload) = prepare(&runtime, tenant)?;
+        let (id, tenant) = prepare(&runtime, tenant)?;
         ids.push(id);
-        prepared.push((session, workload));
+        prepared.push(tenant);
     }
     // Captured only now that the plan knows every tenant's kernels.
-    let mut servers = Vec::new();
-    for (tenant, (session, workload)) in tenants.iter().zip(prepared) {
-        servers.push(Server::new(session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?);
-    }
+    let servers = tenants.iter().zip(prepared).map(|(tenant, prepared)| TenantServer::new(tenant, prepared));
+    let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
         let turn = Arc::new(Turn::default());
         for (number, server) in (0..).zip(&mut servers) {
@@ -124,31 +134,115 @@ pub fn run(
     Ok(tenants.iter().zip(ids).zip(served).map(|((tenant, id), served)| result(&runtime, tenant, id, &served, seconds)).collect())
 }
 
-type Prepared = (TenantId, smidgen_runtime::launch::Session, Box<dyn crate::serve::Workload>);
+/// A tenant whose kernels the runtime has seen.
+enum Prepared {
+    /// One request is one workload.
+    Requests(Box<Session>, Box<dyn Workload>),
+    /// A stream of requests, with their shape.
+    Stream(Box<SlotBatch>, RequestShape),
+}
 
-/// Admits a tenant, makes its model, and runs one request, which shows the runtime its kernels.
-fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<Prepared, PhaseError> {
-    let build = |source| PhaseError::Build { tenant: tenant.name.clone(), source };
-    let launch = |source| PhaseError::launch(tenant, source);
+/// A tenant being served.
+enum TenantServer {
+    Requests(Box<Server>),
+    Stream(Box<StreamServer<SlotBatch>>),
+}
+
+/// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
+fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepared), PhaseError> {
+    let build = |source| PhaseError::build(tenant, source);
     let source = models::ModelSource::find(&tenant.model).map_err(build)?;
-    let memory_bytes = source.memory_bytes(tenant.batch, tenant.seq).map_err(build)?;
+    let limits = tenant.stream.map(|stream| limits(tenant, stream));
+    let memory_bytes = match limits {
+        Some(limits) => source.serving_memory_bytes(limits),
+        None => source.memory_bytes(tenant.batch, tenant.seq),
+    };
+    let memory_bytes = memory_bytes.map_err(build)?;
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
     let mut session = runtime.session(id)?;
-    let mut workload = source.workload(&mut session, tenant.batch, tenant.seq).map_err(build)?;
-    session.forget_counts();
-    workload.enqueue(&mut session).map_err(launch)?;
-    runtime.device().synchronize(session.stream()).map_err(|error| launch(error.into()))?;
-    let request = session.seen().to_vec();
-    runtime.learn(id, &request)?;
-    Ok((id, session, workload))
+    let (kernels, prepared) = match (tenant.stream, limits) {
+        (Some(stream), Some(limits)) => {
+            let mut slots = source.slots(session, limits).map_err(build)?;
+            slots.session().forget_counts();
+            slots.run_idle_step().map_err(build)?;
+            let vocab = source.config().vocab() as u32;
+            let shape = RequestShape { vocab, prompt: stream.prompt, generate: stream.generate.try_into().unwrap_or(NonZeroUsize::MIN) };
+            (slots.session().seen().to_vec(), Prepared::Stream(Box::new(slots), shape))
+        }
+        _ => {
+            let mut workload = source.workload(&mut session, tenant.batch, tenant.seq).map_err(build)?;
+            session.forget_counts();
+            workload.enqueue(&mut session).map_err(|source| PhaseError::launch(tenant, source))?;
+            runtime.device().synchronize(session.stream()).map_err(|error| PhaseError::launch(tenant, error.into()))?;
+            (session.seen().to_vec(), Prepared::Requests(Box::new(session), workload))
+        }
+    };
+    runtime.learn(id, &kernels)?;
+    Ok((id, prepared))
 }
 
-fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec<Server>) -> Result<Vec<Served>, PhaseError> {
-    let serve = |mut server: Server| {
-        device.bind_thread()?;
+/// Slots and pages for a stream: enough for all its requests at once, so that none is preempted.
+fn limits(tenant: &TenantRequest, stream: Stream) -> Limits {
+    let longest = stream.longest();
+    let pages = tenant.batch.saturating_mul(longest.div_ceil(PAGE_TOKENS));
+    Limits { slots: tenant.batch, step_tokens: stream.chunk, pages, page_tokens: PAGE_TOKENS, max_sequence: longest as usize }
+}
+
+impl TenantServer {
+    /// Captures what the tenant replays.
+    fn new(tenant: &TenantRequest, prepared: Prepared) -> Result<Self, PhaseError> {
+        Ok(match prepared {
+            Prepared::Requests(session, workload) => {
+                let server = Server::new(*session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?;
+                Self::Requests(Box::new(server))
+            }
+            Prepared::Stream(mut slots, shape) => {
+                slots.prepare().map_err(|source| PhaseError::build(tenant, source))?;
+                let batching = Batching::new(*slots)
+                    .map_err(|source| PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() })?;
+                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo())))
+            }
+        })
+    }
+
+    fn take_turns(&mut self, turn: Arc<Turn>, number: u64) {
+        match self {
+            Self::Requests(server) => server.take_turns(turn, number),
+            Self::Stream(server) => server.take_turns(turn, number),
+        }
+    }
+
+    fn start(&mut self, window: Window, rate: Option<f64>, seed: u64) {
+        match self {
+            Self::Requests(server) => server.start(window, rate, seed),
+            Self::Stream(server) => server.start(window, rate, seed),
+        }
+    }
+
+    fn step(&mut self, tenant: &TenantRequest) -> Result<Step, PhaseError> {
+        match self {
+            Self::Requests(server) => server.step().map_err(|source| PhaseError::launch(tenant, source)),
+            Self::Stream(server) => server.step().map_err(|error| match error {
+                StreamError::Executor(source) => PhaseError::build(tenant, source),
+                StreamError::Submit(source) => PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() },
+            }),
+        }
+    }
+
+    fn finish(self) -> Served {
+        match self {
+            Self::Requests(server) => server.finish(),
+            Self::Stream(server) => server.finish(),
+        }
+    }
+}
+
+fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec<TenantServer>) -> Result<Vec<Served>, PhaseError> {
+    let serve = |tenant, mut server: TenantServer| {
+        device.bind_thread().map_err(|error| PhaseError::launch(tenant, error.into()))?;
         loop {
-            match server.step()? {
+            match server.step(tenant)? {
                 Step::Finished => return Ok(server.finish()),
                 Step::Busy => device.pass_time(Duration::MAX),
                 Step::IdleUntil(instant) => device.pass_time(instant),
@@ -156,24 +250,21 @@ fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec
         }
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = servers.into_iter().map(|server| scope.spawn(move || serve(server))).collect();
+        let threads: Vec<_> = tenants.iter().zip(servers).map(|(tenant, server)| scope.spawn(move || serve(tenant, server))).collect();
         let joined: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        tenants
-            .iter()
-            .zip(joined)
-            .map(|(tenant, served)| match served {
-                Ok(served) => served.map_err(|source: LaunchError| PhaseError::launch(tenant, source)),
-                Err(_) => Err(PhaseError::Panic(tenant.name.clone())),
-            })
-            .collect()
+        tenants.iter().zip(joined).map(|(tenant, served)| served.unwrap_or_else(|_| Err(PhaseError::Panic(tenant.name.clone())))).collect()
     })
 }
 
-fn serve_in_virtual_time(device: &dyn Device, tenants: &[TenantRequest], mut servers: Vec<Server>) -> Result<Vec<Served>, PhaseError> {
+fn serve_in_virtual_time(
+    device: &dyn Device,
+    tenants: &[TenantRequest],
+    mut servers: Vec<TenantServer>,
+) -> Result<Vec<Served>, PhaseError> {
     loop {
         let mut until = None;
         for (tenant, server) in tenants.iter().zip(&mut servers) {
-            let next = match server.step().map_err(|source| PhaseError::launch(tenant, source))? {
+            let next = match server.step(tenant)? {
                 Step::Finished => continue,
                 Step::Busy => Duration::MAX,
                 Step::IdleUntil(instant) => instant,
@@ -182,7 +273,7 @@ fn serve_in_virtual_time(device: &dyn Device, tenants: &[TenantRequest], mut ser
         }
         match until {
             Some(until) => device.pass_time(until),
-            None => return Ok(servers.into_iter().map(Server::finish).collect()),
+            None => return Ok(servers.into_iter().map(TenantServer::finish).collect()),
         }
     }
 }
@@ -207,10 +298,22 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         quantiles_ms: (0..=100).map(|percent| latencies.quantile_ms(f64::from(percent) / 100.0)).collect(),
         walls: mine.map_or(Walls::default(), |plan| plan.walls),
         sms: widest,
+        stream: served.stream.as_ref().map(|stream| {
+            let percentiles = |latencies: &Latencies| [0.50, 0.95, 0.99].map(|quantile| latencies.quantile_ms(quantile));
+            StreamResult {
+                tokens_per_second: stream.tokens as f64 / seconds,
+                first_token_ms: percentiles(&stream.first),
+                per_token_ms: percentiles(&stream.per_token),
+            }
+        }),
     }
 }
 
 impl PhaseError {
+    fn build(tenant: &TenantRequest, source: BuildError) -> Self {
+        Self::Build { tenant: tenant.name.clone(), source }
+    }
+
     fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
         Self::Launch { tenant: tenant.name.clone(), source }
     }

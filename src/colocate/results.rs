@@ -56,6 +56,20 @@ pub struct TenantResult {
     pub walls: Walls,
     /// The most SMs any of its kernels was placed on.
     pub sms: u16,
+    /// Where its requests are a stream: when their tokens came. The latencies above are those of whole requests then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamResult>,
+}
+
+/// What a tenant that serves a stream of requests did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StreamResult {
+    /// Tokens drawn per second, of the requests that finished while measuring.
+    pub tokens_per_second: f64,
+    /// From arrival to the first token: 50th, 95th and 99th percentile.
+    pub first_token_ms: [f64; 3],
+    /// Mean gap between a request's tokens after the first: 50th, 95th and 99th percentile.
+    pub per_token_ms: [f64; 3],
 }
 
 /// One way of sharing, measured.

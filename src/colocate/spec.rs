@@ -1,6 +1,8 @@
-//! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]` and `--policy P,...`.
+//! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]`, or with `prompt=128,generate=64` in place of `seq`, and
+//! `--policy P,...`.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,12 +22,28 @@ pub struct TenantRequest {
     pub class: Class,
     /// The latency its requests should keep, milliseconds.
     pub slo_ms: Option<f64>,
-    /// Sequences in one request.
+    /// Sequences in one request; images for a vision model.
     pub batch: u32,
-    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder.
+    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder. Nothing to a vision model, whose
+    /// images all have as many tokens.
     pub seq: u32,
     /// Requests per second, arriving at random (Poisson); without it the next request follows the last (closed loop).
     pub rate: Option<f64>,
+    /// Whether a decoder serves whole requests by continuous batching, up to `batch` at a time, instead of one decode step a request. The objective is for
+    /// the time per output token then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+}
+
+/// The requests of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Tokens of each prompt.
+    pub prompt: u32,
+    /// Tokens drawn for it.
+    pub generate: NonZeroU32,
+    /// The most tokens in one step.
+    pub chunk: u32,
 }
 
 impl TenantRequest {
@@ -33,11 +51,25 @@ impl TenantRequest {
     pub fn slo(&self) -> Option<Duration> {
         self.slo_ms.map(|ms| Duration::from_secs_f64(ms / 1e3))
     }
+
+    /// Tokens in the cache of the longest sequence before its last decode step: what such a step is profiled at.
+    pub fn context(&self) -> u32 {
+        self.stream.map_or(self.seq, |stream| (stream.longest() - 1).max(1))
+    }
+}
+
+impl Stream {
+    /// Tokens that the model computes for a request: all but the last drawn.
+    pub fn longest(&self) -> u32 {
+        self.prompt + self.generate.get() - 1
+    }
 }
 
 /// A `--tenant` that cannot be read.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("--tenant {text}: {problem}; write NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]")]
+#[error(
+    "--tenant {text}: {problem}; write NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s], with prompt=128,generate=64[,chunk=512] in place of seq for a stream"
+)]
 pub struct TenantRequestError {
     text: String,
     problem: String,
@@ -58,8 +90,17 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
     if name.is_empty() || model.is_empty() {
         return Err("the name or the model is empty".into());
     }
-    let mut tenant =
-        TenantRequest { name: name.into(), model: model.into(), class: Class::Throughput, slo_ms: None, batch: 8, seq: 128, rate: None };
+    let mut tenant = TenantRequest {
+        name: name.into(),
+        model: model.into(),
+        class: Class::Throughput,
+        slo_ms: None,
+        batch: 8,
+        seq: 128,
+        rate: None,
+        stream: None,
+    };
+    let (mut seq, mut prompt, mut generate, mut chunk) = (None, None, None, None);
     for field in fields {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("`{field}` is no key=value"))?;
         match key {
@@ -68,16 +109,34 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             "class" => return Err(format!("class `{value}` is neither latency nor throughput")),
             "slo" => tenant.slo_ms = Some(milliseconds(value)?),
             "batch" => tenant.batch = count(key, value)?,
-            "seq" => tenant.seq = count(key, value)?,
+            "seq" => seq = Some(count(key, value)?),
+            "prompt" => prompt = Some(count(key, value)?),
+            "generate" => generate = NonZeroU32::new(count(key, value)?),
+            "chunk" => chunk = Some(count(key, value)?),
             "rate" => tenant.rate = Some(rate(value)?),
             _ => return Err(format!("`{key}` is no property of a tenant")),
         }
+    }
+    match (prompt, generate) {
+        (Some(_), Some(_)) if seq.is_some() => return Err("a stream has prompt and generate in place of seq".into()),
+        (Some(prompt), Some(generate)) => {
+            let chunk = chunk.unwrap_or(DEFAULT_CHUNK.max(tenant.batch));
+            if chunk < tenant.batch {
+                return Err(format!("chunk `{chunk}` has no token for each of the {} requests of a step", tenant.batch));
+            }
+            tenant.stream = Some(Stream { prompt, generate, chunk });
+        }
+        (None, None) if chunk.is_none() => tenant.seq = seq.unwrap_or(tenant.seq),
+        _ => return Err("a stream needs both prompt and generate".into()),
     }
     Ok(tenant)
 }
 
 /// More than any GPU holds, and little enough that no size computed from a batch and a length overflows.
 const MOST: u32 = 1_000_000;
+
+/// Tokens in one step of a stream, where nothing else is asked for.
+const DEFAULT_CHUNK: u32 = 512;
 
 /// Requests per second: from one in a quarter of an hour to more than any GPU could start.
 const RATES: RangeInclusive<f64> = 1e-3..=1e6;
@@ -192,6 +251,15 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_reads_as_documented() {
+        let tenant: TenantRequest = "chat=llama-3.2-1b,batch=32,prompt=128,generate=64,rate=20/s".parse().unwrap();
+        assert_eq!(tenant.stream, Some(Stream { prompt: 128, generate: NonZeroU32::new(64).unwrap(), chunk: 512 }));
+        assert_eq!((tenant.batch, tenant.context()), (32, 190));
+        let tenant: TenantRequest = "chat=llama-3.2-1b,prompt=1,generate=1,chunk=8".parse().unwrap();
+        assert_eq!((tenant.stream.unwrap().chunk, tenant.context()), (8, 1));
+    }
+
+    #[test]
     fn a_tenant_that_cannot_be_read_says_which_part() {
         for (text, part) in [
             ("bert", "no `=`"),
@@ -200,6 +268,11 @@ mod tests {
             ("a=b,slo=5", "no unit"),
             ("a=b,rate=-1/s", "rate `-1/s`"),
             ("a=b,class=best", "class `best`"),
+            ("a=b,prompt=8", "both prompt and generate"),
+            ("a=b,chunk=8", "both prompt and generate"),
+            ("a=b,prompt=8,generate=0", "generate `0`"),
+            ("a=b,prompt=8,generate=8,seq=8", "in place of seq"),
+            ("a=b,prompt=8,generate=8,chunk=7", "chunk `7`"),
             ("a=b,colour=red", "`colour`"),
             ("a=b,rate=inf", "rate `inf`"),
             ("a=b,rate=1e-300/s", "rate `1e-300/s`"),

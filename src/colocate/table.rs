@@ -6,30 +6,43 @@ use smidgen_runtime::tenant::Class;
 const HEAD: [&str; COLUMNS] = ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"];
 const COLUMNS: usize = 10;
 
+const STREAM_HEAD: [&str; 7] = ["policy", "tenant", "tokens/s", "first token p50 ms", "p99 ms", "per token p50 ms", "p99 ms"];
+
 /// Columns of a terminal that a line should fit in.
 const TERMINAL: usize = 120;
 
 /// Columns that hold words; the others hold figures and are set flush right.
 const WORDS: usize = 3;
+const STREAM_WORDS: usize = 2;
 
 /// Longer names are cut, so that a line stays within the terminal.
 const LONGEST_NAME: usize = 16;
 
-/// A table of every tenant under every policy, and of the totals. Simulated figures say so on every line.
+/// A table of every tenant under every policy, and of the totals; another of the tokens of tenants that serve streams. Simulated figures say so on every
+/// line.
 pub fn render(run: &RunResult) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
+    let mut streams = vec![STREAM_HEAD.map(str::to_owned)];
     rows.extend(run.alone.iter().map(|tenant| row("alone", tenant, None)));
+    streams.extend(run.alone.iter().filter_map(|tenant| stream_row("alone", tenant)));
     for policy in &run.policies {
         for (at, tenant) in policy.tenants.iter().enumerate() {
             rows.push(if at == 0 { row(&policy.policy, tenant, Some(policy)) } else { row("", tenant, None) });
         }
+        streams.extend(policy.tenants.iter().filter_map(|tenant| stream_row(&policy.policy, tenant)));
     }
-    let widths: [usize; COLUMNS] = std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    let predictions = run.policies.iter().flat_map(predictions);
     let mark = if run.provenance.simulated { "SIMULATED  " } else { "" };
+    let streams = if streams.len() > 1 { lines(&streams, STREAM_WORDS, mark) } else { Vec::new() };
+    let predictions = run.policies.iter().flat_map(predictions);
+    lines(&rows, WORDS, mark).into_iter().chain(streams).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
+}
+
+/// Rows with their columns aligned, to stand after `mark`; the first `words` columns hold words.
+fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]], words: usize, mark: &str) -> Vec<String> {
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let widest = mark.len() + widths.iter().sum::<usize>() + 2 * (COLUMNS - 1);
     let gap = if widest <= TERMINAL { "  " } else { " " };
-    rows.iter().map(|row| line(row, &widths, gap)).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
+    rows.iter().map(|row| line(row, &widths, words, gap)).collect()
 }
 
 fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [String; COLUMNS] {
@@ -52,9 +65,16 @@ fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [S
     ]
 }
 
-fn line(row: &[String; COLUMNS], widths: &[usize; COLUMNS], gap: &str) -> String {
+fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEAD.len()]> {
+    let stream = tenant.stream?;
+    let [first, _, slow_first] = stream.first_token_ms.map(|ms| figure(ms, 2));
+    let [per_token, _, slow_per_token] = stream.per_token_ms.map(|ms| figure(ms, 3));
+    Some([name(policy), name(&tenant.name), figure(stream.tokens_per_second, 1), first, slow_first, per_token, slow_per_token])
+}
+
+fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
     let cells = row.iter().zip(widths).enumerate();
-    let cells = cells.map(|(column, (cell, &width))| if column < WORDS { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+    let cells = cells.map(|(column, (cell, &width))| if column < words { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
     cells.collect::<Vec<_>>().join(gap).trim_end().to_owned()
 }
 
@@ -91,7 +111,7 @@ mod tests {
     use smidgen_runtime::launch::Walls;
 
     use super::*;
-    use crate::colocate::results::{Prediction, RunProvenance};
+    use crate::colocate::results::{Prediction, RunProvenance, StreamResult};
 
     fn tenant(name: &str, throughput: f64, latency_ms: f64) -> TenantResult {
         TenantResult {
@@ -109,6 +129,7 @@ mod tests {
             quantiles_ms: Vec::new(),
             walls: Walls::default(),
             sms: 0,
+            stream: None,
         }
     }
 
@@ -167,6 +188,20 @@ mod tests {
         let marked: Vec<_> = text.lines().filter(|line| line.contains("SIMULATED")).collect();
         assert_eq!(marked[0], "SIMULATED prediction, model-rightsize, chat: 120.0 requests/s, +20.0% against the measured figure");
         assert_eq!(marked[1], "SIMULATED prediction, model-rightsize, a tenant whose …: 120.0 requests/s, nothing was measured");
+    }
+
+    #[test]
+    fn the_tokens_of_streams_have_a_table_of_their_own_that_fits_the_terminal() {
+        let mut run = run(true, ["chat", "a tenant whose name is far longer than any column"]);
+        let stream =
+            StreamResult { tokens_per_second: 12_345.6, first_token_ms: [12.0, 1234.5, 12_345.6], per_token_ms: [1.0, 2.0, 3333.33] };
+        run.policies[0].tenants[1].stream = Some(stream);
+        let text = render(&run);
+        let lines: Vec<_> =
+            text.lines().skip_while(|line| !line.contains("tokens/s")).map(|line| line.split_whitespace().collect()).collect();
+        let row: &Vec<_> = &lines[1];
+        assert_eq!((lines.len(), &row[row.len() - 5..]), (2, &["12346", "12.00", "12346", "1.000", "3333.330"][..]));
+        assert!(text.lines().all(|line| line.starts_with("SIMULATED") && line.chars().count() <= 120), "{text}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! BERT and DistilBERT: bidirectional, learned positions, layer norm after each block.
+//! BERT, DistilBERT and DeBERTa: bidirectional, layer norm after each block. BERT and DistilBERT learn absolute positions; what DeBERTa has
+//! instead is in [`deberta`](super::deberta).
 
+use super::deberta::{Convolution, RelativeAttention};
 use super::fields::Fields;
 use super::{Activation, ConfigError};
 
@@ -10,11 +12,15 @@ pub enum EncoderFamily {
     Bert,
     /// DistilBERT: no token types.
     DistilBert,
+    /// DeBERTa: one projection for queries, keys and values, head by head, without a bias on the keys.
+    Deberta,
+    /// DeBERTa v2 and v3.
+    DebertaV2,
 }
 
-/// The architecture of an encoder. Every projection and norm has a bias.
+/// The architecture of an encoder. Every projection and norm has a bias, but for those that [`EncoderFamily`] names.
 ///
-/// Source: Devlin et al., "BERT", 2018; Sanh et al., "DistilBERT", 2019.
+/// Source: Devlin et al., "BERT", 2018; Sanh et al., "DistilBERT", 2019; He et al., "DeBERTa", 2020.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
     /// Parameter naming and embeddings.
@@ -29,8 +35,14 @@ pub struct EncoderConfig {
     pub intermediate: usize,
     /// Number of token ids.
     pub vocab: usize,
-    /// Number of learned positions: the longest sequence.
+    /// The longest sequence.
     pub max_positions: usize,
+    /// Whether a learned embedding of each of the `max_positions` positions is added to the tokens'.
+    pub absolute_positions: bool,
+    /// How scores depend on the distance of two tokens; DeBERTa.
+    pub relative: Option<RelativeAttention>,
+    /// Added to the first layer's output; DeBERTa v2.
+    pub convolution: Option<Convolution>,
     /// Rows of the token-type embedding; 0 where there is none. Inputs are all of type 0.
     pub token_types: usize,
     /// Added to the variance by every layer norm.
@@ -83,7 +95,11 @@ pub(super) fn bert(fields: &Fields<'_>) -> Result<EncoderConfig, ConfigError> {
     absolute_positions(fields)?;
     for field in ["is_decoder", "add_cross_attention"] {
         if fields.flag(field)? == Some(true) {
-            return Err(fields.error(field, "is true, and BERT as a decoder is not supported", "use a model of type llama or mistral"));
+            return Err(fields.error(
+                field,
+                "is true, and BERT as a decoder is not supported",
+                "use a model of type gpt2, llama, mistral or qwen2",
+            ));
         }
     }
     let config = EncoderConfig {
@@ -94,6 +110,9 @@ pub(super) fn bert(fields: &Fields<'_>) -> Result<EncoderConfig, ConfigError> {
         intermediate: fields.size("intermediate_size")?,
         vocab: fields.size("vocab_size")?,
         max_positions: fields.size("max_position_embeddings")?,
+        absolute_positions: true,
+        relative: None,
+        convolution: None,
         token_types: fields.size("type_vocab_size")?,
         layer_norm_epsilon: fields.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32,
         activation: Activation::from_field(fields, "hidden_act", Activation::Gelu)?,
@@ -113,6 +132,9 @@ pub(super) fn distilbert(fields: &Fields<'_>) -> Result<EncoderConfig, ConfigErr
         intermediate: fields.size("hidden_dim")?,
         vocab: fields.size("vocab_size")?,
         max_positions: fields.size("max_position_embeddings")?,
+        absolute_positions: true,
+        relative: None,
+        convolution: None,
         token_types: 0,
         // Fixed in transformers' DistilBERT, absent from its configuration.
         layer_norm_epsilon: 1e-12,
@@ -132,8 +154,8 @@ fn absolute_positions(fields: &Fields<'_>) -> Result<(), ConfigError> {
     }
 }
 
-/// DistilBERT's own name for a size, or the common name that transformers maps to it; both must agree where both are there.
-fn either_name(fields: &Fields<'_>, own: &str, common: &str) -> Result<usize, ConfigError> {
+/// A family's own name for a size, or the common name that transformers maps to it; both must agree where both are there.
+pub(super) fn either_name(fields: &Fields<'_>, own: &str, common: &str) -> Result<usize, ConfigError> {
     match (fields.optional_size(own)?, fields.optional_size(common)?) {
         (Some(size), None) | (None, Some(size)) => Ok(size),
         (None, None) => Err(fields.missing(own)),

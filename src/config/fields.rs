@@ -16,6 +16,7 @@ const HARMLESS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
     "attn_implementation",
+    "attn_pdrop",
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
@@ -34,16 +35,19 @@ const HARMLESS: &[&str] = &[
     "keys_to_ignore_at_inference",
     "label2id",
     "model_type",
+    "n_special",
     "name_or_path",
     "num_labels",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "pad_token_id",
     "pooler_fc_size",
     "pooler_num_attention_heads",
     "pooler_num_fc_layers",
     "pooler_size_per_head",
     "pooler_type",
+    "predict_special_tokens",
     "pretraining_tp",
     "problem_type",
     "qa_dropout",
@@ -51,6 +55,11 @@ const HARMLESS: &[&str] = &[
     "return_dict",
     "sep_token_id",
     "seq_classif_dropout",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "task_specific_params",
     "torch_dtype",
     "transformers.js_config",
@@ -106,6 +115,23 @@ impl<'a> Fields<'a> {
         match value.as_u64() {
             Some(size @ 1..=LARGEST_SIZE) => Ok(Some(size as usize)),
             _ => Err(self.wrong_type(field, value, "a whole number from 1 to 2^28")),
+        }
+    }
+
+    /// A size that may be 0, if the field is there.
+    pub(super) fn count(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        match value.as_u64() {
+            Some(count @ 0..=LARGEST_SIZE) => Ok(Some(count as usize)),
+            _ => Err(self.wrong_type(field, value, "a whole number from 0 to 2^28")),
+        }
+    }
+
+    /// A size of at least 1, if the field is there and not the 0 or -1 that says that there is none.
+    pub(super) fn optional_count(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+        match self.value(field).and_then(Value::as_i64) {
+            Some(-1 | 0) => Ok(None),
+            _ => self.optional_size(field),
         }
     }
 

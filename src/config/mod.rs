@@ -10,14 +10,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+mod deberta;
 mod decoder;
 mod encoder;
 mod fields;
 mod rope;
+mod vision;
 
-pub use decoder::{DecoderConfig, DecoderFamily};
+pub use deberta::{Convolution, RelativeAttention};
+pub use decoder::{DecoderConfig, DecoderFamily, DecoderNorm, Positions, ScoreScale, SlidingWindow};
 pub use encoder::{EncoderConfig, EncoderFamily};
 pub use rope::{Rope, RopeScaling};
+pub use vision::VisionConfig;
 
 use fields::Fields;
 
@@ -28,6 +32,8 @@ pub enum ModelConfig {
     Encoder(EncoderConfig),
     /// Causal, text in and one distribution over the next token per token out.
     Decoder(DecoderConfig),
+    /// An image in, and a score for each class or one vector per patch out.
+    Vision(VisionConfig),
 }
 
 impl ModelConfig {
@@ -60,13 +66,18 @@ impl ModelConfig {
         let config = match model_type {
             "bert" => Self::Encoder(encoder::bert(&fields)?),
             "distilbert" => Self::Encoder(encoder::distilbert(&fields)?),
+            "deberta" => Self::Encoder(deberta::deberta(&fields)?),
+            "deberta-v2" => Self::Encoder(deberta::deberta_v2(&fields)?),
+            "vit" => Self::Vision(vision::vit(&fields)?),
+            "gpt2" => Self::Decoder(decoder::gpt2(&fields)?),
             "llama" => Self::Decoder(decoder::llama(&fields)?),
             "mistral" => Self::Decoder(decoder::mistral(&fields)?),
+            "qwen2" => Self::Decoder(decoder::qwen2(&fields)?),
             other => {
                 return Err(fields.error(
                     "model_type",
                     format!("is `{other}`, which this engine cannot run"),
-                    "use a model of type bert, distilbert, llama or mistral",
+                    "use a model of type bert, distilbert, deberta, deberta-v2, vit, gpt2, llama, mistral or qwen2",
                 ));
             }
         };
@@ -78,6 +89,7 @@ impl ModelConfig {
         match self {
             Self::Encoder(encoder) => encoder.hidden,
             Self::Decoder(decoder) => decoder.hidden,
+            Self::Vision(vision) => vision.hidden,
         }
     }
 
@@ -86,31 +98,34 @@ impl ModelConfig {
         match self {
             Self::Encoder(encoder) => encoder.layers,
             Self::Decoder(decoder) => decoder.layers,
+            Self::Vision(vision) => vision.layers,
         }
     }
 
-    /// Number of token ids; every id of an input is below it.
+    /// Number of token ids; every id of an input is below it. A vision model has none.
     pub fn vocab(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.vocab,
             Self::Decoder(decoder) => decoder.vocab,
+            Self::Vision(_) => 0,
         }
     }
 
-    /// The longest sequence this engine computes: the model's positions, or a decoder's sliding window where that is shorter, since within
-    /// the window sliding and full attention are the same.
+    /// The longest sequence: as many tokens as the model has positions. A vision model's sequences all have this length.
     pub fn max_sequence(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.max_positions,
             Self::Decoder(decoder) => decoder.max_sequence(),
+            Self::Vision(vision) => vision.tokens(),
         }
     }
 
-    /// Width of one output row: the hidden width of an encoder, the vocabulary of a decoder.
+    /// Width of one output row: the hidden width of an encoder, the vocabulary of a decoder, the classes of a vision model that has some.
     pub fn output_width(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.hidden,
             Self::Decoder(decoder) => decoder.vocab,
+            Self::Vision(vision) => vision.output_width(),
         }
     }
 }

@@ -1,25 +1,31 @@
 //! Models on the device: weights in FP16, and the forward pass as launches through one [`Session`].
 //!
-//! A model is made from a Hugging Face directory or from a preset with seeded random weights ([`ModelSource`]); [`Encoder`] and [`Decoder`] hold
-//! its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
+//! A model is made from a Hugging Face directory or from a preset with seeded random weights ([`ModelSource`]); [`Encoder`], [`Decoder`] and
+//! [`Vision`] hold its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
 //! say where each sequence starts and how long it is, so that nothing is computed for padding.
 
+mod deberta;
 mod decoder;
 mod encoder;
+mod serving;
 mod solo;
 mod tensors;
+mod vision;
 mod workload;
 
 use smidgen_runtime::device::DeviceError;
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use crate::config::ModelConfig;
+use crate::config::{DecoderConfig, ModelConfig};
 use crate::serve::Workload;
+use crate::serve::batching::Limits;
 use crate::weights::{Weights, WeightsError};
 
-pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts};
+pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
+pub use serving::SoloBatch;
 pub use solo::{DeviceSequence, Solo, SoloError};
+pub use vision::{Vision, VisionBatch};
 
 /// Why a model is not on the device.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +34,9 @@ pub enum BuildError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A request longer than the model's positions.
-    #[error("`{model}` takes sequences of up to {limit} tokens, not {asked}; use a smaller `seq`")]
+    #[error(
+        "`{model}` takes sequences of up to {limit} tokens, not {asked}; use a smaller `seq` (or, of a stream, a smaller `prompt` or `generate`)"
+    )]
     TooLong {
         /// The preset or directory.
         model: String,
@@ -79,7 +87,7 @@ impl ModelSource {
         &self.weights
     }
 
-    /// Device memory that the weights and one batch will take, bytes.
+    /// Device memory that the weights and one batch will take, bytes. `batch` counts images for a vision model, whose `seq` is always its own.
     ///
     /// # Errors
     /// [`BuildError::TooLong`] for sequences beyond the model's positions.
@@ -88,11 +96,13 @@ impl ModelSource {
         Ok(match self.config() {
             ModelConfig::Encoder(config) => Encoder::memory_bytes(config, batch, seq),
             ModelConfig::Decoder(config) => Decoder::memory_bytes(config, batch, seq),
+            ModelConfig::Vision(config) => Vision::memory_bytes(config, batch),
         })
     }
 
     /// One kind of request: a forward pass of `batch` sequences of `seq` tokens for an encoder; for a decoder one step of `batch` sequences whose
-    /// caches hold `seq` tokens, ending with a sampled token.
+    /// caches hold `seq` tokens, ending with a sampled token; for a vision model a forward pass of `batch` images, each of which has as many tokens as
+    /// it has patches and a class, whatever `seq` says.
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
@@ -107,12 +117,39 @@ impl ModelSource {
                 self.check_length(seq.saturating_add(1))?;
                 workload::decoder(config, &self.weights, session, batch, seq)
             }
+            ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, batch),
+        }
+    }
+
+    /// Device memory that the weights and the cache of a decoder's slots will take, bytes.
+    ///
+    /// # Errors
+    /// [`BuildError::TooLong`] for sequences beyond the model's positions, [`BuildError::Unsupported`] for an encoder.
+    pub fn serving_memory_bytes(&self, limits: Limits) -> Result<u64, BuildError> {
+        self.check_length(u32::try_from(limits.max_sequence).unwrap_or(u32::MAX))?;
+        Ok(Decoder::serving_memory_bytes(self.decoder()?, limits))
+    }
+
+    /// The slots of a decoder that serves requests by continuous batching. It takes the session over.
+    ///
+    /// # Errors
+    /// What is wrong with the weights, or what the device says.
+    pub fn slots(&self, mut session: Session, limits: Limits) -> Result<SlotBatch, BuildError> {
+        let decoder = Decoder::new(self.decoder()?, &self.weights, &mut session)?;
+        SlotBatch::new(decoder, session, limits)
+    }
+
+    fn decoder(&self) -> Result<&DecoderConfig, BuildError> {
+        match self.config() {
+            ModelConfig::Decoder(config) => Ok(config),
+            _ => Err(BuildError::Unsupported("only decoders serve a stream of requests: leave `prompt` and `generate` out")),
         }
     }
 
     fn check_length(&self, seq: u32) -> Result<(), BuildError> {
         let limit = self.config().max_sequence();
-        if seq as usize > limit {
+        // Nobody chooses the length of an image.
+        if seq as usize > limit && !matches!(self.config(), ModelConfig::Vision(_)) {
             return Err(BuildError::TooLong { model: self.name.clone(), asked: seq, limit });
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! One model alone on the GPU: what `embed`, `generate` and `forward` need.
+//! One model alone on the GPU: what `embed`, `generate`, `classify` and `forward` need.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime};
 
 use super::decoder::LogitRows;
-use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts};
+use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts, Vision};
 use crate::config::ModelConfig;
 use crate::generate::{Continue, Sampling};
 use crate::kernels::pooling::MeanPool;
@@ -19,6 +19,9 @@ use crate::kernels::sampling::SampleParams;
 
 /// Rows of logits computed at once by [`Solo::forward`]: at 128256 tokens, 2 GB.
 const MAX_ROWS: usize = 4096;
+
+/// Images computed at once by [`Solo::classify`].
+const MAX_IMAGES: usize = 64;
 
 /// A model and the only tenant's session.
 pub struct Solo {
@@ -31,6 +34,7 @@ pub struct Solo {
 enum Model {
     Encoder(Encoder),
     Decoder(Decoder),
+    Vision(Vision),
 }
 
 /// Why a model alone did not run.
@@ -42,7 +46,7 @@ pub enum SoloError {
     /// It does not fit.
     #[error(transparent)]
     Admit(#[from] AdmitError),
-    /// A command for encoders met a decoder, or the other way round.
+    /// A command for one kind of model met another.
     #[error("this model is {found}; {remedy}")]
     WrongKind {
         /// What it is.
@@ -73,6 +77,7 @@ impl Solo {
         let model = match source.config() {
             ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session)?),
             ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session)?),
+            ModelConfig::Vision(config) => Model::Vision(Vision::new(config, source.weights(), &mut session)?),
         };
         Ok(Self { model, session, runtime })
     }
@@ -80,7 +85,7 @@ impl Solo {
     /// The last hidden state (encoders) or the logits (decoders) of every token, one sequence after another.
     ///
     /// # Errors
-    /// What the device says.
+    /// [`SoloError::WrongKind`] for a vision model; what the device says.
     pub fn forward(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<f32>, SoloError> {
         let mut output = Vec::new();
         for part in parts(sequences) {
@@ -88,9 +93,9 @@ impl Solo {
                 Model::Encoder(encoder) => {
                     let batch = encoder.batch(&self.session, part)?;
                     encoder.forward(&mut self.session, &batch).map_err(BuildError::from)?;
-                    let halves = self.download(batch.output(), batch.rows() as usize * encoder.hidden() * 2)?;
-                    output.extend(halves.as_chunks().0.iter().map(|&half| f16::from_le_bytes(half).to_f32()));
+                    output.extend(self.download_halves(batch.output(), batch.rows() as usize * encoder.hidden())?);
                 }
+                Model::Vision(_) => return Err(self.wrong_kind()),
                 Model::Decoder(decoder) => {
                     let (rows, longest) = extent(part);
                     let batch = decoder.batch(&self.session, part.len() as u32, longest, rows, LogitRows::All)?;
@@ -107,11 +112,9 @@ impl Solo {
     /// One vector for each sequence: the mean of its last hidden states, or the first of them.
     ///
     /// # Errors
-    /// [`SoloError::WrongKind`] for a decoder; what the device says.
+    /// [`SoloError::WrongKind`] for other models than encoders; what the device says.
     pub fn embed(&mut self, sequences: &[Vec<u32>], mean: bool, normalise: bool) -> Result<Vec<Vec<f32>>, SoloError> {
-        let Model::Encoder(encoder) = &self.model else {
-            return Err(SoloError::WrongKind { found: "a decoder", remedy: "use `smidgen generate`" });
-        };
+        let Model::Encoder(encoder) = &self.model else { return Err(self.wrong_kind()) };
         let mut vectors = Vec::new();
         for part in parts(sequences) {
             let batch = encoder.batch(&self.session, part)?;
@@ -131,16 +134,50 @@ impl Solo {
         Ok(vectors)
     }
 
+    /// Logits of each image, `[classes]`, of images as [`ImageProcessor`](crate::images::ImageProcessor) makes them; of a model without a classifier
+    /// the last hidden state, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`SoloError::WrongKind`] for other models than vision models; what the device says.
+    pub fn classify(&mut self, images: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, SoloError> {
+        let Model::Vision(vision) = &self.model else { return Err(self.wrong_kind()) };
+        let mut output = Vec::new();
+        for part in images.chunks(MAX_IMAGES) {
+            let batch = vision.batch(&self.session, part.len() as u32)?;
+            batch.show(&self.session, &part.concat())?;
+            vision.forward(&mut self.session, &batch).map_err(BuildError::from)?;
+            let (ptr, elements) = vision.output(&batch);
+            let values = self.download_halves(ptr, elements)?;
+            output.extend(values.chunks_exact(elements / part.len()).map(<[f32]>::to_vec));
+        }
+        Ok(output)
+    }
+
     /// A sequence to be continued, with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`SoloError::WrongKind`] for an encoder; what the device says.
+    /// [`SoloError::WrongKind`] for other models than decoders; what the device says.
     pub fn sequence(self, capacity: u32) -> Result<DeviceSequence, SoloError> {
-        let Model::Decoder(decoder) = self.model else {
-            return Err(SoloError::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" });
+        let decoder = match self.model {
+            Model::Decoder(decoder) => decoder,
+            _ => return Err(self.wrong_kind()),
         };
         let batch = decoder.batch(&self.session, 1, capacity, capacity, LogitRows::Last)?;
         Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, length: 0, capacity, _runtime: self.runtime })
+    }
+
+    fn wrong_kind(&self) -> SoloError {
+        let (found, remedy) = match self.model {
+            Model::Encoder(_) => ("an encoder", "use `smidgen embed`"),
+            Model::Decoder(_) => ("a decoder", "use `smidgen generate`"),
+            Model::Vision(_) => ("a vision model", "use `smidgen classify`"),
+        };
+        SoloError::WrongKind { found, remedy }
+    }
+
+    fn download_halves(&self, source: DevicePtr, elements: usize) -> Result<Vec<f32>, SoloError> {
+        let halves = self.download(source, elements * 2)?;
+        Ok(halves.as_chunks().0.iter().map(|&half| f16::from_le_bytes(half).to_f32()).collect())
     }
 
     fn download(&self, source: DevicePtr, bytes: usize) -> Result<Vec<u8>, SoloError> {

@@ -19,6 +19,16 @@ impl<'a> Loader<'a> {
         Self { weights, session }
     }
 
+    /// The parameters on the host.
+    pub(super) fn weights(&self) -> &'a Weights {
+        self.weights
+    }
+
+    /// What the parameters are put on the device by.
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.session
+    }
+
     /// One parameter.
     pub(super) fn load(&mut self, parameter: Parameter) -> Result<Buffer, BuildError> {
         self.stacked(&[parameter])
@@ -41,6 +51,30 @@ impl<'a> Loader<'a> {
             values.extend(self.weights.f16(parameter)?);
         }
         self.upload(&values)
+    }
+
+    /// The queries', keys' and values' rows one below the other, of a weight that has them head by head ([`LayerParameter::HeadwiseQkvWeight`]).
+    ///
+    /// [`LayerParameter::HeadwiseQkvWeight`]: crate::weights::LayerParameter::HeadwiseQkvWeight
+    pub(super) fn regrouped_by_head(&mut self, parameter: Parameter, heads: usize) -> Result<Buffer, BuildError> {
+        let (rows, columns) = self.extent(parameter);
+        let of_one = rows / (3 * heads as u64) * columns;
+        // Where the rows of each head's query, key and value are in the parameter, in the order they shall have.
+        let sources = (0..3).flat_map(|part| (0..heads as u64).map(move |head| (3 * head + part) * of_one));
+        if let Some(random) = self.weights.as_random() {
+            let buffer = Buffer::new(self.session.device(), 2 * rows * columns)?;
+            let key = random.key(parameter)?;
+            for (at, source) in (0..).zip(sources) {
+                // Element i is a function of the key plus i.
+                let distribution = Distribution::Uniform { key: key.wrapping_add(source), half_width: weights::RandomWeights::HALF_WIDTH };
+                let y = buffer.ptr().offset(2 * at * of_one);
+                self.session.launch(&RandomWeights { rows: of_one / columns, columns, stride: columns, distribution, y })?;
+            }
+            return Ok(buffer);
+        }
+        let values = self.weights.f16(parameter)?;
+        let regrouped: Vec<f16> = sources.flat_map(|source| &values[source as usize..(source + of_one) as usize]).copied().collect();
+        self.upload(&regrouped)
     }
 
     /// Two matrices of the same shape row by row in turn, or two vectors element by element: the layout of the gated GEMM epilogues.
@@ -83,7 +117,7 @@ impl<'a> Loader<'a> {
         Ok(self.session.launch(&RandomWeights { rows, columns, stride, distribution, y })?)
     }
 
-    fn upload(&self, values: &[f16]) -> Result<Buffer, BuildError> {
+    pub(super) fn upload(&self, values: &[f16]) -> Result<Buffer, BuildError> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         upload(self.session, &bytes)
     }

@@ -3,8 +3,8 @@
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::decoder::LogitRows;
-use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch};
-use crate::config::{DecoderConfig, EncoderConfig};
+use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, Vision, VisionBatch};
+use crate::config::{DecoderConfig, EncoderConfig, VisionConfig};
 use crate::serve::Workload;
 use crate::weights::Weights;
 
@@ -14,6 +14,17 @@ struct EncoderWorkload {
 }
 
 impl Workload for EncoderWorkload {
+    fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError> {
+        self.model.forward(session, &self.batch)
+    }
+}
+
+struct VisionWorkload {
+    model: Vision,
+    batch: VisionBatch,
+}
+
+impl Workload for VisionWorkload {
     fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError> {
         self.model.forward(session, &self.batch)
     }
@@ -57,4 +68,19 @@ pub(super) fn decoder(
     let sequences = model.batch(session, batch, seq + 1, batch, LogitRows::Last)?;
     sequences.stand_at(session, &vec![seq; batch as usize])?;
     Ok(Box::new(DecodeWorkload { model, batch: sequences }))
+}
+
+pub(super) fn vision(
+    config: &VisionConfig,
+    weights: &Weights,
+    session: &mut Session,
+    images: u32,
+) -> Result<Box<dyn Workload>, BuildError> {
+    let model = Vision::new(config, weights, session)?;
+    let batch = model.batch(session, images)?;
+    // Noise from -1 to 1, as normalised pixels are.
+    let pixel = |at: usize| (at as u32).wrapping_mul(2_654_435_761) as f32 / 2_147_483_648.0 - 1.0;
+    let pixels: Vec<f32> = (0..images as usize * config.pixels()).map(pixel).collect();
+    batch.show(session, &pixels)?;
+    Ok(Box::new(VisionWorkload { model, batch }))
 }

@@ -8,15 +8,20 @@ use crate::config::ModelConfig;
 use crate::weights::{Weights, WeightsError};
 
 mod decoder;
+mod disentangled;
 mod encoder;
 mod matrix;
 mod ops;
+mod paged;
 mod sampling;
+mod vision;
 
 pub use decoder::{Decoder, Sequence};
 pub use encoder::Encoder;
 pub use matrix::Matrix;
+pub use paged::PagedBatch;
 pub use sampling::sample;
+pub use vision::Vision;
 
 use crate::batch::RaggedBatch;
 
@@ -25,8 +30,10 @@ use crate::batch::RaggedBatch;
 pub enum Reference {
     /// BERT family.
     Encoder(Encoder),
-    /// Llama family.
+    /// GPT-2, Llama, Mistral, Qwen2.
     Decoder(Decoder),
+    /// ViT.
+    Vision(Vision),
 }
 
 impl Reference {
@@ -38,14 +45,17 @@ impl Reference {
         Ok(match weights.config() {
             ModelConfig::Encoder(architecture) => Self::Encoder(Encoder::load(weights, architecture)?),
             ModelConfig::Decoder(architecture) => Self::Decoder(Decoder::load(weights, architecture)?),
+            ModelConfig::Vision(architecture) => Self::Vision(Vision::load(weights, architecture)?),
         })
     }
 
     /// The last hidden state of an encoder or the logits of a decoder, one row per token, the sequences one after another.
+    /// No row for a vision model, which has no tokens: [`Vision::forward`] takes its images.
     pub fn forward(&self, batch: &RaggedBatch) -> Matrix {
         match self {
             Self::Encoder(encoder) => encoder.forward(batch),
             Self::Decoder(decoder) => decoder.forward(batch),
+            Self::Vision(vision) => Matrix::new(vision.config().output_width(), Vec::new()),
         }
     }
 }

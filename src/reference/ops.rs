@@ -86,8 +86,19 @@ pub(super) struct Heads {
     pub(super) queries: usize,
     pub(super) keys: usize,
     pub(super) dim: usize,
+    /// Factor of the scores.
+    pub(super) scale: f32,
     /// Whether a token sees only itself and what is before it.
     pub(super) causal: bool,
+    /// How many positions a causal token sees, its own included, if limited.
+    pub(super) window: Option<usize>,
+}
+
+impl Heads {
+    /// Heads of an encoder: each with keys of its own, which all tokens see.
+    pub(super) fn bidirectional(heads: usize, dim: usize) -> Self {
+        Self { queries: heads, keys: heads, dim, scale: 1.0 / (dim as f32).sqrt(), causal: false, window: None }
+    }
 }
 
 /// Keys and values of one sequence, `[tokens, keys * dim]` each.
@@ -97,25 +108,26 @@ pub(super) struct KeysAndValues<'a> {
     pub(super) values: &'a [f32],
 }
 
-/// `softmax(q k^T / sqrt(dim)) v` for each head of one sequence. `queries` (`[n, heads * dim]`) are the last `n` tokens of the sequence.
+/// `softmax(scale q k^T) v` for each head of one sequence. `queries` (`[n, heads * dim]`) are the last `n` tokens of the sequence.
 ///
 /// Source: Vaswani et al., "Attention Is All You Need", 2017, eq. 1.
 pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> Vec<f32> {
     let (width, kv_width) = (heads.queries * heads.dim, heads.keys * heads.dim);
     let (rows, tokens) = (queries.len() / width, past.keys.len() / kv_width);
     let before = tokens - rows;
-    let scale = 1.0 / (heads.dim as f32).sqrt();
     let one_head = |head: usize| {
         let kv_start = head / (heads.queries / heads.keys) * heads.dim;
         let queries = Strided { values: &queries[head * heads.dim..], rows, columns: heads.dim, stride: width };
         let keys = Strided { values: &past.keys[kv_start..], rows: tokens, columns: heads.dim, stride: kv_width };
         let values = Strided { values: &past.values[kv_start..], ..keys };
         let mut scores = vec![0.0; rows * tokens];
-        matrix::product_with_transposed(scale, queries, keys, &mut scores);
+        matrix::product_with_transposed(heads.scale, queries, keys, &mut scores);
         for (row, scores) in scores.chunks_exact_mut(tokens).enumerate() {
-            let seen = if heads.causal { before + row + 1 } else { tokens };
-            softmax(&mut scores[..seen]);
-            scores[seen..].fill(0.0);
+            let end = if heads.causal { before + row + 1 } else { tokens };
+            let start = heads.window.map_or(0, |window| end.saturating_sub(window));
+            softmax(&mut scores[start..end]);
+            scores[..start].fill(0.0);
+            scores[end..].fill(0.0);
         }
         let mut attended = vec![0.0; rows * heads.dim];
         matrix::product(Strided { values: &scores, rows, columns: tokens, stride: tokens }, values, &mut attended);
@@ -132,7 +144,7 @@ pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> 
 }
 
 /// Softmax in place, shifted by the maximum so that nothing overflows.
-fn softmax(scores: &mut [f32]) {
+pub(super) fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
     let total: f32 = scores.iter().sum();

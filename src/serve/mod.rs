@@ -2,9 +2,11 @@
 //!
 //! A [`Server`] is a state machine that never blocks: [`Server::step`] looks whether the request in flight is done and issues the next one.
 //! On a GPU each tenant's thread steps its own server; on the simulator one thread steps all of them in virtual time. Latency counts from
-//! the *scheduled* arrival, so that queueing shows.
+//! the *scheduled* arrival, so that queueing shows. A [`StreamServer`] is the same for a decoder whose requests come as a stream ([`batching`]).
 
 mod arrivals;
+pub mod batching;
+mod stream;
 mod turn;
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 use smidgen_runtime::telemetry::Latencies;
 
 pub use arrivals::Arrivals;
+pub use stream::{RequestShape, StreamError, StreamServer, TokenLatencies};
 pub use turn::Turn;
 
 /// One kind of request of one model, with its buffers on the device.
@@ -33,6 +36,8 @@ pub struct Served {
     pub latencies: Latencies,
     /// How many of them kept the objective.
     pub within_slo: u64,
+    /// Where the requests were a stream: when their tokens came.
+    pub stream: Option<TokenLatencies>,
 }
 
 /// The part of a run that counts. Load goes on before and after it, so that no tenant is measured beside an idle neighbour.

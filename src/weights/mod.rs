@@ -1,7 +1,7 @@
 //! The weights of a model: a Hugging Face checkpoint, memory-mapped and checked against the configuration, or seeded random numbers.
 //!
-//! [`Checkpoint`] knows files and tensor names, [`names`] knows which parameters a model has, [`Weights`] joins the two: it is what forward
-//! passes load from. Opening checks every name and shape, so that a model that opens also loads; conversion happens when a tensor is asked
+//! [`Checkpoint`] knows files and tensor names, [`names`] knows which parameters a model has, `hugging_face` what checkpoints call them and how they
+//! keep them, and [`Weights`] joins the three: it is what forward passes load from. Opening checks every name and shape, so that a model that opens also loads; conversion happens when a tensor is asked
 //! for, so that no second copy of the whole model is ever in memory.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::presets;
 
 mod checkpoint;
+mod hugging_face;
+mod layout;
 pub mod names;
 mod random;
 
@@ -65,12 +67,14 @@ impl Weights {
     /// [`WeightsError::Missing`], [`WeightsError::Shape`] or [`WeightsError::Dtype`] for the first parameter that does not match,
     /// [`WeightsError::Surplus`] for a layer or bias that `config` leaves out.
     pub fn from_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> Result<Self, WeightsError> {
-        let prefixes = names::prefixes(&config);
-        let has_embedding =
-            |prefix: &&str| Parameter::TokenEmbedding.hugging_face_name(&config, prefix).is_some_and(|name| checkpoint.contains(&name));
+        let prefixes = hugging_face::prefixes(&config);
+        let parameters = names::parameters(&config);
+        let has_embedding = |prefix: &&str| {
+            let name = parameters.first().and_then(|embedding| embedding.hugging_face_name(&config, prefix));
+            name.is_some_and(|name| checkpoint.contains(&name))
+        };
         let prefix = prefixes.into_iter().find(has_embedding).unwrap_or(prefixes[0]);
         let weights = Self { config, source: Source::Checkpoint { checkpoint, prefix } };
-        let parameters = names::parameters(&weights.config);
         for &parameter in &parameters {
             weights.check(parameter)?;
         }
@@ -88,6 +92,11 @@ impl Weights {
         &self.config
     }
 
+    /// Whether models of this configuration have `parameter`.
+    pub fn has(&self, parameter: Parameter) -> bool {
+        names::parameters(&self.config).contains(&parameter)
+    }
+
     /// How the random weights are made, where they are random: a device can then make them itself.
     pub fn as_random(&self) -> Option<&RandomWeights> {
         match &self.source {
@@ -103,7 +112,11 @@ impl Weights {
     pub fn f32(&self, parameter: Parameter) -> Result<Vec<f32>, WeightsError> {
         match &self.source {
             Source::Random(random) => random.f32(parameter),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f32(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f32(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
@@ -114,14 +127,21 @@ impl Weights {
     pub fn f16(&self, parameter: Parameter) -> Result<Vec<f16>, WeightsError> {
         match &self.source {
             Source::Random(random) => Ok(random.f32(parameter)?.into_iter().map(f16::from_f32).collect()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.tensor_f16(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let (shape, layout) = (parameter.shape(&self.config), parameter.layout(&self.config));
+                let stored = checkpoint.tensor_f16(&self.tensor_name(parameter)?, &layout.stored_shape(&shape))?;
+                Ok(layout.extract(stored, &shape))
+            }
         }
     }
 
     fn check(&self, parameter: Parameter) -> Result<(), WeightsError> {
         match &self.source {
             Source::Random(_) => Ok(()),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.check(&self.tensor_name(parameter)?, &parameter.shape(&self.config)),
+            Source::Checkpoint { checkpoint, .. } => {
+                let stored = parameter.layout(&self.config).stored_shape(&parameter.shape(&self.config));
+                checkpoint.check(&self.tensor_name(parameter)?, &stored)
+            }
         }
     }
 
@@ -145,7 +165,7 @@ impl Weights {
     fn tensor_name(&self, parameter: Parameter) -> Result<String, WeightsError> {
         let Source::Checkpoint { checkpoint, prefix } = &self.source else { return Err(WeightsError::Absent { parameter }) };
         let name = parameter.hugging_face_name(&self.config, prefix).ok_or(WeightsError::Absent { parameter })?;
-        match names::tensorflow_norm_name(&name) {
+        match hugging_face::tensorflow_norm_name(&name) {
             Some(old) if !checkpoint.contains(&name) && checkpoint.contains(&old) => Ok(old),
             _ => Ok(name),
         }

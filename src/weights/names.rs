@@ -1,18 +1,18 @@
-//! The parameters of a model as the engine thinks of them, their shapes, and the names Hugging Face gave them.
+//! The parameters of a model as the engine thinks of them: their logical names, shapes and order.
 //!
 //! The CPU reference and the GPU models ask for `Parameter::layer(3, LayerParameter::QueryWeight)` and never see a checkpoint's names, so
 //! that one forward pass serves every family and every way of saving it.
 
 use std::fmt;
 
-use crate::config::{DecoderConfig, EncoderConfig, EncoderFamily, ModelConfig};
+use crate::config::{DecoderConfig, DecoderNorm, EncoderConfig, EncoderFamily, ModelConfig, Positions, RelativeAttention, VisionConfig};
 
 /// One tensor of a model. Weights of projections are `[out, in]`, row-major: `y = x * W^T + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parameter {
     /// `[vocab, hidden]`.
     TokenEmbedding,
-    /// `[max_positions, hidden]`; encoders.
+    /// `[max_positions, hidden]`; encoders, and decoders with learned positions. `[1, tokens, hidden]` of vision models.
     PositionEmbedding,
     /// `[token_types, hidden]`; encoders that have token types.
     TokenTypeEmbedding,
@@ -20,10 +20,34 @@ pub enum Parameter {
     EmbeddingNormWeight,
     /// `[hidden]`: shift of the same.
     EmbeddingNormBias,
-    /// `[hidden]`: scale of the RMS norm after the last layer; decoders.
+    /// `[2 * span, hidden]`: one row for each relative position; DeBERTa.
+    RelativeEmbedding,
+    /// `[hidden]`: scale of the layer norm over the relative positions; DeBERTa v2 and v3.
+    RelativeNormWeight,
+    /// `[hidden]`: shift of the same.
+    RelativeNormBias,
+    /// `[hidden, hidden, width]`: output channel, input channel, token; DeBERTa v2 xlarge.
+    ConvolutionWeight,
+    /// `[hidden]`.
+    ConvolutionBias,
+    /// `[hidden]`: scale of the layer norm over the first layer's output and the convolution's.
+    ConvolutionNormWeight,
+    /// `[hidden]`: shift of the same.
+    ConvolutionNormBias,
+    /// `[1, 1, hidden]`: what stands before the patches; vision models.
+    ClassToken,
+    /// `[hidden, channels, patch_size, patch_size]`: from a patch's pixels to the residual stream; vision models.
+    PatchWeight,
+    /// `[hidden]`.
+    PatchBias,
+    /// `[hidden]`: scale of the norm after the last layer; decoders and vision models.
     FinalNormWeight,
-    /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
+    FinalNormBias,
+    /// `[vocab, hidden]`: from the residual stream to logits; decoders with untied embeddings. `[classes, hidden]`: vision models that classify.
     OutputHead,
+    /// `[classes]`; vision models that classify.
+    OutputHeadBias,
     /// A parameter of the layer with this index.
     Layer(usize, LayerParameter),
 }
@@ -43,20 +67,30 @@ pub enum LayerParameter {
     ValueWeight,
     /// `[kv_heads * head_dim]`.
     ValueBias,
+    /// `[3 * hidden, hidden]`: for each head in turn the rows of its query, its key and its value; the first DeBERTa.
+    HeadwiseQkvWeight,
+    /// `[hidden, hidden]`: from relative positions to what queries are multiplied by; DeBERTa.
+    PositionKeyWeight,
+    /// `[hidden]`; DeBERTa v2.
+    PositionKeyBias,
+    /// `[hidden, hidden]`: from relative positions to what keys are multiplied by; DeBERTa.
+    PositionQueryWeight,
+    /// `[hidden]`.
+    PositionQueryBias,
     /// `[hidden, heads * head_dim]`: from the attended values back to the residual stream.
     AttentionOutputWeight,
     /// `[hidden]`.
     AttentionOutputBias,
-    /// `[hidden]`: layer norm after the attention residual (encoders), RMS norm before the attention (decoders).
+    /// `[hidden]`: scale of the norm after the attention residual (encoders) or before the attention (decoders, vision models).
     AttentionNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     AttentionNormBias,
-    /// `[intermediate, hidden]`: the projection that the activation is applied to; decoders.
+    /// `[intermediate, hidden]`: the projection that the activation is applied to, where the feed-forward block is gated.
     GateWeight,
     /// `[intermediate]`.
     GateBias,
-    /// `[intermediate, hidden]`: into the feed-forward block. In encoders the activation is applied to it, in decoders it is multiplied by the
-    /// activated gate.
+    /// `[intermediate, hidden]`: into the feed-forward block. It is multiplied by the activated gate, or the activation is applied to it where
+    /// there is none.
     UpWeight,
     /// `[intermediate]`.
     UpBias,
@@ -64,9 +98,10 @@ pub enum LayerParameter {
     DownWeight,
     /// `[hidden]`.
     DownBias,
-    /// `[hidden]`: layer norm after the feed-forward residual (encoders), RMS norm before the feed-forward block (decoders).
+    /// `[hidden]`: scale of the norm after the feed-forward residual (encoders) or before the feed-forward block (decoders, vision
+    /// models).
     FeedForwardNormWeight,
-    /// `[hidden]`; encoders.
+    /// `[hidden]`: shift of the same, where it is a layer norm.
     FeedForwardNormBias,
 }
 
@@ -74,13 +109,18 @@ use LayerParameter as L;
 
 impl LayerParameter {
     /// Every parameter that a layer of some family has.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 23] = [
         L::QueryWeight,
         L::QueryBias,
         L::KeyWeight,
         L::KeyBias,
         L::ValueWeight,
         L::ValueBias,
+        L::HeadwiseQkvWeight,
+        L::PositionKeyWeight,
+        L::PositionKeyBias,
+        L::PositionQueryWeight,
+        L::PositionQueryBias,
         L::AttentionOutputWeight,
         L::AttentionOutputBias,
         L::AttentionNormWeight,
@@ -108,28 +148,62 @@ impl Parameter {
         let (query, kv, intermediate) = match config {
             ModelConfig::Encoder(encoder) => (hidden, hidden, encoder.intermediate),
             ModelConfig::Decoder(decoder) => (decoder.query_width(), decoder.kv_width(), decoder.intermediate),
+            ModelConfig::Vision(vision) => (hidden, hidden, vision.intermediate),
         };
         match self {
-            Self::TokenEmbedding | Self::OutputHead => vec![config.vocab(), hidden],
+            Self::TokenEmbedding => vec![config.vocab(), hidden],
+            Self::OutputHead => match config {
+                ModelConfig::Vision(vision) => vec![vision.classes, hidden],
+                _ => vec![config.vocab(), hidden],
+            },
+            Self::OutputHeadBias => vec![config.output_width()],
             Self::PositionEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.max_positions, hidden],
+                ModelConfig::Decoder(decoder) if decoder.positions == Positions::Learned => vec![decoder.max_positions, hidden],
                 ModelConfig::Decoder(_) => vec![0, hidden],
+                ModelConfig::Vision(vision) => vec![1, vision.tokens(), hidden],
             },
             Self::TokenTypeEmbedding => match config {
                 ModelConfig::Encoder(encoder) => vec![encoder.token_types, hidden],
-                ModelConfig::Decoder(_) => vec![0, hidden],
+                _ => vec![0, hidden],
             },
-            Self::EmbeddingNormWeight | Self::EmbeddingNormBias | Self::FinalNormWeight => vec![hidden],
+            Self::RelativeEmbedding => match config {
+                ModelConfig::Encoder(EncoderConfig { relative: Some(relative), .. }) => vec![2 * relative.span, hidden],
+                _ => vec![0, hidden],
+            },
+            Self::ConvolutionWeight => match config {
+                ModelConfig::Encoder(EncoderConfig { convolution: Some(convolution), .. }) => vec![hidden, hidden, convolution.width],
+                _ => vec![0, hidden],
+            },
+            Self::ClassToken => vec![1, 1, hidden],
+            Self::PatchWeight => match config {
+                ModelConfig::Vision(vision) => vec![hidden, vision.channels, vision.patch_size, vision.patch_size],
+                _ => vec![0, hidden],
+            },
+            Self::EmbeddingNormWeight
+            | Self::EmbeddingNormBias
+            | Self::RelativeNormWeight
+            | Self::RelativeNormBias
+            | Self::ConvolutionBias
+            | Self::ConvolutionNormWeight
+            | Self::ConvolutionNormBias
+            | Self::PatchBias
+            | Self::FinalNormWeight
+            | Self::FinalNormBias => vec![hidden],
             Self::Layer(_, parameter) => match parameter {
                 L::QueryWeight => vec![query, hidden],
                 L::QueryBias => vec![query],
                 L::KeyWeight | L::ValueWeight => vec![kv, hidden],
                 L::KeyBias | L::ValueBias => vec![kv],
+                L::HeadwiseQkvWeight => vec![3 * hidden, hidden],
+                L::PositionKeyWeight | L::PositionQueryWeight => vec![hidden, hidden],
                 L::AttentionOutputWeight => vec![hidden, query],
                 L::GateWeight | L::UpWeight => vec![intermediate, hidden],
                 L::GateBias | L::UpBias => vec![intermediate],
                 L::DownWeight => vec![hidden, intermediate],
-                L::AttentionOutputBias
+                L::PositionKeyBias
+                | L::PositionQueryBias
+                | L::AttentionOutputBias
                 | L::DownBias
                 | L::AttentionNormWeight
                 | L::AttentionNormBias
@@ -142,15 +216,25 @@ impl Parameter {
     /// What a parameter is in the arithmetic, for initialising it without a checkpoint.
     pub fn role(self) -> Role {
         match self {
-            Self::EmbeddingNormWeight | Self::FinalNormWeight | Self::Layer(_, L::AttentionNormWeight | L::FeedForwardNormWeight) => {
-                Role::NormScale
-            }
-            Self::EmbeddingNormBias => Role::Bias,
+            Self::EmbeddingNormWeight
+            | Self::RelativeNormWeight
+            | Self::ConvolutionNormWeight
+            | Self::FinalNormWeight
+            | Self::Layer(_, L::AttentionNormWeight | L::FeedForwardNormWeight) => Role::NormScale,
+            Self::EmbeddingNormBias
+            | Self::RelativeNormBias
+            | Self::ConvolutionBias
+            | Self::ConvolutionNormBias
+            | Self::PatchBias
+            | Self::FinalNormBias
+            | Self::OutputHeadBias => Role::Bias,
             Self::Layer(
                 _,
                 L::QueryBias
                 | L::KeyBias
                 | L::ValueBias
+                | L::PositionKeyBias
+                | L::PositionQueryBias
                 | L::AttentionOutputBias
                 | L::AttentionNormBias
                 | L::GateBias
@@ -159,15 +243,6 @@ impl Parameter {
                 | L::FeedForwardNormBias,
             ) => Role::Bias,
             _ => Role::Weight,
-        }
-    }
-
-    /// The name in a Hugging Face checkpoint whose base model's tensors start with `prefix` (see [`prefixes`]), or `None` where models of
-    /// this family have no such parameter.
-    pub(super) fn hugging_face_name(self, config: &ModelConfig, prefix: &str) -> Option<String> {
-        match config {
-            ModelConfig::Encoder(encoder) => encoder_name(self, encoder, prefix),
-            ModelConfig::Decoder(_) => decoder_name(self, prefix),
         }
     }
 }
@@ -198,6 +273,7 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
     let (outer, layer, last) = match config {
         ModelConfig::Encoder(encoder) => encoder_parameters(encoder),
         ModelConfig::Decoder(decoder) => decoder_parameters(decoder),
+        ModelConfig::Vision(vision) => vision_parameters(vision),
     };
     let layers = (0..config.layers()).flat_map(|index| layer.iter().map(move |&parameter| Parameter::Layer(index, parameter)));
     outer.into_iter().chain(layers).chain(last).collect()
@@ -206,167 +282,113 @@ pub fn parameters(config: &ModelConfig) -> Vec<Parameter> {
 type Parts = (Vec<Parameter>, Vec<LayerParameter>, Vec<Parameter>);
 
 fn encoder_parameters(encoder: &EncoderConfig) -> Parts {
-    let mut outer = vec![Parameter::TokenEmbedding, Parameter::PositionEmbedding];
+    let mut outer = vec![Parameter::TokenEmbedding];
+    if encoder.absolute_positions {
+        outer.push(Parameter::PositionEmbedding);
+    }
     if encoder.token_types > 0 {
         outer.push(Parameter::TokenTypeEmbedding);
     }
     outer.extend([Parameter::EmbeddingNormWeight, Parameter::EmbeddingNormBias]);
-    let layer = vec![
-        L::QueryWeight,
-        L::QueryBias,
-        L::KeyWeight,
-        L::KeyBias,
-        L::ValueWeight,
-        L::ValueBias,
-        L::AttentionOutputWeight,
-        L::AttentionOutputBias,
-        L::AttentionNormWeight,
-        L::AttentionNormBias,
-        L::UpWeight,
-        L::UpBias,
-        L::DownWeight,
-        L::DownBias,
-        L::FeedForwardNormWeight,
-        L::FeedForwardNormBias,
+    let first_deberta = encoder.family == EncoderFamily::Deberta;
+    let own = |there: fn(&RelativeAttention) -> bool| {
+        encoder.relative.as_ref().is_some_and(|relative| !relative.shared_projections && there(relative))
+    };
+    let (c2p, p2c) = (own(|relative| relative.content_to_position), own(|relative| relative.position_to_content));
+    if let Some(relative) = &encoder.relative {
+        outer.push(Parameter::RelativeEmbedding);
+        if relative.normalised {
+            outer.extend([Parameter::RelativeNormWeight, Parameter::RelativeNormBias]);
+        }
+    }
+    let layer = [
+        (L::QueryWeight, !first_deberta),
+        (L::HeadwiseQkvWeight, first_deberta),
+        (L::QueryBias, true),
+        (L::KeyWeight, !first_deberta),
+        (L::KeyBias, !first_deberta),
+        (L::ValueWeight, !first_deberta),
+        (L::ValueBias, true),
+        (L::PositionKeyWeight, c2p),
+        (L::PositionKeyBias, c2p && !first_deberta),
+        (L::PositionQueryWeight, p2c),
+        (L::PositionQueryBias, p2c),
+        (L::AttentionOutputWeight, true),
+        (L::AttentionOutputBias, true),
+        (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, true),
+        (L::UpWeight, true),
+        (L::UpBias, true),
+        (L::DownWeight, true),
+        (L::DownBias, true),
+        (L::FeedForwardNormWeight, true),
+        (L::FeedForwardNormBias, true),
     ];
-    (outer, layer, Vec::new())
+    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
+    let last = match &encoder.convolution {
+        None => Vec::new(),
+        Some(_) => {
+            vec![Parameter::ConvolutionWeight, Parameter::ConvolutionBias, Parameter::ConvolutionNormWeight, Parameter::ConvolutionNormBias]
+        }
+    };
+    (outer, layer, last)
+}
+
+fn vision_parameters(vision: &VisionConfig) -> Parts {
+    let outer = vec![Parameter::ClassToken, Parameter::PositionEmbedding, Parameter::PatchWeight, Parameter::PatchBias];
+    let layer = [
+        (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, true),
+        (L::QueryWeight, true),
+        (L::QueryBias, vision.qkv_bias),
+        (L::KeyWeight, true),
+        (L::KeyBias, vision.qkv_bias),
+        (L::ValueWeight, true),
+        (L::ValueBias, vision.qkv_bias),
+        (L::AttentionOutputWeight, true),
+        (L::AttentionOutputBias, true),
+        (L::FeedForwardNormWeight, true),
+        (L::FeedForwardNormBias, true),
+        (L::UpWeight, true),
+        (L::UpBias, true),
+        (L::DownWeight, true),
+        (L::DownBias, true),
+    ];
+    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
+    let mut last = vec![Parameter::FinalNormWeight, Parameter::FinalNormBias];
+    if vision.classes > 0 {
+        last.extend([Parameter::OutputHead, Parameter::OutputHeadBias]);
+    }
+    (outer, layer, last)
 }
 
 fn decoder_parameters(decoder: &DecoderConfig) -> Parts {
+    let shifted = decoder.norm == DecoderNorm::Layer;
     let layer = vec![
         (L::AttentionNormWeight, true),
+        (L::AttentionNormBias, shifted),
         (L::QueryWeight, true),
-        (L::QueryBias, decoder.attention_bias),
+        (L::QueryBias, decoder.qkv_bias),
         (L::KeyWeight, true),
-        (L::KeyBias, decoder.attention_bias),
+        (L::KeyBias, decoder.qkv_bias),
         (L::ValueWeight, true),
-        (L::ValueBias, decoder.attention_bias),
+        (L::ValueBias, decoder.qkv_bias),
         (L::AttentionOutputWeight, true),
-        (L::AttentionOutputBias, decoder.attention_bias),
+        (L::AttentionOutputBias, decoder.attention_output_bias),
         (L::FeedForwardNormWeight, true),
-        (L::GateWeight, true),
-        (L::GateBias, decoder.mlp_bias),
+        (L::FeedForwardNormBias, shifted),
+        (L::GateWeight, decoder.gated),
+        (L::GateBias, decoder.gated && decoder.mlp_bias),
         (L::UpWeight, true),
         (L::UpBias, decoder.mlp_bias),
         (L::DownWeight, true),
         (L::DownBias, decoder.mlp_bias),
     ];
-    let layer = layer.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect();
-    let mut last = vec![Parameter::FinalNormWeight];
-    if !decoder.tied_embeddings {
-        last.push(Parameter::OutputHead);
-    }
-    (vec![Parameter::TokenEmbedding], layer, last)
+    let outer = [(Parameter::TokenEmbedding, true), (Parameter::PositionEmbedding, decoder.positions == Positions::Learned)];
+    let last = [(Parameter::FinalNormWeight, true), (Parameter::FinalNormBias, shifted), (Parameter::OutputHead, !decoder.tied_embeddings)];
+    (present(outer), present(layer), present(last))
 }
 
-/// What may stand before every name of [`Parameter::hugging_face_name`], most common first. A checkpoint of the bare model has no prefix,
-/// one of the model with a task head has the family's.
-pub(super) fn prefixes(config: &ModelConfig) -> [&'static str; 2] {
-    match config {
-        ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::Bert, .. }) => ["", "bert."],
-        ModelConfig::Encoder(EncoderConfig { family: EncoderFamily::DistilBert, .. }) => ["", "distilbert."],
-        ModelConfig::Decoder(_) => ["model.", ""],
-    }
-}
-
-/// The name that checkpoints converted from TensorFlow have for a layer norm's tensor, if `name` is one.
-pub(super) fn tensorflow_norm_name(name: &str) -> Option<String> {
-    let stem = name.strip_suffix("LayerNorm.weight").map(|stem| (stem, "gamma"));
-    let (stem, last) = stem.or_else(|| name.strip_suffix("LayerNorm.bias").map(|stem| (stem, "beta")))?;
-    Some(format!("{stem}LayerNorm.{last}"))
-}
-
-fn encoder_name(parameter: Parameter, encoder: &EncoderConfig, prefix: &str) -> Option<String> {
-    let name = match parameter {
-        Parameter::TokenEmbedding => "embeddings.word_embeddings.weight",
-        Parameter::PositionEmbedding => "embeddings.position_embeddings.weight",
-        Parameter::TokenTypeEmbedding => "embeddings.token_type_embeddings.weight",
-        Parameter::EmbeddingNormWeight => "embeddings.LayerNorm.weight",
-        Parameter::EmbeddingNormBias => "embeddings.LayerNorm.bias",
-        Parameter::FinalNormWeight | Parameter::OutputHead => return None,
-        Parameter::Layer(index, layer) => {
-            return Some(match encoder.family {
-                EncoderFamily::Bert => format!("{prefix}encoder.layer.{index}.{}", bert_layer_name(layer)?),
-                EncoderFamily::DistilBert => format!("{prefix}transformer.layer.{index}.{}", distilbert_layer_name(layer)?),
-            });
-        }
-    };
-    Some(format!("{prefix}{name}"))
-}
-
-fn bert_layer_name(parameter: LayerParameter) -> Option<&'static str> {
-    Some(match parameter {
-        L::QueryWeight => "attention.self.query.weight",
-        L::QueryBias => "attention.self.query.bias",
-        L::KeyWeight => "attention.self.key.weight",
-        L::KeyBias => "attention.self.key.bias",
-        L::ValueWeight => "attention.self.value.weight",
-        L::ValueBias => "attention.self.value.bias",
-        L::AttentionOutputWeight => "attention.output.dense.weight",
-        L::AttentionOutputBias => "attention.output.dense.bias",
-        L::AttentionNormWeight => "attention.output.LayerNorm.weight",
-        L::AttentionNormBias => "attention.output.LayerNorm.bias",
-        L::UpWeight => "intermediate.dense.weight",
-        L::UpBias => "intermediate.dense.bias",
-        L::DownWeight => "output.dense.weight",
-        L::DownBias => "output.dense.bias",
-        L::FeedForwardNormWeight => "output.LayerNorm.weight",
-        L::FeedForwardNormBias => "output.LayerNorm.bias",
-        L::GateWeight | L::GateBias => return None,
-    })
-}
-
-fn distilbert_layer_name(parameter: LayerParameter) -> Option<&'static str> {
-    Some(match parameter {
-        L::QueryWeight => "attention.q_lin.weight",
-        L::QueryBias => "attention.q_lin.bias",
-        L::KeyWeight => "attention.k_lin.weight",
-        L::KeyBias => "attention.k_lin.bias",
-        L::ValueWeight => "attention.v_lin.weight",
-        L::ValueBias => "attention.v_lin.bias",
-        L::AttentionOutputWeight => "attention.out_lin.weight",
-        L::AttentionOutputBias => "attention.out_lin.bias",
-        L::AttentionNormWeight => "sa_layer_norm.weight",
-        L::AttentionNormBias => "sa_layer_norm.bias",
-        L::UpWeight => "ffn.lin1.weight",
-        L::UpBias => "ffn.lin1.bias",
-        L::DownWeight => "ffn.lin2.weight",
-        L::DownBias => "ffn.lin2.bias",
-        L::FeedForwardNormWeight => "output_layer_norm.weight",
-        L::FeedForwardNormBias => "output_layer_norm.bias",
-        L::GateWeight | L::GateBias => return None,
-    })
-}
-
-fn decoder_name(parameter: Parameter, prefix: &str) -> Option<String> {
-    match parameter {
-        Parameter::TokenEmbedding => Some(format!("{prefix}embed_tokens.weight")),
-        Parameter::FinalNormWeight => Some(format!("{prefix}norm.weight")),
-        // The head is no part of the base model.
-        Parameter::OutputHead => Some("lm_head.weight".to_owned()),
-        Parameter::Layer(index, layer) => Some(format!("{prefix}layers.{index}.{}", decoder_layer_name(layer)?)),
-        _ => None,
-    }
-}
-
-fn decoder_layer_name(parameter: LayerParameter) -> Option<&'static str> {
-    Some(match parameter {
-        L::QueryWeight => "self_attn.q_proj.weight",
-        L::QueryBias => "self_attn.q_proj.bias",
-        L::KeyWeight => "self_attn.k_proj.weight",
-        L::KeyBias => "self_attn.k_proj.bias",
-        L::ValueWeight => "self_attn.v_proj.weight",
-        L::ValueBias => "self_attn.v_proj.bias",
-        L::AttentionOutputWeight => "self_attn.o_proj.weight",
-        L::AttentionOutputBias => "self_attn.o_proj.bias",
-        L::AttentionNormWeight => "input_layernorm.weight",
-        L::GateWeight => "mlp.gate_proj.weight",
-        L::GateBias => "mlp.gate_proj.bias",
-        L::UpWeight => "mlp.up_proj.weight",
-        L::UpBias => "mlp.up_proj.bias",
-        L::DownWeight => "mlp.down_proj.weight",
-        L::DownBias => "mlp.down_proj.bias",
-        L::FeedForwardNormWeight => "post_attention_layernorm.weight",
-        L::AttentionNormBias | L::FeedForwardNormBias => return None,
-    })
+fn present<T>(parameters: impl IntoIterator<Item = (T, bool)>) -> Vec<T> {
+    parameters.into_iter().filter_map(|(parameter, there)| there.then_some(parameter)).collect()
 }

@@ -1,21 +1,23 @@
-//! Attention and rotary positions on the GPU against softmax in f64 on the CPU: ragged batches, any head size, caches of any length, and the
-//! same bits at every SM count.
+//! Attention over whole sequences on the GPU against softmax in f64 on the CPU: ragged batches, any head size, and the same bits at every SM
+//! count. What it shares with the tests of attention over a KV cache is here too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rayon::prelude::*;
-use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
-use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
+use smidgen::kernels::attention::{AttentionPrefill, Heads};
+use smidgen_runtime::device::{Buffer, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
 use crate::support::{Gpu, Random, assert_close};
 
 /// Every compiled head size, sizes between them, and those of tiny test models.
-const HEAD_DIMS: [u32; 18] = [1, 8, 12, 16, 20, 32, 33, 48, 64, 72, 80, 96, 100, 112, 128, 160, 250, 256];
+pub(crate) const HEAD_DIMS: [u32; 18] = [1, 8, 12, 16, 20, 32, 33, 48, 64, 72, 80, 96, 100, 112, 128, 160, 250, 256];
 
 /// `softmax(scale * q . k) v` for one query.
-fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f32) -> Vec<f64> {
+pub(crate) fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f32) -> Vec<f64> {
     let dot = |key: &&[f64]| q.iter().zip(*key).map(|(q, k)| q * k).sum::<f64>() * f64::from(scale);
     let scores: Vec<f64> = keys.iter().map(dot).collect();
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -25,12 +27,12 @@ fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f32) -> Vec<f64>
     (0..q.len()).map(column).collect()
 }
 
-fn f64s(values: &[f16]) -> Vec<f64> {
+pub(crate) fn f64s(values: &[f16]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()
 }
 
 /// Compares what was computed with the reference: as a whole, and each element, since the norm would hide a single wrong one.
-fn check(what: &str, output: &[f16], reference: &[f64]) {
+pub(crate) fn check(what: &str, output: &[f16], reference: &[f64]) {
     assert_close(what, output.iter().map(|value| value.to_f64()), reference, 2e-3);
     let wrong = output.iter().zip(reference).position(|(value, expected)| (value.to_f64() - expected).abs() > 4e-3 + 2e-3 * expected.abs());
     if let Some(at) = wrong {
@@ -83,6 +85,7 @@ impl Prefill {
             sequences: batch.lengths.len() as u32,
             max_length: batch.lengths.iter().copied().max().unwrap_or(1),
             tokens: batch.lengths.iter().sum(),
+            rows,
             causal: batch.causal,
             window: batch.window,
             scale: 1.0 / (batch.heads.head_dim as f32).sqrt(),
@@ -144,91 +147,13 @@ impl Prefill {
     }
 }
 
-/// A decode step with its operands on the host and on the GPU. Cache positions past a sequence's length are NaN.
-struct Decode {
-    kernel: AttentionDecode,
-    lengths: Vec<u32>,
-    qkv: Vec<f16>,
-    caches: [Vec<f16>; 2],
-    output: Buffer,
-    _operands: [Buffer; 4],
-}
-
-impl Decode {
-    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, lengths: &[u32], capacity: u32, window: u32, gaps: [u32; 2]) -> Self {
-        let sequences = lengths.len() as u32;
-        let [stride, output_stride] = [heads.qkv_width() + gaps[0], heads.output_width() + gaps[1]];
-        let qkv = random.f16s((sequences * stride) as usize, 2.0);
-        let mut cache = || {
-            let mut cache = vec![f16::NAN; (sequences * heads.kv_heads * capacity * heads.head_dim) as usize];
-            for (at, of_head) in cache.chunks_mut((capacity * heads.head_dim) as usize).enumerate() {
-                let valid = (lengths[at / heads.kv_heads as usize] * heads.head_dim) as usize;
-                of_head[..valid].copy_from_slice(&random.f16s(valid, 2.0));
-            }
-            cache
-        };
-        let caches = [cache(), cache()];
-        let operands = [gpu.upload_f16(&qkv), gpu.upload_f16(&caches[0]), gpu.upload_f16(&caches[1]), gpu.upload_u32(lengths)];
-        let output = gpu.poisoned_f16((sequences * output_stride) as usize);
-        let kernel = AttentionDecode {
-            heads,
-            sequences,
-            context: capacity,
-            window,
-            scale: 1.0 / (heads.head_dim as f32).sqrt(),
-            qkv: operands[0].ptr(),
-            qkv_stride: stride,
-            cache: KvCache { k: operands[1].ptr(), v: operands[2].ptr(), capacity },
-            output: output.ptr(),
-            output_stride,
-            lengths: operands[3].ptr(),
-        };
-        Self { kernel, lengths: lengths.to_vec(), qkv, caches, output, _operands: operands }
-    }
-
-    /// The output without the gaps between its rows.
-    fn reference(&self) -> Vec<f64> {
-        let Heads { heads, kv_heads, head_dim } = self.kernel.heads;
-        let (qkv, caches) = (f64s(&self.qkv), [0, 1].map(|cache: usize| f64s(&self.caches[cache])));
-        let rows = (0..self.kernel.sequences).flat_map(|sequence| (0..heads).map(move |head| (sequence, head))).collect::<Vec<_>>();
-        let of_head = |(sequence, head): (u32, u32)| {
-            let length = self.lengths[sequence as usize];
-            let first = if self.kernel.window == 0 { 0 } else { length.saturating_sub(self.kernel.window) };
-            let cache_row = (sequence * kv_heads + head / (heads / kv_heads)) * self.kernel.cache.capacity;
-            let q = &qkv[(sequence * self.kernel.qkv_stride + head * head_dim) as usize..][..head_dim as usize];
-            let [keys, values] = [0, 1].map(|cache: usize| {
-                let row = |key| &caches[cache][((cache_row + key) * head_dim) as usize..][..head_dim as usize];
-                (first..length).map(row).collect::<Vec<_>>()
-            });
-            attend(q, &keys, &values, self.kernel.scale)
-        };
-        rows.into_par_iter().flat_map_iter(of_head).collect()
-    }
-
-    fn check(&self, output: &[f16]) {
-        let what = format!("{} with lengths {:?}, window {}", self.kernel.key(), self.lengths, self.kernel.window);
-        let mut valid = Vec::new();
-        for row in output.chunks(self.kernel.output_stride as usize) {
-            let (row, gap) = row.split_at(self.kernel.heads.output_width() as usize);
-            valid.extend_from_slice(row);
-            assert!(gap.iter().all(|value| value.is_nan()), "{what}: elements between the rows were written");
-        }
-        check(&what, &valid, &self.reference());
-    }
-
-    fn run_and_check(&self, gpu: &Gpu, sms: u16) {
-        gpu.run(&self.kernel, sms);
-        self.check(&gpu.download_f16(&self.output));
-    }
-}
-
 /// Halves as the bytes that [`Gpu::assert_same_bits_at_every_sm_count`] returns.
-fn halves(bytes: &[u8]) -> Vec<f16> {
+pub(crate) fn halves(bytes: &[u8]) -> Vec<f16> {
     bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect()
 }
 
 /// Runs `kernel` once for each of `rounds` while its grant changes at random, every fourth grant empty; its output must be `expected`.
-fn assert_same_bits_while_the_grant_changes(gpu: &Gpu, kernel: &dyn Kernel, output: &Buffer, expected: &[u8], rounds: u64) {
+pub(crate) fn assert_same_bits_while_the_grant_changes(gpu: &Gpu, kernel: &dyn Kernel, output: &Buffer, expected: &[u8], rounds: u64) {
     let grant = gpu.upload_u32(&[u32::MAX; 8]);
     let stream = gpu.device().create_stream(PartitionId::WHOLE, Priority::High).expect("a stream");
     let launch = kernel.configure(gpu.device().topology().sms, gpu.device().topology()).expect("a supported shape");
@@ -290,6 +215,91 @@ fn random_batches_windows_and_strides_are_right() {
     }
 }
 
+/// Batches whose rows lie on 16 bytes, as models' do, with lengths on both sides of every block and tile.
+fn aligned_batches() -> impl Strategy<Value = Batch> {
+    let head_dim = (1_u32..=32).prop_map(|eighth| 8 * eighth);
+    let length = prop_oneof![Just(1_u32), 1..=130_u32, 120..=400_u32, Just(257), Just(521)];
+    let lengths = prop::collection::vec(length, 1..5);
+    let window = prop_oneof![3 => Just(0_u32), 1 => 1..=200_u32];
+    let groups = prop_oneof![Just(1_u32), Just(2), Just(3), Just(4)];
+    let padding = prop::option::of(0_u32..70);
+    let gaps = (0_u32..3, 0_u32..3).prop_map(|(qkv, output)| [8 * qkv, 8 * output]);
+    (head_dim, 1_u32..=3, groups, lengths, padding, any::<bool>(), window, gaps).prop_map(
+        |(head_dim, kv_heads, group, lengths, padding, causal, window, gaps)| {
+            let padded_to = padding.map(|padding| lengths.iter().max().map_or(1, |longest| longest + padding));
+            Batch { heads: Heads { heads: kv_heads * group, kv_heads, head_dim }, lengths, padded_to, causal, window, gaps }
+        },
+    )
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn prefill_of_aligned_rows_is_right_for_any_batch() {
+    let gpu = Gpu::open();
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 96, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() });
+    let cases = (aligned_batches(), any::<u64>(), prop::sample::select(gpu.sm_counts()));
+    let outcome = runner.run(&cases, |(batch, seed, sms)| {
+        Prefill::new(&gpu, &mut Random::new(seed), batch).run_and_check(&gpu, sms);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn long_sequences_go_round_every_ring_many_times() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(13);
+    for (head_dim, causal, window) in [(64, true, 0), (64, false, 0), (80, true, 300), (128, true, 0), (128, false, 700), (256, true, 0)] {
+        let heads = Heads { heads: 2, kv_heads: 1, head_dim };
+        let batch = Batch { heads, lengths: vec![1500, 3, 1111], padded_to: None, causal, window, gaps: [0, 0] };
+        Prefill::new(&gpu, &mut random, batch).run_and_check(&gpu, gpu.sms());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_sequence_of_nan_reaches_no_other() {
+    let gpu = Gpu::open();
+    for (head_dim, lengths) in [(64, vec![100, 77, 128]), (64, vec![200, 77, 300]), (128, vec![130, 200, 129]), (256, vec![65, 70, 200])] {
+        let heads = Heads { heads: 2, kv_heads: 2, head_dim };
+        let [start, end] = [lengths[0], lengths[0] + lengths[1]].map(|row| (row * heads.qkv_width()) as usize);
+        let batch = Batch { heads, lengths, padded_to: None, causal: false, window: 0, gaps: [0, 0] };
+        let prefill = Prefill::new(&gpu, &mut Random::new(14), batch);
+        let outputs = [f16::ONE, f16::NAN, f16::INFINITY].map(|value| {
+            let mut qkv = prefill.qkv.clone();
+            qkv[start..end].fill(value);
+            let operand = gpu.upload_f16(&qkv);
+            gpu.run(&AttentionPrefill { qkv: operand.ptr(), ..prefill.kernel }, gpu.sms());
+            let output = gpu.download_f16(&prefill.output);
+            let width = heads.output_width() as usize;
+            let middle = prefill.starts[1] as usize * width..prefill.starts[2] as usize * width;
+            [&output[..middle.start], &output[middle.end..]].concat()
+        });
+        assert!(outputs[0].iter().all(|value| value.is_finite()));
+        assert!(outputs[1..].iter().all(|output| *output == outputs[0]), "{}", prefill.kernel.key());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn prefill_has_the_same_bits_with_and_without_a_tile_counter() {
+    let gpu = Gpu::open();
+    for (head_dim, length) in [(64, 128), (64, 500), (128, 500)] {
+        let heads = Heads { heads: 12, kv_heads: 4, head_dim };
+        let batch = Batch { heads, lengths: vec![length; 8], padded_to: None, causal: true, window: 0, gaps: [0, 0] };
+        let prefill = Prefill::new(&gpu, &mut Random::new(15), batch);
+        gpu.run(&prefill.kernel, gpu.sms());
+        let counted = gpu.download(&prefill.output);
+        gpu.poison(&prefill.output);
+        let launch = prefill.kernel.configure(gpu.device().topology().sms, gpu.device().topology()).expect("a supported shape");
+        gpu.enqueue(&prefill.kernel, &launch, gpu.stream(), TilesArg { progress: DevicePtr::NULL, ..gpu.tiles(&launch) });
+        gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        assert!(counted == gpu.download(&prefill.output), "{}", prefill.kernel.key());
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_sequence_of_one_token_gets_its_own_value() {
@@ -319,9 +329,6 @@ fn sequences_without_tokens_are_left_alone() {
     let heads = Heads { heads: 2, kv_heads: 1, head_dim: 32 };
     let batch = Batch { heads, lengths: vec![0, 70, 0], padded_to: Some(80), causal: true, window: 0, gaps: [0, 0] };
     Prefill::new(&gpu, &mut random, batch).run_and_check(&gpu, gpu.sms());
-    let decode = Decode::new(&gpu, &mut random, heads, &[0, 0], 16, 0, [0, 0]);
-    gpu.run(&decode.kernel, gpu.sms());
-    assert!(gpu.download_f16(&decode.output).iter().all(|value| value.is_nan()));
 }
 
 #[test]
@@ -371,147 +378,5 @@ fn prefill_has_the_same_bits_at_every_sm_count_and_while_its_grant_changes() {
         let outputs = gpu.assert_same_bits_at_every_sm_count(&prefill.kernel, &[&prefill.output]);
         check(&format!("{:?}", prefill.batch), &prefill.valid(&halves(&outputs[0])), &prefill.reference());
         assert_same_bits_while_the_grant_changes(&gpu, &prefill.kernel, &prefill.output, &outputs[0], 5);
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn decode_is_right_at_every_head_size_and_group_ratio() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(8);
-    for head_dim in HEAD_DIMS {
-        for (kv_heads, group) in [(3, 1), (2, 2), (1, 4), (2, 8), (1, 16), (1, 20)] {
-            let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
-            Decode::new(&gpu, &mut random, heads, &[1, 17, 300, 128], 300, 0, [0, 0]).run_and_check(&gpu, gpu.sms());
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn decode_is_right_over_caches_of_any_length_and_window() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(9);
-    for _ in 0..100 {
-        let kv_heads = random.between(1, 4);
-        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 3, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
-        let capacity = random.between(1, 1000);
-        let lengths: Vec<u32> = (0..random.between(1, 6)).map(|_| random.between(1, capacity)).collect();
-        let window = *random.pick(&[0, 0, 1, 15, 16, 100, 2000]);
-        let gaps = [random.between(0, 9), random.between(0, 9)];
-        let sms = *random.pick(&gpu.sm_counts());
-        Decode::new(&gpu, &mut random, heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn decode_has_the_same_bits_at_every_sm_count_and_while_its_grant_changes() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(10);
-    for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (8, 8, 256), (6, 2, 20)] {
-        let heads = Heads { heads, kv_heads, head_dim };
-        let lengths: Vec<u32> = (0..24).map(|_| random.between(1, 900)).collect();
-        let decode = Decode::new(&gpu, &mut random, heads, &lengths, 900, 0, [0, 0]);
-        let outputs = gpu.assert_same_bits_at_every_sm_count(&decode.kernel, &[&decode.output]);
-        decode.check(&halves(&outputs[0]));
-        assert_same_bits_while_the_grant_changes(&gpu, &decode.kernel, &decode.output, &outputs[0], 5);
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn rotary_turns_queries_and_keys_and_fills_the_cache() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(11);
-    for round in 0..40 {
-        let kv_heads = random.between(1, 3);
-        let heads = Heads { heads: kv_heads * random.between(1, 4), kv_heads, head_dim: 2 * random.between(1, 128) };
-        let [rows, capacity] = [random.between(1, 40), 64];
-        let stride = heads.qkv_width() + random.between(0, 5);
-        let sms = *random.pick(&gpu.sm_counts());
-        let (head_dim, half) = (heads.head_dim as usize, heads.head_dim as usize / 2);
-
-        let before = random.f16s((rows * stride) as usize, 2.0);
-        // Every row has a place of its own in the cache; without a cache, positions are as large as models have them.
-        let places: Vec<(u32, u32)> = (0..rows).map(|row| (row % 3, capacity - 1 - row / 3)).collect();
-        let positions: Vec<u32> =
-            places.iter().map(|&(_, position)| if round % 2 == 0 { position } else { random.between(0, 131_071) }).collect();
-        let sequence_of: Vec<u32> = places.iter().map(|&(sequence, _)| sequence).collect();
-        let frequencies: Vec<f32> = (0..half).map(|i| 500_000_f64.powf(-(i as f64) / half as f64) as f32).collect();
-
-        let qkv = gpu.upload_f16(&before);
-        let cache_len = 3 * kv_heads as usize * capacity as usize * head_dim;
-        let [k, v] = [(); 2].map(|()| gpu.poisoned_f16(cache_len));
-        let [positions_on_gpu, sequence_of_on_gpu] = [&positions, &sequence_of].map(|values| gpu.upload_u32(values));
-        let frequencies_on_gpu = gpu.upload_f32(&frequencies);
-        let kernel = Rotary {
-            heads,
-            rows,
-            qkv: qkv.ptr(),
-            qkv_stride: stride,
-            positions: positions_on_gpu.ptr(),
-            inverse_frequencies: frequencies_on_gpu.ptr(),
-            cache: (round % 2 == 0).then_some(KvCache { k: k.ptr(), v: v.ptr(), capacity }),
-            sequence_of: if round % 2 == 0 { sequence_of_on_gpu.ptr() } else { DevicePtr::NULL },
-        };
-        gpu.run(&kernel, sms);
-
-        let after = gpu.download_f16(&qkv);
-        let mut expected_caches = [(); 2].map(|()| vec![f16::from_bits(0xffff); cache_len]);
-        for (row, (before, after)) in before.chunks(stride as usize).zip(after.chunks(stride as usize)).enumerate() {
-            let rotated = (heads.heads + kv_heads) as usize * head_dim;
-            for (at, (x, y)) in before[..rotated].chunks(head_dim).zip(after.chunks(head_dim)).enumerate() {
-                for i in 0..half {
-                    let (sin, cos) = f64::from(positions[row] as f32 * frequencies[i]).sin_cos();
-                    let [low, high] = [x[i].to_f64(), x[i + half].to_f64()];
-                    for (value, turned) in [(y[i], low * cos - high * sin), (y[i + half], high * cos + low * sin)] {
-                        let error = (value.to_f64() - turned).abs();
-                        assert!(error <= 2e-3, "{}: row {row}, head {at}, pair {i} is {value} and should be {turned}", kernel.key());
-                    }
-                }
-            }
-            assert_eq!(before[rotated..], after[rotated..], "{}: values or the gap of row {row} changed", kernel.key());
-            let (sequence, position) = places[row];
-            for head in 0..kv_heads {
-                let place = (((sequence * kv_heads + head) * capacity + position) as usize) * head_dim;
-                let first = heads.heads + head;
-                for (cache, of) in expected_caches.iter_mut().zip([first, first + kv_heads]) {
-                    cache[place..][..head_dim].copy_from_slice(&after[of as usize * head_dim..][..head_dim]);
-                }
-            }
-        }
-        if kernel.cache.is_none() {
-            expected_caches.iter_mut().for_each(|cache| cache.fill(f16::from_bits(0xffff)));
-        }
-        for (cache, expected) in [k, v].iter().zip(&expected_caches) {
-            let same = gpu.download_f16(cache).iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{}: the cache is not what was rotated", kernel.key());
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn rotary_of_a_position_beyond_the_cache_leaves_the_cache_alone() {
-    let gpu = Gpu::open();
-    let heads = Heads { heads: 2, kv_heads: 2, head_dim: 16 };
-    let qkv = gpu.upload_f16(&Random::new(12).f16s(heads.qkv_width() as usize, 1.0));
-    let [k, v] = [(); 2].map(|()| gpu.poisoned_f16(2 * 4 * 16));
-    let [positions, sequence_of] = [[4], [0]].map(|value| gpu.upload_u32(&value));
-    let inverse_frequencies = gpu.upload_f32(&[1.0; 8]);
-    let kernel = Rotary {
-        heads,
-        rows: 1,
-        qkv: qkv.ptr(),
-        qkv_stride: heads.qkv_width(),
-        positions: positions.ptr(),
-        inverse_frequencies: inverse_frequencies.ptr(),
-        cache: Some(KvCache { k: k.ptr(), v: v.ptr(), capacity: 4 }),
-        sequence_of: sequence_of.ptr(),
-    };
-    gpu.run(&kernel, gpu.sms());
-    for cache in [k, v] {
-        assert!(gpu.download_f16(&cache).iter().all(|value| value.is_nan()));
     }
 }

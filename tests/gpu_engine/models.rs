@@ -265,13 +265,16 @@ fn dismissing_a_tenant_leaves_the_others_outputs_right_and_gives_them_its_sms() 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_preset_with_random_weights_made_on_the_gpu_computes_what_the_reference_does() {
-    let source = ModelSource::find("distilbert").expect("a preset");
-    let mut random = Random::new(5);
-    let sequences: Vec<Vec<u32>> = [3, 17, 40, 1].map(|length| (0..length).map(|_| random.between(0, 30_521)).collect()).into();
-    let output = solo(&open(), &source, &sequences).forward(&sequences).expect("a forward pass");
-    let batch = RaggedBatch::new(&sequences, source.config()).expect("a batch");
-    let reference = Reference::load(source.weights()).expect("random weights").forward(&batch);
-    assert_rows_close("distilbert", &output, reference.values(), reference.width());
+    let device = open();
+    for name in ["distilbert", "distilgpt2"] {
+        let source = ModelSource::find(name).expect("a preset");
+        let mut random = Random::new(5);
+        let sequences: Vec<Vec<u32>> = [3, 17, 40, 1].map(|length| (0..length).map(|_| random.between(0, 30_521)).collect()).into();
+        let output = solo(&device, &source, &sequences).forward(&sequences).expect("a forward pass");
+        let batch = RaggedBatch::new(&sequences, source.config()).expect("a batch");
+        let reference = Reference::load(source.weights()).expect("random weights").forward(&batch);
+        assert_rows_close(name, &output, reference.values(), reference.width());
+    }
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,7 @@
 //! place, the same bits at every SM count.
 
 use half::f16;
-use smidgen::kernels::embedding::{BertEmbedding, Embed};
+use smidgen::kernels::embedding::{Embed, EmbedNorm, PositionTable};
 use smidgen::kernels::norm::{Norm, NormKind};
 use smidgen::kernels::pooling::{GatherRows, MeanPool};
 use smidgen::kernels::random::{Distribution, RandomWeights};
@@ -12,7 +12,8 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use crate::support::{Gpu, Random, assert_close};
 
 /// One element, the vector width and its neighbours, primes, model widths, and both sides of every change of row shape.
-const WIDTHS: [u32; 20] = [1, 2, 7, 8, 9, 64, 127, 384, 768, 1000, 1023, 1024, 1025, 1031, 4096, 8191, 8192, 8193, 16_381, 32_768];
+const WIDTHS: [u32; 23] =
+    [1, 2, 7, 8, 9, 64, 127, 384, 768, 769, 776, 1000, 1023, 1024, 1025, 1031, 2048, 4096, 8191, 8192, 8193, 16_381, 32_768];
 
 /// Bytes behind each output that must stay as they are.
 const GUARD: usize = 64;
@@ -150,6 +151,7 @@ impl NormOperands {
             width: case.width,
             epsilon: case.scaling.epsilon,
             x: self.x.ptr(),
+            index: DevicePtr::NULL,
             residual: self.residual(),
             sum,
             weight: self.weight.ptr(),
@@ -295,61 +297,144 @@ fn ids(random: &mut Random, rows: u32, entries: u32) -> Vec<u32> {
     ids
 }
 
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn embed_picks_rows_and_answers_an_unknown_id_with_nan() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(6);
-    for width in WIDTHS {
-        let (rows, vocabulary) = (random.between(1, 60), random.between(1, 100));
-        let table = random.f16s((vocabulary * width) as usize, 3.0);
-        let ids = ids(&mut random, rows, vocabulary);
-        let (words, ids_on_gpu) = (gpu.upload_f16(&table), gpu.upload_u32(&ids));
-        let y = guarded(&gpu, 2 * (rows * width) as usize);
-        let embed = Embed { rows, width, vocabulary, ids: ids_on_gpu.ptr(), words: words.ptr(), bert: None, y: y.ptr() };
-        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&embed, &[&y])[0]);
-        let unknown = vec![f16::NAN; width as usize];
-        let row = |&id: &u32| if id < vocabulary { &table[(id * width) as usize..][..width as usize] } else { &unknown };
-        assert_same_bits(format!("width {width}"), &output, &ids.iter().flat_map(row).copied().collect::<Vec<_>>());
+/// The tables and choices of one embedding.
+struct EmbedCase {
+    rows: u32,
+    width: u32,
+    words: Vec<f16>,
+    ids: Vec<u32>,
+    /// A table, and a position for each row.
+    positions: Option<(Vec<f16>, Vec<u32>)>,
+    types: Option<Vec<f16>>,
+}
+
+impl EmbedCase {
+    fn random(random: &mut Random, width: u32, positions: bool, types: bool) -> Self {
+        let (rows, vocabulary, max_positions) = (random.between(1, 60), random.between(1, 100), random.between(1, 20));
+        let mut table = |entries: u32| random.f16s((entries * width) as usize, 3.0);
+        let [words, position_table, type_table] = [vocabulary, max_positions, 2].map(&mut table);
+        let ids_of_rows = ids(random, rows, vocabulary);
+        let mut positions_of_rows = ids(random, rows, max_positions);
+        // Elsewhere than the unknown ids, where there is room.
+        positions_of_rows.rotate_right(1);
+        let positions = positions.then_some((position_table, positions_of_rows));
+        Self { rows, width, words, ids: ids_of_rows, positions, types: types.then_some(type_table) }
+    }
+
+    fn entries(&self, table: &[f16]) -> u32 {
+        table.len() as u32 / self.width
+    }
+
+    /// The sum of the tables' entries for a row, as the kernel adds them; none where an entry is beyond its table.
+    fn sum(&self, row: usize) -> Option<Vec<f32>> {
+        let width = self.width as usize;
+        let entry = |table: &[f16], entry: u32| -> Option<Vec<f32>> {
+            table.chunks(width).nth(entry as usize).map(|entry| entry.iter().map(|v| v.to_f32()).collect())
+        };
+        let mut sum = entry(&self.words, self.ids[row])?;
+        let mut add = |other: Vec<f32>| sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+        if let Some((table, positions)) = &self.positions {
+            add(entry(table, positions[row])?);
+        }
+        if let Some(table) = &self.types {
+            add(entry(table, 0)?);
+        }
+        Some(sum)
+    }
+
+    /// Fails unless `sum` is what [`EmbedCase::sum`] says, rounded, and NaN in rows that are not known.
+    fn assert_sums(&self, what: &str, sums: &[f16]) {
+        for (row, found) in sums.chunks(self.width as usize).enumerate() {
+            match self.sum(row) {
+                None => assert!(found.iter().all(|v| v.is_nan()), "{what}: row {row} is not known"),
+                Some(sum) => assert_same_bits(format!("{what}, row {row}"), found, &sum.into_iter().map(f16::from_f32).collect::<Vec<_>>()),
+            }
+        }
     }
 }
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn berts_embedding_is_the_norm_of_three_tables() {
+fn embed_adds_up_its_tables_normalises_and_answers_what_it_does_not_know_with_nan() {
     let gpu = Gpu::open();
-    let mut random = Random::new(7);
-    for (at, &width) in WIDTHS.iter().enumerate() {
-        let (rows, vocabulary, max_positions) = (random.between(6, 60), random.between(1, 100), random.between(1, 20));
-        let [words, position_table, types] = [vocabulary, max_positions, 2].map(|entries| random.f16s((entries * width) as usize, 1.0));
-        let has_types = at % 3 != 0;
-        let (ids, mut positions) = (ids(&mut random, rows, vocabulary), ids(&mut random, rows, max_positions));
-        positions.rotate_right(1);
-        let scaling = Scaling::random(&mut random, NormKind::Layer, width);
-        let on_gpu = [&words, &position_table, &types, &scaling.weight, &scaling.bias].map(|values| gpu.upload_f16(values));
-        let (ids_on_gpu, positions_on_gpu) = (gpu.upload_u32(&ids), gpu.upload_u32(&positions));
-        let y = guarded(&gpu, 2 * (rows * width) as usize);
-        let bert = BertEmbedding {
-            positions: positions_on_gpu.ptr(),
-            position_table: on_gpu[1].ptr(),
-            max_positions,
-            type_table: if has_types { on_gpu[2].ptr() } else { DevicePtr::NULL },
-            weight: on_gpu[3].ptr(),
-            bias: on_gpu[4].ptr(),
-            epsilon: scaling.epsilon,
-        };
-        let embed = Embed { rows, width, vocabulary, ids: ids_on_gpu.ptr(), words: on_gpu[0].ptr(), bert: Some(bert), y: y.ptr() };
-        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&embed, &[&y])[0]);
-        for (row, y) in output.chunks(width as usize).enumerate() {
-            let (id, position) = (ids[row], positions[row]);
-            let what = format!("width {width}, row {row}: id {id} of {vocabulary}, position {position} of {max_positions}");
-            if id >= vocabulary || position >= max_positions {
-                assert!(y.iter().all(|y| y.is_nan()), "{what}");
-                continue;
+    let mut random = Random::new(6);
+    for (at, width) in WIDTHS.into_iter().enumerate() {
+        for kind in [None, Some(NormKind::Layer), Some(NormKind::Rms)] {
+            for (positions, types) in [(false, false), (true, false), (true, true)] {
+                let case = EmbedCase::random(&mut random, width, positions, types);
+                let scaling = Scaling::random(&mut random, kind.unwrap_or(NormKind::Layer), width);
+                let upload = |table: &Option<&Vec<f16>>| table.map(|table| gpu.upload_f16(table));
+                let table = case.positions.as_ref().map(|(table, _)| table);
+                let [words, position_table, type_table, weight, bias] =
+                    [Some(&case.words), table, case.types.as_ref(), Some(&scaling.weight), Some(&scaling.bias)].map(|table| upload(&table));
+                let ids = gpu.upload_u32(&case.ids);
+                let positions = case.positions.as_ref().map(|(_, positions)| gpu.upload_u32(positions));
+                let ptr = |buffer: &Option<Buffer>| buffer.as_ref().map_or(DevicePtr::NULL, Buffer::ptr);
+                let bytes = 2 * (case.rows * width) as usize;
+                let (sum, y) = (guarded(&gpu, bytes), guarded(&gpu, bytes));
+                let keeps_sum = kind.is_some() && at % 2 == 0;
+                let embed = Embed {
+                    rows: case.rows,
+                    width,
+                    vocabulary: case.entries(&case.words),
+                    ids: ids.ptr(),
+                    words: ptr(&words),
+                    positions: case.positions.as_ref().map(|(table, _)| PositionTable {
+                        positions: ptr(&positions),
+                        table: ptr(&position_table),
+                        entries: case.entries(table),
+                    }),
+                    type_table: ptr(&type_table),
+                    sum: if keeps_sum { sum.ptr() } else { DevicePtr::NULL },
+                    norm: kind.map(|kind| EmbedNorm { kind, weight: ptr(&weight), bias: ptr(&bias), epsilon: scaling.epsilon }),
+                    y: y.ptr(),
+                };
+                let outputs = gpu.assert_same_bits_at_every_sm_count(&embed, &[&y, &sum]);
+                let what = format!("width {width}, norm {kind:?}, positions {}, types {types}", case.positions.is_some());
+                let y = halves(&outputs[0]);
+                if keeps_sum {
+                    case.assert_sums(&what, &halves(&outputs[1]));
+                }
+                if kind.is_none() {
+                    case.assert_sums(&what, &y);
+                    continue;
+                }
+                for (row, y) in y.chunks(width as usize).enumerate() {
+                    match case.sum(row) {
+                        None => assert!(y.iter().all(|y| y.is_nan()), "{what}: row {row} is not known"),
+                        Some(sum) => scaling.assert_row(&format!("{what}, row {row}"), &sum, y),
+                    }
+                }
             }
-            let at = |table: &[f16], entry: u32, i: u32| table[(entry * width + i) as usize].to_f32();
-            let sum = |i| at(&words, id, i) + at(&position_table, position, i) + if has_types { at(&types, 0, i) } else { 0.0 };
-            scaling.assert_row(&what, &(0..width).map(sum).collect::<Vec<f32>>(), y);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_norm_of_picked_rows_is_the_norm_of_those_rows() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(11);
+    for width in WIDTHS {
+        for residual in [false, true] {
+            let rows = random.between(1, 50);
+            let case = NormCase::random(&mut random, NormKind::Rms, rows, width, residual);
+            let operands = NormOperands::new(&gpu, &case);
+            let index: Vec<u32> = (0..random.between(1, 70)).map(|_| random.between(0, case.rows - 1)).collect();
+            let index_on_gpu = gpu.upload_u32(&index);
+            let all = gpu.poisoned(case.bytes());
+            gpu.run(&operands.norm(&case, DevicePtr::NULL, all.ptr()), gpu.sms());
+            let all = gpu.download_f16(&all);
+            let bytes = 2 * index.len() * width as usize;
+            let (sum, y) = (guarded(&gpu, bytes), guarded(&gpu, bytes));
+            let norm = Norm { rows: index.len() as u32, index: index_on_gpu.ptr(), ..operands.norm(&case, sum.ptr(), y.ptr()) };
+            let outputs = gpu.assert_same_bits_at_every_sm_count(&norm, &[&y, &sum]);
+            let picked = |values: &[f16]| -> Vec<f16> {
+                index.iter().flat_map(|&row| &values[(row * width) as usize..][..width as usize]).copied().collect()
+            };
+            assert_same_bits(format!("width {width}"), &halves(&outputs[0]), &picked(&all));
+            let sums: Vec<f16> = case.sums().into_iter().map(f16::from_f32).collect();
+            assert_same_bits(format!("sums of width {width}"), &halves(&outputs[1]), &picked(&sums));
         }
     }
 }

@@ -75,18 +75,23 @@ struct Batch {
     logits: Buffer,
     params: Buffer,
     tokens: Buffer,
+    arrivals: Buffer,
+    scratch: Buffer,
 }
 
 impl Batch {
     fn new(gpu: &Gpu, logits: &[Vec<f32>], params: &[SampleParams]) -> Self {
         assert_eq!(logits.len(), params.len());
         let words = |params: &SampleParams| [params.temperature.to_bits(), params.top_p.to_bits(), params.top_k, params.draw.to_bits()];
+        let (rows, vocabulary) = (logits.len() as u32, logits[0].len() as u32);
         Self {
-            rows: logits.len() as u32,
-            vocabulary: logits[0].len() as u32,
+            rows,
+            vocabulary,
             logits: gpu.upload_f32(&logits.concat()),
             params: gpu.upload_u32(&params.iter().flat_map(words).collect::<Vec<_>>()),
             tokens: gpu.poisoned_u32(logits.len() + 1),
+            arrivals: gpu.zeroed(4 * logits.len()),
+            scratch: gpu.poisoned(Sample::scratch_bytes(rows, vocabulary) as usize),
         }
     }
 
@@ -99,6 +104,8 @@ impl Batch {
             tokens: self.tokens.ptr(),
             positions: DevicePtr::NULL,
             lengths: DevicePtr::NULL,
+            arrivals: self.arrivals.ptr(),
+            scratch: self.scratch.ptr(),
         }
     }
 
@@ -106,6 +113,7 @@ impl Batch {
         let bytes = gpu.assert_same_bits_at_every_sm_count(&self.kernel(), &[&self.tokens]);
         let mut tokens: Vec<u32> = bytes[0].as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
         assert_eq!(tokens.pop(), Some(u32::MAX), "the kernel wrote beyond its output");
+        assert!(gpu.download_u32(&self.arrivals).iter().all(|&arrivals| arrivals == 0), "the kernel left its counters behind");
         tokens
     }
 }

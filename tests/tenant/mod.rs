@@ -34,7 +34,7 @@ impl Policy for OnTheFirst {
 /// Two layers of the width of Llama 3.2 1B, with an odd vocabulary and biases everywhere.
 pub fn decoder() -> Weights {
     let ModelConfig::Decoder(llama) = presets::LLAMA_3_2_1B else { unreachable!() };
-    let config = DecoderConfig { layers: 2, vocab: 4001, attention_bias: true, mlp_bias: true, ..llama };
+    let config = DecoderConfig { layers: 2, vocab: 4001, qkv_bias: true, attention_output_bias: true, mlp_bias: true, ..llama };
     Weights::random(ModelConfig::Decoder(config), 3)
 }
 
@@ -51,9 +51,9 @@ pub struct Tenant {
 }
 
 enum Model {
-    Encoder(Encoder, EncoderBatch),
+    Encoder(Box<Encoder>, EncoderBatch),
     /// With the lengths of the prompts.
-    Decoder(Decoder, Box<DecoderBatch>, Prompts, Vec<u32>),
+    Decoder(Box<Decoder>, Box<DecoderBatch>, Prompts, Vec<u32>),
 }
 
 impl Tenant {
@@ -134,7 +134,7 @@ impl Model {
             ModelConfig::Encoder(config) => {
                 let encoder = Encoder::new(config, weights, session)?;
                 let batch = encoder.batch(session, sequences)?;
-                Self::Encoder(encoder, batch)
+                Self::Encoder(Box::new(encoder), batch)
             }
             ModelConfig::Decoder(config) => {
                 let decoder = Decoder::new(config, weights, session)?;
@@ -142,8 +142,9 @@ impl Model {
                 let capacity = lengths.iter().copied().max().unwrap_or(0) + 1;
                 let batch = decoder.batch(session, lengths.len() as u32, capacity, lengths.iter().sum(), LogitRows::Last)?;
                 let prompts = Prompts::new(session, sequences)?;
-                Self::Decoder(decoder, Box::new(batch), prompts, lengths)
+                Self::Decoder(Box::new(decoder), Box::new(batch), prompts, lengths)
             }
+            ModelConfig::Vision(_) => panic!("a tenant here has token ids"),
         })
     }
 

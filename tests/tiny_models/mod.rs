@@ -9,9 +9,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
 /// The decoders among the fixtures.
-pub const DECODERS: [&str; 3] = ["llama-tied", "llama-untied", "mistral"];
+pub const DECODERS: [&str; 8] = ["gpt2", "gpt2-odd", "llama-tied", "llama-untied", "mistral", "mistral-window", "qwen2", "qwen2-untied"];
 /// The encoders among the fixtures.
-pub const ENCODERS: [&str; 2] = ["bert", "distilbert"];
+pub const ENCODERS: [&str; 5] = ["bert", "distilbert", "deberta", "deberta-v2", "deberta-v3"];
 
 /// The directory of a tiny model. `SMIDGEN_FIXTURES` names the folder where a test runs away from the repository.
 pub fn fixture(name: &str) -> PathBuf {

@@ -23,6 +23,7 @@ fn tenant(name: &str, class: Class, throughput: f64, p50_ms: f64, p99_ms: f64) -
         quantiles_ms: (0..=100).map(|percent| p50_ms + (p99_ms - p50_ms) * f64::from(percent) / 99.0).collect(),
         walls: Walls { grid: true, grant: true, partition: false },
         sms: 66,
+        stream: None,
     }
 }
 

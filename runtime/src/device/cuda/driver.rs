@@ -459,11 +459,9 @@ pub fn kernel_launch(
     };
     let mut params = launch.params;
     for (offset, map) in launch.params.tensor_maps() {
-        let encoded = tensor_map_encode(&map)?;
-        // SAFETY: `with_tensor_maps` has seen to it that a map fits at `offset`, at this alignment.
-        unsafe { params.as_mut_ptr().add(offset).cast::<sys::CUtensorMap>().write(encoded) };
+        params.set_tensor_map(offset, tensor_map_encode(&map)?.opaque);
     }
-    let mut parameters = [params.as_mut_ptr().cast::<c_void>(), ptr::from_ref(tiles).cast_mut().cast::<c_void>()];
+    let mut parameters = [params.as_ptr().cast_mut().cast::<c_void>(), ptr::from_ref(tiles).cast_mut().cast::<c_void>()];
     // A `CUkernel` may stand where a `CUfunction` is asked for; it runs in the stream's context, and so in its partition.
     let function = kernel.0.cast::<sys::CUfunc_st>();
     // SAFETY: whoever implemented `Kernel` vouches that the function takes these two parameters; the driver copies them before it returns.

@@ -1,0 +1,274 @@
+// Decode attention whose pages are brought whole by Hopper's copy engine: the fast variant, for heads of a compiled size whose rows lie on 16
+// bytes. Copies of 16 bytes each (decode.cuh) keep a warp waiting while it issues them; here one thread asks for a page's keys of one head in one
+// instruction, and the ring is as deep as shared memory allows. The sums, bit for bit, are those of decode_arithmetic.cuh, to be read first.
+//
+// Warps 0 to 3 attend, each to its quarter of every page; warp 4, the producer, takes items and fills the ring with their pages and queries;
+// warp 5, the keeper, counts finished chunks and adds up columns that are complete. Who waits for whom, all barriers in shared memory:
+//
+//   | barrier     | one for each | arrivals                     | waited for by         |
+//   |-------------|--------------|------------------------------|-----------------------|
+//   | full        | stage        | producer, and bytes          | attending warps       |
+//   | empty       | stage        | one lane of each of the four | producer              |
+//   | finished    | of two items | every attending thread       | keeper                |
+//   | kept        | of two items | keeper                       | one attending thread  |
+//
+// A stage: the page's keys and values as boxes of BOX columns, each box 64 rows of at most 128 bytes that the copy engine swizzles so that ldmatrix
+// meets no bank conflict. When an item ends, a warp leaves its partial result where its keys of the last page were: 16 rows of BOX halves
+// are 8 heads by BOX floats.
+#pragma once
+#include "attention/decode_arithmetic.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+
+#if __CUDA_ARCH__ >= 900
+
+namespace attention {
+
+template <int D>
+struct DecodeBulk : DecodeArithmetic<D> {
+    using Arithmetic = DecodeArithmetic<D>;
+    using typename Arithmetic::Partial;
+    using typename Arithmetic::Queries;
+    using typename Arithmetic::WarpSums;
+    using Arithmetic::args, Arithmetic::warp, Arithmetic::lane, Arithmetic::WARPS, Arithmetic::KEYS;
+    static constexpr int PRODUCER = WARPS, KEEPER = WARPS + 1;
+    static constexpr int THREADS = (WARPS + 2) * 32;
+    // Blocks that must fit on an SM: bounds the registers, and decode.rs counts on it. Together with the stages they fill an SM's shared memory.
+    static constexpr int BLOCKS_PER_SM = D <= 64 ? 4 : D <= 80 ? 3 : D <= 128 ? 2 : 1;
+    static constexpr int STAGES = D <= 32 || D == 96 ? 4 : 3;
+    static constexpr int BOX = D % 64 == 0 ? 64 : D % 32 == 0 ? 32 : 16; // columns; decode.rs describes the pools in these boxes
+    static constexpr int BOX_BYTES = KV_PAGE_TOKENS * BOX * 2;
+    static constexpr uint32_t PAGE_BYTES = KV_PAGE_TOKENS * D * 2;
+
+    // What the ring's page is of.
+    struct Note {
+        DecodeItem item; // no chunks: the end
+        int page;
+        bool first, last; // of its item
+    };
+    struct Shared {
+        uint8_t keys[STAGES][PAGE_BYTES]; // from here on 1024 bytes, where the swizzle's pattern begins
+        uint8_t values[STAGES][PAGE_BYTES];
+        __half queries[STAGES][DECODE_HEADS * D]; // of an item whose first page this is
+        WarpSums sums[STAGES][WARPS];
+        Note notes[STAGES];
+        DecodeItem finished_items[2];
+        typename Arithmetic::CombineRoom room;
+        uint64_t full[STAGES], empty[STAGES], finished[2], kept[2];
+    };
+
+    Shared &shared;
+
+    __device__ DecodeBulk(const AttentionDecodeArgs &args, Shared &shared) : Arithmetic(args), shared(shared) {}
+
+    // Before earlier launches are waited for: touches nothing that they write.
+    __device__ static void prepare(const AttentionDecodeArgs &args, Shared &shared) {
+        const uint32_t i = threadIdx.x;
+        if (i < STAGES) {
+            mbarrier_init(shared_address(&shared.full[i]), 1);
+            mbarrier_init(shared_address(&shared.empty[i]), WARPS);
+        } else if (i < STAGES + 2) {
+            mbarrier_init(shared_address(&shared.finished[i - STAGES]), WARPS * 32);
+            mbarrier_init(shared_address(&shared.kept[i - STAGES]), 1);
+        } else if (i == 32) {
+            tma_prefetch(args.key_map);
+            tma_prefetch(args.value_map);
+        }
+        mbarrier_init_fence();
+        __syncthreads();
+    }
+
+    __device__ void run(const Tiles &tiles) {
+        if (warp == PRODUCER) {
+            DecodeItems items(args);
+            DecodeNumbers numbers(tiles, items.count());
+            produce(items, numbers);
+            __syncthreads(); // everything that was taken is finished
+            if (lane == 0) numbers.leave();
+        } else {
+            if (warp == KEEPER) {
+                keep();
+            } else {
+                attend_to_all();
+            }
+            __syncthreads();
+        }
+    }
+
+    __device__ void produce(DecodeItems &items, DecodeNumbers &numbers) {
+        RingPosition<STAGES> at;
+        const auto begin_stage = [&](const Note &note) {
+            mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
+            shared.notes[at.stage] = note;
+        };
+        while (true) {
+            uint32_t number = 0;
+            if (lane == 0) number = numbers.next();
+            number = __shfl_sync(EVERY_LANE, number, 0);
+            if (number == NO_ITEM) break;
+            const DecodeItem item = items.at(number);
+            const int kv_head = item.column / this->group;
+            const __half *const queries =
+                reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
+            const uint32_t query_bytes = this->heads_of(item) * D * 2;
+            for (int page = item.page; page < item.end_page; ++page) {
+                const uint32_t number_of_page = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
+                if (lane == 0) {
+                    const bool first = page == item.page;
+                    begin_stage(Note{item, page, first, page + 1 == item.end_page});
+                    const uint32_t full = shared_address(&shared.full[at.stage]);
+                    mbarrier_arrive_expect(full, 2 * PAGE_BYTES + (first ? query_bytes : 0));
+                    const uint32_t row = (number_of_page * args.cache.kv_heads + kv_head) * KV_PAGE_TOKENS;
+                    load_page(shared_address(shared.keys[at.stage]), args.key_map, full, row);
+                    if (first) bulk_load(shared_address(shared.queries[at.stage]), queries, query_bytes, full);
+                    load_page(shared_address(shared.values[at.stage]), args.value_map, full, row);
+                }
+                at.advance();
+            }
+        }
+        if (lane == 0) {
+            Note end = {};
+            begin_stage(end);
+            mbarrier_arrive(shared_address(&shared.full[at.stage]));
+        }
+        __syncwarp();
+    }
+
+    // All boxes of 64 rows. Keys and values are read once a step: they must not push out of L2 what is read again, the partial results first of all.
+    __device__ static void load_page(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t row) {
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %3}], [%2], %5;" ::"r"(
+                target),
+            "l"(&map), "r"(barrier), "r"(0), "r"(row), "l"(L2_EVICT_FIRST)
+            : "memory");
+    }
+
+    // `bytes` bytes, a multiple of 16, from an address on 16 bytes.
+    __device__ static void bulk_load(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source), "r"(bytes),
+                     "r"(barrier)
+                     : "memory");
+    }
+
+    __device__ void keep() {
+        for (uint32_t nth = 0;; ++nth) {
+            const uint32_t place = nth % 2, parity = nth / 2 % 2;
+            mbarrier_wait(shared_address(&shared.finished[place]), parity);
+            const DecodeItem item = shared.finished_items[place];
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(shared_address(&shared.kept[place]));
+            if (item.chunks == 0) break;
+            this->combine_if_last(item, shared.room);
+        }
+    }
+
+    // Byte of 16-byte chunk `chunk` of row `row` in a page of boxes. A box's chunks are XORed with its row as the copy engine does.
+    __device__ static uint32_t chunk_at(int row, int chunk) {
+        constexpr int CHUNKS = BOX / 8;
+        const int swizzle = BOX == 64 ? row % 8 : BOX == 32 ? row / 2 % 4 : row / 4 % 2;
+        return chunk / CHUNKS * BOX_BYTES + row * BOX * 2 + ((chunk % CHUNKS ^ swizzle) << 4);
+    }
+
+    // Where a warp leaves an output: in its own 16 rows of keys, box by box. Columns are XORed with the head's pair, so that the lanes of a store lie
+    // in different banks; four columns stay side by side.
+    __device__ static float *result(uint8_t *keys, int of_warp, int head, int column) {
+        const int swizzle = head / 2 * 8 % BOX;
+        return reinterpret_cast<float *>(keys + column / BOX * BOX_BYTES + of_warp * KEYS * BOX * 2) + head * BOX + (column % BOX ^ swizzle);
+    }
+
+    __device__ void attend_to_all() {
+        RingPosition<STAGES> at;
+        uint32_t handed = 0; // items to the keeper
+        Queries queries = {};
+        Partial partial;
+        DecodeItem item;
+        while (true) {
+            mbarrier_wait(shared_address(&shared.full[at.stage]), at.parity);
+            item = shared.notes[at.stage].item;
+            const int page = shared.notes[at.stage].page;
+            const bool first = shared.notes[at.stage].first, last = shared.notes[at.stage].last;
+            if (item.chunks == 0) break;
+            uint8_t *const keys = shared.keys[at.stage], *const values = shared.values[at.stage];
+            const uint32_t empty = shared_address(&shared.empty[at.stage]);
+            if (first) read_queries(queries, shared.queries[at.stage], this->heads_of(item));
+
+            const int position = page * KV_PAGE_TOKENS + warp * KEYS;
+            if (position < item.length) {
+                // The cache holds anything past the length; a weight of 0 must meet numbers.
+                if (position + KEYS > item.length) clear_values(values, item.length - position);
+                const uint32_t key_base = shared_address(keys), value_base = shared_address(values);
+                const int key_row = warp * KEYS + lane % 16, value_row = warp * KEYS + lane / 16 * 8 + lane % 8;
+                const auto key_address = [&](int step) { return key_base + chunk_at(key_row, step * 2 + lane / 16); };
+                const auto value_address = [&](int step) { return value_base + chunk_at(value_row, step * 2 + lane / 8 % 2); };
+                this->attend(partial, queries, position, item, key_address, value_address);
+            }
+
+            if (last) {
+                __syncwarp(); // no lane still reads the keys
+                WarpSums(&sums)[WARPS] = shared.sums[at.stage];
+                this->leave_partial(partial, sums[warp], [&](int head, int column) { return result(keys, warp, head, column); });
+                fence_shared_for_async(); // the copy engine writes there next
+                asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+                this->store(item, sums, [&](int of_warp, int head, int column) {
+                    return reinterpret_cast<const float4 *>(result(keys, of_warp, head, column));
+                });
+                if (item.chunks > 1) hand_over(item, handed);
+                partial = Partial();
+            }
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(empty);
+            at.advance();
+        }
+        hand_over(item, handed); // that there are no more
+    }
+
+    __device__ __forceinline__ void hand_over(const DecodeItem &item, uint32_t &handed) {
+        const uint32_t place = handed % 2, parity = handed / 2 % 2;
+        if (threadIdx.x == 0) {
+            mbarrier_wait(shared_address(&shared.kept[place]), parity ^ 1);
+            shared.finished_items[place] = item;
+        }
+        mbarrier_arrive(shared_address(&shared.finished[place]));
+        ++handed;
+    }
+
+    // Heads that the item does not have are zeros.
+    __device__ __forceinline__ void read_queries(Queries &queries, const __half *shared_queries, int heads) const {
+        const uint32_t address = shared_address(shared_queries + lane % 8 * D + lane / 8 % 2 * 8);
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) {
+            ldmatrix_x2(queries.of[step], address + step * 32);
+            if (lane / 4 >= heads) queries.of[step][0] = queries.of[step][1] = 0;
+        }
+    }
+
+    // Zeros in this warp's rows from the `valid`th on.
+    __device__ __forceinline__ void clear_values(uint8_t *values, int valid) const {
+        for (int i = lane; i < (KEYS - valid) * D / 8; i += 32) {
+            const int row = warp * KEYS + valid + i / (D / 8);
+            *reinterpret_cast<uint4 *>(values + chunk_at(row, i % (D / 8))) = make_uint4(0, 0, 0, 0);
+        }
+        fence_shared_for_async();
+        __syncwarp();
+    }
+};
+
+} // namespace attention
+
+// The kernel for heads of D columns. A macro, since the host finds kernels by their C names.
+#define ATTENTION_DECODE_BULK(D)                                                                                                          \
+    static_assert(sizeof(attention::DecodeBulk<D>::Shared) == ATTENTION_DECODE_BULK_D##D##_SHARED_BYTES);                                 \
+    extern "C" __global__ void __launch_bounds__(attention::DecodeBulk<D>::THREADS, attention::DecodeBulk<D>::BLOCKS_PER_SM)              \
+        attention_decode_bulk_d##D(const __grid_constant__ AttentionDecodeArgs args, const __grid_constant__ Tiles tiles) {               \
+        extern __shared__ __align__(1024) uint8_t bulk_shared[];                                                                          \
+        auto &shared = *reinterpret_cast<attention::DecodeBulk<D>::Shared *>(bulk_shared);                                                \
+        attention::DecodeBulk<D>::prepare(args, shared);                                                                                  \
+        wait_for_earlier_launches();                                                                                                      \
+        attention::DecodeBulk<D>(args, shared).run(tiles);                                                                                \
+    }
+
+#else
+
+#define ATTENTION_DECODE_BULK(D)
+
+#endif

@@ -1,0 +1,375 @@
+//! The decoder families on the device: a norm before each block, causal attention with grouped queries, and a feed-forward block.
+//! [`Decoder::prefill`] takes whole prompts, [`Decoder::step`] one token of each sequence against the key-value cache.
+//!
+//! What a family has is decided by its weights, as the configuration says: GPT-2 adds learned positions to its embeddings, norms by mean and
+//! variance, and has a plain feed-forward block; the others turn queries and keys by their positions, norm by the mean square, and gate. A sliding
+//! window is the attention kernels' business: keys that left it stay in the cache and are not read.
+//!
+//! Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Touvron et al., "Llama 2", 2023.
+
+mod batch;
+mod inputs;
+mod slots;
+
+use smidgen_runtime::device::{Buffer, DevicePtr};
+use smidgen_runtime::launch::{LaunchError, Session};
+
+use super::BuildError;
+use super::tensors::{Loader, ptr};
+use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
+use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
+use crate::kernels::gemm::{Epilogue, Gemm, Residual};
+use crate::kernels::norm::{Norm, NormKind};
+use crate::kernels::sampling::Sample;
+use crate::weights::{LayerParameter, Parameter, Weights};
+
+use batch::Cache;
+pub use batch::{DecoderBatch, LogitRows, Prompts};
+pub use slots::SlotBatch;
+
+/// A decoder's weights.
+pub struct Decoder {
+    config: DecoderConfig,
+    words: Buffer,
+    /// `[max_positions, hidden]`, where positions are learned.
+    positions: Option<Buffer>,
+    /// `[head_dim / 2]` f32, where they are rotary.
+    inverse_frequencies: Option<Buffer>,
+    /// None where the token embedding is the head.
+    head: Option<Buffer>,
+    norm: NormWeights,
+    layers: Vec<Layer>,
+}
+
+struct NormWeights {
+    weight: Buffer,
+    /// None under an RMS norm.
+    bias: Option<Buffer>,
+}
+
+struct Layer {
+    /// Positions that a query sees, its own included; 0 where it sees all.
+    window: u32,
+    /// Factor of the attention scores.
+    scale: f32,
+    attention_norm: NormWeights,
+    qkv: Buffer,
+    qkv_bias: Option<Buffer>,
+    attention_output: Buffer,
+    attention_output_bias: Option<Buffer>,
+    mlp_norm: NormWeights,
+    up: UpProjection,
+    down: Buffer,
+    down_bias: Option<Buffer>,
+}
+
+/// Into the feed-forward block.
+enum UpProjection {
+    /// Gate and up projections, row by row in turn; their biases element by element in turn.
+    Gated { weight: Buffer, bias: Option<Buffer> },
+    /// One projection, and the epilogue that adds its bias and applies the activation.
+    Plain { weight: Buffer, bias: Buffer, activated: fn(DevicePtr) -> Epilogue },
+}
+
+impl Decoder {
+    /// Puts the weights on the device.
+    ///
+    /// # Errors
+    /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
+    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+        let mut loader = Loader::new(weights, session);
+        let (positions, inverse_frequencies) = match config.positions {
+            Positions::Learned => (Some(loader.load(Parameter::PositionEmbedding)?), None),
+            Positions::Rotary(rope) => (None, Some(loader.upload_f32(&rope.inverse_frequencies(config.head_dim))?)),
+        };
+        Ok(Self {
+            config: config.clone(),
+            words: loader.load(Parameter::TokenEmbedding)?,
+            positions,
+            inverse_frequencies,
+            head: (!config.tied_embeddings).then(|| loader.load(Parameter::OutputHead)).transpose()?,
+            norm: NormWeights::load(&mut loader, config, Parameter::FinalNormWeight, Parameter::FinalNormBias)?,
+            layers: (0..config.layers).map(|index| Layer::load(&mut loader, config, index)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Device memory of the weights and one batch of `batch` sequences whose caches hold `seq` tokens and the next, bytes.
+    pub fn memory_bytes(config: &DecoderConfig, batch: u32, seq: u32) -> u64 {
+        let (hidden, inner) = (config.hidden as u64, config.intermediate as u64);
+        let (query, kv) = (config.query_width() as u64, config.kv_width() as u64);
+        let positions = if config.positions == Positions::Learned { config.max_positions } else { 0 } as u64;
+        let tables = (config.vocab as u64 * if config.tied_embeddings { 1 } else { 2 } + positions) * hidden;
+        let layer = hidden * (2 * query + 2 * kv + if config.gated { 3 } else { 2 } * inner + 2);
+        let cache = 2 * kv * u64::from(batch) * u64::from(KvCache::pages_for(seq + 1) * PAGE_TOKENS);
+        let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
+        2 * (tables + config.layers as u64 * (layer + cache) + rows)
+    }
+
+    /// Launches the forward pass over whole prompts: fills the caches, and leaves the logits of the wanted rows.
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
+        let rows = prompts.rows;
+        session.launch(&self.embed(batch, [0, rows], prompts.ids.ptr(), prompts.positions.ptr()))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
+            self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
+            session.launch(&AttentionPrefill {
+                heads: self.heads(),
+                sequences: batch.sequences,
+                max_length: prompts.max_length,
+                tokens: rows,
+                rows,
+                causal: true,
+                window: layer.window,
+                scale: layer.scale,
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                starts: prompts.starts.ptr(),
+                lengths: prompts.lengths.ptr(),
+            })?;
+            self.finish_layer(session, at, batch, rows)?;
+        }
+        match wanted {
+            LogitRows::All => self.logits(session, batch, rows, DevicePtr::NULL),
+            LogitRows::Last => self.logits(session, batch, batch.sequences, prompts.last_rows.ptr()),
+        }
+    }
+
+    /// Launches one step of every sequence: its token goes into the cache, and the logits of the next one come out.
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn step(&self, session: &mut Session, batch: &DecoderBatch) -> Result<(), LaunchError> {
+        let rows = batch.sequences;
+        session.launch(&self.embed(batch, [0, rows], batch.tokens.ptr(), batch.positions.ptr()))?;
+        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
+            self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
+            session.launch(&AttentionDecode {
+                heads: self.heads(),
+                sequences: rows,
+                context: batch.context,
+                window: layer.window,
+                scale: layer.scale,
+                qkv: batch.qkv.ptr(),
+                qkv_stride: self.heads().qkv_width(),
+                cache: batch.cache(cache),
+                output: batch.attention.ptr(),
+                output_stride: self.heads().output_width(),
+                lengths: batch.lengths.ptr(),
+                workspace: batch.workspace.ptr(),
+            })?;
+            self.finish_layer(session, at, batch, rows)?;
+        }
+        self.logits(session, batch, rows, DevicePtr::NULL)
+    }
+
+    /// Launches the draw of each sequence's next token from its logits. With `advance`, the sequences then stand one token further on.
+    ///
+    /// # Errors
+    /// What a launch says.
+    pub fn sample(&self, session: &mut Session, batch: &DecoderBatch, advance: bool) -> Result<(), LaunchError> {
+        let moved = |buffer: &Buffer| if advance { buffer.ptr() } else { DevicePtr::NULL };
+        session.launch(&Sample {
+            rows: batch.sequences,
+            vocabulary: self.config.vocab as u32,
+            logits: batch.logits.ptr(),
+            params: batch.params.ptr(),
+            tokens: batch.tokens.ptr(),
+            positions: moved(&batch.positions),
+            lengths: moved(&batch.lengths),
+            arrivals: batch.arrivals.ptr(),
+            scratch: batch.scratch.ptr(),
+        })
+    }
+
+    /// Tokens to choose from.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocab
+    }
+
+    /// The embeddings of `count` tokens, with their positions where those are learned: the rows from `first` on of the residual stream, and the
+    /// first layer's norm of them.
+    fn embed(&self, batch: &DecoderBatch, [first, count]: [u32; 2], ids: DevicePtr, positions: DevicePtr) -> Embed {
+        let config = &self.config;
+        let from_first = |buffer: &Buffer| buffer.ptr().offset(2 * u64::from(first) * config.hidden as u64);
+        let norm = self.layers.first().map(|layer| EmbedNorm {
+            kind: self.norm_kind(),
+            weight: layer.attention_norm.weight.ptr(),
+            bias: ptr(layer.attention_norm.bias.as_ref()),
+            epsilon: config.norm_epsilon,
+        });
+        let table = |table: &Buffer| PositionTable { positions, table: table.ptr(), entries: config.max_positions as u32 };
+        Embed {
+            rows: count,
+            width: config.hidden as u32,
+            vocabulary: config.vocab as u32,
+            ids,
+            words: self.words.ptr(),
+            positions: self.positions.as_ref().map(table),
+            type_table: DevicePtr::NULL,
+            sum: from_first(&batch.x),
+            norm,
+            y: from_first(&batch.normed),
+        }
+    }
+
+    fn norm_kind(&self) -> NormKind {
+        match self.config.norm {
+            DecoderNorm::Layer => NormKind::Layer,
+            DecoderNorm::Rms => NormKind::Rms,
+        }
+    }
+
+    /// The norm of the residual stream, of all its rows or those picked by `index`.
+    fn norm(&self, batch: &DecoderBatch, rows: u32, index: DevicePtr, weights: &NormWeights) -> Norm {
+        Norm {
+            kind: self.norm_kind(),
+            rows,
+            width: self.config.hidden as u32,
+            epsilon: self.config.norm_epsilon,
+            x: batch.x.ptr(),
+            index,
+            residual: DevicePtr::NULL,
+            sum: DevicePtr::NULL,
+            weight: weights.weight.ptr(),
+            bias: ptr(weights.bias.as_ref()),
+            y: batch.normed.ptr(),
+        }
+    }
+
+    /// Query, key and value projections of the normed rows, rotation where positions are rotary, and keys and values into the cache.
+    #[expect(clippy::too_many_arguments, reason = "prefill and step differ in the last two alone")]
+    fn project_and_rotate(
+        &self,
+        session: &mut Session,
+        layer: &Layer,
+        cache: &Cache,
+        batch: &DecoderBatch,
+        rows: u32,
+        positions: DevicePtr,
+        sequence_of: DevicePtr,
+    ) -> Result<(), LaunchError> {
+        let (normed, qkv) = (batch.normed.ptr(), batch.qkv.ptr());
+        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
+        session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
+        let (heads, qkv_stride, cache) = (self.heads(), self.heads().qkv_width(), batch.cache(cache));
+        match &self.inverse_frequencies {
+            None => session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of }),
+            Some(frequencies) => {
+                let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
+                session.launch(&Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of })
+            }
+        }
+    }
+
+    /// Output projection, norm and feed-forward block of the layer `at`, each added to the residual stream; then the next layer's norm.
+    fn finish_layer(&self, session: &mut Session, at: usize, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
+        let layer = &self.layers[at];
+        let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
+        let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
+        let residual = Residual { ptr: x, stride: hidden };
+        let added = |bias: &Option<Buffer>| match bias {
+            Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
+            None => Epilogue::Residual(residual),
+        };
+        let (up_rows, up, activated) = match &layer.up {
+            UpProjection::Gated { weight, bias: None } => (2 * inner, weight, Epilogue::SiluGate),
+            UpProjection::Gated { weight, bias: Some(bias) } => (2 * inner, weight, Epilogue::BiasSiluGate(bias.ptr())),
+            UpProjection::Plain { weight, bias, activated } => (inner, weight, activated(bias.ptr())),
+        };
+        let width = self.config.query_width() as u32;
+        session.launch(&Gemm::new(
+            [rows, hidden, width],
+            batch.attention.ptr(),
+            layer.attention_output.ptr(),
+            x,
+            added(&layer.attention_output_bias),
+        ))?;
+        session.launch(&self.norm(batch, rows, DevicePtr::NULL, &layer.mlp_norm))?;
+        session.launch(&Gemm::new([rows, up_rows, hidden], normed, up.ptr(), batch.inner.ptr(), activated))?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))?;
+        match self.layers.get(at + 1) {
+            Some(next) => session.launch(&self.norm(batch, rows, DevicePtr::NULL, &next.attention_norm)),
+            None => Ok(()),
+        }
+    }
+
+    /// Final norm and head over `rows` rows of the residual stream: the first ones, or those that `index` picks.
+    fn logits(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, index: DevicePtr) -> Result<(), LaunchError> {
+        session.launch(&self.norm(batch, rows, index, &self.norm))?;
+        let head = self.head.as_ref().unwrap_or(&self.words);
+        let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
+        let epilogue = Epilogue::PlainF32 { scale: 1.0 };
+        session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
+    }
+
+    fn heads(&self) -> Heads {
+        let config = &self.config;
+        Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 }
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let at = |parameter| Parameter::layer(index, parameter);
+        let mut bias = |wanted: bool, parts: &[Parameter]| wanted.then(|| loader.stacked(parts)).transpose();
+        let qkv_bias = bias(config.qkv_bias, &[at(P::QueryBias), at(P::KeyBias), at(P::ValueBias)])?;
+        let attention_output_bias = bias(config.attention_output_bias, &[at(P::AttentionOutputBias)])?;
+        let down_bias = bias(config.mlp_bias, &[at(P::DownBias)])?;
+        Ok(Self {
+            window: config.window(index).map_or(0, |window| window as u32),
+            scale: config.score_scale(index),
+            attention_norm: NormWeights::load(loader, config, at(P::AttentionNormWeight), at(P::AttentionNormBias))?,
+            qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
+            qkv_bias,
+            attention_output: loader.load(at(P::AttentionOutputWeight))?,
+            attention_output_bias,
+            mlp_norm: NormWeights::load(loader, config, at(P::FeedForwardNormWeight), at(P::FeedForwardNormBias))?,
+            up: UpProjection::load(loader, config, index)?,
+            down: loader.load(at(P::DownWeight))?,
+            down_bias,
+        })
+    }
+}
+
+impl NormWeights {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, weight: Parameter, bias: Parameter) -> Result<Self, BuildError> {
+        let bias = (config.norm == DecoderNorm::Layer).then(|| loader.load(bias)).transpose()?;
+        Ok(Self { weight: loader.load(weight)?, bias })
+    }
+}
+
+impl UpProjection {
+    fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
+        use LayerParameter as P;
+        let at = |parameter| Parameter::layer(index, parameter);
+        if config.gated {
+            if config.activation != Activation::Silu {
+                return Err(BuildError::Unsupported(
+                    "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
+                ));
+            }
+            let bias = config.mlp_bias.then(|| loader.interleaved(at(P::GateBias), at(P::UpBias))).transpose()?;
+            return Ok(Self::Gated { weight: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?, bias });
+        }
+        let activated = match config.activation {
+            Activation::Gelu => Epilogue::BiasGelu,
+            Activation::GeluTanh => Epilogue::BiasGeluTanh,
+            Activation::Relu => Epilogue::BiasRelu,
+            Activation::Silu => {
+                return Err(BuildError::Unsupported(
+                    "`activation_function` is silu: the plain feed-forward kernels compute gelu, gelu_new and relu only; use `--device cpu`",
+                ));
+            }
+        };
+        if !config.mlp_bias {
+            return Err(BuildError::Unsupported("the plain feed-forward kernels add a bias, and this model has none; use `--device cpu`"));
+        }
+        Ok(Self::Plain { weight: loader.load(at(P::UpWeight))?, bias: loader.load(at(P::UpBias))?, activated })
+    }
+}

@@ -1,0 +1,195 @@
+//! Serving one decoder tenant a stream of requests by continuous batching.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smidgen_runtime::telemetry::Latencies;
+
+use super::batching::{Batching, Executor, Request, SubmitError, Timing};
+use super::{Arrivals, Served, Step, Turn, Window};
+use crate::generate::Sampling;
+
+/// Steps issued before the oldest is waited for, where tenants take turns: the turn is one step then.
+const STEPS_IN_A_TURN: usize = 1;
+
+/// The requests of a stream, all of the same size: random prompts, greedily continued to the last token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestShape {
+    /// Token ids to choose from, at least 1.
+    pub vocab: u32,
+    /// Tokens of a prompt.
+    pub prompt: u32,
+    /// Tokens to draw.
+    pub generate: NonZeroUsize,
+}
+
+/// What a stream's server measured besides latencies of whole requests.
+#[derive(Debug, Clone, Default)]
+pub struct TokenLatencies {
+    /// From arrival to the first token.
+    pub first: Latencies,
+    /// Mean gap between a request's tokens after the first.
+    pub per_token: Latencies,
+    /// Tokens of the requests that count.
+    pub tokens: u64,
+}
+
+/// One decoder tenant being served: a state machine that never blocks, as [`Server`](super::Server) is one.
+pub struct StreamServer<E> {
+    batching: Batching<E>,
+    shape: RequestShape,
+    /// Requests that are there at any time, where they arrive in a closed loop.
+    clients: usize,
+    arrivals: Arrivals,
+    slo: Option<Duration>,
+    window: Window,
+    served: Served,
+    tokens: TokenLatencies,
+    submitted: u64,
+    finished: u64,
+    turn: Option<(Arc<Turn>, u64)>,
+}
+
+/// A stream that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError<E> {
+    /// Its requests do not fit.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// What computes its steps.
+    #[error(transparent)]
+    Executor(E),
+}
+
+impl<E: Executor> StreamServer<E> {
+    /// A server of requests of one shape. `slo` is for the time per output token.
+    pub fn new(batching: Batching<E>, shape: RequestShape, slo: Option<Duration>) -> Self {
+        let clients = batching.scheduler().limits().slots as usize;
+        let window = Window { from: Duration::ZERO, until: Duration::ZERO, end: Duration::ZERO };
+        Self {
+            batching,
+            shape,
+            clients,
+            arrivals: Arrivals::ClosedLoop,
+            slo,
+            window,
+            served: Served::default(),
+            tokens: TokenLatencies::default(),
+            submitted: 0,
+            finished: 0,
+            turn: None,
+        }
+    }
+
+    /// Lets this server, number `server`, issue steps only in its turn.
+    pub fn take_turns(&mut self, turn: Arc<Turn>, server: u64) {
+        self.turn = Some((turn, server));
+    }
+
+    /// Opens the gate: requests arrive from now on, or, without a rate, as many as there are slots at once, each followed by another when it is finished.
+    pub fn start(&mut self, window: Window, rate: Option<f64>, seed: u64) {
+        self.arrivals = Arrivals::new(rate, seed, self.batching.executor().now());
+        self.window = window;
+    }
+
+    /// Queues the requests that have arrived, issues steps, and notes what the oldest brought if it is done. Never waits.
+    ///
+    /// # Errors
+    /// [`StreamError`]; the tenant is lost then, and only this one.
+    pub fn step(&mut self) -> Result<Step, StreamError<E::Error>> {
+        let now = self.batching.executor().now();
+        let ended = now >= self.window.end;
+        if !ended {
+            self.queue_arrived(now)?;
+            self.issue().map_err(StreamError::Executor)?;
+        }
+        if self.batching.try_collect().map_err(StreamError::Executor)?.is_some() {
+            self.note_finished();
+            if self.batching.scheduler().in_flight() == 0
+                && let Some((turn, _)) = &self.turn
+            {
+                turn.give_back();
+            }
+            if !ended {
+                // Whoever finished makes room, and in a closed loop somebody follows.
+                self.queue_arrived(now)?;
+                self.issue().map_err(StreamError::Executor)?;
+            }
+        }
+        if self.batching.scheduler().in_flight() > 0 {
+            return Ok(Step::Busy);
+        }
+        if ended {
+            if let Some((turn, server)) = &self.turn {
+                turn.leave(*server);
+            }
+            return Ok(Step::Finished);
+        }
+        // Whoever waits for a turn must look again.
+        Ok(if self.batching.is_idle() { Step::IdleUntil(self.arrivals.next(now).min(self.window.end)) } else { Step::Busy })
+    }
+
+    /// What was measured.
+    pub fn finish(self) -> Served {
+        Served { stream: Some(self.tokens), ..self.served }
+    }
+
+    fn queue_arrived(&mut self, now: Duration) -> Result<(), SubmitError> {
+        while match &self.arrivals {
+            Arrivals::ClosedLoop => self.submitted - self.finished < self.clients as u64,
+            Arrivals::Poisson { next, .. } => *next <= now,
+        } {
+            let arrival = self.arrivals.next(now);
+            self.batching.submit(self.shape.request(self.submitted), arrival)?;
+            self.submitted += 1;
+            self.arrivals.advance();
+        }
+        Ok(())
+    }
+
+    fn issue(&mut self) -> Result<(), E::Error> {
+        let Some((turn, server)) = &self.turn else { return self.batching.issue() };
+        let scheduler = self.batching.scheduler();
+        if scheduler.in_flight() > 0 || self.batching.is_idle() || !turn.take(*server) {
+            return Ok(());
+        }
+        self.batching.issue_up_to(STEPS_IN_A_TURN)
+    }
+
+    fn note_finished(&mut self) {
+        for (_, timing) in self.batching.take_finished() {
+            self.finished += 1;
+            if (self.window.from..self.window.until).contains(&timing.last) {
+                self.note(timing);
+            }
+        }
+    }
+
+    fn note(&mut self, timing: Timing) {
+        self.served.latencies.record(timing.latency());
+        self.tokens.tokens += u64::from(timing.tokens);
+        let (first, per_token) = (timing.to_first_token(), timing.per_token());
+        first.into_iter().for_each(|time| self.tokens.first.record(time));
+        per_token.into_iter().for_each(|time| self.tokens.per_token.record(time));
+        self.served.within_slo += u64::from(self.slo.is_none_or(|slo| per_token.is_none_or(|time| time <= slo)));
+    }
+}
+
+impl RequestShape {
+    /// Request number `index`: the same for equal indices, so that every policy serves the same requests.
+    fn request(&self, index: u64) -> Request {
+        let token = |at: u32| ((index.wrapping_mul(7919) + u64::from(at) * 104_729) % u64::from(self.vocab.max(1))) as u32;
+        Request {
+            prompt: (0..self.prompt).map(token).collect(),
+            max_tokens: self.generate,
+            sampling: Sampling::GREEDY,
+            seed: index,
+            stop_tokens: [].into(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! Chunks of prompts attending to a paged KV cache on the GPU against softmax in f64 on the CPU: any length before and in the chunk, any head size,
+//! and the same bits at every SM count and however a prompt is cut.
+
+use half::f16;
+use rayon::prelude::*;
+use smidgen::kernels::attention::{AttentionChunk, Heads};
+use smidgen_runtime::device::Buffer;
+
+use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
+use crate::decode::{PagedCache, slices};
+use crate::support::{Gpu, Random};
+
+/// One chunk: rows of `qkv`, and the sequence that they are the newest of.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: u32,
+    length: u32,
+    context: u32,
+    sequence: u32,
+}
+
+/// Sequences in a cache, and the rows of some chunks of them.
+struct Chunks {
+    heads: Heads,
+    cache: PagedCache,
+    stride: u32,
+    qkv: Vec<f16>,
+    qkv_on_gpu: Buffer,
+    output: Buffer,
+    output_stride: u32,
+    window: u32,
+}
+
+impl Chunks {
+    /// `contexts` tokens of each sequence are in the cache, and there are `rows` rows of `qkv`, `gaps` elements apart.
+    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, contexts: &[u32], rows: u32, window: u32, gaps: [u32; 2]) -> Self {
+        let capacity = contexts.iter().copied().max().unwrap_or(1).max(1);
+        let cache = PagedCache::new(gpu, random, heads, contexts, capacity);
+        let [stride, output_stride] = [heads.qkv_width() + gaps[0], heads.output_width() + gaps[1]];
+        let qkv = random.f16s((rows * stride) as usize, 2.0);
+        let qkv_on_gpu = gpu.upload_f16(&qkv);
+        let output = gpu.poisoned_f16((rows * output_stride) as usize);
+        Self { heads, cache, stride, qkv, qkv_on_gpu, output, output_stride, window }
+    }
+
+    /// The kernel over `pieces`, and the arrays that it reads.
+    fn kernel(&self, gpu: &Gpu, pieces: &[Piece]) -> (AttentionChunk, [Buffer; 4]) {
+        let fields: [fn(&Piece) -> u32; 4] = [|piece| piece.start, |piece| piece.length, |piece| piece.context, |piece| piece.sequence];
+        let arrays = fields.map(|field| gpu.upload_u32(&pieces.iter().map(field).collect::<Vec<_>>()));
+        let kernel = AttentionChunk {
+            heads: self.heads,
+            chunks: pieces.len() as u32,
+            max_length: pieces.iter().map(|piece| piece.length).max().unwrap_or(1).max(1),
+            tokens: pieces.iter().map(|piece| piece.length).sum(),
+            context: 100,
+            window: self.window,
+            scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
+            qkv: self.qkv_on_gpu.ptr(),
+            qkv_stride: self.stride,
+            cache: self.cache.on_gpu(),
+            output: self.output.ptr(),
+            output_stride: self.output_stride,
+            starts: arrays[0].ptr(),
+            lengths: arrays[1].ptr(),
+            contexts: arrays[2].ptr(),
+            sequence_of: arrays[3].ptr(),
+        };
+        (kernel, arrays)
+    }
+
+    /// The outputs of the pieces' rows, one after another.
+    fn reference(&self, pieces: &[Piece]) -> Vec<f64> {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let of_head = |(piece, row, head): (Piece, u32, u32)| {
+            let end = piece.context - piece.length + row + 1;
+            let first = if self.window == 0 { 0 } else { end.saturating_sub(self.window) };
+            let q = f64s(&self.qkv[((piece.start + row) * self.stride + head * head_dim) as usize..][..head_dim as usize]);
+            let [keys, values] = [0, 1].map(|pool: usize| {
+                (first..end).map(|at| f64s(self.cache.row(pool, piece.sequence, head / (heads / kv_heads), at))).collect::<Vec<_>>()
+            });
+            attend(&q, &slices(&keys), &slices(&values), 1.0 / (head_dim as f32).sqrt())
+        };
+        let rows = pieces.iter().flat_map(|&piece| (0..piece.length).flat_map(move |row| (0..heads).map(move |head| (piece, row, head))));
+        rows.collect::<Vec<_>>().into_par_iter().flat_map_iter(of_head).collect()
+    }
+
+    /// Compares an output with the reference, and fails where anything but the pieces' rows was written.
+    fn check(&self, pieces: &[Piece], output: &[f16]) {
+        let (width, stride) = (self.heads.output_width() as usize, self.output_stride as usize);
+        let mut rest = output.to_vec();
+        let mut valid = Vec::new();
+        for row in pieces.iter().flat_map(|piece| piece.start..piece.start + piece.length) {
+            valid.extend_from_slice(&output[row as usize * stride..][..width]);
+            rest[row as usize * stride..][..width].fill(f16::NAN);
+        }
+        let what = format!("{:?}, window {}: {pieces:?}", self.heads, self.window);
+        assert!(rest.iter().all(|value| value.is_nan()), "{what}: an element that belongs to no chunk was written");
+        check(&what, &valid, &self.reference(pieces));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn chunks_are_right_at_every_head_size_and_group_ratio() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(20);
+    for head_dim in HEAD_DIMS {
+        for (kv_heads, group) in [(2, 1), (1, 4), (1, 7)] {
+            let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+            let chunks = Chunks::new(&gpu, &mut random, heads, &[200, 70], 150, 0, [0, 0]);
+            let pieces = [
+                Piece { start: 0, length: 70, context: 70, sequence: 1 },
+                Piece { start: 0, length: 0, context: 0, sequence: 0 },
+                Piece { start: 80, length: 66, context: 200, sequence: 0 },
+            ];
+            let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
+            gpu.run(&kernel, gpu.sms());
+            chunks.check(&pieces, &gpu.download_f16(&chunks.output));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn random_chunks_windows_and_strides_are_right() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(21);
+    for _ in 0..80 {
+        let kv_heads = random.between(1, 3);
+        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 4]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
+        let contexts: Vec<u32> = (0..random.between(1, 5)).map(|_| random.between(1, 400)).collect();
+        let mut rows = 0;
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (sequence, &context) in (0..).zip(&contexts) {
+            let length = random.between(0, context.min(150));
+            pieces.push(Piece { start: rows, length, context, sequence });
+            rows += length + random.between(0, 2);
+        }
+        // Chunks come in any order of their sequences.
+        pieces.rotate_left(random.between(0, contexts.len() as u32 - 1) as usize);
+        let window = *random.pick(&[0, 0, 1, 7, 64, 100, 1000]);
+        let gaps = if random.between(0, 1) == 0 { [0, 0] } else { [random.between(0, 9), random.between(0, 9)] };
+        let chunks = Chunks::new(&gpu, &mut random, heads, &contexts, rows.max(1), window, gaps);
+        let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
+        gpu.run(&kernel, *random.pick(&gpu.sm_counts()));
+        chunks.check(&pieces, &gpu.download_f16(&chunks.output));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_prompt_has_the_same_bits_however_it_is_cut() {
+    let gpu = Gpu::open();
+    for (head_dim, window) in [(64, 0), (128, 0), (128, 90), (256, 0), (20, 0)] {
+        let mut random = Random::new(22);
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+        let chunks = Chunks::new(&gpu, &mut random, heads, &[333], 333, window, [0, 0]);
+        let run = |cuts: &[u32]| {
+            gpu.poison(&chunks.output);
+            let mut start = 0;
+            for &cut in cuts.iter().chain([&333]) {
+                let (kernel, _arrays) = chunks.kernel(&gpu, &[Piece { start, length: cut - start, context: cut, sequence: 0 }]);
+                gpu.run(&kernel, gpu.sms());
+                start = cut;
+            }
+            gpu.download_f16(&chunks.output)
+        };
+        let whole = run(&[]);
+        assert!(whole.iter().all(|value| value.is_finite()));
+        for cuts in [&[1_u32][..], &[64, 128, 192], &[17, 18, 100, 301]] {
+            assert_eq!(whole, run(cuts), "heads of {head_dim} columns, window {window}, cut at {cuts:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn chunks_have_the_same_bits_at_every_sm_count_and_while_their_grant_changes() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(23);
+    for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (4, 2, 256)] {
+        let heads = Heads { heads, kv_heads, head_dim };
+        let contexts = [500, 130, 257];
+        let pieces = [
+            Piece { start: 0, length: 128, context: 500, sequence: 0 },
+            Piece { start: 128, length: 130, context: 130, sequence: 1 },
+            Piece { start: 258, length: 1, context: 257, sequence: 2 },
+        ];
+        let chunks = Chunks::new(&gpu, &mut random, heads, &contexts, 259, 0, [0, 0]);
+        let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
+        let outputs = gpu.assert_same_bits_at_every_sm_count(&kernel, &[&chunks.output]);
+        chunks.check(&pieces, &halves(&outputs[0]));
+        assert_same_bits_while_the_grant_changes(&gpu, &kernel, &chunks.output, &outputs[0], 5);
+    }
+}

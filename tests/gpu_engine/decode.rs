@@ -1,0 +1,242 @@
+//! Attention over a paged KV cache on the GPU against softmax in f64 on the CPU: caches of any length, any head size, pages in any order, and the
+//! same bits at every SM count.
+
+use half::f16;
+use rayon::prelude::*;
+use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS};
+use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
+use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
+
+use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
+use crate::support::{Gpu, Random};
+
+/// Keys and values of random tokens on the host and on the GPU, in pages of random order. What no sequence owns is NaN.
+pub(crate) struct PagedCache {
+    heads: Heads,
+    pub(crate) pages_per_sequence: u32,
+    table: Vec<u32>,
+    /// Keys and values.
+    pools: [Vec<f16>; 2],
+    on_gpu: [Buffer; 3],
+}
+
+impl PagedCache {
+    /// Room for `capacity` tokens of each sequence, of which `lengths` are there.
+    pub(crate) fn new(gpu: &Gpu, random: &mut Random, heads: Heads, lengths: &[u32], capacity: u32) -> Self {
+        let pages_per_sequence = KvCache::pages_for(capacity);
+        let pages = pages_per_sequence * lengths.len() as u32;
+        let mut order: Vec<u32> = (0..pages).collect();
+        for last in (1..pages).rev() {
+            order.swap(last as usize, random.between(0, last) as usize);
+        }
+        let mut table = Vec::new();
+        for (of_sequence, &length) in order.chunks(pages_per_sequence as usize).zip(lengths) {
+            let used = KvCache::pages_for(length) as usize;
+            table.extend(of_sequence.iter().enumerate().map(|(at, &page)| if at < used { page } else { u32::MAX }));
+        }
+        let len = (u64::from(pages) * KvCache::page_bytes(heads) / 2) as usize;
+        let mut pools = [vec![f16::NAN; len], vec![f16::NAN; len]];
+        let columns = heads.head_dim as usize;
+        for (sequence, &length) in (0..).zip(lengths) {
+            for (position, kv_head) in (0..length).flat_map(|position| (0..heads.kv_heads).map(move |kv_head| (position, kv_head))) {
+                for pool in &mut pools {
+                    let at = Self::place(heads, &table, pages_per_sequence, sequence, kv_head, position);
+                    pool[at..][..columns].copy_from_slice(&random.f16s(columns, 2.0));
+                }
+            }
+        }
+        let on_gpu = [gpu.upload_f16(&pools[0]), gpu.upload_f16(&pools[1]), gpu.upload_u32(&table)];
+        Self { heads, pages_per_sequence, table, pools, on_gpu }
+    }
+
+    /// Where a row of a pool begins.
+    fn place(heads: Heads, table: &[u32], pages_per_sequence: u32, sequence: u32, kv_head: u32, position: u32) -> usize {
+        let page = table[(sequence * pages_per_sequence + position / PAGE_TOKENS) as usize];
+        (((page * heads.kv_heads + kv_head) * PAGE_TOKENS + position % PAGE_TOKENS) * heads.head_dim) as usize
+    }
+
+    /// The key (pool 0) or value (pool 1) of one head at one position.
+    pub(crate) fn row(&self, pool: usize, sequence: u32, kv_head: u32, position: u32) -> &[f16] {
+        let at = Self::place(self.heads, &self.table, self.pages_per_sequence, sequence, kv_head, position);
+        &self.pools[pool][at..][..self.heads.head_dim as usize]
+    }
+
+    pub(crate) fn on_gpu(&self) -> KvCache {
+        let [keys, values, page_table] = [0, 1, 2].map(|buffer: usize| self.on_gpu[buffer].ptr());
+        KvCache { keys, values, page_table, pages_per_sequence: self.pages_per_sequence }
+    }
+}
+
+/// Rows as [`attend`] takes them.
+pub(crate) fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
+    rows.iter().map(Vec::as_slice).collect()
+}
+
+/// A decode step with its operands on the host and on the GPU. Cache positions past a sequence's length are NaN, and table entries past it are far
+/// beyond the pool.
+struct Decode {
+    kernel: AttentionDecode,
+    lengths: Vec<u32>,
+    qkv: Vec<f16>,
+    cache: PagedCache,
+    output: Buffer,
+    _workspace: Buffer,
+    _operands: [Buffer; 2],
+}
+
+impl Decode {
+    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, lengths: &[u32], capacity: u32, window: u32, gaps: [u32; 2]) -> Self {
+        let sequences = lengths.len() as u32;
+        let [stride, output_stride] = [heads.qkv_width() + gaps[0], heads.output_width() + gaps[1]];
+        let qkv = random.f16s((sequences * stride) as usize, 2.0);
+        let cache = PagedCache::new(gpu, random, heads, lengths, capacity);
+        let operands = [gpu.upload_f16(&qkv), gpu.upload_u32(lengths)];
+        let workspace = gpu.zeroed(AttentionDecode::workspace_bytes(heads, sequences, cache.pages_per_sequence) as usize);
+        let output = gpu.poisoned_f16((sequences * output_stride) as usize);
+        let kernel = AttentionDecode {
+            heads,
+            sequences,
+            context: capacity,
+            window,
+            scale: 1.0 / (heads.head_dim as f32).sqrt(),
+            qkv: operands[0].ptr(),
+            qkv_stride: stride,
+            cache: cache.on_gpu(),
+            output: output.ptr(),
+            output_stride,
+            lengths: operands[1].ptr(),
+            workspace: workspace.ptr(),
+        };
+        Self { kernel, lengths: lengths.to_vec(), qkv, cache, output, _workspace: workspace, _operands: operands }
+    }
+
+    /// The output of the sequences that have tokens, without the gaps between its rows.
+    fn reference(&self) -> Vec<f64> {
+        let Heads { heads, kv_heads, head_dim } = self.kernel.heads;
+        let qkv = f64s(&self.qkv);
+        let with_tokens = (0..self.kernel.sequences).filter(|&sequence| self.lengths[sequence as usize] > 0);
+        let rows = with_tokens.flat_map(|sequence| (0..heads).map(move |head| (sequence, head))).collect::<Vec<_>>();
+        let of_head = |(sequence, head): (u32, u32)| {
+            let length = self.lengths[sequence as usize];
+            let first = if self.kernel.window == 0 { 0 } else { length.saturating_sub(self.kernel.window) };
+            let kv_head = head / (heads / kv_heads);
+            let q = &qkv[(sequence * self.kernel.qkv_stride + head * head_dim) as usize..][..head_dim as usize];
+            let [keys, values] = [0, 1].map(|pool: usize| {
+                (first..length).map(|position| f64s(self.cache.row(pool, sequence, kv_head, position))).collect::<Vec<_>>()
+            });
+            attend(q, &slices(&keys), &slices(&values), self.kernel.scale)
+        };
+        rows.into_par_iter().flat_map_iter(of_head).collect()
+    }
+
+    fn check(&self, output: &[f16]) {
+        let what = format!("{} with lengths {:?}, window {}", self.kernel.key(), self.lengths, self.kernel.window);
+        let mut valid = Vec::new();
+        for (row, &length) in output.chunks(self.kernel.output_stride as usize).zip(&self.lengths) {
+            let (row, gap) = row.split_at(if length == 0 { 0 } else { self.kernel.heads.output_width() as usize });
+            valid.extend_from_slice(row);
+            assert!(gap.iter().all(|value| value.is_nan()), "{what}: elements between the rows were written");
+        }
+        check(&what, &valid, &self.reference());
+    }
+
+    fn run_and_check(&self, gpu: &Gpu, sms: u16) {
+        gpu.run(&self.kernel, sms);
+        self.check(&gpu.download_f16(&self.output));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_is_right_at_every_head_size_and_group_ratio() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(8);
+    for head_dim in HEAD_DIMS {
+        for (kv_heads, group) in [(3, 1), (2, 2), (1, 4), (2, 8), (1, 16), (1, 20)] {
+            let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+            Decode::new(&gpu, &mut random, heads, &[1, 17, 300, 128], 300, 0, [0, 0]).run_and_check(&gpu, gpu.sms());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_is_right_over_caches_of_any_length_and_window() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(9);
+    for _ in 0..100 {
+        let kv_heads = random.between(1, 4);
+        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 3, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
+        let capacity = random.between(1, 1000);
+        let sequences = *random.pick(&[1, 2, 6, 6, 40, 70]);
+        let lengths: Vec<u32> = (0..sequences).map(|_| random.between(0, capacity)).chain([capacity]).collect();
+        let window = *random.pick(&[0, 0, 1, 15, 16, 100, 2000]);
+        let gaps = [random.between(0, 9), random.between(0, 9)];
+        let sms = *random.pick(&gpu.sm_counts());
+        Decode::new(&gpu, &mut random, heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_has_the_same_bits_at_every_sm_count_and_while_its_grant_changes() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(10);
+    for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (8, 8, 256), (6, 2, 20)] {
+        let heads = Heads { heads, kv_heads, head_dim };
+        let lengths: Vec<u32> = (0..24).map(|_| random.between(1, 900)).collect();
+        let decode = Decode::new(&gpu, &mut random, heads, &lengths, 900, 0, [0, 0]);
+        let outputs = gpu.assert_same_bits_at_every_sm_count(&decode.kernel, &[&decode.output]);
+        decode.check(&halves(&outputs[0]));
+        assert_same_bits_while_the_grant_changes(&gpu, &decode.kernel, &decode.output, &outputs[0], 5);
+
+        let launch = decode.kernel.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+        for grid in [1, 3, launch.grid] {
+            gpu.poison(&decode.output);
+            let uncounted = TilesArg { progress: DevicePtr::NULL, ..gpu.tiles(&launch) };
+            gpu.enqueue(&decode.kernel, &Launch { grid, ..launch }, gpu.stream(), uncounted);
+            assert!(outputs[0] == gpu.download(&decode.output), "{}: {grid} blocks without a tile counter differ", decode.kernel.key());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_leaves_sequences_without_tokens_alone() {
+    let gpu = Gpu::open();
+    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 32 };
+    let decode = Decode::new(&gpu, &mut Random::new(4), heads, &[0, 0], 16, 0, [0, 0]);
+    gpu.run(&decode.kernel, gpu.sms());
+    assert!(gpu.download_f16(&decode.output).iter().all(|value| value.is_nan()));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_gives_a_sequence_the_same_bits_beside_any_others_and_at_any_capacity() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(13);
+    let heads = Heads { heads: 12, kv_heads: 3, head_dim: 64 };
+    let lengths: Vec<u32> = (0..40).map(|_| random.between(1, 1500)).collect();
+    for window in [0, 300] {
+        let decode = Decode::new(&gpu, &mut random, heads, &lengths, 2000, window, [0, 0]);
+        gpu.run(&decode.kernel, gpu.sms());
+        let together = gpu.download_f16(&decode.output);
+        let pages_per_sequence = decode.cache.pages_per_sequence + 5;
+        let wider = |row: &[u32]| row.iter().copied().chain([u32::MAX; 5]).collect::<Vec<_>>();
+        let table: Vec<u32> = decode.cache.table.chunks(decode.cache.pages_per_sequence as usize).flat_map(wider).collect();
+        let table = gpu.upload_u32(&table);
+        let cache = KvCache { page_table: table.ptr(), pages_per_sequence, ..decode.kernel.cache };
+        let workspace = gpu.zeroed(AttentionDecode::workspace_bytes(heads, 40, pages_per_sequence) as usize);
+        for (sequence, &length) in lengths.iter().enumerate().step_by(7) {
+            // All others have become short.
+            let others: Vec<u32> = (0..lengths.len()).map(|at| if at == sequence { length } else { 1 }).collect();
+            let others = gpu.upload_u32(&others);
+            let output = gpu.poisoned_f16(40 * heads.output_width() as usize);
+            let beside_others =
+                AttentionDecode { lengths: others.ptr(), output: output.ptr(), cache, workspace: workspace.ptr(), ..decode.kernel };
+            gpu.run(&beside_others, 8);
+            let row = |output: &[f16]| output.chunks(heads.output_width() as usize).nth(sequence).map(<[f16]>::to_vec);
+            assert_eq!(row(&gpu.download_f16(&output)), row(&together), "sequence {sequence} of {length} tokens");
+        }
+    }
+}
