@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionPrefill, Heads};
-use smidgen_runtime::device::{Buffer, PartitionId, Priority};
+use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
 use crate::support::{Gpu, Random, assert_close};

@@ -37,6 +37,7 @@ pub fn prefill(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
                 sequences,
                 max_length: length,
                 tokens: sequences * length,
+                rows: sequences * length,
                 causal,
                 window: 0,
                 scale: 1.0 / (head_dim as f32).sqrt(),
