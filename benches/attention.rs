@@ -133,6 +133,7 @@ mod gpu {
                 sequences,
                 max_length: length,
                 tokens: sequences * length,
+                rows: sequences * length,
                 causal,
                 window: 0,
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),

@@ -105,6 +105,12 @@ typedef struct AttentionPrefillArgs {
     float scale;         // of the scores, before the softmax; positive
 } AttentionPrefillArgs;
 
+// The same where the copy engine fetches the rows.
+typedef struct AttentionPrefillTmaArgs {
+    TensorMap rows; // of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes
+    AttentionPrefillArgs plain;
+} AttentionPrefillTmaArgs;
+
 // As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see
 // attention/disentangled_rows.cuh.
 typedef struct AttentionDisentangledArgs {
@@ -190,6 +196,14 @@ typedef struct AttentionChunkArgs {
 #define ATTENTION_PREFILL_D96_SHARED_BYTES 53264
 #define ATTENTION_PREFILL_D128_SHARED_BYTES 69648
 #define ATTENTION_PREFILL_D256_SHARED_BYTES 101376
+#define ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES 73832
+#define ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES 163944
+#define ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES 196712
+#define ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES 49152
+#define ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES 49152
 #define ATTENTION_DECODE_D32_SHARED_BYTES 32080
 #define ATTENTION_DECODE_D64_SHARED_BYTES 56656
 #define ATTENTION_DECODE_D80_SHARED_BYTES 68944
@@ -341,6 +355,18 @@ typedef struct SampleArgs {
     uint32_t parts_per_row;
     uint32_t segments_per_part;
 } SampleArgs;
+
+// ---- bandwidth/ ----
+
+// Reads device memory and does nothing with it, see bandwidth/read.cu.
+typedef struct ReadBandwidthArgs {
+    uint64_t source; // whole tiles
+    uint64_t sink;   // uint32_t: written if one word read, or all folded to one, is `never`
+    uint32_t never;
+} ReadBandwidthArgs;
+
+// The ring of read_bandwidth_bulk, bytes.
+#define READ_BANDWIDTH_SHARED_BYTES 196608
 
 // ---- random/ ----
 

@@ -13,6 +13,14 @@ pub const ATTENTION_PREFILL_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_PREFILL_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_PREFILL_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_PREFILL_D256_SHARED_BYTES: u32 = 101376;
+pub const ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES: u32 = 73832;
+pub const ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES: u32 = 163944;
+pub const ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES: u32 = 196712;
+pub const ATTENTION_PREFILL_SHORT_D32_SHARED_BYTES: u32 = 49152;
+pub const ATTENTION_PREFILL_SHORT_D64_SHARED_BYTES: u32 = 49152;
 pub const ATTENTION_DECODE_D32_SHARED_BYTES: u32 = 32080;
 pub const ATTENTION_DECODE_D64_SHARED_BYTES: u32 = 56656;
 pub const ATTENTION_DECODE_D80_SHARED_BYTES: u32 = 68944;
@@ -35,6 +43,7 @@ pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const SAMPLE_SEGMENT: u32 = 256;
 pub const SAMPLE_BINS: u32 = 1024;
 pub const SAMPLE_SHARED_BYTES: u32 = 71680;
+pub const READ_BANDWIDTH_SHARED_BYTES: u32 = 196608;
 #[doc = " What the copy engine must know of a matrix, in the driver's own form; the runtime's launch::TensorMap says what it is made from."]
 #[repr(C)]
 #[repr(align(64))]
@@ -250,6 +259,22 @@ const _: () = {
     ["Offset of field: AttentionPrefillArgs::window"][::std::mem::offset_of!(AttentionPrefillArgs, window) - 60usize];
     ["Offset of field: AttentionPrefillArgs::causal"][::std::mem::offset_of!(AttentionPrefillArgs, causal) - 64usize];
     ["Offset of field: AttentionPrefillArgs::scale"][::std::mem::offset_of!(AttentionPrefillArgs, scale) - 68usize];
+};
+#[doc = " The same where the copy engine fetches the rows."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillTmaArgs {
+    #[doc = " of qkv: f16 [heads + 2 * kv_heads, rows, head_dim], in boxes of 1 head, 64 rows and 64 columns, swizzled by 128 bytes"]
+    pub rows: TensorMap,
+    pub plain: AttentionPrefillArgs,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionPrefillTmaArgs"][::std::mem::size_of::<AttentionPrefillTmaArgs>() - 256usize];
+    ["Alignment of AttentionPrefillTmaArgs"][::std::mem::align_of::<AttentionPrefillTmaArgs>() - 64usize];
+    ["Offset of field: AttentionPrefillTmaArgs::rows"][::std::mem::offset_of!(AttentionPrefillTmaArgs, rows) - 0usize];
+    ["Offset of field: AttentionPrefillTmaArgs::plain"][::std::mem::offset_of!(AttentionPrefillTmaArgs, plain) - 128usize];
 };
 #[doc = " As AttentionPrefillArgs, without masks, and with as many key heads as query heads; and two matrices that scores have terms of, see\n attention/disentangled_rows.cuh."]
 #[repr(C)]
@@ -724,6 +749,24 @@ const _: () = {
     ["Offset of field: SampleArgs::vocabulary"][::std::mem::offset_of!(SampleArgs, vocabulary) - 76usize];
     ["Offset of field: SampleArgs::parts_per_row"][::std::mem::offset_of!(SampleArgs, parts_per_row) - 80usize];
     ["Offset of field: SampleArgs::segments_per_part"][::std::mem::offset_of!(SampleArgs, segments_per_part) - 84usize];
+};
+#[doc = " Reads device memory and does nothing with it, see bandwidth/read.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBandwidthArgs {
+    #[doc = " whole tiles"]
+    pub source: u64,
+    #[doc = " uint32_t: written if one word read, or all folded to one, is `never`"]
+    pub sink: u64,
+    pub never: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBandwidthArgs"][::std::mem::size_of::<ReadBandwidthArgs>() - 24usize];
+    ["Alignment of ReadBandwidthArgs"][::std::mem::align_of::<ReadBandwidthArgs>() - 8usize];
+    ["Offset of field: ReadBandwidthArgs::source"][::std::mem::offset_of!(ReadBandwidthArgs, source) - 0usize];
+    ["Offset of field: ReadBandwidthArgs::sink"][::std::mem::offset_of!(ReadBandwidthArgs, sink) - 8usize];
+    ["Offset of field: ReadBandwidthArgs::never"][::std::mem::offset_of!(ReadBandwidthArgs, never) - 16usize];
 };
 #[doc = " Random weights, see random/random.cu."]
 #[repr(C)]

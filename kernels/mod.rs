@@ -4,6 +4,7 @@
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, non_camel_case_types)]
 pub mod abi;
 pub mod attention;
+pub mod bandwidth;
 pub mod embedding;
 pub mod gemm;
 pub mod norm;

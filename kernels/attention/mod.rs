@@ -16,6 +16,7 @@ mod chunk;
 mod decode;
 mod disentangled;
 mod prefill;
+mod prefill_variant;
 mod rotary;
 
 pub use cache::{KvCache, PAGE_TOKENS};

@@ -1,28 +1,14 @@
 //! Attention where every sequence brings many queries: encoders, and the first pass of decoders.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Work};
 
 use super::super::abi;
+use super::prefill_variant::Variant;
 use super::{CompiledSize, Heads, product, unsupported};
 
-/// Queries of one tile: `Prefill::QUERIES` in prefill.cuh.
-const QUERIES_PER_TILE: u32 = 64;
-
-/// By rising head size; launch bounds as `Prefill::BLOCKS_PER_SM` in prefill.cuh.
-const SIZES: [CompiledSize; 6] = {
-    const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32, blocks_by_registers: u32) -> CompiledSize {
-        CompiledSize { head_dim, symbol, threads: 128, shared_bytes, blocks_by_registers }
-    }
-    [
-        size(32, "attention_prefill_d32", abi::ATTENTION_PREFILL_D32_SHARED_BYTES, 4),
-        size(64, "attention_prefill_d64", abi::ATTENTION_PREFILL_D64_SHARED_BYTES, 3),
-        size(80, "attention_prefill_d80", abi::ATTENTION_PREFILL_D80_SHARED_BYTES, 3),
-        size(96, "attention_prefill_d96", abi::ATTENTION_PREFILL_D96_SHARED_BYTES, 2),
-        size(128, "attention_prefill_d128", abi::ATTENTION_PREFILL_D128_SHARED_BYTES, 2),
-        size(256, "attention_prefill_d256", abi::ATTENTION_PREFILL_D256_SHARED_BYTES, 2),
-    ]
-};
+/// Floating-point operations that an SM does in 20 us, about: a longer launch is elastic (elastic.cuh). Long sequences run at 3 to 4 TFLOP/s an SM.
+const FLOPS_OF_A_SHORT_LAUNCH: u64 = 64_000_000;
 
 /// `output[i] = sum over the keys j that query i sees of softmax_j(scale * q[i] . k[j]) * v[j]`, for each head of each sequence.
 ///
@@ -39,6 +25,8 @@ pub struct AttentionPrefill {
     pub max_length: u32,
     /// The sum of the lengths. Only the [`Work`] depends on it.
     pub tokens: u32,
+    /// Rows of `qkv`: every sequence lies within them, and they can be read.
+    pub rows: u32,
     /// Whether a query sees no key after its own position.
     pub causal: bool,
     /// A query sees only keys less than this many positions away (on both sides, unless `causal`); 0 where there is no such limit.
@@ -53,17 +41,14 @@ pub struct AttentionPrefill {
     pub output: DevicePtr,
     /// Elements from one row of `output` to the next.
     pub output_stride: u32,
-    /// First row of each sequence: `[sequences]`, u32.
+    /// First row of each sequence: `[sequences]`, u32. Like `lengths`, read while the launch before this one may still run, which must not
+    /// write it; launches before that one may.
     pub starts: DevicePtr,
-    /// Rows of each sequence: `[sequences]`, u32.
+    /// Rows of each sequence: `[sequences]`, u32, each at most `max_length`.
     pub lengths: DevicePtr,
 }
 
 impl AttentionPrefill {
-    fn tiles(&self) -> u64 {
-        product([self.sequences, self.heads.heads, self.max_length.div_ceil(QUERIES_PER_TILE)].map(u64::from))
-    }
-
     fn has_window(&self) -> bool {
         self.window != 0 && self.window < self.max_length
     }
@@ -83,7 +68,8 @@ impl AttentionPrefill {
         product([tokens, seen])
     }
 
-    fn check(&self) -> Result<&'static CompiledSize, LaunchError> {
+    /// The kernel that does it, if it can be done.
+    fn choose(&self, gpu: &Topology) -> Result<(Variant, &'static CompiledSize), LaunchError> {
         let key = self.key();
         if let Some(reason) = self.heads.problem(self.qkv_stride).or_else(|| self.heads.output_problem(self.output_stride)) {
             return Err(unsupported(&key, reason));
@@ -91,11 +77,17 @@ impl AttentionPrefill {
         if self.sequences == 0 || self.max_length == 0 || self.max_length > 1 << 30 {
             return Err(unsupported(&key, "there must be a sequence, and a longest length of 1 to 2^30".to_owned()));
         }
+        if self.rows == 0 {
+            return Err(unsupported(&key, "qkv must have rows".to_owned()));
+        }
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(unsupported(&key, format!("the scale must be positive and finite, not {}", self.scale)));
         }
-        CompiledSize::of(self.heads.head_dim, &SIZES)
-            .ok_or_else(|| unsupported(&key, "no kernel was compiled for heads this wide".to_owned()))
+        let variant = Variant::choose(self, gpu);
+        match variant.size(self.heads.head_dim) {
+            Some(size) => Ok((variant, size)),
+            None => Err(unsupported(&key, "no kernel was compiled for heads this wide".to_owned())),
+        }
     }
 
     fn args(&self) -> abi::AttentionPrefillArgs {
@@ -118,8 +110,8 @@ impl AttentionPrefill {
     }
 }
 
-// SAFETY: every symbol of `SIZES` is defined by ATTENTION_PREFILL with `AttentionPrefillArgs` as its first parameter; that the pointers stay valid
-// is for whoever makes the descriptor to see to.
+// SAFETY: the symbols of every `Variant` are defined with the first parameter that its `params` returns; that the pointers stay valid is for whoever
+// makes the descriptor to see to.
 unsafe impl Kernel for AttentionPrefill {
     /// `[sequences x max_length x heads x kv_heads x head_dim]`, and the window where there is one.
     fn key(&self) -> KernelKey {
@@ -140,7 +132,10 @@ unsafe impl Kernel for AttentionPrefill {
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
-        let size = self.check()?;
-        size.launch(&self.key(), self.tiles(), Params::new(self.args()), sms, gpu)
+        let (variant, size) = self.choose(gpu)?;
+        let tiles = product([self.sequences, self.heads.heads, self.max_length.div_ceil(variant.queries(size))].map(u64::from));
+        let launch = size.launch(&self.key(), tiles, variant.params(self, self.args()), sms, gpu)?;
+        let elastic = self.work().flops > u64::from(sms.get()) * FLOPS_OF_A_SHORT_LAUNCH;
+        Ok(Launch { elastic, ..launch })
     }
 }

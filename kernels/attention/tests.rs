@@ -16,6 +16,7 @@ fn prefill(heads: Heads) -> AttentionPrefill {
         sequences: 8,
         max_length: 100,
         tokens: 640,
+        rows: 800,
         causal: true,
         window: 0,
         scale: 0.125,
@@ -128,9 +129,41 @@ fn any_head_size_runs_on_the_next_larger_compiled_one() {
 }
 
 #[test]
+fn prefill_uses_what_the_gpu_has_and_rows_allow() {
+    let ampere = Topology { compute_capability: (8, 0), ..h200() };
+    let symbol = |kernel: AttentionPrefill, gpu: &Topology| kernel.configure(Sms(132), gpu).unwrap().symbol;
+    let long = AttentionPrefill { max_length: 1000, ..prefill(LLAMA) };
+    assert_eq!(symbol(long, &h200()), "attention_prefill_wgmma_d64");
+    assert_eq!(symbol(prefill(LLAMA), &h200()), "attention_prefill_short_d64");
+    for (off_16_bytes, gpu) in [
+        (long, &ampere),
+        (AttentionPrefill { qkv: DevicePtr(258), ..long }, &h200()),
+        (AttentionPrefill { output_stride: 2049, ..long }, &h200()),
+        (AttentionPrefill { qkv_stride: 3076, ..prefill(LLAMA) }, &h200()),
+    ] {
+        assert_eq!(symbol(off_16_bytes, gpu), "attention_prefill_d64");
+    }
+}
+
+#[test]
+fn prefill_is_elastic_where_its_sms_are_busy_for_long() {
+    let elastic = |length, sms| {
+        let kernel = AttentionPrefill { max_length: length, tokens: 8 * length, rows: 8 * length, ..prefill(LLAMA) };
+        kernel.configure(Sms(sms), &h200()).unwrap().elastic
+    };
+    assert!(elastic(4096, 132));
+    assert!(!elastic(128, 132));
+    assert!(elastic(128, 2));
+}
+
+#[test]
 fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     let tiles = |kernel: &dyn Kernel| kernel.configure(Sms(132), &h200()).unwrap().tiles;
-    assert_eq!(tiles(&prefill(LLAMA)), 8 * 32 * 2);
+    let ampere = Topology { compute_capability: (8, 0), ..h200() };
+    assert_eq!(prefill(LLAMA).configure(Sms(132), &ampere).unwrap().tiles, 8 * 32 * 2);
+    assert_eq!(tiles(&prefill(LLAMA)), 8 * 32);
+    assert_eq!(tiles(&AttentionPrefill { max_length: 129, ..prefill(LLAMA) }), 8 * 32 * 3);
+    assert_eq!(tiles(&prefill(Heads { head_dim: 128, ..LLAMA })), 8 * 32);
     assert_eq!(tiles(&chunk(LLAMA)), 3 * 32 * 2);
     // 8 pages are one chunk.
     assert_eq!(tiles(&decode(LLAMA)), 8 * 8);
@@ -150,6 +183,14 @@ fn decode_uses_the_copy_engine_where_there_is_one_and_it_can_reach_the_rows() {
     assert_eq!(symbol(decode(Heads { head_dim: 72, ..LLAMA }), &h200()), "attention_decode_d80");
     let ampere = Topology { compute_capability: (8, 0), shared_bytes_per_sm: 164 << 10, ..h200() };
     assert_eq!(symbol(decode(LLAMA), &ampere), "attention_decode_d64");
+}
+
+#[test]
+fn decode_launches_no_blocks_for_chunks_that_are_not_expected() {
+    let cache = KvCache { pages_per_sequence: 64, ..CACHE };
+    let grid = |context| AttentionDecode { context, cache, ..decode(LLAMA) }.configure(Sms(132), &h200()).unwrap().grid;
+    assert_eq!(grid(100), 8 * 8);
+    assert_eq!(grid(4096), 8 * 8 * 4);
 }
 
 #[test]
@@ -183,6 +224,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
     assert_refused(&AttentionPrefill { qkv_stride: 3071, ..prefill(LLAMA) }, "3072 columns wide");
     assert_refused(&AttentionDecode { output_stride: 2047, ..decode(LLAMA) }, "2048 columns wide");
     assert_refused(&AttentionPrefill { scale: -1.0, ..prefill(LLAMA) }, "positive");
+    assert_refused(&AttentionPrefill { rows: 0, ..prefill(LLAMA) }, "must have rows");
     assert_refused(&AttentionPrefill { sequences: 0, ..prefill(LLAMA) }, "must be a sequence");
     assert_refused(&rotary(Heads { head_dim: 15, ..LLAMA }), "must be even");
     assert_refused(&AttentionDecode { cache: KvCache { pages_per_sequence: 0, ..CACHE }, ..decode(LLAMA) }, "1 to 16777216 pages, not 0");

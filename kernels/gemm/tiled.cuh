@@ -178,8 +178,10 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
             }
         }
 
-        // The pipeline's memory is free since the last barrier. Each warp passes its sums through a part of its own, so that memory sees whole
-        // rows instead of fragments, and so that the sums leave their registers before the epilogue needs some.
+        // The slice read last, which nobody multiplies, was still the pipeline's: its memory is free after this barrier. Each warp passes its
+        // sums through a part of its own, so that memory sees whole rows instead of fragments, and so that the sums leave their registers
+        // before the epilogue needs some.
+        __syncthreads();
         float *staging = reinterpret_cast<float *>(pipeline) + warp * Shape::WARP_M * Shape::STAGING_PITCH;
 #pragma unroll
         for (int i = 0; i < M_TILES; ++i) {

@@ -45,6 +45,13 @@ __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, 
                  : "memory");
 }
 
+// Bytes that lie one after another: no map is needed. `bytes` and both addresses are multiples of 16.
+__device__ __forceinline__ void bulk_load(uint32_t target, uint64_t source, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source), "r"(bytes),
+                 "r"(barrier)
+                 : "memory");
+}
+
 // Shared memory that ordinary stores wrote is read by the copy engine or by wgmma next: each writing thread fences, then a barrier.
 __device__ __forceinline__ void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -205,6 +205,7 @@ impl Encoder {
             sequences: batch.sequences,
             max_length: batch.max_length,
             tokens: batch.rows,
+            rows: batch.rows,
             causal: false,
             window: 0,
             scale: 1.0 / (head_dim as f32).sqrt(),

@@ -199,6 +199,7 @@ impl Vision {
             sequences: batch.images,
             max_length: self.config.tokens() as u32,
             tokens: batch.rows,
+            rows: batch.rows,
             causal: false,
             window: 0,
             scale: 1.0 / (head_dim as f32).sqrt(),

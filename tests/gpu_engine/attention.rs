@@ -4,9 +4,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionPrefill, Heads};
-use smidgen_runtime::device::{Buffer, PartitionId, Priority};
+use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
 use crate::support::{Gpu, Random, assert_close};
@@ -83,6 +85,7 @@ impl Prefill {
             sequences: batch.lengths.len() as u32,
             max_length: batch.lengths.iter().copied().max().unwrap_or(1),
             tokens: batch.lengths.iter().sum(),
+            rows,
             causal: batch.causal,
             window: batch.window,
             scale: 1.0 / (batch.heads.head_dim as f32).sqrt(),
@@ -209,6 +212,91 @@ fn random_batches_windows_and_strides_are_right() {
         let batch = Batch { heads, lengths, padded_to, causal: random.between(0, 1) == 1, window, gaps };
         let sms = *random.pick(&gpu.sm_counts());
         Prefill::new(&gpu, &mut random, batch).run_and_check(&gpu, sms);
+    }
+}
+
+/// Batches whose rows lie on 16 bytes, as models' do, with lengths on both sides of every block and tile.
+fn aligned_batches() -> impl Strategy<Value = Batch> {
+    let head_dim = (1_u32..=32).prop_map(|eighth| 8 * eighth);
+    let length = prop_oneof![Just(1_u32), 1..=130_u32, 120..=400_u32, Just(257), Just(521)];
+    let lengths = prop::collection::vec(length, 1..5);
+    let window = prop_oneof![3 => Just(0_u32), 1 => 1..=200_u32];
+    let groups = prop_oneof![Just(1_u32), Just(2), Just(3), Just(4)];
+    let padding = prop::option::of(0_u32..70);
+    let gaps = (0_u32..3, 0_u32..3).prop_map(|(qkv, output)| [8 * qkv, 8 * output]);
+    (head_dim, 1_u32..=3, groups, lengths, padding, any::<bool>(), window, gaps).prop_map(
+        |(head_dim, kv_heads, group, lengths, padding, causal, window, gaps)| {
+            let padded_to = padding.map(|padding| lengths.iter().max().map_or(1, |longest| longest + padding));
+            Batch { heads: Heads { heads: kv_heads * group, kv_heads, head_dim }, lengths, padded_to, causal, window, gaps }
+        },
+    )
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn prefill_of_aligned_rows_is_right_for_any_batch() {
+    let gpu = Gpu::open();
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 96, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() });
+    let cases = (aligned_batches(), any::<u64>(), prop::sample::select(gpu.sm_counts()));
+    let outcome = runner.run(&cases, |(batch, seed, sms)| {
+        Prefill::new(&gpu, &mut Random::new(seed), batch).run_and_check(&gpu, sms);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn long_sequences_go_round_every_ring_many_times() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(13);
+    for (head_dim, causal, window) in [(64, true, 0), (64, false, 0), (80, true, 300), (128, true, 0), (128, false, 700), (256, true, 0)] {
+        let heads = Heads { heads: 2, kv_heads: 1, head_dim };
+        let batch = Batch { heads, lengths: vec![1500, 3, 1111], padded_to: None, causal, window, gaps: [0, 0] };
+        Prefill::new(&gpu, &mut random, batch).run_and_check(&gpu, gpu.sms());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_sequence_of_nan_reaches_no_other() {
+    let gpu = Gpu::open();
+    for (head_dim, lengths) in [(64, vec![100, 77, 128]), (64, vec![200, 77, 300]), (128, vec![130, 200, 129]), (256, vec![65, 70, 200])] {
+        let heads = Heads { heads: 2, kv_heads: 2, head_dim };
+        let [start, end] = [lengths[0], lengths[0] + lengths[1]].map(|row| (row * heads.qkv_width()) as usize);
+        let batch = Batch { heads, lengths, padded_to: None, causal: false, window: 0, gaps: [0, 0] };
+        let prefill = Prefill::new(&gpu, &mut Random::new(14), batch);
+        let outputs = [f16::ONE, f16::NAN, f16::INFINITY].map(|value| {
+            let mut qkv = prefill.qkv.clone();
+            qkv[start..end].fill(value);
+            let operand = gpu.upload_f16(&qkv);
+            gpu.run(&AttentionPrefill { qkv: operand.ptr(), ..prefill.kernel }, gpu.sms());
+            let output = gpu.download_f16(&prefill.output);
+            let width = heads.output_width() as usize;
+            let middle = prefill.starts[1] as usize * width..prefill.starts[2] as usize * width;
+            [&output[..middle.start], &output[middle.end..]].concat()
+        });
+        assert!(outputs[0].iter().all(|value| value.is_finite()));
+        assert!(outputs[1..].iter().all(|output| *output == outputs[0]), "{}", prefill.kernel.key());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn prefill_has_the_same_bits_with_and_without_a_tile_counter() {
+    let gpu = Gpu::open();
+    for (head_dim, length) in [(64, 128), (64, 500), (128, 500)] {
+        let heads = Heads { heads: 12, kv_heads: 4, head_dim };
+        let batch = Batch { heads, lengths: vec![length; 8], padded_to: None, causal: true, window: 0, gaps: [0, 0] };
+        let prefill = Prefill::new(&gpu, &mut Random::new(15), batch);
+        gpu.run(&prefill.kernel, gpu.sms());
+        let counted = gpu.download(&prefill.output);
+        gpu.poison(&prefill.output);
+        let launch = prefill.kernel.configure(gpu.device().topology().sms, gpu.device().topology()).expect("a supported shape");
+        gpu.enqueue(&prefill.kernel, &launch, gpu.stream(), TilesArg { progress: DevicePtr::NULL, ..gpu.tiles(&launch) });
+        gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        assert!(counted == gpu.download(&prefill.output), "{}", prefill.kernel.key());
     }
 }
 

@@ -1,5 +1,5 @@
 //! Everything that needs a GPU with this project's kernels on it, in one binary, so that a bundle stays small: kernels against references,
-//! elastic tiles under changing grants, whole models. Run by `cargo xtask test --gpu`.
+//! elastic tiles under changing grants, whole models, rounding errors. Run by `cargo xtask test --gpu`.
 #![cfg(feature = "cuda-13000")]
 
 #[path = "../support/mod.rs"]
@@ -9,6 +9,7 @@ mod tenant;
 #[path = "../tiny_models/mod.rs"]
 mod tiny_models;
 
+mod accuracy;
 mod attention;
 mod chunk;
 mod deberta;

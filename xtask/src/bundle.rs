@@ -5,6 +5,8 @@
 //! | `smidgen` | the command, kernels inside |
 //! | `run-gpu-tests`, `tests/` | every test target that needs a GPU |
 //! | `run-benches`, `benches/` | the benchmarks |
+//! | `run-reach`, `peers/` | the benchmark that measures ours beside cuBLASLt and PyTorch, and PyTorch's side |
+//! | `run-sanitizer` | the GPU tests under compute-sanitizer |
 //! | `profiles/`, `fixtures/` | what these read; the scripts name the folder in `SMIDGEN_FIXTURES` and the command in `SMIDGEN_BIN` |
 //! | `COMMIT` | what it was built from, for the provenance of results |
 
@@ -21,8 +23,12 @@ use crate::{files, test, toolchain};
 /// A bundle travels to the GPU machine with every run.
 const LARGEST_BYTES: u64 = 25_000_000;
 
-const SCRIPTS: [(&str, &str); 2] =
-    [("run-gpu-tests", include_str!("bundle/run-gpu-tests")), ("run-benches", include_str!("bundle/run-benches"))];
+const SCRIPTS: [(&str, &str); 4] = [
+    ("run-gpu-tests", include_str!("bundle/run-gpu-tests")),
+    ("run-benches", include_str!("bundle/run-benches")),
+    ("run-reach", include_str!("bundle/run-reach")),
+    ("run-sanitizer", include_str!("bundle/run-sanitizer")),
+];
 
 /// Builds everything in release form and packs it into `destination`, whose earlier bundle it replaces.
 pub fn run(root: &Path, destination: &Path) -> Result<()> {
@@ -61,6 +67,7 @@ pub fn run(root: &Path, destination: &Path) -> Result<()> {
     }
     files::copy_tree(&root.join("profiles"), &partial.join("profiles"))?;
     files::copy_tree(&root.join("tests/fixtures"), &partial.join("fixtures"))?;
+    files::copy_tree(&root.join("benches/peers"), &partial.join("peers"))?;
     fs::write(partial.join("COMMIT"), commit(root)?)?;
 
     let total = check_size(&partial)?;

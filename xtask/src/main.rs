@@ -10,6 +10,7 @@ mod abi;
 mod bundle;
 mod cargo;
 mod demo;
+mod docs;
 mod files;
 mod kernels;
 mod nvcc;
@@ -57,6 +58,12 @@ enum Chore {
         #[arg(long)]
         bindings: Option<PathBuf>,
     },
+    /// Draw the measured parts of docs/kernels.md and its plots from results/
+    Docs {
+        /// Change nothing; fail if they do not follow from the results
+        #[arg(long)]
+        check: bool,
+    },
     /// Pack smidgen, its GPU tests and its benchmarks into a folder for a GPU machine
     Bundle {
         /// The folder [default: bundle/ in the repository]
@@ -86,6 +93,7 @@ fn run(chore: Chore, root: &Path) -> Result<ExitCode> {
             let bindings = bindings.unwrap_or_else(|| root.join("kernels/abi.rs"));
             abi::run(root, &header, &bindings, check)?;
         }
+        Chore::Docs { check } => docs::run(root, check)?,
         Chore::Bundle { output } => bundle::run(root, &output.unwrap_or_else(|| root.join("bundle")))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -22,7 +22,7 @@ BODY
 fn bundle(binaries: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bundle");
-    for name in ["run-gpu-tests", "run-benches"] {
+    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer"] {
         executable(&folder.path().join(name), &fs::read_to_string(scripts.join(name)).expect("the script is there"));
     }
     for (path, body) in binaries {
@@ -86,4 +86,58 @@ fn a_benchmark_that_fails_fails_the_run() {
     let output = run(&bundle, "run-benches", &[]);
     assert!(!output.status.success());
     assert!(said(&output).contains("FAILED: kernels") && said(&output).contains("launch ran"), "{}", said(&output));
+}
+
+#[test]
+fn the_table_s_run_hands_its_options_to_the_benchmark_and_keeps_its_results_together() {
+    let bundle = bundle(&[
+        (
+            "benches/reach",
+            r#"echo "rows=$SMIDGEN_ROWS peers=$SMIDGEN_PEERS command=$SMIDGEN_COMMAND" | tee "$SMIDGEN_RESULTS/kernels.json""#,
+        ),
+        ("tests/gpu_engine", "exit 0"),
+    ]);
+    let output = run(&bundle, "run-reach", &["--rows", "1,2", "--out", &format!("{}/here", bundle.path().display())]);
+    let expected = format!("rows=1,2 peers={0}/peers command=./run-reach --rows 1,2 --out {0}/here", bundle.path().display());
+    assert!(output.status.success() && said(&output).contains(&expected), "{}", said(&output));
+    assert!(bundle.path().join("here/kernels.json").exists() && bundle.path().join("here/reach.log").exists());
+}
+
+#[test]
+fn the_table_s_run_fails_when_its_benchmark_does_and_refuses_options_it_does_not_know() {
+    let bundle = bundle(&[("benches/reach", "exit 3"), ("tests/gpu_engine", "exit 0")]);
+    assert!(!run(&bundle, "run-reach", &["--rows", "1"]).status.success());
+    let refused = run(&bundle, "run-reach", &["--row", "1"]);
+    assert!(!refused.status.success() && said(&refused).contains("--rows"), "{}", said(&refused));
+}
+
+/// A `compute-sanitizer` that finds an error where the test is called `case` of a binary whose name contains `bad`.
+const SANITIZER: &str = r#"#!/bin/sh
+case "$*" in
+    *bad*) echo "========= ERROR SUMMARY: 1 error"; exit 86 ;;
+    *slow*) sleep 30 ;;
+esac
+echo "========= ERROR SUMMARY: 0 errors"
+"#;
+
+fn sanitize(bundle: &TempDir) -> Output {
+    executable(&bundle.path().join("path/compute-sanitizer"), SANITIZER);
+    let path = format!("{}/path:{}", bundle.path().display(), std::env::var("PATH").unwrap_or_default());
+    let script = bundle.path().join("run-sanitizer");
+    Command::new(script).env("PATH", path).env("SMIDGEN_SANITIZER_SECONDS", "2").output().expect("the script runs")
+}
+
+#[test]
+fn the_sanitizer_gives_one_verdict_for_each_tool() {
+    let output = sanitize(&bundle(&[("tests/gpu_a", "exit 0"), ("tests/gpu_b", "exit 0")]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(said(&output), "memcheck: 2 clean\nracecheck: 2 clean\nsynccheck: 2 clean\n");
+}
+
+#[test]
+fn what_the_sanitizer_found_fails_the_run_and_what_it_had_no_time_for_is_not_called_clean() {
+    let output = sanitize(&bundle(&[("tests/gpu_bad", "exit 0"), ("tests/gpu_slow", "exit 0")]));
+    assert!(!output.status.success());
+    let said = said(&output);
+    assert!(said.contains("memcheck: 1 error (case), 1 unfinished (case)") && said.contains("ERROR SUMMARY: 1 error"), "{said}");
 }

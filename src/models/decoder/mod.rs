@@ -120,6 +120,7 @@ impl Decoder {
                 sequences: batch.sequences,
                 max_length: prompts.max_length,
                 tokens: rows,
+                rows,
                 causal: true,
                 window: layer.window,
                 scale: layer.scale,

@@ -100,6 +100,16 @@ impl CudaDevice {
         }))
     }
 
+    /// A partition of exactly `sms` SMs for foreign kernels that launch clusters of more than two blocks: its SMs come in the driver's
+    /// co-scheduled groups (of 8 SMs on compute capability 9.0), which partitions over TPCs give up for their granularity.
+    ///
+    /// # Errors
+    /// [`DeviceError::ShortPartition`] for an SM count that whole groups do not make, naming the next smaller one that they do.
+    pub fn create_coscheduled_partition(&self, sms: Sms) -> Result<PartitionId, DeviceError> {
+        self.context.bind()?;
+        self.partitions.create_coscheduled(sms)
+    }
+
     /// The primary context, for libraries that ask for one. It stays valid while the device is open.
     pub fn context_handle(&self) -> sys::CUcontext {
         self.context.handle().raw()

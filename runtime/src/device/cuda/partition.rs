@@ -4,9 +4,12 @@
 //! numbers of its SMs (`sm_map`). Groups of
 //! one split may be joined in any combination and may appear in several green contexts; groups of different splits may not be mixed.
 //! Clusters larger than a group are refused inside such partitions, because the split gives up the co-scheduling of SMs for its granularity.
+//! For foreign kernels that launch such clusters there is a second, coarser split.
 //!
 //! The driver documents two cases in which a partition's kernels may reach SMs outside it: under MPS with an active-thread percentage, and
 //! on compute capability 9.x once a module that uses dynamic parallelism is loaded (cuda.h, "Green Contexts").
+
+use std::sync::OnceLock;
 
 use cudarc::driver::sys::{CUdevResource, CUdevSmResourceSplit_flags, CUdevice};
 use parking_lot::Mutex;
@@ -94,13 +97,15 @@ pub struct Partitions {
     device: CUdevice,
     /// An error here is not one of opening the device: under MPS the driver may refuse to split while everything else works.
     split: Result<Split, DeviceError>,
+    /// Made when first asked for.
+    coscheduled: OnceLock<Result<Split, DeviceError>>,
     /// The lock also keeps to one thread at a time what cuda.h allows only one thread at a time.
     contexts: Mutex<Vec<GreenContext>>,
 }
 
 impl Partitions {
     pub fn of(device: CUdevice) -> Self {
-        Self { device, split: Split::finest(device), contexts: Mutex::default() }
+        Self { device, split: Split::finest(device), coscheduled: OnceLock::new(), contexts: Mutex::default() }
     }
 
     pub fn split(&self) -> Result<&Split, DeviceError> {
@@ -111,13 +116,28 @@ impl Partitions {
     pub fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         let mut contexts = self.contexts.lock();
         contexts.push(self.create_temporary(tpcs)?.0);
-        // The whole GPU is number 0, so that the first green context is number 1.
-        Ok(PartitionId(contexts.len() as u32))
+        Ok(last(&contexts))
+    }
+
+    /// A partition of exactly `sms` SMs, the first groups of those that keep large clusters possible.
+    pub fn create_coscheduled(&self, sms: Sms) -> Result<PartitionId, DeviceError> {
+        let mut contexts = self.contexts.lock();
+        let split = self.coscheduled.get_or_init(|| Split::coscheduled(self.device)).as_ref().map_err(Clone::clone)?;
+        let granted = Sms(split.sms_per_group().0 * split.groups().min(sms.0 / split.sms_per_group().0.max(1)));
+        if sms.0 == 0 || granted != sms {
+            return Err(DeviceError::ShortPartition { asked: sms, granted });
+        }
+        let groups = split.groups[..usize::from(sms.0 / split.sms_per_group().0)].to_vec();
+        contexts.push(self.create_context(groups)?.0);
+        Ok(last(&contexts))
     }
 
     /// A green context over exactly these TPCs that is the caller's own, and how many SMs it has.
     pub fn create_temporary(&self, tpcs: TpcSet) -> Result<(GreenContext, Sms), DeviceError> {
-        let mut groups = self.split()?.join(tpcs)?;
+        self.create_context(self.split()?.join(tpcs)?)
+    }
+
+    fn create_context(&self, mut groups: Vec<CUdevResource>) -> Result<(GreenContext, Sms), DeviceError> {
         let asked = topology::sms(groups.iter().map(driver::resource_sms).sum());
         let context = GreenContext(driver::green_context_create(self.device, &mut groups)?);
         let granted = context.sms()?;
@@ -150,4 +170,9 @@ impl Partitions {
             run,
         )
     }
+}
+
+/// The number of the partition made last: the whole GPU is number 0, so that the first green context is number 1.
+fn last(contexts: &[GreenContext]) -> PartitionId {
+    PartitionId(contexts.len() as u32)
 }

@@ -1,0 +1,148 @@
+// What the Hopper kernels of prefill attention share: one warpgroup's part, 64 query rows of one head that meet keys in blocks of KEYS.
+//
+// Queries, keys and values lie in shared memory as the copy engine lays them down and wgmma reads them: a row of D halves is cut into pieces of 64
+// (128 bytes, swizzled by 128 bytes), and the rows of a piece follow each other; the last piece is filled up with zeros. Scores come from shared
+// memory to registers, become weights there, and are an operand of the second product from there, so no score is ever stored.
+//
+// A thread holds two rows, lane / 4 and lane / 4 + 8 of its warp's 16, and of every eight columns two, 2 * (lane % 4) and the next.
+#pragma once
+#include "abi.h"
+#include "attention/flash.cuh"
+#include "ptx/wgmma.cuh"
+#include "ptx/wgmma_rows.cuh"
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+namespace attention {
+
+// Rows and columns of a box that the copy engine brings: 64 columns of halves are the 128 bytes of the swizzle.
+constexpr int BOX_ROWS = 64, BOX_COLUMNS = 64, BOX_BYTES = BOX_ROWS * BOX_COLUMNS * 2;
+
+template <int D, int KEYS>
+struct WarpgroupRows {
+    static constexpr int PIECES = div_ceil(D, BOX_COLUMNS);
+    static constexpr int PIECE_BYTES = KEYS * BOX_COLUMNS * 2; // of keys, or of values
+
+    float scores[KEYS / 2];
+    uint32_t weights[KEYS / 16][4];
+    float output[D / 2];
+    float highest[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.0f, 0.0f}; // of this thread's columns
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i) output[i] = 0.0f;
+    }
+
+    // scores = queries * keys^T, in flight.
+    __device__ __forceinline__ void multiply_keys(uint32_t queries, uint32_t keys) {
+        const uint64_t a = wgmma_descriptor(queries), b = wgmma_descriptor(keys);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) {
+            wgmma_m64k16<KEYS>(scores, a + step / 4 * (BOX_BYTES / 16) + step % 4 * 2, b + step / 4 * (PIECE_BYTES / 16) + step % 4 * 2, step > 0);
+        }
+        wgmma_commit();
+    }
+
+    // output += weights * values, in flight.
+    __device__ __forceinline__ void multiply_values(uint32_t values) {
+        const uint64_t b = wgmma_rows_descriptor(values, PIECE_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < KEYS / 16; ++step) wgmma_m64k16_rows<D>(output, weights[step], b + step * (16 * 128 / 16));
+        wgmma_commit();
+    }
+
+    // Scores of keys that a query does not see become -inf; `first_row` is the thread's first row.
+    __device__ __forceinline__ void hide(const Mask &mask, int first_key, int first_row) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = first_row + half * 8;
+            const int column = first_key + threadIdx.x % 4 * 2;
+            const int first = mask.first(row) - column, end = mask.end(row) - column;
+#pragma unroll
+            for (int i = 0; i < KEYS / 4; ++i) {
+                const int key = i / 2 * 8 + i % 2;
+                if (key < first || key >= end) scores[i / 2 * 4 + half * 2 + i % 2] = -INFINITY;
+            }
+        }
+    }
+
+    // Scores become powers of two; returns by what earlier sums must be multiplied.
+    __device__ __forceinline__ void exponentiate(float scale_log2, float (&correction)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float now = highest[half];
+#pragma unroll
+            for (int i = 0; i < KEYS / 4; ++i) now = fmaxf(now, scores[i / 2 * 4 + half * 2 + i % 2]);
+            now = quad_max(now);
+            // While a row has seen hidden keys only, its maximum is -inf and -inf - -inf would be NaN.
+            const float reference = now == -INFINITY ? 0.0f : now * scale_log2;
+            correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference));
+            highest[half] = now;
+            float added = 0.0f;
+#pragma unroll
+            for (int i = 0; i < KEYS / 4; ++i) {
+                float &p = scores[i / 2 * 4 + half * 2 + i % 2];
+                p = exp2_approx(fmaf(p, scale_log2, -reference));
+                added += p;
+            }
+            sum[half] = fmaf(sum[half], correction[half], added);
+        }
+    }
+
+    // Rounded, two neighbouring column groups of scores are an A operand as they stand.
+    __device__ __forceinline__ void round() {
+#pragma unroll
+        for (int step = 0; step < KEYS / 16; ++step) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) weights[step][i] = pack_halves(scores[step * 8 + i * 2], scores[step * 8 + i * 2 + 1]);
+        }
+    }
+
+    // Stores output / sum as rows of halves.
+    __device__ __forceinline__ void store(const AttentionPrefillArgs &args, uint32_t head, uint32_t start, int length, int first_row) {
+        const int lane = threadIdx.x % 4;
+        __half *const columns = reinterpret_cast<__half *>(args.output) + size_t(head) * args.head_dim;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = first_row + half * 8;
+            const float factor = 1.0f / quad_sum(sum[half]);
+            __half *const to = columns + size_t(start + row) * args.output_stride;
+            // Four lanes hold eight columns, two each: they exchange what they have of 32 columns, so that each stores eight.
+#pragma unroll
+            for (int group = 0; group < D / 8; group += 4) {
+                uint32_t words[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int at = min(group + i, D / 8 - 1) * 4 + half * 2;
+                    words[i] = pack_halves(output[at] * factor, output[at + 1] * factor);
+                }
+                quad_transpose(words, lane);
+                const int column = (group + lane) * 8;
+                if (row < length && column < args.head_dim) {
+                    *reinterpret_cast<uint4 *>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+                }
+            }
+        }
+    }
+
+    // Lane i of a quad gets word i of each of its lanes, in the order of lanes.
+    __device__ static __forceinline__ void quad_transpose(uint32_t (&words)[4], int lane) {
+#pragma unroll
+        for (int distance = 1; distance <= 2; distance *= 2) {
+            const bool upper = lane & distance;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (i & distance) continue;
+                const uint32_t received = __shfl_xor_sync(0xffffffff, upper ? words[i] : words[i + distance], distance);
+                (upper ? words[i] : words[i + distance]) = received;
+            }
+        }
+    }
+};
+
+} // namespace attention
+
+#endif
