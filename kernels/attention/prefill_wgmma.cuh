@@ -47,8 +47,8 @@ struct PrefillWgmma {
     static constexpr int PIECES = Rows::PIECES; // of a row
     static constexpr int PIECE_BYTES = Rows::PIECE_BYTES;
     // The registers of an SM: few for the warpgroup that only asks for copies, the others' for scores, weights and output.
-    static constexpr int LOADER_REGISTERS = 40;
-    static constexpr int WORKER_REGISTERS = GROUPS == 1 ? 216 : 232;
+    static constexpr int LOADER_REGISTERS = 56;
+    static constexpr int WORKER_REGISTERS = GROUPS == 1 ? 200 : 224;
 
     // What a tile is of. Query blocks come from the last to the first (the most keys first, where causal), and for each of them every head of every
     // sequence.
@@ -88,7 +88,8 @@ struct PrefillWgmma {
     __device__ static void prepare(Shared &shared) {
         constexpr int WARPS = 4 * GROUPS; // that tell when they are done with a stage
         mbarrier_init(shared_address(&shared.queries_full), 1);
-        mbarrier_init(shared_address(&shared.queries_empty), WARPS);
+        // Every thread reads the tile, and says so itself.
+        mbarrier_init(shared_address(&shared.queries_empty), 32 * WARPS);
         for (int stage = 0; stage < STAGES; ++stage) {
             mbarrier_init(shared_address(&shared.keys_full[stage]), 1);
             mbarrier_init(shared_address(&shared.keys_empty[stage]), WARPS);
@@ -226,7 +227,7 @@ struct PrefillWgmma {
                 for (int i = 0; i < D / 2; ++i) rows.output[i] *= correction[i / 2 % 2];
                 rows.round();
             }
-            release(shared.queries_empty);
+            mbarrier_arrive(shared_address(&shared.queries_empty));
 
             mbarrier_wait(shared_address(&shared.values_full[values.stage]), values.parity);
             const int valid = tile.end_key - (tile.end_block() - 1) * KEYS;

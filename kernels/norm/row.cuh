@@ -151,7 +151,8 @@ class RowNorm {
     }
 
     // row = (row - mean) / sqrt(variance + epsilon) * weight + bias, in two passes over the registers: the variance of numbers far from 0
-    // stays exact. Without CENTRED the mean counts as 0 and there is no bias.
+    // stays exact. Without CENTRED the mean counts as 0 and there is no bias. What may be fused is fused as written, so that every variant rounds
+    // alike.
     __device__ void apply(Row<HOLDER, CHUNKS, VECTOR> &row) {
         float(&v)[CHUNKS][CHUNK] = row.v;
         if constexpr (CENTRED) {
@@ -160,7 +161,7 @@ class RowNorm {
             for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
                 for (int i = 0; i < CHUNK; ++i) sum += v[c][i];
-            const float mean = sum_(sum) * inverse_width_;
+            const float mean = __fmul_rn(sum_(sum), inverse_width_);
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) {
                 const int inside = static_cast<int>(width_) - static_cast<int>(index(c)); // elements; beyond them all stays 0
@@ -173,8 +174,8 @@ class RowNorm {
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-            for (int i = 0; i < CHUNK; ++i) squares += v[c][i] * v[c][i];
-        const float scale = rsqrtf(sum_(squares) * inverse_width_ + epsilon_); // to 2 units in the last place
+            for (int i = 0; i < CHUNK; ++i) squares = __fmaf_rn(v[c][i], v[c][i], squares);
+        const float scale = rsqrtf(__fmaf_rn(sum_(squares), inverse_width_, epsilon_)); // to 2 units in the last place
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c) {
             if (index(c) >= width_) continue;
@@ -182,7 +183,7 @@ class RowNorm {
             unpack(KEPT ? stay_packed(kept_weight_[c]) : load_packed<VECTOR>(weight_, index(c), width_), w);
             if constexpr (CENTRED) unpack(KEPT ? stay_packed(kept_bias_[c]) : load_packed<VECTOR>(bias_, index(c), width_), b);
 #pragma unroll
-            for (int i = 0; i < CHUNK; ++i) v[c][i] = v[c][i] * (scale * w[i]) + b[i];
+            for (int i = 0; i < CHUNK; ++i) v[c][i] = __fmaf_rn(v[c][i], scale * w[i], b[i]);
         }
     }
 

@@ -19,7 +19,7 @@ struct LogitRange {
     float lowest;
     float highest;
 
-    __device__ bool contains(float logit) const { return lowest <= logit && logit <= highest; }
+    __device__ bool contains(float logit) const { return (lowest <= logit) & (logit <= highest); }
 };
 
 // Dynamic shared memory while a row is finished.
@@ -169,35 +169,35 @@ class Finisher {
 
     // All tokens of undecided bins, in any order, into shared memory. Segments without a logit so large are not read.
     __device__ void gather(const uint32_t *segments) {
-        const LogitRange undecided[3] = {shared_.undecided[0], shared_.undecided[1], shared_.undecided[2]};
-        const uint32_t lowest_order = order_of(fminf(fminf(undecided[0].lowest, undecided[1].lowest), undecided[2].lowest));
-        for (uint32_t base = threadIdx.x / 32; base < row_.segments(); base += WARPS * 32) {
+        const LogitRange(&undecided)[3] = shared_.undecided;
+        const float lowest = fminf(fminf(undecided[0].lowest, undecided[1].lowest), undecided[2].lowest);
+        const uint32_t lowest_order = order_of(lowest), segment_count = row_.segments();
+        for (uint32_t base = threadIdx.x / 32; base < segment_count; base += WARPS * 32) {
             // Each lane looks at one of the warp's next 32 segments.
             const uint32_t mine = base + threadIdx.x % 32 * WARPS;
-            uint32_t left = __ballot_sync(0xffffffffu, mine < row_.segments() && __ldcg(segments + mine) >= lowest_order);
+            uint32_t left = __ballot_sync(0xffffffffu, mine < segment_count && __ldcg(segments + mine) >= lowest_order);
             while (left != 0) {
                 // Two segments on their way at once.
-                uint32_t segment[2];
-                segment[0] = base + (__ffs(left) - 1) * WARPS;
+                const uint32_t first = base + (__ffs(left) - 1) * WARPS;
                 left &= left - 1;
-                segment[1] = left != 0 ? base + (__ffs(left) - 1) * WARPS : row_.segments(); // which has no tokens
+                const uint32_t second = left != 0 ? base + (__ffs(left) - 1) * WARPS : segment_count; // which has no tokens
                 left &= left - 1;
                 float logit[2][LogitRow::EACH];
-                row_.load(segment[0], logit[0]);
-                row_.load(segment[1], logit[1]);
-                uint32_t undecided_tokens = 0; // a bit for each of this thread's
+                row_.load(first, logit[0]);
+                row_.load(second, logit[1]);
+                uint32_t large = 0; // a bit for each of this thread's tokens
 #pragma unroll
-                for (uint32_t i = 0; i < 2 * LogitRow::EACH; ++i) {
-                    const float number = not_nan(logit[i / LogitRow::EACH][i % LogitRow::EACH]);
-                    if (undecided[0].contains(number) || undecided[1].contains(number) || undecided[2].contains(number)) undecided_tokens |= 1u << i;
-                }
+                for (uint32_t i = 0; i < 2 * LogitRow::EACH; ++i)
+                    large |= !(logit[i / LogitRow::EACH][i % LogitRow::EACH] < lowest) ? 1u << i : 0;
                 // Few: they are read again, so that the code for them stands here once.
-                for (; undecided_tokens != 0; undecided_tokens &= undecided_tokens - 1) {
-                    const uint32_t i = __ffs(undecided_tokens) - 1;
-                    const uint32_t id = LogitRow::id_of(segment[i / LogitRow::EACH], i % LogitRow::EACH);
+                for (; large != 0; large &= large - 1) {
+                    const uint32_t i = __ffs(large) - 1;
+                    const uint32_t id = LogitRow::id_of(i < LogitRow::EACH ? first : second, i % LogitRow::EACH);
                     if (id >= row_.vocabulary) continue;
-                    const uint32_t order = order_of(not_nan(row_.logits[id])), place = atomicAdd(&shared_.candidate_count, 1u);
-                    if (place < CANDIDATES) shared_.candidates[place] = static_cast<unsigned long long>(order) << 32 | ~id;
+                    const float number = not_nan(row_.logits[id]);
+                    if (!(undecided[0].contains(number) | undecided[1].contains(number) | undecided[2].contains(number))) continue;
+                    const uint32_t place = atomicAdd(&shared_.candidate_count, 1u);
+                    if (place < CANDIDATES) shared_.candidates[place] = static_cast<unsigned long long>(order_of(number)) << 32 | ~id;
                 }
             }
         }

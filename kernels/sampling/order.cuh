@@ -31,8 +31,9 @@ class Grid {
     __device__ explicit Grid(float temperature)
         : logits_per_bin_(fminf(temperature, 0x1p100f) / BINS_PER_NAT), bins_per_logit_(1.0 / logits_per_bin_) {}
 
-    // The number of a logit's bin, an integer.
-    __device__ double bin(float logit) const { return (logit * bins_per_logit_ + ROUNDER) - ROUNDER; }
+    // The number of a logit's bin, an integer. Rounded as written wherever this is inlined: were the compiler free to fuse the product with the
+    // sum in one place and not in another, a logit on an edge would have two bins.
+    __device__ double bin(float logit) const { return __dadd_rn(__fma_rn(logit, bins_per_logit_, ROUNDER), -ROUNDER); }
 
     // The least order whose logit lies in `bin` or in a higher one.
     __device__ uint32_t first_order(double bin) const {
@@ -45,9 +46,11 @@ class Grid {
 
     // UNIT less the mass of a logit in `bin`: UNIT * (1 - exp(-x)), x at most 1 / 32, by its series to the fourth power of x.
     __device__ uint32_t deficit(float logit, double bin) const {
-        const float to_edge = static_cast<float>(bin + 0.5 - logit * bins_per_logit_);
+        const float to_edge = static_cast<float>(__fma_rn(-logit, bins_per_logit_, bin + 0.5));
         const float x = to_edge <= 1.0f ? to_edge / BINS_PER_NAT : 0.0f; // infinity has no place inside its bin
-        return __float2uint_rn(x * (1.0f - x * (0.5f - x * (1.0f / 6.0f))) * static_cast<float>(UNIT));
+        // Fused as written, for the same reason.
+        const float series = __fmaf_rn(-x, __fmaf_rn(-x, 1.0f / 6.0f, 0.5f), 1.0f);
+        return __float2uint_rn(__fmul_rn(__fmul_rn(x, series), static_cast<float>(UNIT)));
     }
 
     // How many bins `bin` lies below `top`; BINS if that is too far to matter. `largest`: the bins are the same, even if they are infinite.
@@ -59,7 +62,7 @@ class Grid {
     // `mass`, a sum of masses in the bin `offset` below the largest logit's: in units of 2^-40 of exp(upper edge of the largest's bin).
     __device__ static unsigned long long weigh(unsigned long long mass, uint32_t offset) {
         const float below = expf(-static_cast<float>(offset) / BINS_PER_NAT);
-        return static_cast<unsigned long long>(static_cast<double>(mass) * (static_cast<double>(below) * 0x1p20));
+        return static_cast<unsigned long long>(__dmul_rn(static_cast<double>(mass), static_cast<double>(below) * 0x1p20));
     }
 
   private:
@@ -96,11 +99,15 @@ struct LogitRow {
 
     // This lane's logits of a segment: the ids segment * SEGMENT + lane + 32 i. Those beyond the vocabulary are NaN.
     __device__ void load(uint32_t segment, float (&logit)[EACH]) const {
+        const bool whole = (segment + 1) * SEGMENT <= vocabulary; // nearly always, and spares eight comparisons
 #pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            const uint32_t id = id_of(segment, i);
-            logit[i] = id < vocabulary ? logits[id] : NAN;
-        }
+        for (uint32_t i = 0; i < EACH; ++i) logit[i] = whole || id_of(segment, i) < vocabulary ? logits[id_of(segment, i)] : NAN;
+    }
+
+    // The same, in fewer registers.
+    __device__ void load_in_few_registers(uint32_t segment, float (&logit)[EACH]) const {
+#pragma unroll
+        for (uint32_t i = 0; i < EACH; ++i) logit[i] = id_of(segment, i) < vocabulary ? logits[id_of(segment, i)] : NAN;
     }
 
     __device__ static uint32_t id_of(uint32_t segment, uint32_t i) { return segment * SEGMENT + i * 32 + threadIdx.x % 32; }
@@ -111,8 +118,8 @@ struct LogitRow {
     __device__ void for_each(uint32_t first, uint32_t end, uint32_t step, Visit visit) const {
         for (uint32_t segment = first; segment < end; segment += 2 * step) {
             float logit[2][EACH];
-            load(segment, logit[0]);
-            if (segment + step < end) load(segment + step, logit[1]);
+            load_in_few_registers(segment, logit[0]);
+            if (segment + step < end) load_in_few_registers(segment + step, logit[1]);
             visit_segment(segment, logit[0], visit);
             if (segment + step < end) visit_segment(segment + step, logit[1], visit);
         }

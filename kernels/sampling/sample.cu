@@ -43,9 +43,9 @@ __device__ Best find_best(const LogitRow &row, const Part &part, uint32_t *segme
         Best of_segment = {0, 0xffffffffu};
 #pragma unroll
         for (uint32_t i = 0; i < LogitRow::EACH; ++i) {
-            const uint32_t id = LogitRow::id_of(segment, i), order = order_of(not_nan(logit[i]));
-            // Ids rise with i, so the first of equals stays.
-            if (id < row.vocabulary && order > of_segment.order) of_segment = {order, id};
+            // Ids rise with i, so the first of equals stays. What lies beyond the vocabulary is at most equal, and has higher ids.
+            const uint32_t order = order_of(not_nan(logit[i]));
+            if (order > of_segment.order) of_segment = {order, LogitRow::id_of(segment, i)};
         }
         best.take(of_segment);
         const uint32_t highest = __reduce_max_sync(0xffffffffu, of_segment.order);

@@ -173,7 +173,9 @@ fn random_draw(random: &mut Random) -> f32 {
 fn the_token_is_the_one_that_the_definition_names() {
     let gpu = Gpu::open();
     let mut random = Random::new(1);
-    for (vocabulary, rows) in [(1, 40), (2, 200), (7, 400), (1000, 400), (1023, 100), (1025, 100), (32_000, 150), (128_256, 60)] {
+    for (vocabulary, rows) in
+        [(1, 40), (2, 200), (7, 400), (1000, 400), (1023, 100), (1025, 100), (8193, 60), (32_000, 150), (128_256, 60), (300_001, 5)]
+    {
         let logits: Vec<_> = (0..rows).map(|_| row(&mut random, vocabulary)).collect();
         let params: Vec<_> = (0..rows).map(|_| params(&mut random, vocabulary as u32)).collect();
         assert_allowed(&gpu, &logits, &params);
@@ -316,5 +318,30 @@ fn positions_and_lengths_gain_one_for_each_row() {
         }
         gpu.run(&Sample { lengths: lengths.ptr(), ..batch.kernel() }, gpu.sms());
         assert_eq!(gpu.download_u32(&positions), expected, "positions that were not passed");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn batches_of_any_size_follow_one_another_in_the_same_scratch() {
+    const MOST: usize = 200;
+    let gpu = Gpu::open();
+    let mut random = Random::new(6);
+    for vocabulary in [300_u32, 20_000] {
+        let logits: Vec<_> = (0..MOST).map(|_| row(&mut random, vocabulary as usize)).collect();
+        let params: Vec<_> = (0..MOST).map(|_| params(&mut random, vocabulary)).collect();
+        let all = Batch::new(&gpu, &logits, &params);
+        let expected = all.draw(&gpu);
+        for rows in [MOST, 1, 130, 7, 64, MOST] {
+            gpu.poison(&all.tokens);
+            gpu.run(&Sample { rows: rows as u32, ..all.kernel() }, gpu.sms());
+            let tokens = gpu.download_u32(&all.tokens);
+            // However rows are cut into parts, which their number decides, the tokens are the same.
+            assert_eq!(tokens[..rows], expected[..rows], "{rows} rows of {vocabulary} tokens");
+            assert!(
+                tokens[rows..].iter().all(|&token| token == u32::MAX),
+                "{rows} rows of {vocabulary} tokens: the kernel wrote beyond its output"
+            );
+        }
     }
 }
