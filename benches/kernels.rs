@@ -11,7 +11,7 @@ mod support;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Skinny, Variant};
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Buffer, Event, Graph, Sms, StreamId, Topology};
 use smidgen_runtime::launch::{Kernel, Launch};
@@ -115,9 +115,9 @@ impl Case {
     /// The variants worth comparing: the tiled ones, and for few rows the skinny one that is chosen.
     fn variants(&self) -> Vec<Variant> {
         let skinny = match self.products[0].m {
-            ..=16 => Some(Variant::Skinny16),
-            17..=32 => Some(Variant::Skinny32),
-            33..=64 => Some(Variant::Skinny64),
+            ..=8 => Some(Variant::Skinny(Skinny::Rows8x32)),
+            9..=16 => Some(Variant::Skinny(Skinny::Rows16x64)),
+            17..=32 => Some(Variant::Skinny(Skinny::Rows32x128)),
             _ => None,
         };
         skinny.into_iter().chain(Variant::TILED).collect()

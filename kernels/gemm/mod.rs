@@ -10,9 +10,11 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 
 use super::abi;
 
+mod skinny;
 mod variant;
 mod warpgroup;
 
+pub use skinny::{Skinny, Workspace};
 pub use variant::Variant;
 pub use warpgroup::Warpgroup;
 
@@ -82,7 +84,7 @@ pub struct Gemm {
     pub a: DevicePtr,
     /// Stride of `a`.
     pub lda: u32,
-    /// `[n, k]`, FP16.
+    /// `[n, k]`, FP16: weights. It may be read before earlier launches on the stream have ended, so none of them may write it.
     pub b: DevicePtr,
     /// Stride of `b`.
     pub ldb: u32,
@@ -92,13 +94,15 @@ pub struct Gemm {
     pub ldc: u32,
     /// What is done to the sums.
     pub epilogue: Epilogue,
+    /// Where blocks may share out the columns of k of a problem of few rows; see [`Workspace`].
+    pub workspace: Option<Workspace>,
 }
 
 impl Gemm {
     /// A product of matrices without gaps between their rows.
     pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
         let ldc = if epilogue.is_gate() { n / 2 } else { n };
-        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
+        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue, workspace: None }
     }
 
     /// The launch of one variant, where [`Kernel::configure`] would choose: to measure variants against each other.
@@ -117,6 +121,9 @@ impl Gemm {
             return Err(
                 self.unsupported(format!("{variant:?} needs {needed} bytes of shared memory, and an SM has {}", gpu.shared_bytes_per_sm))
             );
+        }
+        if let Variant::Skinny(skinny) = variant {
+            return Ok(skinny.launch(self, sms, gpu));
         }
         if let Variant::Warpgroup(warpgroup) = variant {
             return Ok(warpgroup.launch(self, variant.symbol(self.kind()), tiles, sms));
@@ -280,7 +287,7 @@ unsafe impl Kernel for Gemm {
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
         let variant = Variant::choose(self, sms, gpu);
-        variant::print_choice(self, variant, sms);
+        variant::print_choice(self, variant, sms, gpu);
         self.configure_as(variant, sms, gpu)
     }
 }
@@ -302,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_grid_never_exceeds_what_the_granted_sms_hold_at_once() {
-        for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 1], [64, 128_256, 2048]] {
+        for shape in [[8192, 14336, 4096], [1024, 768, 768], [8, 4096, 4096], [1, 1, 1], [20, 2048, 2048], [64, 128_256, 2048]] {
             for sms in [2, 8, 66, 132] {
                 let launch = gemm(shape).configure(Sms(sms), &h200()).expect("a supported shape");
                 assert!(launch.grid >= 1 && launch.grid <= u32::from(sms) * launch.blocks_per_sm, "{shape:?} at {sms} SMs: {launch:?}");
@@ -316,7 +323,7 @@ mod tests {
     fn the_kernel_of_a_skinny_or_unaligned_problem_does_not_depend_on_the_sm_count() {
         let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768]) };
         let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096]) };
-        for problem in [gemm([1, 2048, 2048]), gemm([64, 8192, 2048]), odd_stride, odd_pointer] {
+        for problem in [gemm([1, 8192, 2048]), gemm([16, 2048, 2048]), gemm([32, 8192, 2048]), odd_stride, odd_pointer] {
             let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
             assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
         }

@@ -12,10 +12,11 @@ use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Kernel};
 
 use super::abi::GemmEpilogue;
+use super::skinny::Skinny;
 use super::warpgroup::Warpgroup;
 use super::{Epilogue, Gemm};
 
-/// A compiled kernel: a tile shape of `tiled.cuh` or `skinny.cuh`.
+/// A compiled kernel: a tile shape of `tiled.cuh`, or a shape of `skinny.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// Hopper's kernels.
@@ -30,12 +31,8 @@ pub enum Variant {
     Tiled64x64,
     /// Tiles of 64 x 64 with loads of single halves, for rows that do not begin on 16 bytes.
     Unaligned,
-    /// Up to 16 rows, tiles of 16 columns.
-    Skinny16,
-    /// Up to 32 rows, tiles of 32 columns.
-    Skinny32,
-    /// Up to 64 rows, tiles of 32 columns.
-    Skinny64,
+    /// Few rows.
+    Skinny(Skinny),
 }
 
 /// Shared memory that the driver keeps for itself in each block, and the kernel's own static part, bytes.
@@ -66,14 +63,8 @@ impl Variant {
         if !gemm.is_aligned() {
             return Self::Unaligned;
         }
-        let skinny = match gemm.m {
-            ..=16 => Some(Self::Skinny16),
-            17..=32 => Some(Self::Skinny32),
-            33..=64 => Some(Self::Skinny64),
-            _ => None,
-        };
-        if let Some(skinny) = skinny.filter(|skinny| skinny.blocks_per_sm(gpu) > 0) {
-            return skinny;
+        if let Some(skinny) = Skinny::choose(gemm, sms, gpu) {
+            return Self::Skinny(skinny);
         }
         if Warpgroup::can_do(gemm, gpu) {
             return Self::Warpgroup(Warpgroup::choose(gemm, sms));
@@ -88,9 +79,7 @@ impl Variant {
         match self {
             Self::Warpgroup(_) => Warpgroup::can_do(gemm, gpu),
             Self::Unaligned => true,
-            Self::Skinny16 => gemm.is_aligned() && gemm.m <= 16,
-            Self::Skinny32 => gemm.is_aligned() && gemm.m <= 32,
-            Self::Skinny64 => gemm.is_aligned() && gemm.m <= 64,
+            Self::Skinny(skinny) => skinny.can_do(gemm, gpu),
             Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => gemm.is_aligned(),
         }
     }
@@ -103,20 +92,16 @@ impl Variant {
             Self::Tiled128x128 => (128, 128),
             Self::Tiled64x128 => (64, 128),
             Self::Tiled64x64 | Self::Unaligned => (64, 64),
-            Self::Skinny16 => (16, 16),
-            Self::Skinny32 => (32, 32),
-            Self::Skinny64 => (64, 32),
+            Self::Skinny(skinny) => skinny.tile(),
         }
     }
 
-    /// Stages of 64 columns of `A` and `B` that a block keeps in shared memory, for each warp that has a pipeline of its own.
+    /// Stages of 64 columns of `A` and `B` that a block of the tiled variants keeps in shared memory.
     const fn stages(self) -> u32 {
         match self {
-            Self::Warpgroup(_) => 0,
-            Self::Tiled128x256 | Self::Tiled128x128 | Self::Tiled64x128 | Self::Tiled64x64 => 3,
+            Self::Warpgroup(_) | Self::Skinny(_) => 0,
             Self::Unaligned => 2,
-            Self::Skinny16 => 4 * 4,
-            Self::Skinny32 | Self::Skinny64 => 4 * 3,
+            _ => 3,
         }
     }
 
@@ -124,12 +109,16 @@ impl Variant {
     pub(super) const fn threads(self) -> u32 {
         match self {
             Self::Tiled128x256 => 256,
+            Self::Skinny(skinny) => skinny.threads(),
             _ => 128,
         }
     }
 
     /// Dynamic shared memory of a block, bytes.
     pub(super) const fn shared_bytes(self) -> u32 {
+        if let Self::Skinny(skinny) = self {
+            return skinny.shared_bytes();
+        }
         if let Self::Warpgroup(warpgroup) = self {
             return warpgroup.shared_bytes();
         }
@@ -140,10 +129,11 @@ impl Variant {
     /// Blocks for which an SM has registers: the kernels' launch bounds.
     const fn blocks_by_registers(self) -> u32 {
         match self {
-            Self::Warpgroup(_) | Self::Tiled128x256 | Self::Skinny64 => 1,
-            Self::Tiled128x128 | Self::Skinny32 => 2,
-            Self::Tiled64x128 | Self::Skinny16 => 3,
+            Self::Warpgroup(_) | Self::Tiled128x256 => 1,
+            Self::Tiled128x128 => 2,
+            Self::Tiled64x128 => 3,
             Self::Tiled64x64 | Self::Unaligned => 4,
+            Self::Skinny(skinny) => skinny.blocks_by_registers(),
         }
     }
 
@@ -152,15 +142,13 @@ impl Variant {
         self.blocks_by_registers().min(gpu.shared_bytes_per_sm / (self.shared_bytes() + RESERVED_SHARED_BYTES))
     }
 
-    /// Tiles of the problem.
+    /// Tiles of the problem; those of a skinny variant are cut for the SM count, see there.
     pub(super) fn tiles(self, gemm: &Gemm) -> u64 {
         let (rows, columns) = self.tile();
-        let by_rows = match self {
-            Self::Warpgroup(warpgroup) => return warpgroup.tiles(gemm),
-            Self::Skinny16 | Self::Skinny32 | Self::Skinny64 => 1,
-            _ => u64::from(gemm.m.div_ceil(rows)),
-        };
-        by_rows * u64::from(gemm.n.div_ceil(columns))
+        if let Self::Warpgroup(warpgroup) = self {
+            return warpgroup.tiles(gemm);
+        }
+        u64::from(gemm.m.div_ceil(rows)) * u64::from(gemm.n.div_ceil(columns))
     }
 
     /// Share of the SM's multiply-add rate that the main loop reaches with one block on the SM, and with as many as fit. A lone block with few
@@ -220,19 +208,20 @@ impl Variant {
             Self::Tiled64x128 => with_each_epilogue!("64x128"),
             Self::Tiled64x64 => with_each_epilogue!("64x64"),
             Self::Unaligned => return "gemm_unaligned",
-            Self::Skinny16 => with_each_epilogue!("skinny_16"),
-            Self::Skinny32 => with_each_epilogue!("skinny_32"),
-            Self::Skinny64 => with_each_epilogue!("skinny_64"),
+            Self::Skinny(skinny) => return skinny.symbol(),
         };
         symbols[epilogue as usize]
     }
 }
 
 /// Prints each choice once to standard error where the environment has `SMIDGEN_PRINT_CONFIGS=1`.
-pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms) {
+pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms, gpu: &Topology) {
     static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SMIDGEN_PRINT_CONFIGS").is_some_and(|value| value == "1"));
     static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
     if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {
-        eprintln!("{} at {sms} SMs: {variant:?}, {} tiles", gemm.key(), variant.tiles(gemm));
+        match variant {
+            Variant::Skinny(skinny) => eprintln!("{} at {sms} SMs: {skinny}, {}", gemm.key(), skinny.cut(gemm, sms, gpu)),
+            tiled => eprintln!("{} at {sms} SMs: {tiled:?}, {} tiles", gemm.key(), tiled.tiles(gemm)),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 use rayon::prelude::*;
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant, Workspace};
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
@@ -234,6 +234,8 @@ fn outputs_have_the_same_bits_at_every_sm_count() {
         ([640, 1536, 1111], 1),
         ([40, 4096, 1024], 0),
         ([8, 2048, 2048], 0),
+        ([13, 3000, 4096], 0),
+        ([32, 2050, 1016], 0),
         ([70, 90, 333], 0),
     ] {
         for finish in [Finish::BiasGelu, Finish::Residual] {
@@ -280,5 +282,43 @@ fn a_residual_may_be_the_output_itself() {
         let in_place = Epilogue::Residual(Residual { ptr: c.ptr(), stride: problem.residual_stride });
         gpu.run(&Gemm { c: c.ptr(), epilogue: in_place, ..problem.gemm }, gpu.sms());
         problem.check(&gpu.download(&c), &reference);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn few_rows_are_right_at_every_epilogue_and_length_of_k() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(6);
+    for finish in Finish::ALL {
+        for rows in [1, 2, 7, 8, 9, 16, 17, 31, 32] {
+            // Of k: less than a step, a ring that A fits in, one that it does not fit in, and an end in the middle of a stage.
+            for k in [8, 248, 2048, 5000, 8192] {
+                let columns = *random.pick(&[1, 31, 257, 1000]);
+                let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, columns, k]), [0; 4], finish);
+                gpu.run(&problem.gemm, *random.pick(&gpu.sm_counts()));
+                problem.check(&gpu.download(&problem.c), &problem.reference());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn shares_of_k_meet_in_a_workspace_that_is_left_fit_for_the_next_launch() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(7);
+    let workspace = gpu.zeroed(Workspace::BYTES as usize);
+    for (finish, shape) in [
+        (Finish::Residual, [32, 2048, 2048]),
+        (Finish::BiasSiluGate, [17, 1046, 4096]),
+        (Finish::PlainF32, [31, 6144, 1024]),
+        (Finish::Bias, [20, 333, 8192]),
+        (Finish::Residual, [32, 2048, 2048]),
+    ] {
+        let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish);
+        let gemm = Gemm { workspace: Some(Workspace { ptr: workspace.ptr(), bytes: Workspace::BYTES }), ..problem.gemm };
+        let outputs = gpu.assert_same_bits_at_every_sm_count(&gemm, &[&problem.c]);
+        problem.check(&outputs[0], &problem.reference());
     }
 }
