@@ -112,12 +112,21 @@ impl AttentionDecode {
     /// The most pages, as a power of two, that still make [`ENOUGH_CHUNKS`] at the context that the key names: long chunks leave few partial results,
     /// and short ones give every SM some. Part of the arithmetic, so it must not depend on the SM count.
     fn pages_per_chunk(&self) -> u32 {
-        let pages = KvCache::pages_for(self.context_class().min(self.cache.capacity()));
         let mut chosen = abi::DECODE_MOST_PAGES_PER_CHUNK;
-        while chosen > FEWEST_PAGES_PER_CHUNK && product([self.columns(), u64::from(pages.div_ceil(chosen))]) < ENOUGH_CHUNKS {
+        while chosen > FEWEST_PAGES_PER_CHUNK && self.chunks_of(chosen) < ENOUGH_CHUNKS {
             chosen /= 2;
         }
         chosen
+    }
+
+    /// Chunks of `pages` pages in all sequences at the context that the key names; at least 1.
+    fn chunks_of(&self, pages: u32) -> u64 {
+        let context = KvCache::pages_for(self.context_class().min(self.cache.capacity()));
+        product([self.columns(), u64::from(context.div_ceil(pages))]).max(1)
+    }
+
+    fn expected_chunks(&self) -> u64 {
+        self.chunks_of(self.pages_per_chunk())
     }
 
     /// Positions that a query sees, rounded up to a power of two.
@@ -232,7 +241,9 @@ unsafe impl Kernel for AttentionDecode {
             None => (any_size, params),
         };
         let launch = size.launch(&self.key(), self.tiles(), params, sms, gpu)?;
-        Ok(Launch { elastic: is_long(self.work().bytes, sms), ..launch })
+        // Blocks that find no chunk cost time, too. Where sequences are longer than was said, the others do more.
+        let grid = launch.grid.min(u32::try_from(self.expected_chunks()).unwrap_or(u32::MAX));
+        Ok(Launch { grid, elastic: is_long(self.work().bytes, sms), ..launch })
     }
 }
 

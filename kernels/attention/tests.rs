@@ -186,6 +186,14 @@ fn decode_uses_the_copy_engine_where_there_is_one_and_it_can_reach_the_rows() {
 }
 
 #[test]
+fn decode_launches_no_blocks_for_chunks_that_are_not_expected() {
+    let cache = KvCache { pages_per_sequence: 64, ..CACHE };
+    let grid = |context| AttentionDecode { context, cache, ..decode(LLAMA) }.configure(Sms(132), &h200()).unwrap().grid;
+    assert_eq!(grid(100), 8 * 8);
+    assert_eq!(grid(4096), 8 * 8 * 4);
+}
+
+#[test]
 fn decode_polls_its_grant_only_where_it_runs_for_long() {
     let elastic = |context, sms| AttentionDecode { context, ..decode(LLAMA) }.configure(Sms(sms), &h200()).unwrap().elastic;
     assert!(!elastic(128, 132));
