@@ -110,13 +110,14 @@ impl Warpgroup {
         }
     }
 
-    /// Whether the kernels run on `gpu` and are right for the problem: the same for every shape.
+    /// Whether the kernels run on `gpu` and are right for the problem: the same for every shape. Rows of `C` must also end on 16 bytes: the
+    /// copy engine would round the last bytes up, into what lies between two rows.
     pub(super) fn can_do(gemm: &Gemm, gpu: &Topology) -> bool {
-        let element = if matches!(gemm.epilogue, Epilogue::PlainF32 { .. }) { 4 } else { 2 };
-        let c_is_aligned = gemm.c.0.is_multiple_of(16) && (gemm.ldc * element).is_multiple_of(16);
+        let runs_here = gpu.compute_capability == (9, 0) && gpu.shared_bytes_per_sm >= SM_SHARED_BYTES;
+        let on_16_bytes = if matches!(gemm.epilogue, Epilogue::PlainF32 { .. }) { 4 } else { 8 };
+        let c_is_aligned = gemm.c.0.is_multiple_of(16) && (gemm.ldc | gemm.c_columns()).is_multiple_of(on_16_bytes);
         let residual_is_aligned =
             gemm.residual().is_none_or(|residual| residual.ptr.0.is_multiple_of(16) && residual.stride.is_multiple_of(8));
-        let runs_here = gpu.compute_capability == (9, 0) && gpu.shared_bytes_per_sm >= SM_SHARED_BYTES;
         runs_here && gemm.is_aligned() && c_is_aligned && residual_is_aligned
     }
 
