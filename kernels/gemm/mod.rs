@@ -323,7 +323,7 @@ mod tests {
     fn the_kernel_of_a_skinny_or_unaligned_problem_does_not_depend_on_the_sm_count() {
         let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768]) };
         let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096]) };
-        for problem in [gemm([1, 8192, 2048]), gemm([16, 2048, 2048]), gemm([32, 8192, 2048]), odd_stride, odd_pointer] {
+        for problem in [gemm([1, 8192, 2048]), gemm([16, 2048, 2048]), odd_stride, odd_pointer] {
             let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
             assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
         }

@@ -63,6 +63,10 @@ impl Variant {
         if !gemm.is_aligned() {
             return Self::Unaligned;
         }
+        // From 17 rows on, tiles of 64 rows that the copy engine fills up with zeros are quicker than a kernel of few rows (docs/kernels/gemm.md).
+        if gemm.m > 16 && Warpgroup::can_do(gemm, gpu) {
+            return Self::Warpgroup(Warpgroup::choose(gemm, sms));
+        }
         if let Some(skinny) = Skinny::choose(gemm, sms, gpu) {
             return Self::Skinny(skinny);
         }
