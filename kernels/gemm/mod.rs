@@ -2,8 +2,8 @@
 //!
 //! `A` holds activations, one row per token; `B` is a weight as model files store it, one row per output feature. What a layer does next
 //! (bias, activation, residual, gate) is fused as an [`Epilogue`]. One descriptor, [`Gemm`], serves every shape; which kernel does it is decided
-//! in [`Variant`]: tiles of a size that suits the granted SMs, all of which add in the same order and so give the same bits, or, for at most
-//! 64 rows, the skinny kernel, whatever the SM count.
+//! in [`Variant`]: tiles of a size that suits the granted SMs, all of which add in the same order and so give the same bits, or, on Hopper for few
+//! rows, a skinny kernel, whatever the SM count.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};

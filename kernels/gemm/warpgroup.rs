@@ -75,7 +75,7 @@ const TILE_SLOTS: u32 = 4;
 const SM_SHARED_BYTES: u32 = 228 * 1024;
 
 /// Cycles in a microsecond at the clock that an H200 holds under these kernels. This and the figures of `predicted_cycles` were fitted to
-/// measurements on an H200, 2026-11-21; docs/kernels.md has them.
+/// measurements on an H200, 2026-11-21; docs/kernels/gemm.md has them.
 const CYCLES_PER_MICROSECOND: f64 = 1900.0;
 
 /// Launch, prologue and the first loads' way from memory.
