@@ -45,6 +45,7 @@ impl RelativePositions {
         if relative.normalised {
             let norm = NormWeights { weight: loader.load(Parameter::RelativeNormWeight)?, bias: loader.load(Parameter::RelativeNormBias)? };
             let shape = [2 * relative.span as u32, config.hidden as u32];
+            finish(loader.session())?;
             loader.session().launch(&norm.norm(shape, config.layer_norm_epsilon, table.ptr(), table.ptr()))?;
             finish(loader.session())?;
         }
@@ -98,6 +99,7 @@ impl RelativePositions {
         let (hidden, entries, distances) = (config.hidden as u32, 2 * self.relative.span as u32, 2 * self.reach + 1);
         let projected = Buffer::new(session.device(), 2 * u64::from(entries) * u64::from(hidden))?;
         let expanded = Buffer::new(session.device(), 2 * u64::from(distances) * u64::from(hidden))?;
+        finish(session)?;
         session.launch(&Gemm::new([entries, hidden, hidden], self.table.ptr(), weight, projected.ptr(), epilogue))?;
         let (x, index, y) = (projected.ptr(), self.rows.ptr(), expanded.ptr());
         session.launch(&GatherRows { rows: distances, width: hidden, x, index, y })?;
@@ -128,7 +130,8 @@ impl RelativePositions {
     }
 }
 
-/// Waits for what was launched while a model is loaded: buffers of intermediate results may be freed then.
+/// Waits for what was launched while a model is loaded. Then weights that were filled by launches may be read by kernels that do not wait for
+/// earlier launches before they read weights, and buffers of intermediate results may be freed.
 fn finish(session: &Session) -> Result<(), BuildError> {
     Ok(session.device().synchronize(session.stream())?)
 }
