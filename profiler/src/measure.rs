@@ -92,7 +92,7 @@ impl Bench {
         let configured = instances.iter().map(|kernel| self.configure(*kernel, lane.sms)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         // Eagerly once: code is loaded at a kernel's first launch, which must not fall into a capture.
         for launch in &configured {
-            self.launch(lane, launch).map_err(|error| failed(error.into()))?;
+            self.launch(lane, launch, false).map_err(|error| failed(error.into()))?;
         }
         let trial = self.capture(lane, &configured, FEWEST_LAUNCHES, 1).map_err(|error| failed(error.into()))?;
         let trial_us = self.replays(&trial, 1, 2).map_err(|error| failed(error.into()))?;
@@ -117,17 +117,20 @@ impl Bench {
         Ok(Configured { function: self.device.function(launch.symbol)?, launch, key: kernel.key(), work: kernel.work() })
     }
 
-    fn launch(&self, lane: &Lane, configured: &Configured) -> Result<(), DeviceError> {
-        let tiles = TilesArg { progress: self.progress.ptr(), grant: DevicePtr::NULL, count: configured.launch.tiles, joins: 0 };
+    /// Launches as a session does: a counter for elastic kernels only, and over the end of the launch before where the kernel allows it.
+    fn launch(&self, lane: &Lane, configured: &Configured, follows_launch: bool) -> Result<(), DeviceError> {
         let Configured { function, launch, key, work } = configured;
-        let request =
-            LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, overlaps: false, key: *key, work: *work };
+        let progress = if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL };
+        let tiles = TilesArg { progress, grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
+        let overlaps = follows_launch && launch.programmatic;
+        let request = LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, overlaps, key: *key, work: *work };
         self.device.launch(lane.stream, &request)
     }
 
     fn capture(&self, lane: &Lane, configured: &[Configured], launches: u32, samples: u32) -> Result<Point, DeviceError> {
         self.device.begin_capture(lane.stream)?;
-        let launched = configured.iter().cycle().take(launches as usize).try_for_each(|launch| self.launch(lane, launch));
+        let mut chain = configured.iter().cycle().take(launches as usize).enumerate();
+        let launched = chain.try_for_each(|(at, launch)| self.launch(lane, launch, at > 0));
         // Also after a refused launch: the stream must not stay in capture.
         let graph = Graph::end_capture(&self.device, lane.stream);
         launched?;
