@@ -174,7 +174,7 @@ impl Skinny {
     }
 
     fn resident_blocks(self, sms: Sms, gpu: &Topology) -> u32 {
-        (u32::from(sms.get()) * self.blocks_per_sm(gpu)).max(1)
+        (sms.get() * self.blocks_per_sm(gpu)).max(1)
     }
 
     /// Shares of k. They change the order of additions, so they follow from the problem alone.

@@ -2,7 +2,7 @@
 
 use half::f16;
 use rayon::prelude::*;
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant, Workspace};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Variant, Warpgroup, Workspace};
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
@@ -265,6 +265,38 @@ fn all_tile_shapes_give_the_same_bits() {
                 let bytes = gpu.download(&problem.c);
                 problem.check(&bytes, &reference);
                 assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes, "{variant:?} differs for {}", problem.gemm.key());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn all_hopper_shapes_give_the_same_bits() {
+    let gpu = Gpu::open();
+    if gpu.device().topology().compute_capability != (9, 0) {
+        return;
+    }
+    let mut random = Random::new(6);
+    for finish in Finish::ALL {
+        for shape in [[300, 544, 520], [129, 64, 1000], [70, 304, 80]] {
+            let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish);
+            let reference = problem.reference();
+            let mut first = None;
+            for shape in Warpgroup::ALL {
+                for sms in [Sms(2), Sms(gpu.sms())] {
+                    gpu.poison(&problem.c);
+                    let launch =
+                        problem.gemm.configure_as(Variant::Warpgroup(shape), sms, gpu.device().topology()).expect("a shape that fits");
+                    gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
+                    let bytes = gpu.download(&problem.c);
+                    problem.check(&bytes, &reference);
+                    assert!(
+                        *first.get_or_insert_with(|| bytes.clone()) == bytes,
+                        "{shape:?} on {sms} SMs differs for {}",
+                        problem.gemm.key()
+                    );
+                }
             }
         }
     }
