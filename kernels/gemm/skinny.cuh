@@ -11,8 +11,8 @@
 //                  +-----------+-----------+-- ... --+
 //   A, m rows      |  part of a stage of a ring in shared memory, read by all warps
 //
-// Copies by the threads themselves (cp.async, or loads to registers) do as well on 132 SMs. On 32, where each SM must take in 100 GB/s, they fill
-// the queue of the load unit, and every read of shared memory waits behind them; the copy engine has a path of its own.
+// Copies by the threads themselves (cp.async, or loads to registers) do as well on 132 SMs; on 32, where each SM must take in 100 GB/s, they did worse,
+// perhaps because reads of shared memory wait behind them in the load unit. The copy engine has a path of its own.
 //
 // Which column of k an operand's register holds does not matter as long as both operands agree: lane (g, t) reads 8 adjacent columns 8t..8t+7 of row g,
 // 16 bytes at once, and these serve as columns 2t, 2t+1, 2t+8, 2t+9 of two multiplications. Nor does it matter which row of B is which column of a

@@ -15,7 +15,8 @@
 // the other finishes its tile, so that the tensor cores never wait for an epilogue. The first asks less of L2, the second wins where k is short.
 //
 // Two blocks make a pair (a cluster) and do neighbouring tiles, whose rows of B (or of A) are the same: each block fetches half of those and the copy
-// engine delivers it to both. L2 is what limits a GEMM on the whole GPU (about 9 TB/s on an H200), so that is worth more than anything else here.
+// engine delivers it to both. That pays for the largest tile on the whole GPU; smaller ones gained nothing from it, and lost the time it takes two
+// blocks to meet (docs/kernels/gemm.md).
 // A pair runs in the two SMs of a TPC or in two of one GPC, takes tiles by its first block, and leaves together.
 //
 // Bits: every element of C is the sum of its k / 16 products of 16 in the order of k, starting from 0, whatever the tile's shape, so the choice of the

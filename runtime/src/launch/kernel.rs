@@ -122,8 +122,11 @@ impl Params {
         self.bytes.as_ptr().cast()
     }
 
-    /// Puts an encoded tensor map at `offset`, one of those that [`tensor_maps`](Self::tensor_maps) gives.
-    pub(crate) fn set_tensor_map(&mut self, offset: usize, encoded: [u64; TENSOR_MAP_BYTES / 8]) {
+    /// Puts an encoded tensor map at `offset`, one of those that [`tensor_maps`](Self::tensor_maps) gives: a back end's part of a launch.
+    ///
+    /// # Panics
+    /// If a map at `offset` would reach beyond the parameters.
+    pub fn set_tensor_map(&mut self, offset: usize, encoded: [u64; TENSOR_MAP_BYTES / 8]) {
         for (word, target) in encoded.iter().zip(self.bytes[offset..offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
             target.write_copy_of_slice(&word.to_ne_bytes());
         }
