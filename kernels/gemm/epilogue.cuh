@@ -127,3 +127,15 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
         store(reinterpret_cast<__half *>(args.c) + row_start + col, rounded, whole, valid);
     }
 }
+
+// The entry points of one tile shape, one for each epilogue; variant.rs lists the names in the order of GemmEpilogue.
+#define GEMM_WITH_EACH_EPILOGUE(ENTRY, TILE, SHAPE)                                                                                         \
+    ENTRY(TILE, SHAPE, plain, GEMM_PLAIN)                                                                                                   \
+    ENTRY(TILE, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                                           \
+    ENTRY(TILE, SHAPE, bias, GEMM_BIAS)                                                                                                     \
+    ENTRY(TILE, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                                           \
+    ENTRY(TILE, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                                 \
+    ENTRY(TILE, SHAPE, bias_relu, GEMM_BIAS_RELU)                                                                                           \
+    ENTRY(TILE, SHAPE, residual, GEMM_RESIDUAL)                                                                                             \
+    ENTRY(TILE, SHAPE, bias_residual, GEMM_BIAS_RESIDUAL)                                                                                   \
+    ENTRY(TILE, SHAPE, silu_gate, GEMM_SILU_GATE)

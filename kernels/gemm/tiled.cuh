@@ -211,13 +211,4 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
         gemm_tiled<SHAPE, EPILOGUE, true>(args, tiles);                                                                                      \
     }
 
-#define GEMM_TILED_ENTRIES(TILE, SHAPE)                                                                                                      \
-    GEMM_TILED_ENTRY(TILE, SHAPE, plain, GEMM_PLAIN)                                                                                         \
-    GEMM_TILED_ENTRY(TILE, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                                 \
-    GEMM_TILED_ENTRY(TILE, SHAPE, bias, GEMM_BIAS)                                                                                           \
-    GEMM_TILED_ENTRY(TILE, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                                 \
-    GEMM_TILED_ENTRY(TILE, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                       \
-    GEMM_TILED_ENTRY(TILE, SHAPE, bias_relu, GEMM_BIAS_RELU)                                                                                 \
-    GEMM_TILED_ENTRY(TILE, SHAPE, residual, GEMM_RESIDUAL)                                                                                   \
-    GEMM_TILED_ENTRY(TILE, SHAPE, bias_residual, GEMM_BIAS_RESIDUAL)                                                                         \
-    GEMM_TILED_ENTRY(TILE, SHAPE, silu_gate, GEMM_SILU_GATE)
+#define GEMM_TILED_ENTRIES(TILE, SHAPE) GEMM_WITH_EACH_EPILOGUE(GEMM_TILED_ENTRY, TILE, SHAPE)

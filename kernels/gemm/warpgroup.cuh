@@ -39,7 +39,7 @@
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 
-// A tile's shape and what follows from it. kernels/gemm/variant.rs holds the same figures for the host.
+// A tile's shape and what follows from it. kernels/gemm/warpgroup.rs holds the same figures for the host.
 template <int PAIR_, int BLOCK_M_, int BLOCK_N_, int K_BLOCKS_, int STAGES_, int CONSUMERS_, bool PING_PONG_ = false>
 struct WarpgroupShape {
     static constexpr int PAIR = PAIR_;  // blocks that work together: 1 or 2
@@ -47,16 +47,14 @@ struct WarpgroupShape {
     static constexpr int K_BLOCKS = K_BLOCKS_;  // of 64 columns in a stage
     static constexpr bool PING_PONG = PING_PONG_;
     static constexpr int THREADS = 128 * (CONSUMERS + 1);
-    // What one consumer has of a tile: all of it, half of its rows, or half of its columns where it has only 64 rows.
-    static constexpr bool SHARES_TILES = CONSUMERS == 2 && !PING_PONG;
-    static constexpr int CONSUMER_M = SHARES_TILES && BLOCK_M > 64 ? BLOCK_M / 2 : BLOCK_M;
-    static constexpr int CONSUMER_N = SHARES_TILES && BLOCK_M == 64 ? BLOCK_N / 2 : BLOCK_N;
+    static constexpr int SHARERS = PING_PONG ? 1 : CONSUMERS;    // consumers of one tile
+    static constexpr int CONSUMER_M = BLOCK_M / SHARERS;         // rows of it that one of them has
     static constexpr int M_ATOMS = CONSUMER_M / 64;
     static constexpr int A_BYTES = BLOCK_M * 128, B_BYTES = BLOCK_N * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
-    static constexpr int SLICE = CONSUMER_N % 64 == 0 ? 64 : CONSUMER_N % 32 == 0 ? 32 : 16;  // columns of the product that leave together
+    static constexpr int SLICE = BLOCK_N % 64 == 0 ? 64 : 32;  // columns of the product that leave together
     static constexpr int SLICE_BYTES = 64 * 128;               // room for 64 rows of at most 128 bytes
     static constexpr int STAGING_BYTES = CONSUMERS * 2 * SLICE_BYTES;
-    static constexpr int BIAS_BYTES = CONSUMERS * CONSUMER_N * 2;
+    static constexpr int BIAS_BYTES = CONSUMERS * BLOCK_N * 2;
     static constexpr int TILE_SLOTS = 4;
     static constexpr int BARRIERS = 2 * STAGES + 2 * TILE_SLOTS + 2 * CONSUMERS + CONSUMERS + 1;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
@@ -64,9 +62,8 @@ struct WarpgroupShape {
     // Registers move from the producer to the consumers where three warpgroups share an SM's 65536.
     static constexpr bool MOVES_REGISTERS = CONSUMERS == 2;
     static constexpr int BLOCKS_PER_SM = SHARED_BYTES > 113 * 1024 ? 1 : 2;
-    static constexpr int SHARERS = PING_PONG ? 1 : CONSUMERS;  // consumers of one tile
     static_assert(SHARED_BYTES <= 227 * 1024);
-    static_assert(CONSUMER_M % 64 == 0 && CONSUMER_N % 16 == 0 && BLOCK_N <= 256 && M_ATOMS * CONSUMER_N <= 256);
+    static_assert(CONSUMER_M % 64 == 0 && BLOCK_N % 32 == 0 && BLOCK_N <= 256 && M_ATOMS * BLOCK_N <= 256);
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -79,8 +76,7 @@ __device__ __forceinline__ uint32_t staged(uint32_t row, uint32_t byte) {
     const uint32_t offset = row * ROW_BYTES + byte;
     if (ROW_BYTES == 128) return offset ^ (row % 8) << 4;
     if (ROW_BYTES == 64) return offset ^ (row / 2 % 4) << 4;
-    if (ROW_BYTES == 32) return offset ^ (row / 4 % 2) << 4;
-    return offset;
+    return offset ^ (row / 4 % 2) << 4;
 }
 
 template <typename Shape, int EPILOGUE>
@@ -89,16 +85,16 @@ struct WarpgroupGemm {
     static constexpr bool HAS_BIAS = EPILOGUE == GEMM_BIAS || EPILOGUE == GEMM_BIAS_GELU || EPILOGUE == GEMM_BIAS_GELU_TANH ||
                                      EPILOGUE == GEMM_BIAS_RELU || EPILOGUE == GEMM_BIAS_RESIDUAL || EPILOGUE == GEMM_SILU_GATE;
     static constexpr bool IS_F32 = EPILOGUE == GEMM_PLAIN_F32, IS_GATE = EPILOGUE == GEMM_SILU_GATE;
-    static constexpr int SLICE = IS_F32 && Shape::SLICE > 32 ? 32 : Shape::SLICE;
-    static constexpr int SLICES = Shape::M_ATOMS * (Shape::CONSUMER_N / SLICE);
+    static constexpr int SLICE = IS_F32 ? 32 : Shape::SLICE;
+    static constexpr int SLICES = Shape::M_ATOMS * (Shape::BLOCK_N / SLICE);
     static constexpr int ROW_BYTES = IS_F32 ? SLICE * 4 : IS_GATE ? SLICE : SLICE * 2;
 
-    static constexpr int PER_ATOM = Shape::CONSUMER_N / SLICE;
+    static constexpr int PER_ATOM = Shape::BLOCK_N / SLICE;
 
     // A consumer's part of a tile.
     struct Part {
         TileOrigin tile;
-        uint32_t first_row, first_col;  // within the tile
+        uint32_t first_row;  // within the tile
         uint32_t consumer;
         uint32_t round;  // tiles that this consumer did before
         uint32_t thread;  // within the consumer
@@ -218,7 +214,7 @@ struct WarpgroupGemm {
         return tile;
     }
 
-    // 64 columns of one operand: all of this block's rows for this block alone, or this block's half of the shared rows for both.
+    // A stage of one operand: all of this block's rows for this block alone, or this block's half of the shared rows for both.
     template <bool IS_A>
     __device__ __forceinline__ void fetch(uint32_t stage, uint32_t step, const TileOrigin &origin) const {
         constexpr uint32_t ROWS = IS_A ? Shape::BLOCK_M : Shape::BLOCK_N, HALF = ROWS / Shape::PAIR;
@@ -276,21 +272,21 @@ struct WarpgroupGemm {
                 tile = counted_tile(Shape::PING_PONG ? 2 * round + consumer : round);
             }
             if (tile >= tiles.count) break;
-            const uint32_t half = Shape::SHARES_TILES ? consumer : 0;
-            const Part part = {origin_of(tile), half * (Shape::CONSUMER_M % Shape::BLOCK_M), half * (Shape::CONSUMER_N % Shape::BLOCK_N), consumer, round, thread};
+            const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
+            const Part part = {origin_of(tile), first_row, consumer, round, thread};
             if (HAS_RESIDUAL && thread == 0) {
                 tma_store_wait_read<0>();
                 for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
             }
             if (HAS_BIAS) {
                 // Read while the first stages are on their way; the epilogue would wait for each load.
-                for (uint32_t col = thread; col < Shape::CONSUMER_N; col += 128) {
-                    store_shared(bias_place(part, col), bias_of(args, part.tile.col + part.first_col + col));
+                for (uint32_t col = thread; col < Shape::BLOCK_N; col += 128) {
+                    store_shared(bias_place(part, col), bias_of(args, part.tile.col + col));
                 }
             }
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
-            float sums[Shape::M_ATOMS][Shape::CONSUMER_N / 2];
+            float sums[Shape::M_ATOMS][Shape::BLOCK_N / 2];
             multiply(sums, at, part);
             if (Shape::PING_PONG) skip(at);
             if (HAS_BIAS) named_barrier(consumer);
@@ -310,10 +306,10 @@ struct WarpgroupGemm {
         at.stage = stage % Shape::STAGES;
     }
 
-    __device__ __forceinline__ void multiply(float (&sums)[Shape::M_ATOMS][Shape::CONSUMER_N / 2], RingPosition<Shape::STAGES> &at,
+    __device__ __forceinline__ void multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
                                              const Part &part) const {
         // Steps whose multiplications may be under way while the next are issued: more than one where one ends before the next can be issued.
-        constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::CONSUMER_N * Shape::SHARERS < 256 ? 2 : 1;
+        constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
@@ -323,12 +319,12 @@ struct WarpgroupGemm {
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
                 const uint64_t a = wgmma_descriptor(stage + block * Shape::A_BYTES + part.first_row * 128);
-                const uint64_t b = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::A_BYTES + block * Shape::B_BYTES + part.first_col * 128);
+                const uint64_t b = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::A_BYTES + block * Shape::B_BYTES);
 #pragma unroll
                 for (int slice = 0; slice < 4; ++slice) {
 #pragma unroll
                     for (int atom = 0; atom < Shape::M_ATOMS; ++atom) {
-                        wgmma_m64k16<Shape::CONSUMER_N>(sums[atom], a + slice * 2 + atom * (64 * 128 / 16), b + slice * 2,
+                        wgmma_m64k16<Shape::BLOCK_N>(sums[atom], a + slice * 2 + atom * (64 * 128 / 16), b + slice * 2,
                                                         step + block + slice > 0);
                     }
                 }
@@ -359,7 +355,7 @@ struct WarpgroupGemm {
 
     // Where slice `slice` of the consumer's part lies in C: its first column there, and its first row.
     static __device__ __forceinline__ TileOrigin slice_origin(uint32_t slice, const Part &part) {
-        const uint32_t col = part.tile.col + part.first_col + slice % PER_ATOM * SLICE;
+        const uint32_t col = part.tile.col + slice % PER_ATOM * SLICE;
         return {part.tile.row + part.first_row + slice / PER_ATOM * 64, IS_GATE ? col / 2 : col};
     }
 
@@ -373,13 +369,13 @@ struct WarpgroupGemm {
     // Epilogue: sums become C, slice by slice through shared memory, so that what meets memory is whole lines. The slices' numbers are known to
     // the compiler, since registers cannot be indexed.
     template <int... SLICE_NUMBERS>
-    __device__ __forceinline__ void finish_tile(const float (&sums)[Shape::M_ATOMS][Shape::CONSUMER_N / 2], const Part &part,
+    __device__ __forceinline__ void finish_tile(const float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], const Part &part,
                                                 std::integer_sequence<int, SLICE_NUMBERS...>) const {
         (finish_slice<SLICE_NUMBERS>(sums[SLICE_NUMBERS / PER_ATOM], part), ...);
     }
 
     template <int NUMBER>
-    __device__ __forceinline__ void finish_slice(const float (&sums)[Shape::CONSUMER_N / 2], const Part &part) const {
+    __device__ __forceinline__ void finish_slice(const float (&sums)[Shape::BLOCK_N / 2], const Part &part) const {
         const uint32_t lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
         const uint32_t target = buffer(part.consumer, NUMBER);
         if (HAS_RESIDUAL) {
@@ -447,7 +443,7 @@ struct WarpgroupGemm {
 
     // Where a consumer keeps the bias of a column of its part.
     __device__ __forceinline__ uint32_t bias_place(const Part &part, uint32_t col) const {
-        return biases + (part.consumer * Shape::CONSUMER_N + col) * 2;
+        return biases + (part.consumer * Shape::BLOCK_N + col) * 2;
     }
 
     static __device__ __forceinline__ void store_shared(uint32_t place, __half value) {
@@ -512,13 +508,4 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &, const 
         gemm_warpgroup<SHAPE, EPILOGUE>(args, tiles);                                                                                        \
     }
 
-#define GEMM_WARPGROUP_ENTRIES(TILE, SHAPE)                                                                                                  \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, plain, GEMM_PLAIN)                                                                                     \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, plain_f32, GEMM_PLAIN_F32)                                                                             \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias, GEMM_BIAS)                                                                                       \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_gelu, GEMM_BIAS_GELU)                                                                             \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_gelu_tanh, GEMM_BIAS_GELU_TANH)                                                                   \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_relu, GEMM_BIAS_RELU)                                                                             \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, residual, GEMM_RESIDUAL)                                                                               \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, bias_residual, GEMM_BIAS_RESIDUAL)                                                                     \
-    GEMM_WARPGROUP_ENTRY(TILE, SHAPE, silu_gate, GEMM_SILU_GATE)
+#define GEMM_WARPGROUP_ENTRIES(TILE, SHAPE) GEMM_WITH_EACH_EPILOGUE(GEMM_WARPGROUP_ENTRY, TILE, SHAPE)

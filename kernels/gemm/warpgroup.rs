@@ -9,7 +9,7 @@ use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
 use super::super::abi;
-use super::{Epilogue, Gemm};
+use super::{Epilogue, Gemm, Residual};
 
 /// A compiled shape, by the tile of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -214,16 +214,18 @@ impl Warpgroup {
             _ => Swizzle::Bytes32,
         };
         let c = TensorMap::matrix(gemm.c, element, [gemm.m, gemm.c_columns()], gemm.ldc, [64, c_slice], swizzle);
-        let (residual, stride) = gemm.residual().map_or((gemm.c, gemm.ldc), |residual| (residual.ptr, residual.stride));
-        let residual = TensorMap::matrix(residual, element, [gemm.m, gemm.c_columns()], stride, [64, c_slice], swizzle);
-
-        Params::new(Args { a: UNUSED, b: UNUSED, c: UNUSED, residual: UNUSED, gemm: gemm.args(), shares_a: u32::from(shares_a) })
-            .with_tensor_maps([
-                (offset_of!(Args, a), a),
-                (offset_of!(Args, b), b),
-                (offset_of!(Args, c), c),
-                (offset_of!(Args, residual), residual),
-            ])
+        let params =
+            Params::new(Args { a: UNUSED, b: UNUSED, c: UNUSED, residual: UNUSED, gemm: gemm.args(), shares_a: u32::from(shares_a) });
+        let maps = [(offset_of!(Args, a), a), (offset_of!(Args, b), b), (offset_of!(Args, c), c)];
+        // Encoding a map takes time on the launch path, so only those that are used are named.
+        match gemm.residual() {
+            None => params.with_tensor_maps(maps),
+            Some(Residual { ptr, stride }) => {
+                let residual = TensorMap::matrix(ptr, element, [gemm.m, gemm.c_columns()], stride, [64, c_slice], swizzle);
+                let [a, b, c] = maps;
+                params.with_tensor_maps([a, b, c, (offset_of!(Args, residual), residual)])
+            }
+        }
     }
 }
 

@@ -8,8 +8,8 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// How long L2 should keep what is read: createpolicy's encodings of evict_first and evict_last for all of the data.
-constexpr uint64_t L2_EVICT_FIRST = 0x12f0000000000000ull, L2_EVICT_LAST = 0x14f0000000000000ull, L2_EVICT_NORMAL = 0x1000000000000000ull;
+// That L2 need not keep what is read: createpolicy's encoding of evict_first for all of the data.
+constexpr uint64_t L2_EVICT_FIRST = 0x12f0000000000000ull;
 
 __device__ __forceinline__ void tma_prefetch(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -20,14 +20,6 @@ __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(target),
                  "l"(&map), "r"(barrier), "r"(x), "r"(y)
                  : "memory");
-}
-
-__device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint64_t l2_policy) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
-            target),
-        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(l2_policy)
-        : "memory");
 }
 
 // The same to each block of the cluster whose bit is set in `blocks`: to the same place in its shared memory, and told to its own barrier.

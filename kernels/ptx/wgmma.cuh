@@ -8,6 +8,8 @@
 #pragma once
 #include <cstdint>
 
+#include "ptx/wgmma_registers.cuh"
+
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
 // Describes a tile of rows of 128 bytes, 128-byte swizzled, beginning at a multiple of 1024: groups of eight rows are 1024 bytes apart.
@@ -43,17 +45,6 @@ __device__ __forceinline__ void registers_shrink() {
 template <int N>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate);
 
-#define WGMMA_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define WGMMA_R1 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_R2 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define WGMMA_R3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_R4 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-#define WGMMA_R5 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_R6 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
-#define WGMMA_R7 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WGMMA_D16(i) WGMMA_D8(i), WGMMA_D8(i + 8)
-
 // REGISTERS: the list of D in the instruction; A, B, P: the numbers of the operands after it; OPERANDS: D for the compiler.
 #define WGMMA(N, REGISTERS, A, B, P, ...)                                                                                                    \
     template <>                                                                                                                              \
@@ -64,26 +55,15 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint
                      : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)));                                                               \
     }
 
-WGMMA(32, WGMMA_R0, 16, 17, 18, WGMMA_D16(0))
-WGMMA(48, WGMMA_R0 ", %16, %17, %18, %19, %20, %21, %22, %23", 24, 25, 26, WGMMA_D16(0), WGMMA_D8(16))
-WGMMA(64, WGMMA_R0 ", " WGMMA_R1, 32, 33, 34, WGMMA_D16(0), WGMMA_D16(16))
-WGMMA(96, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2, 48, 49, 50, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))
-WGMMA(128, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3, 64, 65, 66, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48))
-WGMMA(160, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4, 80, 81, 82, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64))
-WGMMA(192, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5, 96, 97, 98, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80))
-WGMMA(224, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6, 112, 113, 114, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80), WGMMA_D16(96))
-WGMMA(256, WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7, 128, 129, 130, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80), WGMMA_D16(96), WGMMA_D16(112))
+WGMMA(32, WGMMA_R0_1, 16, 17, 18, WGMMA_D16(0))
+WGMMA(64, WGMMA_R0_3, 32, 33, 34, WGMMA_D16(0), WGMMA_D16(16))
+WGMMA(96, WGMMA_R0_5, 48, 49, 50, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))
+WGMMA(128, WGMMA_R0_7, 64, 65, 66, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48))
+WGMMA(160, WGMMA_R0_9, 80, 81, 82, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64))
+WGMMA(192, WGMMA_R0_11, 96, 97, 98, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80))
+WGMMA(224, WGMMA_R0_13, 112, 113, 114, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80), WGMMA_D16(96))
+WGMMA(256, WGMMA_R0_15, 128, 129, 130, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80), WGMMA_D16(96), WGMMA_D16(112))
 
 #undef WGMMA
-#undef WGMMA_D16
-#undef WGMMA_D8
-#undef WGMMA_R0
-#undef WGMMA_R1
-#undef WGMMA_R2
-#undef WGMMA_R3
-#undef WGMMA_R4
-#undef WGMMA_R5
-#undef WGMMA_R6
-#undef WGMMA_R7
 
 #endif

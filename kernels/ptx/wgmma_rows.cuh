@@ -8,6 +8,8 @@
 #pragma once
 #include <cstdint>
 
+#include "ptx/wgmma_registers.cuh"
+
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
 // Describes B: its first piece begins at `shared_address`, a multiple of 1024; groups of eight rows are 1024 bytes apart, and pieces of 64 columns
@@ -28,29 +30,6 @@ __device__ __forceinline__ void wgmma_settle(float (&registers)[COUNT]) {
 template <int N>
 __device__ __forceinline__ void wgmma_m64k16_rows(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
 
-#define WGMMA_R0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define WGMMA_R1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define WGMMA_R2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define WGMMA_R3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_R4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define WGMMA_R5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define WGMMA_R6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define WGMMA_R7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_R8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define WGMMA_R9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define WGMMA_R10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define WGMMA_R11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_R12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define WGMMA_R13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define WGMMA_R14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define WGMMA_R15 "%120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WGMMA_D16(i) WGMMA_D8(i), WGMMA_D8(i + 8)
-#define WGMMA_D64(i) WGMMA_D16(i), WGMMA_D16(i + 16), WGMMA_D16(i + 32), WGMMA_D16(i + 48)
-#define WGMMA_R01 WGMMA_R0 ", " WGMMA_R1
-#define WGMMA_R03 WGMMA_R01 ", " WGMMA_R2 ", " WGMMA_R3
-#define WGMMA_R07 WGMMA_R03 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7
-
 // REGISTERS: the list of D in the instruction; A0 to B: the numbers of the operands after it; the rest: D for the compiler.
 #define WGMMA(N, REGISTERS, A0, A1, A2, A3, B, ...)                                                                                     \
     template <>                                                                                                                         \
@@ -62,35 +41,13 @@ __device__ __forceinline__ void wgmma_m64k16_rows(float (&d)[N / 2], const uint3
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                              \
     }
 
-WGMMA(32, WGMMA_R01, 16, 17, 18, 19, 20, WGMMA_D16(0))
-WGMMA(64, WGMMA_R03, 32, 33, 34, 35, 36, WGMMA_D16(0), WGMMA_D16(16))
-WGMMA(80, WGMMA_R03 ", " WGMMA_R4, 40, 41, 42, 43, 44, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D8(32))
-WGMMA(96, WGMMA_R03 ", " WGMMA_R4 ", " WGMMA_R5, 48, 49, 50, 51, 52, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))
-WGMMA(128, WGMMA_R07, 64, 65, 66, 67, 68, WGMMA_D64(0))
-WGMMA(256, WGMMA_R07 ", " WGMMA_R8 ", " WGMMA_R9 ", " WGMMA_R10 ", " WGMMA_R11 ", " WGMMA_R12 ", " WGMMA_R13 ", " WGMMA_R14 ", " WGMMA_R15, 128, 129, 130, 131, 132, WGMMA_D64(0), WGMMA_D64(64))
+WGMMA(32, WGMMA_R0_1, 16, 17, 18, 19, 20, WGMMA_D16(0))
+WGMMA(64, WGMMA_R0_3, 32, 33, 34, 35, 36, WGMMA_D16(0), WGMMA_D16(16))
+WGMMA(80, WGMMA_R0_3 ", " WGMMA_R4, 40, 41, 42, 43, 44, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D8(32))
+WGMMA(96, WGMMA_R0_5, 48, 49, 50, 51, 52, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))
+WGMMA(128, WGMMA_R0_7, 64, 65, 66, 67, 68, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48))
+WGMMA(256, WGMMA_R0_15, 128, 129, 130, 131, 132, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32), WGMMA_D16(48), WGMMA_D16(64), WGMMA_D16(80), WGMMA_D16(96), WGMMA_D16(112))
 
 #undef WGMMA
-#undef WGMMA_R07
-#undef WGMMA_R03
-#undef WGMMA_R01
-#undef WGMMA_D64
-#undef WGMMA_D16
-#undef WGMMA_D8
-#undef WGMMA_R0
-#undef WGMMA_R1
-#undef WGMMA_R2
-#undef WGMMA_R3
-#undef WGMMA_R4
-#undef WGMMA_R5
-#undef WGMMA_R6
-#undef WGMMA_R7
-#undef WGMMA_R8
-#undef WGMMA_R9
-#undef WGMMA_R10
-#undef WGMMA_R11
-#undef WGMMA_R12
-#undef WGMMA_R13
-#undef WGMMA_R14
-#undef WGMMA_R15
 
 #endif
