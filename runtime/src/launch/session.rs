@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
+use crate::telemetry::Probe;
+use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
 use super::grant::Grant;
@@ -113,6 +115,7 @@ pub struct Session {
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
     stats: SessionStats,
+    probe: Probe,
 }
 
 /// A stream inside a partition, with the event by which the next lane waits for it.
@@ -154,10 +157,19 @@ impl Session {
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
+            probe: Probe::default(),
         };
         session.follow_plan()?;
         device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
         Ok(session)
+    }
+
+    /// The same session, recorded through `probe`; [`Runtime::session`](crate::Runtime::session) sees to it.
+    #[must_use]
+    pub(crate) fn observed(mut self, probe: Probe) -> Self {
+        self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
+        self.probe = probe;
+        self
     }
 
     /// Launches `kernel` where the current plan places it.
@@ -193,8 +205,13 @@ impl Session {
         };
         let overlaps = launch.programmatic && self.follows_launch;
         let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, overlaps, key, work };
-        self.device.launch(self.stream(), &request)?;
-        self.follows_launch = true;
+        self.follows_launch = if self.probe.is_due() {
+            let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
+            self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
+        } else {
+            self.device.launch(self.stream(), &request)?;
+            true
+        };
         self.count(at);
         Ok(())
     }
@@ -218,6 +235,7 @@ impl Session {
     ///
     /// # Errors
     /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
         self.follow_plan()?;
         let origin = self.current;
@@ -259,6 +277,7 @@ impl Session {
         self.device.replay(graph.graph.id(), self.stream())?;
         self.follows_launch = false;
         self.stats.replays += 1;
+        self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
         Ok(())
     }
 
@@ -322,6 +341,7 @@ impl Session {
         let at = self.seen.len();
         self.index.insert(fingerprint, at);
         self.seen.push(SeenKernel { key, work, launches: 0 });
+        self.probe.met(key);
         let resolved = match self.followed.as_ref().and_then(|plan| plan.tenants.get(&self.tenant)) {
             Some(plan) => resolve(&self.lanes, plan.placement(fingerprint)),
             None => Resolved { sms: self.device.topology().sms, priority: Priority::Normal, lane: self.current },
@@ -348,6 +368,7 @@ impl Session {
             let last = &self.lanes[self.current];
             self.device.record(last.event.id(), last.stream.id())?;
             self.device.wait(self.lanes[lane].stream.id(), last.event.id())?;
+            self.probe.hopped(&*self.device, last.partition, self.lanes[lane].partition);
             self.current = lane;
             self.follows_launch = false;
             self.stats.hops += 1;
@@ -377,6 +398,7 @@ impl Session {
         for (partition, priority) in mine.streams() {
             if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
                 let stream = Stream::new(&self.device, partition, priority)?;
+                self.probe.lane(stream.id(), partition);
                 self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)? });
             }
         }
@@ -391,6 +413,7 @@ impl Session {
 impl Drop for Session {
     /// Waits for the end of the chain: its launches count their tiles in memory that is given back now, and poll the grant.
     fn drop(&mut self) {
+        self.probe.count(self.stats);
         // Only where the body of a capture panicked.
         let ended = self.capturing.map_or(Ok(()), |origin| self.end_capture(origin).map(drop));
         // There is no lane where the session was refused before it had one.

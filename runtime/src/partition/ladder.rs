@@ -60,6 +60,7 @@ impl Ladder {
         if made.len() > self.limit {
             return Err(LadderError::Full { limit: self.limit });
         }
+        let _span = tracing::debug_span!("create partition", ?tpcs).entered();
         let partition = self.device.create_partition(tpcs)?;
         let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(partition)?);
         let made_as_asked = if granted == asked { Ok(partition) } else { Err(DeviceError::ShortPartition { asked, granted }) };
