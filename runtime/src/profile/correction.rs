@@ -32,6 +32,8 @@ pub struct Corrections {
     /// The logarithm of what a kernel's time may be multiplied by.
     bound: f64,
     kernels: HashMap<Fingerprint, Samples>,
+    /// Kernels that the last review found out of bounds.
+    found: Vec<Fingerprint>,
 }
 
 /// The last samples of one kernel.
@@ -72,7 +74,7 @@ impl Default for Corrections {
 impl Corrections {
     /// No samples yet. `bound` is a fraction: 0.15 lets a kernel take between 1/1.15 and 1.15 times as long as it should.
     pub fn new(bound: f64) -> Self {
-        Self { bound: bound.max(0.0).ln_1p(), kernels: HashMap::new() }
+        Self { bound: bound.max(0.0).ln_1p(), kernels: HashMap::new(), found: Vec::new() }
     }
 
     /// Adds a sample: `measured_us` on the device, where the profile says `expected_us`. Samples that mean nothing, and those of kernels below
@@ -86,19 +88,22 @@ impl Corrections {
         }
     }
 
-    /// The kernels whose drift is out of bounds, each with its new correction, which is in force from now on: measured over expected.
+    /// The kernels whose drift is out of bounds, each with its new correction, which is in force from now on: measured over expected. While
+    /// a review finds kernels that the one before it did not find, there are none yet: what slows a device down slows many kernels, whose
+    /// samples come in one after another, and is one finding.
     pub fn review(&mut self) -> Vec<(Fingerprint, f64)> {
-        let mut moved = Vec::new();
-        for (&kernel, samples) in &mut self.kernels {
-            if let Some(drift) = samples.drift()
-                && (drift - samples.correction).abs() > self.bound
-            {
-                samples.correction = drift;
-                moved.push((kernel, drift.exp()));
-            }
+        let out_of_bounds = |samples: &Samples| samples.drift().filter(|drift| (drift - samples.correction).abs() > self.bound);
+        let mut found: Vec<_> = self.kernels.iter().filter_map(|(&kernel, samples)| Some((kernel, out_of_bounds(samples)?))).collect();
+        let settled = found.iter().all(|(kernel, _)| self.found.contains(kernel));
+        self.found = found.iter().map(|&(kernel, _)| kernel).collect();
+        if !settled {
+            return Vec::new();
         }
-        moved.sort_by(|one, other| other.1.ln().abs().total_cmp(&one.1.ln().abs()).then(one.0.cmp(&other.0)));
-        moved
+        found.sort_by(|one, other| other.1.abs().total_cmp(&one.1.abs()).then(one.0.cmp(&other.0)));
+        for &(kernel, drift) in &found {
+            self.kernels.entry(kernel).or_default().correction = drift;
+        }
+        found.into_iter().map(|(kernel, drift)| (kernel, drift.exp())).collect()
     }
 
     /// What the kernel's latencies are to be multiplied by: 1 where its profile holds.
@@ -166,12 +171,27 @@ mod tests {
     }
 
     #[test]
+    fn kernels_that_are_found_one_after_another_are_one_finding() {
+        let mut corrections = Corrections::default();
+        let kernels = [Fingerprint(1), Fingerprint(2), Fingerprint(3)];
+        let mut found = Vec::new();
+        // A kernel has as many samples as launches of it were timed: here one gets ahead of the next by one.
+        for round in 0..40 {
+            kernels.iter().take(round + 1).for_each(|&kernel| corrections.add(kernel, 130.0, 100.0));
+            found.extend(Some(corrections.review()).filter(|review| !review.is_empty()));
+        }
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].iter().map(|(kernel, _)| *kernel).collect::<Vec<_>>(), kernels);
+    }
+
+    #[test]
     fn a_few_samples_are_not_judged_and_short_kernels_never() {
         assert_eq!(reviews([2.0; 7]), [0.0; 0]);
         let mut corrections = Corrections::default();
         for _ in 0..100 {
             corrections.add(KERNEL, 10.0, 5.0);
         }
+        corrections.review();
         assert_eq!(corrections.review(), []);
     }
 
@@ -180,6 +200,7 @@ mod tests {
         for (measured, expected) in [(0.0, 100.0), (f64::NAN, 100.0), (-1.0, 100.0), (100.0, f64::INFINITY), (100.0, 0.0)] {
             let mut corrections = Corrections::default();
             (0..50).for_each(|_| corrections.add(KERNEL, measured, expected));
+            corrections.review();
             assert_eq!(corrections.review(), [], "{measured} against {expected}");
             assert_eq!(corrections.factor(KERNEL), 1.0);
         }
