@@ -351,8 +351,7 @@ fn metrics_count_by_tenant_what_happened() {
         {
             assert_eq!(*of(name), DebugValue::Counter(expected), "{name}");
         }
-        for (name, expected) in
-            [(names::SMS_OWNED, 132.0), (names::SMS_HELD, 16.0), (names::SMS_BORROWED, 0.0), (names::SLO_SECONDS, 0.02)]
+        for (name, expected) in [(names::SMS_OWNED, 132.0), (names::SMS_HELD, 16.0), (names::SMS_BORROWED, 0.0), (names::SLO_SECONDS, 0.02)]
         {
             assert_eq!(*of(name), DebugValue::Gauge(expected.into()), "{name}");
         }

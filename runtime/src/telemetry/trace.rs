@@ -219,7 +219,12 @@ mod tests {
         let kernel = || any::<u64>().prop_map(Fingerprint);
         prop_oneof![
             (kernel(), any::<u32>(), sms()).prop_map(|(kernel, partition, sms)| Happening::Launch { kernel, partition, sms }),
-            (kernel(), any::<u32>(), sms(), took()).prop_map(|(kernel, partition, sms, took)| Happening::Kernel { kernel, partition, sms, took }),
+            (kernel(), any::<u32>(), sms(), took()).prop_map(|(kernel, partition, sms, took)| Happening::Kernel {
+                kernel,
+                partition,
+                sms,
+                took
+            }),
             any::<(u32, u32)>().prop_map(|(from, to)| Happening::Hop { from, to }),
             any::<u32>().prop_map(|partition| Happening::Replay { partition }),
             (took(), any::<bool>()).prop_map(|(took, kept)| Happening::Request { took, kept }),
@@ -256,7 +261,10 @@ mod tests {
                 for event in &seen {
                     assert_eq!(*event, hop(event.at.as_nanos() as u64), "an event is torn");
                 }
-                assert!(seen.windows(2).all(|pair| pair[1].at == pair[0].at + Duration::from_nanos(1)), "events are missing between others");
+                assert!(
+                    seen.windows(2).all(|pair| pair[1].at == pair[0].at + Duration::from_nanos(1)),
+                    "events are missing between others"
+                );
             }
         });
         assert_eq!(ring.snapshot().last(), Some(&hop(199_999)));
