@@ -217,7 +217,9 @@ impl Runtime {
             if let Some(admitted) = state.tenants.get_mut(&tenant) {
                 admitted.kernels = before;
             }
-        })
+        })?;
+        self.telemetry.learned(tenant, request.iter().filter(|seen| seen.launches > 0).map(|seen| seen.key));
+        Ok(())
     }
 
     /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.

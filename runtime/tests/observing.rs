@@ -8,7 +8,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use serde_json::Value;
 use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Kernel, Session};
+use smidgen_runtime::launch::{Kernel, KernelKey, Session};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::{DriftReport, ProfileStore};
@@ -198,9 +198,22 @@ fn a_timed_kernel_stands_on_the_timeline_where_the_device_ran_it() {
 fn kernels_without_a_profile_are_listed_by_tenant_until_it_is_dismissed() {
     let gpu = Gpu::h200();
     let profiles = support::store(&*gpu.device, support::profile(&*gpu.device, &[(KERNELS[0], 100.0, 64)]));
-    let (runtime, id, _session) = serving(&gpu, Krisp::isolated(), profiles, Recording::default());
-    let kernels = KERNELS[1..].iter().map(Kernel::key).collect();
-    assert_eq!(runtime.unprofiled(), [Unprofiled { tenant: id, name: "chat".into(), kernels }]);
+    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Krisp::isolated()), profiles);
+    let id = runtime.admit(tenant("chat")).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    // What fills in the weights is no part of a request, and nobody profiles it.
+    session.launch(&Fake::new("weights")).unwrap();
+    session.forget_counts();
+    request(&mut session);
+    runtime.learn(id, session.seen()).unwrap();
+    let mut kernels: Vec<_> = KERNELS[1..].iter().map(Kernel::key).collect();
+    let listed = |kernels: &Vec<KernelKey>| [Unprofiled { tenant: id, name: "chat".into(), kernels: kernels.clone() }];
+    assert_eq!(runtime.unprofiled(), listed(&kernels));
+    // A request of another shape may launch others later.
+    let late = Fake::new("late");
+    session.launch(&late).unwrap();
+    kernels.push(late.key());
+    assert_eq!(runtime.unprofiled(), listed(&kernels));
     runtime.dismiss(id).unwrap();
     assert_eq!(runtime.unprofiled(), []);
 }

@@ -81,7 +81,7 @@ struct State {
 
 struct Tenant {
     name: String,
-    /// Kernels in the order first met.
+    /// Kernels of its requests, in the order first met.
     met: Vec<KernelKey>,
     counts: Arc<Counts>,
     metrics: TenantMetrics,
@@ -135,7 +135,7 @@ impl Telemetry {
         }
     }
 
-    /// Kernels that a tenant's sessions have met, in that order; none of an unknown tenant.
+    /// Kernels that the requests of a tenant launch, as far as its sessions have met them; none of an unknown tenant.
     pub fn met(&self, tenant: TenantId) -> Vec<KernelKey> {
         self.state.lock().tenants.get(&tenant).map_or_else(Vec::new, |tenant| tenant.met.clone())
     }
@@ -194,6 +194,13 @@ impl Telemetry {
         if let Some(tenant) = self.state.lock().tenants.remove(&tenant) {
             tenant.metrics.publish(&tenant.counts);
             tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
+        }
+    }
+
+    /// One request launches `kernels`: what was met before it, such as what fills in weights, is no part of requests.
+    pub(crate) fn learned(&self, tenant: TenantId, kernels: impl Iterator<Item = KernelKey>) {
+        if let Some(tenant) = self.state.lock().tenants.get_mut(&tenant) {
+            tenant.met = kernels.collect();
         }
     }
 

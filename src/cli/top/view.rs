@@ -2,7 +2,7 @@
 
 use ratatui::Frame;
 use ratatui::layout::Constraint;
-use ratatui::style::{Style, Stylize};
+use ratatui::style::Style;
 use ratatui::widgets::{Block, Cell, Row, Table};
 
 use super::scrape::{Status, TenantStatus};
