@@ -15,7 +15,7 @@ use crate::launch::{Fingerprint, KernelKey, LaunchError, Placement, Plan, PlanCe
 use crate::partition::{Ladder, LadderError, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
 use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, ProfileStore};
-use crate::telemetry::{Recording, Requests, Telemetry};
+use crate::telemetry::{Recording, RequestLog, Telemetry};
 use crate::tenant::{TenantId, TenantSpec};
 
 /// Partitions a runtime makes at most: 128 take about 0.75 GB.
@@ -190,9 +190,9 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed.
-    pub fn requests(&self, tenant: TenantId) -> Result<Requests, AdmitError> {
+    pub fn request_log(&self, tenant: TenantId) -> Result<RequestLog, AdmitError> {
         let state = self.state.lock();
-        state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant)).map(|_| self.telemetry.requests(tenant))
+        state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant)).map(|_| self.telemetry.request_log(tenant))
     }
 
     /// Tells which kernels one request of the tenant launches, and plans again.

@@ -250,15 +250,15 @@ fn chrome_of_two_tenants() -> Value {
     let runtime = Runtime::recording(Arc::clone(&gpu.device), Box::new(StaticEqual), Arc::default(), recording);
     for name in ["chat", "embed"] {
         let id = runtime.admit(tenant(name)).unwrap();
-        let (mut session, mut requests) = (runtime.session(id).unwrap(), runtime.requests(id).unwrap());
+        let (mut session, mut log) = (runtime.session(id).unwrap(), runtime.request_log(id).unwrap());
         (0..100).for_each(|_| request(&mut session));
         let graph = session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap();
         session.replay(&graph).unwrap();
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         session.device().synchronize(session.stream()).unwrap();
         // The second arrives before the first is answered.
-        requests.answered(MS, 5 * MS, true);
-        requests.answered(2 * MS, 30 * MS, false);
+        log.answered(MS, 5 * MS, true);
+        log.answered(2 * MS, 30 * MS, false);
         runtime.correct().unwrap();
     }
     let trace = runtime.telemetry().trace();
@@ -352,9 +352,9 @@ fn metrics_count_by_tenant_what_happened() {
         let (runtime, id, mut session) = serving(&gpu, StaticEqual, Arc::default(), Recording::default());
         let graph = session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap();
         (0..5).for_each(|_| session.replay(&graph).unwrap());
-        let mut requests = runtime.requests(id).unwrap();
-        requests.answered(MS, 3 * MS, true);
-        requests.answered(MS, 90 * MS, false);
+        let mut log = runtime.request_log(id).unwrap();
+        log.answered(MS, 3 * MS, true);
+        log.answered(MS, 90 * MS, false);
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         runtime.publish_metrics();
         let found = values();

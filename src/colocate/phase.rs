@@ -14,7 +14,7 @@ use smidgen_runtime::launch::{KernelKey, LaunchError, Session, Walls};
 use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::trace::{Event, Happening, Trace};
-use smidgen_runtime::telemetry::{Latencies, Recording, Requests};
+use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
 use smidgen_runtime::tenant::{TenantId, TenantSpec};
 
 use super::results::{StreamResult, TenantResult};
@@ -140,10 +140,11 @@ fn run_recorded(
         prepared.push(tenant);
     }
     // Captured only now that the plan knows every tenant's kernels.
-    let servers = tenants.iter().zip(&ids).zip(prepared).map(|((tenant, &id), prepared)| {
-        let requests = runtime.requests(id)?;
-        TenantServer::new(tenant, prepared, requests)
-    });
+    let servers = tenants
+        .iter()
+        .zip(&ids)
+        .zip(prepared)
+        .map(|((tenant, &id), prepared)| TenantServer::new(tenant, prepared, runtime.request_log(id)?));
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
         let turn = Arc::new(Turn::default());
@@ -235,17 +236,17 @@ fn limits(tenant: &TenantRequest, stream: Stream) -> Limits {
 
 impl TenantServer {
     /// Captures what the tenant replays.
-    fn new(tenant: &TenantRequest, prepared: Prepared, requests: Requests) -> Result<Self, PhaseError> {
+    fn new(tenant: &TenantRequest, prepared: Prepared, log: RequestLog) -> Result<Self, PhaseError> {
         Ok(match prepared {
             Prepared::Requests(session, workload) => {
                 let server = Server::new(*session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?;
-                Self::Requests(Box::new(server.observed(requests)))
+                Self::Requests(Box::new(server.observed(log)))
             }
             Prepared::Stream(mut slots, shape) => {
                 slots.prepare().map_err(|source| PhaseError::build(tenant, source))?;
                 let batching = Batching::new(*slots)
                     .map_err(|source| PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() })?;
-                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo()).observed(requests)))
+                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo()).observed(log)))
             }
         })
     }

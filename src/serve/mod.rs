@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
-use smidgen_runtime::telemetry::{Latencies, Requests};
+use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 pub use arrivals::Arrivals;
 pub use stream::{RequestShape, StreamError, StreamServer, TokenLatencies};
@@ -67,7 +67,7 @@ pub struct Server {
     turn: Option<(Arc<Turn>, u64)>,
     /// Scheduled arrival of the request that waits for its turn.
     waiting: Option<Duration>,
-    requests: Requests,
+    log: RequestLog,
 }
 
 /// What a step found.
@@ -102,14 +102,14 @@ impl Server {
             served: Served::default(),
             turn: None,
             waiting: None,
-            requests: Requests::default(),
+            log: RequestLog::default(),
         })
     }
 
-    /// The same server, which tells `requests` of every request it answers.
+    /// The same server, which writes every request that it answers to `log`.
     #[must_use]
-    pub fn observed(self, requests: Requests) -> Self {
-        Self { requests, ..self }
+    pub fn observed(self, log: RequestLog) -> Self {
+        Self { log, ..self }
     }
 
     /// Lets this server, number `server`, issue requests only in its turn.
@@ -177,7 +177,7 @@ impl Server {
         let now = self.session.device().now();
         let latency = now.saturating_sub(scheduled);
         let kept = self.slo.is_none_or(|slo| latency <= slo);
-        self.requests.answered(scheduled, now, kept);
+        self.log.answered(scheduled, now, kept);
         if (self.window.from..self.window.until).contains(&now) {
             self.served.latencies.record(latency);
             self.served.within_slo += u64::from(kept);

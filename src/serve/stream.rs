@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::telemetry::{Latencies, Requests};
+use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 use super::batching::{Batching, Executor, Request, SubmitError, Timing};
 use super::{Arrivals, Served, Step, Turn, Window};
@@ -49,7 +49,7 @@ pub struct StreamServer<E> {
     submitted: u64,
     finished: u64,
     turn: Option<(Arc<Turn>, u64)>,
-    requests: Requests,
+    log: RequestLog,
 }
 
 /// A stream that cannot go on.
@@ -80,14 +80,14 @@ impl<E: Executor> StreamServer<E> {
             submitted: 0,
             finished: 0,
             turn: None,
-            requests: Requests::default(),
+            log: RequestLog::default(),
         }
     }
 
-    /// The same server, which tells `requests` of every request it answers.
+    /// The same server, which writes every request that it answers to `log`.
     #[must_use]
-    pub fn observed(self, requests: Requests) -> Self {
-        Self { requests, ..self }
+    pub fn observed(self, log: RequestLog) -> Self {
+        Self { log, ..self }
     }
 
     /// Lets this server, number `server`, issue steps only in its turn.
@@ -168,7 +168,7 @@ impl<E: Executor> StreamServer<E> {
     fn note_finished(&mut self) {
         for (_, timing) in self.batching.take_finished() {
             self.finished += 1;
-            self.requests.answered(timing.arrival, timing.last, self.keeps_slo(timing));
+            self.log.answered(timing.arrival, timing.last, self.keeps_slo(timing));
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
             }

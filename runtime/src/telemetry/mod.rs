@@ -35,7 +35,7 @@ use sampler::SamplePool;
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
 
 pub use latencies::Latencies;
-pub use probe::{Probe, Requests};
+pub use probe::{Probe, RequestLog};
 pub use sampler::{SAMPLE_STRIDE, Sample};
 
 /// Rings that are kept at most. Beyond, the oldest is forgotten, so that tenants that come and go leave no memory behind.
@@ -164,12 +164,12 @@ impl Telemetry {
     }
 
     /// What an engine tells of the requests of `tenant` through; it records nothing of an unknown one.
-    pub(crate) fn requests(&self, tenant: TenantId) -> Requests {
+    pub(crate) fn request_log(&self, tenant: TenantId) -> RequestLog {
         let mut state = self.state.lock();
-        let Some(known) = state.tenants.get(&tenant) else { return Requests::default() };
+        let Some(known) = state.tenants.get(&tenant) else { return RequestLog::default() };
         let metrics = known.metrics.requests();
         let ring = self.ring(&mut state, tenant);
-        Requests::new(Arc::clone(&self.tracing), ring, metrics)
+        RequestLog::new(Arc::clone(&self.tracing), ring, metrics)
     }
 
     /// A new ring of `tenant`, if there is a timeline.

@@ -135,13 +135,13 @@ impl Probe {
 
 /// What an engine tells of one tenant's requests through: one for each thread that answers them. The default records nothing.
 #[derive(Default)]
-pub struct Requests {
+pub struct RequestLog {
     tracing: Arc<AtomicBool>,
     ring: Option<Arc<Ring>>,
     metrics: Option<RequestMetrics>,
 }
 
-impl Requests {
+impl RequestLog {
     pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics) -> Self {
         Self { tracing, ring, metrics: Some(metrics) }
     }
