@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusRecorder;
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::sim::{KernelTrace, SimDevice};
 use smidgen_runtime::device::{Device, Topology};
@@ -103,31 +102,16 @@ pub fn run(
     watch: &PhaseWatch<'_>,
     gate: impl FnOnce() -> Result<(), PhaseError>,
 ) -> Result<(Vec<TenantResult>, Shown), PhaseError> {
-    let Some(show) = watch.metrics else { return run_recorded(device, sharing, tenants, profiles, seconds, watch.trace, None, gate) };
-    let recorder = watch::recorder();
-    metrics::with_local_recorder(&recorder, || {
-        run_recorded(device, sharing, tenants, profiles, seconds, watch.trace, Some((&recorder, show)), gate)
-    })
-}
-
-#[expect(clippy::too_many_arguments)] // `run`'s, with what became of its watch
-fn run_recorded(
-    device: &PhaseDevice,
-    sharing: &Sharing,
-    tenants: &[TenantRequest],
-    profiles: Arc<ProfileStore>,
-    seconds: f64,
-    trace: bool,
-    recorder: Option<(&PrometheusRecorder, &(dyn Fn(String) + Sync))>,
-    gate: impl FnOnce() -> Result<(), PhaseError>,
-) -> Result<(Vec<TenantResult>, Shown), PhaseError> {
+    let recorder = watch.metrics.map(|show| (watch::recorder(), show));
+    // Of this phase alone: the next one begins at zero.
+    let _recording = recorder.as_ref().map(|(recorder, _)| metrics::set_default_local_recorder(recorder));
     let policy: Box<dyn Policy> = match sharing {
         Sharing::Policy(name) => policy::by_name(name)?,
         // A baseline's tenants know nothing of each other: every kernel takes the whole GPU.
         Sharing::TimeSlice | Sharing::MpsDefault => Box::new(DefaultSharing),
     };
     let by_profile = policy.needs_profiles();
-    let recording = Recording { events: if trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
+    let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::recording(device.device(), policy, profiles, recording);
     let mut ids = Vec::new();
     let mut prepared = Vec::new();
@@ -160,13 +144,13 @@ fn run_recorded(
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
         server.start(window, tenant.rate, seed as u64);
     }
-    let observer = Observer::new(&runtime, recorder);
+    let observer = Observer::new(&runtime, recorder.as_ref().map(|(recorder, show)| (recorder, *show)));
     let mut kernels = SimulatedKernels::default();
     let served = match device {
         PhaseDevice::Cuda(device) => serve_on_threads(&**device, tenants, servers, observer)?,
-        PhaseDevice::Sim(device) => serve_in_virtual_time(device, tenants, servers, observer, trace.then_some(&mut kernels))?,
+        PhaseDevice::Sim(device) => serve_in_virtual_time(device, tenants, servers, observer, watch.trace.then_some(&mut kernels))?,
     };
-    let mut shown = Shown { trace: trace.then(|| runtime.telemetry().trace()), ..Shown::default() };
+    let mut shown = Shown { trace: watch.trace.then(|| runtime.telemetry().trace()), ..Shown::default() };
     if let Some(trace) = &mut shown.trace {
         kernels.join(trace, runtime.device().topology());
     }

@@ -102,22 +102,14 @@ impl<'a> Observer<'a> {
     }
 
     pub(super) fn look(&self) {
-        match self.recorder {
-            // What is recorded off this thread went to the recorder already; what the correction records goes there, too.
-            Some((recorder, show)) => {
-                metrics::with_local_recorder(recorder, || self.correct());
-                self.runtime.publish_metrics();
-                let handle = recorder.handle();
-                handle.run_upkeep();
-                show(handle.render());
-            }
-            None => self.correct(),
-        }
-    }
-
-    fn correct(&self) {
         if let Err(error) = self.runtime.correct() {
             tracing::warn!("kernel times could not be compared with the profiles: {error}");
+        }
+        if let Some((recorder, show)) = self.recorder {
+            self.runtime.publish_metrics();
+            let handle = recorder.handle();
+            handle.run_upkeep();
+            show(handle.render());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Metrics by tenant, through the [`metrics`](mod@::metrics) facade: whoever wants them installs a recorder before the runtime is made.
+//! Metrics by tenant, through the [`metrics`](https://docs.rs/metrics) facade: whoever wants them installs a recorder before the runtime is made.
 //!
 //! | name | kind | labels | what it counts |
 //! |---|---|---|---|
