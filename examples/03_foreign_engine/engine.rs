@@ -148,7 +148,8 @@ impl Engine {
         const LAUNCHES: u32 = 10;
         let Self { device, gpu: Some(gpu) } = self else { return Ok(None) };
         let samples = (0..=count).map(|_| {
-            timed(device, stream, || (0..LAUNCHES).try_for_each(|_| gpu.product(device, stream, sms, product))).map(|us| us / f64::from(LAUNCHES))
+            timed(device, stream, || (0..LAUNCHES).try_for_each(|_| gpu.product(device, stream, sms, product)))
+                .map(|us| us / f64::from(LAUNCHES))
         });
         // The first one chooses the algorithm, and warms the GPU up.
         let samples = samples.collect::<Result<Vec<f64>>>()?.split_off(1);
@@ -166,9 +167,7 @@ impl Engine {
         for row in [0, ROWS - 1] {
             let dot = |len: u32, a: &dyn Fn(u32) -> f64, b: &dyn Fn(u32) -> f64| (0..len).map(|k| a(k) * b(k)).sum::<f64>();
             let x = |k: u32| operand(row * WIDTH + k);
-            let hidden: Vec<f64> = (0..HIDDEN)
-                .map(|j| (dot(WIDTH, &x, &|k| operand(j * WIDTH + k)) + operand(j)).max(0.0))
-                .collect();
+            let hidden: Vec<f64> = (0..HIDDEN).map(|j| (dot(WIDTH, &x, &|k| operand(j * WIDTH + k)) + operand(j)).max(0.0)).collect();
             for column in [0, 1, WIDTH - 1] {
                 let expected = dot(HIDDEN, &|j| hidden[j as usize], &|j| operand(column * HIDDEN + j));
                 let found = f16::from_bits(y[(row * WIDTH + column) as usize]).to_f64();

@@ -48,7 +48,7 @@ static smidgen_device *open_device(const char *ptx) {
     size_t size = file ? fread(image, 1, sizeof image, file) : 0;
     if (file) fclose(file);
     if (size == 0) {
-        fprintf(stderr, "%s: cannot be read; name the folder of the repository's examples/saxpy.ptx as first argument\n", ptx);
+        fprintf(stderr, "%s: cannot be read; give the path of the repository's examples/saxpy.ptx as first argument\n", ptx);
         exit(1);
     }
     check(smidgen_device_load(device, image, size));
@@ -139,7 +139,6 @@ int main(int argc, char **argv) {
         bool current;
         check(smidgen_session_is_current(session, graph, &current));
         if (!current) {
-            check(smidgen_session_synchronize(session));
             check(smidgen_graph_destroy(&graph));
             graph = capture(session, &kernel);
         }

@@ -77,7 +77,7 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
-    /// Pack smidgen, its GPU tests and its benchmarks into a folder for a GPU machine
+    /// Pack smidgen, its GPU tests, benchmarks and examples into a folder for a GPU machine
     Bundle {
         /// The folder [default: bundle/ in the repository]
         #[arg(short, long)]

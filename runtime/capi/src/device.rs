@@ -17,6 +17,13 @@ pub struct smidgen_device {
     pub(crate) device: Arc<dyn Device>,
 }
 
+/// For a Rust program that hands a device of its own to C code.
+impl From<Arc<dyn Device>> for smidgen_device {
+    fn from(device: Arc<dyn Device>) -> Self {
+        Self { device }
+    }
+}
+
 /// What a device is made of.
 #[repr(C)]
 pub struct smidgen_device_info {

@@ -19,13 +19,10 @@ pub struct smidgen_name {
 /// The names asked for so far.
 static NAMES: Mutex<Option<HashMap<&'static str, &'static smidgen_name>>> = Mutex::new(None);
 
-/// The name that `text` spells: 1 to 255 letters, digits, underscores, dots and dollar signs. Equal texts give the same name. It takes a
+/// The name that `spelling` spells: 1 to 255 letters, digits, underscores, dots and dollar signs. Equal texts give the same name. It takes a
 /// lock and memory that is never given back: get each name once, when the engine starts.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn smidgen_name_get(
-    spelling: *const c_char,
-    name: Option<&mut MaybeUninit<*const smidgen_name>>,
-) -> smidgen_status {
+pub unsafe extern "C" fn smidgen_name_get(spelling: *const c_char, name: Option<&mut MaybeUninit<*const smidgen_name>>) -> smidgen_status {
     guard(|| {
         let target = given(name, "name")?;
         target.write(ptr::null());

@@ -191,7 +191,8 @@ pub unsafe extern "C" fn smidgen_runtime_admit(
 }
 
 /// Dismisses a tenant: its SMs go to the others, and its session's next launch is refused with SMIDGEN_STATUS_UNKNOWN_TENANT. What it has
-/// launched still runs. Destroy its session afterwards.
+/// launched still runs. Destroy its session afterwards. After SMIDGEN_STATUS_PARTITION the tenant is gone all the same, and the others keep the
+/// SMs they had.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_runtime_dismiss(runtime: *mut smidgen_runtime, tenant: smidgen_tenant) -> smidgen_status {
     guard(|| {

@@ -6,11 +6,11 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
 use ::smidgen_runtime::Runtime;
 use ::smidgen_runtime::device::DevicePtr;
 use ::smidgen_runtime::launch::{CapturedGraph, OpaqueKernel, Session};
 use ::smidgen_runtime::tenant::TenantId;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::arguments::{Sized32, bytes, fill, given, hand_out, handle, null, refused, sized, take_back};
 use crate::kernel::{Described, smidgen_kernel, smidgen_key, smidgen_work};
@@ -74,6 +74,15 @@ unsafe impl Sized32 for smidgen_stats {
     const NAME: &'static str = "smidgen_stats";
 }
 
+/// Threads may share the handles: this does not compile where they cannot.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<smidgen_session>();
+    shared::<smidgen_graph>();
+    shared::<smidgen_runtime>();
+    shared::<crate::device::smidgen_device>();
+};
+
 /// The session's chain, for this call alone.
 ///
 /// # Safety
@@ -116,7 +125,7 @@ pub unsafe extern "C" fn smidgen_session_create(
     })
 }
 
-/// Waits for the chain's end, destroys the session and makes `*session` null. Destroy its graphs before.
+/// Waits for the chain's end, destroys the session and makes `*session` null. Its graphs can only be destroyed after that.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_destroy(session: Option<&mut *mut smidgen_session>) -> smidgen_status {
     guard(|| {
@@ -342,7 +351,7 @@ pub unsafe extern "C" fn smidgen_session_replay(session: *mut smidgen_session, g
     })
 }
 
-/// Destroys a graph and makes `*graph` null. Synchronize its session before, if it was replayed.
+/// Destroys a graph and makes `*graph` null. A replay that is under way still finishes.
 #[unsafe(no_mangle)]
 pub extern "C" fn smidgen_graph_destroy(graph: Option<&mut *mut smidgen_graph>) -> smidgen_status {
     guard(|| Ok(drop(take_back(graph, "graph")?)))

@@ -1,8 +1,11 @@
-// What C can do wrong, and what it gets: every call here is a mistake or follows one, on the simulator. Exits with the number of surprises.
+// What C can do wrong, and what it gets: every call here is a mistake or follows one, on the simulator. Exits with 1 after a surprise.
 #include <stdio.h>
 #include <string.h>
 
 #include "smidgen.h"
+
+// Measured on an H200, which the simulator stands in for.
+#define PROFILE "profiles/h200.json"
 
 static int surprises = 0;
 
@@ -122,6 +125,12 @@ static smidgen_runtime *create(smidgen_device *device) {
     options.profiles = missing;
     options.profile_count = 1;
     EXPECT(smidgen_runtime_create(device, &options, &runtime), PROFILE, "/nowhere/profile.json");
+    const char *measured[] = {PROFILE};
+    options.profiles = measured;
+    options.kernel_build = "others";
+    EXPECT_OK(smidgen_runtime_create(device, &options, &runtime));
+    EXPECT_THAT(warnings == 1); // the profile is of other kernels
+    EXPECT_OK(smidgen_runtime_destroy(&runtime));
     options.profile_count = 0;
     EXPECT(smidgen_runtime_create(NULL, &options, &runtime), NULL, "`device` is null");
     EXPECT_OK(smidgen_runtime_create(device, &options, &runtime));
@@ -278,20 +287,40 @@ static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_sess
     EXPECT(smidgen_graph_destroy(NULL), NULL, "`graph` is null");
 }
 
-static void objectives(smidgen_runtime *runtime) {
-    // Without a profile nothing is known of the latency alone, so any objective is taken.
+// What the profile says of a kernel decides its placement, and what objective is possible.
+static void profiled(smidgen_device *device) {
+    const char *measured[] = {PROFILE};
+    smidgen_runtime_options options = {.struct_size = sizeof options, .policy = "krisp-i", .profiles = measured, .profile_count = 1};
+    smidgen_runtime *runtime;
+    EXPECT_OK(smidgen_runtime_create(device, &options, &runtime));
     smidgen_tenant_spec spec = {
-        .struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_LATENCY, .name = "chat", .slo_nanoseconds = 1, .memory_bytes = 1};
-    smidgen_tenant tenant;
-    smidgen_session *session;
+        .struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_LATENCY, .name = "chat", .slo_nanoseconds = 1000, .memory_bytes = 1};
+    smidgen_tenant hasty, patient;
+    EXPECT_OK(smidgen_runtime_admit(runtime, &spec, &hasty));
     smidgen_kernel kernel = fill_kernel();
-    EXPECT_OK(smidgen_runtime_admit(runtime, &spec, &tenant));
-    EXPECT_OK(smidgen_session_create(runtime, tenant, &session));
+    EXPECT_OK(smidgen_name_get("attention_decode", &kernel.key.name));
+    kernel.key.rank = 5;
+    memcpy(kernel.key.extents, (uint32_t[]){8, 32, 8, 64, 256}, 5 * sizeof(uint32_t));
+
+    smidgen_session *session;
+    EXPECT_OK(smidgen_session_create(runtime, hasty, &session));
+    EXPECT_OK(smidgen_session_launch(session, &kernel));
+    EXPECT(smidgen_session_learn(session), IMPOSSIBLE_SLO, "its SLO of 0.001 ms is below its isolated latency");
+    EXPECT_OK(smidgen_runtime_dismiss(runtime, hasty));
+    EXPECT_OK(smidgen_session_destroy(&session));
+
+    spec.slo_nanoseconds = 1000000;
+    EXPECT_OK(smidgen_runtime_admit(runtime, &spec, &patient));
+    EXPECT_THAT(patient != hasty);
+    EXPECT_OK(smidgen_session_create(runtime, patient, &session));
     EXPECT_OK(smidgen_session_launch(session, &kernel));
     EXPECT_OK(smidgen_session_learn(session));
+    smidgen_placement placement = {.struct_size = sizeof placement};
+    EXPECT_OK(smidgen_runtime_placement(runtime, patient, &kernel.key, &placement));
+    EXPECT_THAT(placement.sms == 64);
     EXPECT_OK(smidgen_session_forget_counts(session));
-    EXPECT_OK(smidgen_runtime_dismiss(runtime, tenant));
     EXPECT_OK(smidgen_session_destroy(&session));
+    EXPECT_OK(smidgen_runtime_destroy(&runtime));
 }
 
 static void after_dismissal(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
@@ -323,7 +352,7 @@ int main(void) {
     launches(session);
     copies(device, session);
     graphs(runtime, tenant, session);
-    objectives(runtime);
+    profiled(device);
     after_dismissal(runtime, tenant, session);
 
     // In an order that is not that of creation.
@@ -334,5 +363,5 @@ int main(void) {
     EXPECT_OK(smidgen_session_destroy(&session)); // twice
     EXPECT_THAT(device == NULL && runtime == NULL && session == NULL);
     if (surprises == 0) printf("every mistake was answered\n");
-    return surprises;
+    return surprises != 0;
 }
