@@ -6,7 +6,12 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 
-use smidgen_capi::*;
+use smidgen_capi::{
+    SMIDGEN_LAUNCH_ELASTIC, smidgen_class, smidgen_device, smidgen_graph_destroy, smidgen_kernel, smidgen_key, smidgen_launch,
+    smidgen_name_get, smidgen_opaque, smidgen_runtime_admit, smidgen_runtime_create, smidgen_runtime_destroy, smidgen_runtime_options,
+    smidgen_session_begin_capture, smidgen_session_create, smidgen_session_destroy, smidgen_session_end_capture, smidgen_session_launch,
+    smidgen_session_launch_opaque, smidgen_session_replay, smidgen_status, smidgen_tenant_spec, smidgen_work,
+};
 use smidgen_runtime::device::Device;
 
 #[path = "../../tests/support/mod.rs"]
