@@ -6,14 +6,13 @@
 //
 // What holds for every function:
 //
-//   Status     It returns SMIDGEN_STATUS_OK or says in smidgen_last_error why not. Nothing unwinds out of it, and it prints nothing.
+//   Status     It returns SMIDGEN_STATUS_OK or says in smidgen_last_error why not. Nothing unwinds out of it.
 //   Null       A null pointer where something is needed gives SMIDGEN_STATUS_NULL. Other pointers must point to what their type says for the
 //              length of the call: they cannot be checked.
 //   Handles    smidgen_device, smidgen_runtime, smidgen_session and smidgen_graph come from the function that makes them, which sets its
 //              out parameter to null when it fails. The function that destroys one takes the address of the variable and sets it to null, so
-//              that destroying it twice through one variable does nothing; copies of the handle must not be used after that. Handles
-//              may be destroyed in any order, except graphs, which come before their session. A handle of another library, or of another copy
-//              of this one, must not be passed.
+//              that destroying it twice through one variable does nothing; copies of the handle must not be used after that. They may be
+//              destroyed in any order. A handle of another library, or of another copy of this one, must not be passed.
 //   Threads    A device and a runtime may be used by all threads at once. A session is used by one thread at a time, and a capture begins and
 //              ends on the same thread. A handle is destroyed when no other thread is in a call with it.
 //   Structs    A struct that begins with struct_size may grow at its end in a later version: set it to sizeof before the call.
@@ -361,7 +360,7 @@ smidgen_status smidgen_device_now(smidgen_device *device, uint64_t *nanoseconds)
 // best before a device is opened; SMIDGEN_STATUS_STATE the second time, and where a Rust program has set up tracing already.
 smidgen_status smidgen_set_log(smidgen_log_fn log, void *user, int32_t level);
 
-// The name that `text` spells: 1 to 255 letters, digits, underscores, dots and dollar signs. Equal texts give the same name. It takes a
+// The name that `spelling` spells: 1 to 255 letters, digits, underscores, dots and dollar signs. Equal texts give the same name. It takes a
 // lock and memory that is never given back: get each name once, when the engine starts.
 smidgen_status smidgen_name_get(const char *spelling, const smidgen_name **name);
 
@@ -381,8 +380,10 @@ smidgen_status smidgen_runtime_admit(smidgen_runtime *runtime,
                                      smidgen_tenant *tenant);
 
 // Dismisses a tenant: its SMs go to the others, and its session's next launch is refused with SMIDGEN_STATUS_UNKNOWN_TENANT. What it has
-// launched still runs. Destroy its session afterwards.
-smidgen_status smidgen_runtime_dismiss(smidgen_runtime *runtime, smidgen_tenant tenant);
+// launched still runs. Destroy its session afterwards. After SMIDGEN_STATUS_PARTITION the tenant is gone all the same, and the others keep the
+// SMs they had.
+smidgen_status smidgen_runtime_dismiss(smidgen_runtime *runtime,
+                                       smidgen_tenant tenant);
 
 // Says where the plan in force places the tenant's kernel of this key or, where `key` is null, kernels that were not profiled.
 smidgen_status smidgen_runtime_placement(smidgen_runtime *runtime,
@@ -393,7 +394,7 @@ smidgen_status smidgen_runtime_placement(smidgen_runtime *runtime,
 // A session for an admitted tenant.
 smidgen_status smidgen_session_create(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session **session);
 
-// Waits for the chain's end, destroys the session and makes `*session` null. Destroy its graphs before.
+// Waits for the chain's end, destroys the session and makes `*session` null. Its graphs can only be destroyed after that.
 smidgen_status smidgen_session_destroy(smidgen_session **session);
 
 // Launches `kernel` where the plan in force places it: asks for its launch on that many SMs, goes to the partition's stream, and launches
@@ -402,8 +403,8 @@ smidgen_status smidgen_session_destroy(smidgen_session **session);
 smidgen_status smidgen_session_launch(smidgen_session *session, const smidgen_kernel *kernel);
 
 // Says on which stream a library's launch shall be enqueued, and how many SMs it has there. Enqueue it before the next call with this
-// session, on that stream alone, and without waiting for it. One handle and one workspace of the library for each stream: shared between
-// partitions they are a race. During a capture the work is captured.
+// session, and on that stream alone. One handle and one workspace of the library for each stream: shared between partitions they are a race.
+// During a capture the work is captured.
 smidgen_status smidgen_session_launch_opaque(smidgen_session *session,
                                              const smidgen_key *key,
                                              const smidgen_work *work,
@@ -444,7 +445,7 @@ smidgen_status smidgen_session_is_current(smidgen_session *session, const smidge
 // Replays a graph of this session after everything launched so far.
 smidgen_status smidgen_session_replay(smidgen_session *session, const smidgen_graph *graph);
 
-// Destroys a graph and makes `*graph` null. Synchronize its session before, if it was replayed.
+// Destroys a graph and makes `*graph` null. A replay that is under way still finishes.
 smidgen_status smidgen_graph_destroy(smidgen_graph **graph);
 
 // Waits until everything that the session launched is done. Not during a capture.

@@ -147,7 +147,7 @@ pub unsafe extern "C" fn smidgen_runtime_create(
 /// Destroys a runtime and makes `*runtime` null. Its sessions go on under the last plan, and hold the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn smidgen_runtime_destroy(runtime: Option<&mut *mut smidgen_runtime>) -> smidgen_status {
-    guard(|| Ok(drop(take_back(runtime, "runtime")?)))
+    guard(|| take_back(runtime, "runtime").map(drop))
 }
 
 /// Plans by another policy from here on. SMIDGEN_STATUS_UNKNOWN_POLICY for a name that there is not; the message lists those that there are.

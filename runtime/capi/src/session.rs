@@ -134,7 +134,7 @@ pub unsafe extern "C" fn smidgen_session_destroy(session: Option<&mut *mut smidg
             // SAFETY: the caller's promise is passed on; what is entered is left again at the end of the line.
             drop(unsafe { enter(*session) }?);
         }
-        Ok(drop(take_back(Some(session), "session")?))
+        take_back(Some(session), "session").map(drop)
     })
 }
 
@@ -158,8 +158,8 @@ pub unsafe extern "C" fn smidgen_session_launch(session: *mut smidgen_session, k
 }
 
 /// Says on which stream a library's launch shall be enqueued, and how many SMs it has there. Enqueue it before the next call with this
-/// session, on that stream alone, and without waiting for it. One handle and one workspace of the library for each stream: shared between
-/// partitions they are a race. During a capture the work is captured.
+/// session, and on that stream alone. One handle and one workspace of the library for each stream: shared between partitions they are a race.
+/// During a capture the work is captured.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_launch_opaque(
     session: *mut smidgen_session,
@@ -354,7 +354,7 @@ pub unsafe extern "C" fn smidgen_session_replay(session: *mut smidgen_session, g
 /// Destroys a graph and makes `*graph` null. A replay that is under way still finishes.
 #[unsafe(no_mangle)]
 pub extern "C" fn smidgen_graph_destroy(graph: Option<&mut *mut smidgen_graph>) -> smidgen_status {
-    guard(|| Ok(drop(take_back(graph, "graph")?)))
+    guard(|| take_back(graph, "graph").map(drop))
 }
 
 /// Waits until everything that the session launched is done. Not during a capture.

@@ -122,6 +122,8 @@ fn launches_and_replays_allocate_nothing_once_warm() {
     assert_eq!(unsafe { smidgen_session_end_capture(session, Some(&mut graph)) }, OK);
     // SAFETY: as above.
     let mut graph = unsafe { graph.assume_init() };
+    // SAFETY: a handle that is not destroyed before the last replay.
+    let replayed = unsafe { graph.as_ref() };
 
     let before = ALLOCATIONS.get();
     for _ in 0..1000 {
@@ -129,7 +131,7 @@ fn launches_and_replays_allocate_nothing_once_warm() {
         // SAFETY: as above.
         assert_eq!(unsafe { smidgen_session_launch_opaque(session, &kernel.key, &kernel.work, &mut opaque) }, OK);
         // SAFETY: as above.
-        assert_eq!(unsafe { smidgen_session_replay(session, graph.as_ref()) }, OK);
+        assert_eq!(unsafe { smidgen_session_replay(session, replayed) }, OK);
     }
     assert_eq!(ALLOCATIONS.get() - before, 0);
     assert_eq!(idle.launched(), 1002);
