@@ -92,7 +92,7 @@ impl From<LaunchError> for Failure {
             LaunchError::Device(error) => return error.into(),
             LaunchError::Dismissed => smidgen_status::UNKNOWN_TENANT,
             LaunchError::NotCapturing => smidgen_status::STATE,
-            _ => smidgen_status::UNSUPPORTED,
+            LaunchError::Unsupported { .. } => smidgen_status::UNSUPPORTED,
         };
         Self::new(status, error.to_string())
     }
