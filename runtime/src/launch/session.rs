@@ -22,6 +22,9 @@ use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
+/// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
+const PROGRESSES: u64 = 2;
+
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
 pub struct OpaqueKernel {
@@ -111,6 +114,8 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     progress: Buffer,
+    /// Elastic launches so far, captured ones included.
+    elastic_launches: u64,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -153,14 +158,15 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
-            progress: Buffer::new(device, PROGRESS_BYTES)?,
+            progress: Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?,
+            elastic_launches: 0,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
             probe: Probe::default(),
         };
         session.follow_plan()?;
-        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
+        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESSES * PROGRESS_BYTES)?;
         Ok(session)
     }
 
@@ -198,7 +204,7 @@ impl Session {
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL },
+            progress: if launch.elastic { self.next_progress() } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
@@ -237,15 +243,37 @@ impl Session {
     /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
+        self.begin_capture()?;
+        let done = body(self);
+        // Also after a failure: a stream that is left capturing takes no work any more.
+        let graph = self.finish_capture();
+        done?;
+        Ok(graph?)
+    }
+
+    /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
+    /// captured, until [`finish_capture`](Session::finish_capture).
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
+    pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let origin = self.current;
-        self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
+        self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
         self.follows_launch = false;
-        let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
-        // Also after a failure: a stream that is left capturing takes no work any more.
+        Ok(())
+    }
+
+    /// Ends the capture in progress, also when it fails.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
+    pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
+        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        let joined = self.hop(origin);
         let graph = self.end_capture(origin);
-        done?;
+        joined?;
         Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
     }
 
@@ -327,6 +355,14 @@ impl Session {
             Some(at) => at,
             None => self.meet(key, work, fingerprint),
         }
+    }
+
+    /// Where the next elastic launch counts its tiles.
+    #[inline]
+    fn next_progress(&mut self) -> DevicePtr {
+        let at = self.elastic_launches % PROGRESSES;
+        self.elastic_launches += 1;
+        self.progress.ptr().offset(at * PROGRESS_BYTES)
     }
 
     /// Counts a launch of the kernel with this index.
