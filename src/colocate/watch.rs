@@ -22,11 +22,14 @@ pub const TRACE_EVENTS: usize = 1 << 15;
 /// Time between two looks at the metrics and at the kernel times.
 const INTERVAL: Duration = Duration::from_millis(250);
 
+/// The timelines of phases, with their names, as they come in.
+pub type Timelines = Arc<Mutex<Vec<(String, Trace)>>>;
+
 /// What a run is asked to show. The default shows nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
     /// The timelines of the phases under a policy, with their names, once they have ended; none where none are wanted.
-    pub timelines: Option<Arc<Mutex<Vec<(String, Trace)>>>>,
+    pub timelines: Option<Timelines>,
     /// Where metrics are shown.
     pub metrics: Option<Arc<Exposition>>,
     /// Keys of kernels without a profile, by tenant, of phases whose policy places by profiles.
