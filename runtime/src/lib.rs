@@ -17,6 +17,7 @@
 //!
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.
 
+mod atomics;
 pub mod device;
 pub mod launch;
 pub mod partition;

@@ -10,4 +10,6 @@ use super::Plan;
 pub struct CapturedGraph {
     pub(super) graph: Graph,
     pub(super) plan: Option<Arc<Plan>>,
+    /// How many of its nodes count tiles.
+    pub(super) elastic: u32,
 }

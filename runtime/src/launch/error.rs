@@ -16,6 +16,9 @@ pub enum LaunchError {
     /// The tenant was dismissed, or is not in the plan.
     #[error("this tenant was dismissed; admit it again to launch")]
     Dismissed,
+    /// Something that acts once was asked for in a capture, whose launches run at every replay.
+    #[error("a capture is in progress; begin and end requests, and grow launches, before or after it")]
+    InCapture,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

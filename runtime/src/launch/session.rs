@@ -14,6 +14,8 @@ use crate::device::{
 use crate::tenant::TenantId;
 
 use super::grant::Grant;
+use super::joiner::{Growth, Owner, is_long};
+use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
 use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg, Work};
 
@@ -108,7 +110,14 @@ pub struct Session {
     /// Entry points by symbol. Few, so a scan finds them.
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
+    /// What it announces to the runtime that made it.
+    requests: Option<Requests>,
     progress: Buffer,
+    /// Launches enqueued on the tile counter, those of replays included: the epoch of the next one.
+    epoch: u32,
+    /// Launches on the tile counter in the capture in progress.
+    captured: u32,
+    growth: Growth,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -150,7 +159,11 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
+            requests: None,
             progress: Buffer::new(device, PROGRESS_BYTES)?,
+            epoch: 0,
+            captured: 0,
+            growth: Growth::new(device)?,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
@@ -158,6 +171,12 @@ impl Session {
         session.follow_plan()?;
         device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
         Ok(session)
+    }
+
+    /// The same session, announcing its requests to the runtime that made it.
+    pub(crate) fn announcing(mut self, requests: Requests) -> Self {
+        self.requests = Some(requests);
+        self
     }
 
     /// Launches `kernel` where the current plan places it.
@@ -191,10 +210,21 @@ impl Session {
             count: launch.tiles,
             joins: 0,
         };
+        let may_grow = launch.elastic && self.capturing.is_none() && is_long(work, placement.sms);
+        if may_grow {
+            self.growth.prepare(self.stream())?;
+            self.follows_launch = false;
+        }
         let overlaps = launch.programmatic && self.follows_launch;
-        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, overlaps, key, work };
+        let priority = placement.priority;
+        let request = LaunchRequest { function, launch: &launch, tiles, priority, overlaps, key, work };
         self.device.launch(self.stream(), &request)?;
         self.follows_launch = true;
+        if may_grow {
+            let (partition, epoch, held) = (self.lanes[self.current].partition, self.epoch, self.grant.held());
+            self.growth.remember(Owner { function, launch, tiles, priority, key, work, partition, epoch, held });
+        }
+        self.count_tiles(u32::from(launch.elastic));
         self.count(at);
         Ok(())
     }
@@ -223,12 +253,13 @@ impl Session {
         let origin = self.current;
         self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
         self.capturing = Some(origin);
+        self.captured = 0;
         self.follows_launch = false;
         let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
         // Also after a failure: a stream that is left capturing takes no work any more.
         let graph = self.end_capture(origin);
         done?;
-        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
+        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone(), elastic: self.captured })
     }
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -256,10 +287,65 @@ impl Session {
     /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
+        if let Some(requests) = &self.requests {
+            requests.settle();
+        }
         self.device.replay(graph.graph.id(), self.stream())?;
         self.follows_launch = false;
+        self.count_tiles(graph.elastic);
         self.stats.replays += 1;
         Ok(())
+    }
+
+    /// Announces that a request begins: a step, a forward pass, whatever is launched next and has somebody waiting for it. TPCs that this tenant
+    /// owns and has lent are taken back before this returns, so that borrowers leave them within one tile; it waits neither for them nor for
+    /// the copies that tell them.
+    ///
+    /// Requests may overlap, in one session and over several of the same tenant: TPCs are lent again once the last one has
+    /// [ended](Session::end_request). Between a tenant's first `end_request` and its next `begin_request` its kernels run beside borrowers.
+    /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
+    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
+    pub fn begin_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        match &mut self.requests {
+            Some(requests) => Ok(requests.begin()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Announces that a request has ended on the device; to be called when its completion was seen. After the last one, and once the
+    /// [hysteresis](crate::Runtime::set_hysteresis) has passed, this tenant's TPCs are lent to whom the plan allows.
+    ///
+    /// Ending more requests than began does no harm: it says that the tenant is idle, which an engine may say at its start. Requests that are
+    /// under way when the session is dropped end then.
+    ///
+    /// # Errors
+    /// [`LaunchError::InCapture`] while a capture is in progress.
+    pub fn end_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        if let Some(requests) = &mut self.requests {
+            requests.end();
+        }
+        Ok(())
+    }
+
+    /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
+    /// To be called while waiting for a launch of milliseconds; whether there was anything to do. It is the last launch of more than 200 us (by
+    /// its least work, at the rates of an H200) that grows, and only if it was made eagerly: in a replayed graph the next kernel takes the
+    /// SMs. If it has ended meanwhile, the second launch ends at once and does no harm.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
+    pub fn grow(&mut self) -> Result<bool, LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        let grown = self.growth.grow(self.grant.held(), self.stream())?;
+        self.follows_launch &= !grown;
+        Ok(grown)
     }
 
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
@@ -308,6 +394,17 @@ impl Session {
             Some(at) => at,
             None => self.meet(key, work, fingerprint),
         }
+    }
+
+    fn refuse_in_capture(&self) -> Result<(), LaunchError> {
+        if self.capturing.is_some() { Err(LaunchError::InCapture) } else { Ok(()) }
+    }
+
+    /// Counts launches on the tile counter: now, or at each replay of what is being captured.
+    #[inline]
+    fn count_tiles(&mut self, launches: u32) {
+        let count = if self.capturing.is_some() { &mut self.captured } else { &mut self.epoch };
+        *count = count.wrapping_add(launches);
     }
 
     /// Counts a launch of the kernel with this index.
