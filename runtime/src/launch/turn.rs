@@ -39,7 +39,6 @@ impl Turn {
     }
 
     /// Whether a thread is at it.
-    #[cfg(not(loom))]
     pub(super) fn is_taken(&self) -> bool {
         self.asked.load(Ordering::Acquire) > 0
     }
