@@ -1,7 +1,7 @@
 //! The one place that atomics shared between threads come from, so that loom can put its own in their place and run every interleaving:
 //!
 //! ```sh
-//! RUSTFLAGS="--cfg loom" cargo test -p smidgen-runtime --release --lib loom_
+//! RUSTFLAGS="--cfg loom" cargo test -p smidgen-runtime --no-default-features --lib --target-dir target/loom loom_
 //! ```
 //!
 //! Only what those tests model is imported from here. Under `cfg(loom)` the types work inside `loom::model` alone, so that no other test runs.

@@ -36,6 +36,7 @@ impl Activity {
     }
 
     /// Lends what `owner` has to whom `borrower_of` names for each TPC, and takes it back if a request began meanwhile. Says whose grants change.
+    /// Lenders come one at a time: one that noticed a request late would else take back what another has lent since that request ended.
     pub(super) fn lend(&self, ledger: &Ledger, owner: Holder, borrower_of: impl Fn(u16) -> Option<Holder>) -> Borrowers {
         let mut changed = Borrowers::default();
         if self.is_busy() {
@@ -65,26 +66,27 @@ impl Activity {
 mod loom_tests {
     use std::convert::Infallible;
 
-    use loom::sync::Arc;
     use loom::sync::atomic::{AtomicU32, Ordering};
+    use loom::sync::{Arc, Mutex};
     use loom::thread;
 
     use super::*;
     use crate::launch::turn::Turn;
 
-    /// Two TPCs of one owner, one borrower, and the borrower's grant as the device would see it.
+    /// A TPC, its owner, a borrower, and the borrower's grant as the device would see it.
     struct House {
         ledger: Ledger,
         activity: Activity,
         turn: Turn,
         grant: AtomicU32,
+        lenders: Mutex<()>,
     }
 
     impl House {
         fn new() -> Arc<Self> {
             let ledger = Ledger::new(1);
             assert!(ledger.own(0, owner()));
-            Arc::new(Self { ledger, activity: Activity::new(), turn: Turn::new(), grant: AtomicU32::new(0) })
+            Arc::new(Self { ledger, activity: Activity::new(), turn: Turn::new(), grant: AtomicU32::new(0), lenders: Mutex::new(()) })
         }
 
         fn refresh(&self, changed: Borrowers) {
@@ -103,6 +105,7 @@ mod loom_tests {
         }
 
         fn lend(&self) {
+            let _one_at_a_time = self.lenders.lock().unwrap();
             self.refresh(self.activity.lend(&self.ledger, owner(), |_| Some(borrower())));
         }
 

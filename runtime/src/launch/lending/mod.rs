@@ -333,7 +333,7 @@ impl Lending {
         let due = self.due.load(Ordering::Acquire);
         if due != NEVER {
             let now = nanos(self.device.now());
-            // Where another thread lends or plans, it also sees to this.
+            // Where another thread lends or plans, this stays due until the next call.
             if due <= now
                 && let Some(loans) = self.loans.try_lock()
             {
