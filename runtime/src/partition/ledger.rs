@@ -13,10 +13,7 @@ use super::TpcSet;
 pub struct Holder(u16);
 
 impl Holder {
-    /// Numbers go up to here; the last one of 16 bits means nobody.
-    pub const MAX: u16 = NONE - 1;
-
-    /// The holder of that number; none beyond [`Holder::MAX`].
+    /// The holder of that number; none for the last one of 16 bits, which means nobody.
     pub const fn new(number: u16) -> Option<Self> {
         if number == NONE { None } else { Some(Self(number)) }
     }
