@@ -22,6 +22,7 @@ mod resize;
 mod undisturbed;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{env, fs};
 
@@ -79,8 +80,9 @@ fn main() -> Result<()> {
             return Ok(());
         }
     };
+    type Line = fn(&Arc<dyn Device>) -> Result<Vec<Row>>;
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    let lines: [(&str, fn(&std::sync::Arc<dyn Device>) -> Result<Vec<Row>>); 4] =
+    let lines: [(&str, Line); 4] =
         [("4, arrivals", arrival::run), ("4, tiles", resize::tiles), ("5", undisturbed::run), ("9", resize::grow)];
     for (name, line) in lines {
         let from = Instant::now();
