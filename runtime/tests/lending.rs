@@ -420,6 +420,20 @@ fn a_long_launch_grows_onto_tpcs_that_came_back_while_it_ran() {
 }
 
 #[test]
+fn a_long_launch_grows_onto_what_a_new_plan_gives_its_tenant() {
+    let house = House::new();
+    house.runtime.set_policy(Box::new(smidgen_runtime::policy::StaticEqual)).unwrap();
+    let (_, mut stays) = house.admit(Class::Throughput);
+    let (leaves, _session) = house.admit(Class::Throughput);
+    stays.launch(&LONG).unwrap();
+    house.pass(Duration::from_micros(500));
+    house.runtime.dismiss(leaves).unwrap();
+    assert!(stays.grow().unwrap());
+    let trace = house.gpu.trace(&stays);
+    assert_eq!(trace.iter().map(|kernel| kernel.tpcs).collect::<Vec<_>>(), [TpcSet::range(0, 33), TpcSet::range(33, 66)]);
+}
+
+#[test]
 fn only_long_launches_grow_and_never_within_a_capture() {
     let house = House::new();
     let (_, mut batch) = house.admit(Class::Throughput);

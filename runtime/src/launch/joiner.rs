@@ -38,7 +38,8 @@ pub(super) struct Owner {
     pub(super) priority: Priority,
     pub(super) key: KernelKey,
     pub(super) work: Work,
-    pub(super) partition: PartitionId,
+    /// Index of the kernel in its session.
+    pub(super) kernel: usize,
     /// Which launch on the tile counter it is.
     pub(super) epoch: u32,
     /// What the grant held when it was launched, or last grown.
@@ -73,14 +74,16 @@ impl Growth {
         self.last = Some(owner);
     }
 
-    /// Launches a joiner if `held` has TPCs that the remembered launch could not use before; `stream` holds the end of the chain, and waits for it.
-    pub(super) fn grow(&mut self, held: TpcSet, stream: StreamId) -> Result<bool, DeviceError> {
-        let Some(owner) = self.last else { return Ok(false) };
+    /// The launch that is remembered, if `held` has TPCs that it could not use before.
+    pub(super) fn growing(&self, held: TpcSet) -> Option<Owner> {
+        self.last.filter(|owner| !owner.held.includes(held))
+    }
+
+    /// Launches a joiner of `owner` into `partition`, for the TPCs that `held` has beyond the owner's; `stream` holds the end of the chain, and waits
+    /// for it.
+    pub(super) fn grow(&mut self, owner: Owner, held: TpcSet, partition: PartitionId, stream: StreamId) -> Result<(), DeviceError> {
         let gained = held - owner.held;
-        if gained.is_empty() {
-            return Ok(false);
-        }
-        let joining = self.stream(owner.partition, owner.priority)?;
+        let joining = self.stream(partition, owner.priority)?;
         let launch = Launch { grid: joiner_grid(&owner.launch, self.device.topology().sms_of(gained)), ..owner.launch };
         // 0 says owner: the epoch is counted modulo 2^32 - 1.
         let tiles = TilesArg { joins: 1 + owner.epoch % u32::MAX, ..owner.tiles };
@@ -90,7 +93,7 @@ impl Growth {
         self.device.record(self.after.id(), joining)?;
         self.device.wait(stream, self.after.id())?;
         self.last = Some(Owner { held: owner.held | held, ..owner });
-        Ok(true)
+        Ok(())
     }
 
     fn stream(&mut self, partition: PartitionId, priority: Priority) -> Result<StreamId, DeviceError> {

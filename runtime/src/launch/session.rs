@@ -221,8 +221,8 @@ impl Session {
         self.device.launch(self.stream(), &request)?;
         self.follows_launch = true;
         if may_grow {
-            let (partition, epoch, held) = (self.lanes[self.current].partition, self.epoch, self.grant.held());
-            self.growth.remember(Owner { function, launch, tiles, priority, key, work, partition, epoch, held });
+            let (epoch, held) = (self.epoch, self.grant.held());
+            self.growth.remember(Owner { function, launch, tiles, priority, key, work, kernel: at, epoch, held });
         }
         self.count_tiles(u32::from(launch.elastic));
         self.count(at);
@@ -343,9 +343,13 @@ impl Session {
     pub fn grow(&mut self) -> Result<bool, LaunchError> {
         self.refuse_in_capture()?;
         self.follow_plan()?;
-        let grown = self.growth.grow(self.grant.held(), self.stream())?;
-        self.follows_launch &= !grown;
-        Ok(grown)
+        let held = self.grant.held();
+        let Some(owner) = self.growth.growing(held) else { return Ok(false) };
+        // Where the plan places the kernel now: what came back may be no part of the owner's partition.
+        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
+        self.growth.grow(owner, held, partition, self.stream())?;
+        self.follows_launch = false;
+        Ok(true)
     }
 
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
