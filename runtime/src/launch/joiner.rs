@@ -40,7 +40,7 @@ pub(super) struct Owner {
     pub(super) work: Work,
     /// Index of the kernel in its session.
     pub(super) kernel: usize,
-    /// Which launch on the tile counter it is.
+    /// Which launch on its tile counter it is.
     pub(super) epoch: u32,
     /// What the grant held when it was launched, or last grown.
     pub(super) held: TpcSet,

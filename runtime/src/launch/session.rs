@@ -22,6 +22,9 @@ use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
+/// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
+pub(super) const PROGRESSES: usize = 2;
+
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
 pub struct OpaqueKernel {
@@ -113,11 +116,13 @@ pub struct Session {
     /// What it announces to the runtime that made it.
     requests: Option<Requests>,
     progress: Buffer,
-    /// Launches enqueued on the tile counter, those of replays included: the epoch of the next one.
-    epoch: u32,
-    /// Launches on the tile counter in the capture in progress.
-    captured: u32,
+    /// Launches enqueued on each tile counter, those of replays included: the epoch of the next one.
+    epochs: [u32; PROGRESSES],
+    /// The same for the capture in progress.
+    captured: [u32; PROGRESSES],
     growth: Growth,
+    /// The counter of the next elastic launch.
+    next_counter: usize,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -160,16 +165,17 @@ impl Session {
             functions: Vec::new(),
             grant,
             requests: None,
-            progress: Buffer::new(device, PROGRESS_BYTES)?,
-            epoch: 0,
-            captured: 0,
+            progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
+            epochs: [0; PROGRESSES],
+            captured: [0; PROGRESSES],
             growth: Growth::new(device)?,
+            next_counter: 0,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
         };
         session.follow_plan()?;
-        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
+        device.fill(session.stream(), session.progress.ptr(), 0, session.progress.bytes())?;
         Ok(session)
     }
 
@@ -205,7 +211,7 @@ impl Session {
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL },
+            progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * PROGRESS_BYTES) } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
@@ -221,10 +227,12 @@ impl Session {
         self.device.launch(self.stream(), &request)?;
         self.follows_launch = true;
         if may_grow {
-            let (epoch, held) = (self.epoch, self.grant.held());
+            let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
             self.growth.remember(Owner { function, launch, tiles, priority, key, work, kernel: at, epoch, held });
         }
-        self.count_tiles(u32::from(launch.elastic));
+        if launch.elastic {
+            self.count_tiles();
+        }
         self.count(at);
         Ok(())
     }
@@ -253,7 +261,7 @@ impl Session {
         let origin = self.current;
         self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
         self.capturing = Some(origin);
-        self.captured = 0;
+        self.captured = [0; PROGRESSES];
         self.follows_launch = false;
         let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
         // Also after a failure: a stream that is left capturing takes no work any more.
@@ -292,7 +300,9 @@ impl Session {
         }
         self.device.replay(graph.graph.id(), self.stream())?;
         self.follows_launch = false;
-        self.count_tiles(graph.elastic);
+        for (epoch, launches) in self.epochs.iter_mut().zip(graph.elastic) {
+            *epoch = epoch.wrapping_add(launches);
+        }
         self.stats.replays += 1;
         Ok(())
     }
@@ -404,11 +414,12 @@ impl Session {
         if self.capturing.is_some() { Err(LaunchError::InCapture) } else { Ok(()) }
     }
 
-    /// Counts launches on the tile counter: now, or at each replay of what is being captured.
+    /// Counts a launch on the next tile counter, now or at each replay of what is being captured, and moves on to the other one.
     #[inline]
-    fn count_tiles(&mut self, launches: u32) {
-        let count = if self.capturing.is_some() { &mut self.captured } else { &mut self.epoch };
-        *count = count.wrapping_add(launches);
+    fn count_tiles(&mut self) {
+        let counts = if self.capturing.is_some() { &mut self.captured } else { &mut self.epochs };
+        counts[self.next_counter] = counts[self.next_counter].wrapping_add(1);
+        self.next_counter = (self.next_counter + 1) % PROGRESSES;
     }
 
     /// Counts a launch of the kernel with this index.

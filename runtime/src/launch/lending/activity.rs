@@ -36,6 +36,9 @@ impl Activity {
     }
 
     /// Lends what `owner` has to whom `borrower_of` names for each TPC, and takes it back if a request began meanwhile. Says whose grants change.
+    /// A request that begins at that very moment may find TPCs lent for as long as this takes from lending to noticing; no grant is written in between
+    /// by this thread.
+    ///
     /// Lenders come one at a time: one that noticed a request late would else take back what another has lent since that request ended.
     pub(super) fn lend(&self, ledger: &Ledger, owner: Holder, borrower_of: impl Fn(u16) -> Option<Holder>) -> Borrowers {
         let mut changed = Borrowers::default();
