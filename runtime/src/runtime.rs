@@ -1,7 +1,8 @@
 //! The runtime as an engine holds it: a device, its ladder, the tenants, a policy, and the plan they add up to.
 //!
 //! Every change (a tenant comes, goes, or shows its kernels; another policy) makes a new plan: the policy drafts it, the ladder makes the
-//! partitions it names, the grants widen, the plan is published by one pointer store, and the grants narrow. Nothing here is on the launch path.
+//! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
+//! and the grants narrow. Nothing here is on the launch path.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::device::{Device, DeviceError, Sms};
-use crate::launch::grant::Grant;
+use crate::launch::lending::{Holdings, Lending, Requests, Tenancy, Terms};
 use crate::launch::{Fingerprint, KernelKey, LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
 use crate::partition::{Ladder, LadderError, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
@@ -50,6 +51,7 @@ pub struct Runtime {
     ladder: Ladder,
     plans: PlanCell,
     telemetry: Arc<Telemetry>,
+    lending: Arc<Lending>,
     state: Mutex<State>,
 }
 
@@ -64,7 +66,7 @@ struct State {
 
 struct Admitted {
     spec: TenantSpec,
-    grant: Arc<Grant>,
+    tenancy: Arc<Tenancy>,
     kernels: Vec<KernelDemand>,
 }
 
@@ -106,6 +108,9 @@ pub enum AdmitError {
         /// The sum of its kernels' latencies on the whole GPU.
         isolated: Duration,
     },
+    /// The ledger cannot tell more tenants apart.
+    #[error("65535 tenants are admitted already; dismiss one first")]
+    TooMany,
     /// No such tenant.
     #[error("no tenant has the number {}; it was dismissed", .0.0)]
     Unknown(TenantId),
@@ -131,8 +136,9 @@ impl Runtime {
         let telemetry = Telemetry::new(Arc::clone(&device), recording);
         let ladder = Ladder::new(Arc::clone(&device), PARTITION_LIMIT);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
+        let lending = Arc::new(Lending::new(&device));
         let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
-        Self { device, ladder, plans, telemetry, state: Mutex::new(state) }
+        Self { device, ladder, plans, telemetry, lending, state: Mutex::new(state) }
     }
 
     /// The device.
@@ -164,13 +170,14 @@ impl Runtime {
         if spec.memory_bytes > free {
             return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free });
         }
-        let grant = Arc::new(Grant::new(&self.device)?);
+        let tenancy = self.lending.admit()?.ok_or(AdmitError::TooMany)?;
         let id = TenantId(state.next);
         state.next += 1;
         self.telemetry.admitted(id, &spec);
-        state.tenants.insert(id, Admitted { spec, grant, kernels: Vec::new() });
+        state.tenants.insert(id, Admitted { spec, tenancy: Arc::clone(&tenancy), kernels: Vec::new() });
         self.replan(&state).inspect_err(|_| {
             state.tenants.remove(&id);
+            self.lending.dismiss(&tenancy);
             self.telemetry.dismissed(id);
         })?;
         Ok(id)
@@ -181,9 +188,9 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed.
     pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
-        let grant = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.grant);
-        let session = Session::new(&self.device, &self.plans, tenant, grant)?;
-        Ok(session.observed(self.telemetry.probe(tenant)?))
+        let tenancy = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.tenancy);
+        let session = Session::new(&self.device, &self.plans, tenant, Arc::clone(tenancy.grant()))?;
+        Ok(session.observed(self.telemetry.probe(tenant)?).announcing(Requests::new(&self.lending, &tenancy)))
     }
 
     /// What an engine tells of the tenant's requests through, for metrics and for the timeline.
@@ -230,7 +237,8 @@ impl Runtime {
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
-        state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        let gone = state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        self.lending.dismiss(&gone.tenancy);
         self.telemetry.dismissed(tenant);
         self.replan(&state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
@@ -248,9 +256,35 @@ impl Runtime {
     pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
         let state = self.state.lock();
         let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
-        admitted.grant.set(tpcs)?;
+        self.lending.grant_by_hand(&admitted.tenancy, tpcs)?;
         self.note_grant(tenant, admitted);
         Ok(())
+    }
+
+    /// What a tenant has at this moment: its own TPCs, which of them it lends, and what it borrows.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it was dismissed.
+    pub fn holdings(&self, tenant: TenantId) -> Result<Holdings, AdmitError> {
+        let state = self.state.lock();
+        let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        Ok(self.lending.holdings(&admitted.tenancy))
+    }
+
+    /// From here on a tenant lends its TPCs once it has been idle for so long;
+    /// [`DEFAULT_HYSTERESIS`](crate::launch::lending::DEFAULT_HYSTERESIS) until then. Zero lends as a request ends.
+    pub fn set_hysteresis(&self, hysteresis: Duration) {
+        self.lending.set_hysteresis(hysteresis);
+    }
+
+    /// Lends the TPCs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; an engine
+    /// that only waits should call this at the time of the device's clock that it returns. `None` where nothing will be due before another
+    /// request ends.
+    ///
+    /// # Errors
+    /// What the device says of a borrower's grant.
+    pub fn settle(&self) -> Result<Option<Duration>, DeviceError> {
+        self.lending.settle()
     }
 
     /// Plans by another policy from here on.
@@ -275,7 +309,7 @@ impl Runtime {
         let samples = self.telemetry.take_samples()?;
         let state = &mut *self.state.lock();
         for sample in samples {
-            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.grant.held()));
+            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.tenancy.grant().held()));
             // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
             if held.is_some_and(|held| held >= sample.sms)
                 && let Some(curve) = state.profiles.curve(sample.kernel)
@@ -328,8 +362,8 @@ impl Runtime {
 
     /// The SMs that a tenant owns, holds, and holds beyond its own.
     fn sms(&self, plan: &Plan, tenant: TenantId, admitted: &Admitted) -> [Sms; 3] {
-        let owned = plan.tenants.get(&tenant).map_or(TpcSet::EMPTY, |plan| plan.grant);
-        let held = admitted.grant.held();
+        let owned = plan.tenants.get(&tenant).map_or(TpcSet::EMPTY, |plan| plan.owned);
+        let held = admitted.tenancy.grant().held();
         [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
     }
 
@@ -346,13 +380,16 @@ impl Runtime {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
         let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
-        let grants = || state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
+        let plan = Plan { policy: state.policy.name(), tenants };
+        let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
-        grants().try_for_each(|(grant, tpcs)| grant.widen(tpcs))?;
+        self.lending.widen(&terms)?;
         let before = self.plans.current();
-        self.plans.publish(Plan { policy: state.policy.name(), tenants });
-        let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
-        narrowed.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?;
+        self.plans.publish(plan);
+        self.lending.adopt(&terms).inspect_err(|_| {
+            self.plans.publish(Plan::clone(&before));
+            self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
+        })?;
         self.telemetry.plan_published(state.policy.name());
         state.tenants.iter().for_each(|(&id, admitted)| self.note_grant(id, admitted));
         Ok(())
@@ -364,8 +401,9 @@ impl Runtime {
             Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
-        self.device.sm_mask(draft.grant)?;
+        self.device.sm_mask(draft.owned | draft.grant)?;
         Ok(TenantPlan {
+            owned: draft.owned,
             grant: draft.grant,
             default: place(&draft.default)?,
             kernels: draft
@@ -375,6 +413,12 @@ impl Runtime {
                 .collect::<Result<_, LadderError>>()?,
             walls: draft.walls,
         })
+    }
+}
+
+impl State {
+    fn terms(&self, plan: &Plan) -> Vec<Terms> {
+        Terms::of(self.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.tenancy, plan.tenants.get(id)?))))
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
-use smidgen_runtime::device::{Device, PartitionId, Priority, Sms};
+use smidgen_runtime::device::{Device, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{Fingerprint, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::StaticEqual;
+use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, StaticEqual, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::Recording;
 use smidgen_runtime::telemetry::trace::Happening;
@@ -68,7 +69,8 @@ fn plan() -> Plan {
         (kernel.key().fingerprint(), placement)
     };
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();
-    let tenant = TenantPlan { grant: TpcSet::range(0, 66), default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
+    let all = TpcSet::range(0, 66);
+    let tenant = TenantPlan { owned: all, grant: all, default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
     Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]) }
 }
 
@@ -124,4 +126,52 @@ fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Res
     let seen = &runtime.telemetry().trace().tenants[&tenant].events;
     assert!(seen.iter().any(|event| matches!(event.what, Happening::Launch { .. })), "it was traced");
     Ok(())
+}
+
+/// The first tenant owns a third of the GPU, which the second, who owns the rest, may borrow.
+struct Borrowing;
+
+impl Policy for Borrowing {
+    fn name(&self) -> &'static str {
+        "borrowing"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let walls = Walls { grant: true, ..Walls::default() };
+        let draft = |(owned, grant)| {
+            let default = DraftPlacement { sms: topology.sms, tpcs: topology.all_tpcs(), priority: Priority::Normal };
+            TenantDraft { owned, grant, default, kernels: BTreeMap::new(), walls }
+        };
+        let (first, second) = (TpcSet::range(0, 22), TpcSet::range(22, 66));
+        let grants = [(first, first), (second, topology.all_tpcs())].map(draft);
+        tenants.iter().map(|tenant| tenant.id).zip(grants).collect()
+    }
+}
+
+#[test]
+fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
+    let idle = Idle::new();
+    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+    let runtime = Runtime::new(device, Box::new(Borrowing), Arc::new(ProfileStore::default()));
+    runtime.set_hysteresis(Duration::ZERO);
+    let ids = [Class::Latency, Class::Throughput].map(|class| {
+        let spec = TenantSpec { name: String::new(), class, slo: None, memory_bytes: 0 };
+        runtime.admit(spec).unwrap()
+    });
+    let mut session = runtime.session(ids[0]).unwrap();
+    session.end_request().unwrap();
+    let copies = idle.copies();
+    let mut rounds = || {
+        for _ in 0..1000 {
+            session.begin_request().unwrap();
+            session.end_request().unwrap();
+        }
+    };
+    assert_eq!(allocations(&mut rounds), 0);
+    assert_eq!(idle.copies() - copies, 2000, "one copy for the one borrower, each time");
+    assert_eq!(runtime.holdings(ids[1]).unwrap().borrowed, TpcSet::range(0, 22));
 }

@@ -19,6 +19,9 @@ pub enum LaunchError {
     /// There is no capture to finish.
     #[error("no capture is in progress; begin one first")]
     NotCapturing,
+    /// Something that acts once was asked for in a capture, whose launches run at every replay.
+    #[error("a capture is in progress; begin and end requests, and grow launches, before or after it")]
+    InCapture,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -8,11 +8,14 @@
 mod capture;
 mod error;
 pub mod grant;
+mod joiner;
 mod kernel;
 mod key;
+pub mod lending;
 mod plan;
 mod session;
 mod tensor_map;
+mod turn;
 
 pub use capture::CapturedGraph;
 pub use error::LaunchError;

@@ -43,7 +43,9 @@ pub struct Walls {
 /// One tenant's part of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TenantPlan {
-    /// The TPCs that the tenant's elastic kernels may use.
+    /// The TPCs that the tenant has by right.
+    pub owned: TpcSet,
+    /// The TPCs that the tenant's elastic kernels may use while nobody else wants them: owned ones, and those that it may borrow.
     pub grant: TpcSet,
     /// For kernels that were never profiled or never seen when the plan was made.
     pub default: Placement,

@@ -16,6 +16,8 @@ use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
 use super::grant::Grant;
+use super::joiner::{Growth, Owner, is_long};
+use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
 use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg, Work};
 
@@ -23,7 +25,7 @@ use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg
 const PROGRESS_BYTES: u64 = 16;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
-const PROGRESSES: u64 = 2;
+pub(super) const PROGRESSES: usize = 2;
 
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
@@ -113,9 +115,16 @@ pub struct Session {
     /// Entry points by symbol. Few, so a scan finds them.
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
+    /// What it announces to the runtime that made it.
+    requests: Option<Requests>,
     progress: Buffer,
-    /// Elastic launches so far, captured ones included.
-    elastic_launches: u64,
+    /// Launches enqueued on each tile counter, those of replays included: the epoch of the next one.
+    epochs: [u32; PROGRESSES],
+    /// The same for the capture in progress.
+    captured: [u32; PROGRESSES],
+    growth: Growth,
+    /// The counter of the next elastic launch.
+    next_counter: usize,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -158,15 +167,19 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
-            progress: Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?,
-            elastic_launches: 0,
+            requests: None,
+            progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
+            epochs: [0; PROGRESSES],
+            captured: [0; PROGRESSES],
+            growth: Growth::new(device)?,
+            next_counter: 0,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
             probe: Probe::default(),
         };
         session.follow_plan()?;
-        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESSES * PROGRESS_BYTES)?;
+        device.fill(session.stream(), session.progress.ptr(), 0, session.progress.bytes())?;
         Ok(session)
     }
 
@@ -175,6 +188,13 @@ impl Session {
     pub(crate) fn observed(mut self, probe: Probe) -> Self {
         self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
         self.probe = probe;
+        self
+    }
+
+    /// The same session, announcing its requests to the runtime that made it.
+    #[must_use]
+    pub(crate) fn announcing(mut self, requests: Requests) -> Self {
+        self.requests = Some(requests);
         self
     }
 
@@ -204,13 +224,19 @@ impl Session {
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.next_progress() } else { DevicePtr::NULL },
+            progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * PROGRESS_BYTES) } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
         };
+        let may_grow = launch.elastic && self.capturing.is_none() && is_long(work, placement.sms);
+        if may_grow {
+            self.growth.prepare(self.stream())?;
+            self.follows_launch = false;
+        }
         let overlaps = launch.programmatic && self.follows_launch;
-        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, overlaps, key, work };
+        let priority = placement.priority;
+        let request = LaunchRequest { function, launch: &launch, tiles, priority, overlaps, key, work };
         self.follows_launch = if self.probe.is_due() {
             let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
             self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
@@ -218,6 +244,13 @@ impl Session {
             self.device.launch(self.stream(), &request)?;
             true
         };
+        if may_grow {
+            let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
+            self.growth.remember(Owner { function, launch, tiles, priority, key, work, kernel: at, epoch, held });
+        }
+        if launch.elastic {
+            self.count_tiles();
+        }
         self.count(at);
         Ok(())
     }
@@ -261,6 +294,7 @@ impl Session {
         let origin = self.current;
         self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
+        self.captured = [0; PROGRESSES];
         self.follows_launch = false;
         Ok(())
     }
@@ -274,7 +308,7 @@ impl Session {
         let joined = self.hop(origin);
         let graph = self.end_capture(origin);
         joined?;
-        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
+        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone(), elastic: self.captured })
     }
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -302,11 +336,72 @@ impl Session {
     /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
+        if let Some(requests) = &self.requests {
+            requests.settle();
+        }
         self.device.replay(graph.graph.id(), self.stream())?;
         self.follows_launch = false;
+        for (epoch, launches) in self.epochs.iter_mut().zip(graph.elastic) {
+            *epoch = epoch.wrapping_add(launches);
+        }
         self.stats.replays += 1;
         self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
         Ok(())
+    }
+
+    /// Announces that a request begins: a step, a forward pass, whatever is launched next and has somebody waiting for it. TPCs that this tenant
+    /// owns and has lent are taken back before this returns, so that borrowers leave them within one tile; it waits neither for them nor for
+    /// the copies that tell them.
+    ///
+    /// Requests may overlap, in one session and over several of the same tenant: TPCs are lent again once the last one has
+    /// [ended](Session::end_request). Between a tenant's first `end_request` and its next `begin_request` its kernels run beside borrowers.
+    /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
+    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
+    pub fn begin_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        match &mut self.requests {
+            Some(requests) => Ok(requests.begin()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Announces that a request has ended on the device; to be called when its completion was seen. After the last one, and once the
+    /// [hysteresis](crate::Runtime::set_hysteresis) has passed, this tenant's TPCs are lent to whom the plan allows.
+    ///
+    /// Ending more requests than began does no harm: it says that the tenant is idle, which an engine may say at its start. Requests that are
+    /// under way when the session is dropped end then.
+    ///
+    /// # Errors
+    /// [`LaunchError::InCapture`] while a capture is in progress.
+    pub fn end_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        if let Some(requests) = &mut self.requests {
+            requests.end();
+        }
+        Ok(())
+    }
+
+    /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
+    /// To be called while waiting for a launch of milliseconds; whether there was anything to do. It is the last launch of more than 200 us (by
+    /// its least work, at the rates of an H200) that grows, and only if it was made eagerly: in a replayed graph the next kernel takes the
+    /// SMs. If it has ended meanwhile, the second launch ends at once and does no harm.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
+    pub fn grow(&mut self) -> Result<bool, LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        let held = self.grant.held();
+        let Some(owner) = self.growth.growing(held) else { return Ok(false) };
+        // Where the plan places the kernel now: what came back may be no part of the owner's partition.
+        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
+        self.growth.grow(owner, held, partition, self.stream())?;
+        self.follows_launch = false;
+        Ok(true)
     }
 
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
@@ -357,12 +452,16 @@ impl Session {
         }
     }
 
-    /// Where the next elastic launch counts its tiles.
+    fn refuse_in_capture(&self) -> Result<(), LaunchError> {
+        if self.capturing.is_some() { Err(LaunchError::InCapture) } else { Ok(()) }
+    }
+
+    /// Counts a launch on the next tile counter, now or at each replay of what is being captured, and moves on to the other one.
     #[inline]
-    fn next_progress(&mut self) -> DevicePtr {
-        let at = self.elastic_launches % PROGRESSES;
-        self.elastic_launches += 1;
-        self.progress.ptr().offset(at * PROGRESS_BYTES)
+    fn count_tiles(&mut self) {
+        let counts = if self.capturing.is_some() { &mut self.captured } else { &mut self.epochs };
+        counts[self.next_counter] = counts[self.next_counter].wrapping_add(1);
+        self.next_counter = (self.next_counter + 1) % PROGRESSES;
     }
 
     /// Counts a launch of the kernel with this index.

@@ -17,12 +17,19 @@ pub struct Idle {
     next: AtomicU64,
     launched: AtomicU64,
     partitions: AtomicU64,
+    copies: AtomicU64,
 }
 
 impl Idle {
     pub fn new() -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { topology: SimConfig::h200().topology, next: AtomicU64::new(1), launched: zero(), partitions: zero() })
+        Arc::new(Self {
+            topology: SimConfig::h200().topology,
+            next: AtomicU64::new(1),
+            launched: zero(),
+            partitions: zero(),
+            copies: zero(),
+        })
     }
 
     /// Launches so far.
@@ -33,6 +40,11 @@ impl Idle {
     /// Partitions made so far.
     pub fn partitions(&self) -> u64 {
         self.partitions.load(Ordering::Relaxed)
+    }
+
+    /// Copies to the device so far.
+    pub fn copies(&self) -> u64 {
+        self.copies.load(Ordering::Relaxed)
     }
 
     fn number(&self) -> u64 {
@@ -58,6 +70,7 @@ impl Device for Idle {
     }
     fn free(&self, _: DevicePtr) {}
     fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        self.copies.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
     fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
