@@ -238,6 +238,7 @@ impl Runtime {
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.grant)?;
         Ok(TenantPlan {
+            owned: draft.owned,
             grant: draft.grant,
             default: place(&draft.default)?,
             kernels: draft

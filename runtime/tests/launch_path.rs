@@ -63,7 +63,8 @@ fn plan() -> Plan {
         (kernel.key().fingerprint(), placement)
     };
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();
-    let tenant = TenantPlan { grant: TpcSet::range(0, 66), default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
+    let all = TpcSet::range(0, 66);
+    let tenant = TenantPlan { owned: all, grant: all, default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
     Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]) }
 }
 

@@ -282,6 +282,7 @@ proptest! {
         prop_assert_eq!(draft.keys().copied().collect::<Vec<_>>(), tenants.iter().map(|tenant| tenant.id).collect::<Vec<_>>());
         for tenant in draft.values() {
             prop_assert!(gpu.all_tpcs().includes(tenant.grant));
+            prop_assert!(!tenant.owned.is_empty() && tenant.grant.includes(tenant.owned));
             for placement in tenant.kernels.values().chain([&tenant.default]) {
                 prop_assert!(!placement.tpcs.is_empty());
                 prop_assert!(tenant.grant.includes(placement.tpcs));

@@ -98,7 +98,7 @@ impl Policy for Scripted {
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         let tpcs = self.0(tenants);
         let default = DraftPlacement { sms: topology.sms_of(tpcs), tpcs, priority: Priority::Normal };
-        let draft = TenantDraft { grant: tpcs, default, kernels: BTreeMap::new(), walls: Walls::default() };
+        let draft = TenantDraft { owned: tpcs, grant: tpcs, default, kernels: BTreeMap::new(), walls: Walls::default() };
         tenants.iter().map(|tenant| (tenant.id, draft.clone())).collect()
     }
 }

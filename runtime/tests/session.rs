@@ -44,6 +44,7 @@ impl House {
     /// A tenant whose kernels are placed as listed, and on the whole GPU where not.
     fn tenant(&self, kernels: &[(Fake, (PartitionId, TpcSet))]) -> TenantPlan {
         TenantPlan {
+            owned: self.gpu.device.topology().all_tpcs(),
             grant: self.gpu.device.topology().all_tpcs(),
             default: Placement::whole(Sms(132)),
             kernels: kernels.iter().map(|&(kernel, part)| (kernel.key().fingerprint(), self.placement(part))).collect(),

@@ -26,7 +26,7 @@ impl Policy for OnTheFirst {
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         let default = DraftPlacement { sms: topology.sms_of(self.0), tpcs: self.0, priority: Priority::Normal };
         let walls = Walls { grid: true, grant: true, partition: true };
-        let draft = TenantDraft { grant: self.0, default, kernels: Default::default(), walls };
+        let draft = TenantDraft { owned: self.0, grant: self.0, default, kernels: Default::default(), walls };
         tenants.iter().map(|tenant| (tenant.id, draft.clone())).collect()
     }
 }

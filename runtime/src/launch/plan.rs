@@ -43,7 +43,9 @@ pub struct Walls {
 /// One tenant's part of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TenantPlan {
-    /// The TPCs that the tenant's elastic kernels may use.
+    /// The TPCs that are the tenant's by right.
+    pub owned: TpcSet,
+    /// The TPCs that the tenant's elastic kernels may use while nobody wants them back: `owned` and those lent by others.
     pub grant: TpcSet,
     /// For kernels that were never profiled or never seen when the plan was made.
     pub default: Placement,

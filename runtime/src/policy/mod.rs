@@ -129,7 +129,9 @@ pub struct DraftPlacement {
 /// Where one tenant's kernels shall run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantDraft {
-    /// The TPCs that elastic kernels may use.
+    /// The TPCs that are the tenant's by right.
+    pub owned: TpcSet,
+    /// The TPCs that elastic kernels may use while nobody wants them back: `owned` and those lent by others.
     pub grant: TpcSet,
     /// For every kernel that `kernels` does not name.
     pub default: DraftPlacement,
@@ -182,7 +184,7 @@ impl DraftPlacement {
 impl TenantDraft {
     /// Every kernel on all of `tpcs`.
     fn over(topology: &Topology, tpcs: TpcSet, walls: Walls) -> Self {
-        Self { grant: tpcs, default: DraftPlacement::over(topology, tpcs), kernels: BTreeMap::new(), walls }
+        Self { owned: tpcs, grant: tpcs, default: DraftPlacement::over(topology, tpcs), kernels: BTreeMap::new(), walls }
     }
 }
 
