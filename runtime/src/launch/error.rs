@@ -16,6 +16,9 @@ pub enum LaunchError {
     /// The tenant was dismissed, or is not in the plan.
     #[error("this tenant was dismissed; admit it again to launch")]
     Dismissed,
+    /// There is no capture to finish.
+    #[error("no capture is in progress; begin one first")]
+    NotCapturing,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -225,15 +225,37 @@ impl Session {
     /// # Errors
     /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
+        self.begin_capture()?;
+        let done = body(self);
+        // Also after a failure: a stream that is left capturing takes no work any more.
+        let graph = self.finish_capture();
+        done?;
+        Ok(graph?)
+    }
+
+    /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
+    /// captured, until [`finish_capture`](Session::finish_capture).
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
+    pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let origin = self.current;
-        self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
+        self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
         self.follows_launch = false;
-        let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
-        // Also after a failure: a stream that is left capturing takes no work any more.
+        Ok(())
+    }
+
+    /// Ends the capture in progress, also when it fails.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
+    pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
+        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        let joined = self.hop(origin);
         let graph = self.end_capture(origin);
-        done?;
+        joined?;
         Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
     }
 
