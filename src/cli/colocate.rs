@@ -13,6 +13,7 @@ use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
+use smidgen_runtime::policy;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable};
@@ -46,8 +47,8 @@ pub struct ColocateArgs {
     /// A TOML file of tenants: tenants = ["NAME=MODEL,...", ...].
     #[arg(long, value_name = "FILE")]
     tenants: Option<PathBuf>,
-    /// Policies, in the order they run.
-    #[arg(long, value_delimiter = ',', default_value = "mps-default,krisp-i")]
+    /// Policies, in the order they run. `slo:no-borrow+no-bandwidth` is `slo` without two of its parts.
+    #[arg(long, value_delimiter = ',', default_values = ["mps-default", policy::DEFAULT])]
     policy: Vec<Sharing>,
     /// Time measured for each policy, such as 10s.
     #[arg(long, default_value = "10s", value_parser = seconds)]
@@ -92,7 +93,7 @@ pub struct DemoArgs {
 
 /// The tenants of the demo, and of the published run.
 const DEMO_TENANTS: [&str; 2] = ["chat=llama-3.2-1b,class=latency,batch=8,seq=128", "embed=bert-large,class=throughput,batch=8,seq=128"];
-const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", "krisp-i"];
+const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
 /// Measured on an H200 and shipped, so that the demo runs where there is no GPU.
 pub const SHIPPED_PROFILE: &str = "profiles/h200.json";

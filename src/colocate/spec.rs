@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smidgen_runtime::policy;
+use smidgen_runtime::policy::{self, UnknownAblation};
 use smidgen_runtime::tenant::Class;
 
 /// One tenant as asked for.
@@ -208,9 +208,16 @@ impl From<Sharing> for String {
 
 /// A policy's name that means nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
-pub struct UnknownPolicy {
-    name: String,
+pub enum UnknownPolicy {
+    /// No policy and no baseline is called that.
+    #[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
+    Name {
+        /// The name asked for.
+        name: String,
+    },
+    /// The policy has no such part.
+    #[error(transparent)]
+    Ablation(#[from] UnknownAblation),
 }
 
 impl FromStr for Sharing {
@@ -220,11 +227,11 @@ impl FromStr for Sharing {
         match text {
             "time-slice" => Ok(Self::TimeSlice),
             "mps-default" => Ok(Self::MpsDefault),
-            _ => policy::NAMES
-                .into_iter()
-                .find(|&name| name == text)
-                .map(|name| Self::Policy(name.into()))
-                .ok_or_else(|| UnknownPolicy { name: text.into() }),
+            _ => match policy::ablations(text) {
+                Ok(_) => Ok(Self::Policy(text.into())),
+                Err(policy::UnknownPolicy::Name { name }) => Err(UnknownPolicy::Name { name }),
+                Err(policy::UnknownPolicy::Ablation(ablation)) => Err(ablation.into()),
+            },
         }
     }
 }
@@ -290,6 +297,9 @@ mod tests {
         for name in Sharing::names() {
             assert_eq!(name.parse::<Sharing>().unwrap().to_string(), name);
         }
+        // A list of policies is separated by commas, so a policy's ablations are not.
+        assert_eq!("slo:no-borrow+no-guard".parse::<Sharing>().unwrap().to_string(), "slo:no-borrow+no-guard");
+        assert!("slo:no-borow".parse::<Sharing>().unwrap_err().to_string().contains("there are no-profile, no-borrow,"));
         assert!("fair".parse::<Sharing>().unwrap_err().to_string().contains("krisp-i"));
     }
 }
