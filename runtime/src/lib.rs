@@ -26,4 +26,4 @@ pub mod runtime;
 pub mod telemetry;
 pub mod tenant;
 
-pub use runtime::{AdmitError, Runtime};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions};

@@ -12,13 +12,24 @@ use parking_lot::Mutex;
 use crate::device::{Device, DeviceError};
 use crate::launch::grant::Grant;
 use crate::launch::{LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
-use crate::partition::{Ladder, LadderError, TpcSet};
+use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
 use crate::profile::ProfileStore;
 use crate::tenant::{TenantId, TenantSpec};
 
-/// Partitions a runtime makes at most: 128 take about 0.75 GB.
-const PARTITION_LIMIT: usize = 128;
+/// What a runtime may take for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    pub partition_bytes: u64,
+}
+
+impl Default for RuntimeOptions {
+    /// Room for 128 partitions: about 0.75 GB.
+    fn default() -> Self {
+        Self { partition_bytes: 128 * PARTITION_BYTES }
+    }
+}
 
 /// Several tenants on one device.
 ///
@@ -108,7 +119,13 @@ pub enum AdmitError {
 impl Runtime {
     /// A runtime without tenants.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
-        let ladder = Ladder::new(Arc::clone(&device), PARTITION_LIMIT);
+        Self::with_options(device, policy, profiles, RuntimeOptions::default())
+    }
+
+    /// A runtime without tenants that takes no more than `options` say.
+    pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
+        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let ladder = Ladder::new(Arc::clone(&device), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let state = State { policy, profiles, tenants: BTreeMap::new(), next: 0 };
         Self { device, ladder, plans, state: Mutex::new(state) }
@@ -220,20 +237,28 @@ impl Runtime {
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
-        let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        // Referred to from here on, so that making one does not take another of the same plan away.
+        let mut partitions = Vec::new();
+        let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
+        let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
         let grants = || state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         grants().try_for_each(|(grant, tpcs)| grant.widen(tpcs))?;
         let before = self.plans.current();
-        self.plans.publish(Plan { policy: state.policy.name(), tenants });
+        let partitions_before = self.plans.publish_on(Plan { policy: state.policy.name(), tenants }, partitions);
         let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
-        Ok(narrowed.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?)
+        Ok(narrowed.inspect_err(|_| drop(self.plans.publish_on(Plan::clone(&before), partitions_before)))?)
     }
 
-    fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {
-        let place = |placement: &DraftPlacement| {
+    /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
+    fn realise(&self, draft: &TenantDraft, partitions: &mut Vec<PartitionRef>) -> Result<TenantPlan, LadderError> {
+        let mut place = |placement: &DraftPlacement| {
             let partition = self.ladder.partition(placement.tpcs)?;
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
+            let id = partition.id();
+            if !partitions.iter().any(|known| known.id() == id) {
+                partitions.push(partition);
+            }
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: id, priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.grant)?;

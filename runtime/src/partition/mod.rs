@@ -7,5 +7,5 @@ pub mod krisp;
 mod ladder;
 mod tpc_set;
 
-pub use ladder::{Ladder, LadderError, rungs};
+pub use ladder::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, rungs};
 pub use tpc_set::TpcSet;
