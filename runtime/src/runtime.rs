@@ -3,7 +3,8 @@
 //! Every change (a tenant comes, goes, or shows its kernels; another policy) makes a new plan: the policy drafts it, the ladder makes the
 //! partitions it names, the grants widen, the plan is published by one pointer store, and the grants narrow. Nothing here is on the launch path.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -238,27 +239,26 @@ impl Runtime {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
         // Referred to from here on, so that making one does not take another of the same plan away.
-        let mut partitions = Vec::new();
+        let mut partitions = HashMap::new();
         let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
         let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
         let grants = || state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         grants().try_for_each(|(grant, tpcs)| grant.widen(tpcs))?;
         let before = self.plans.current();
-        let partitions_before = self.plans.publish_on(Plan { policy: state.policy.name(), tenants }, partitions);
+        let partitions_before = self.plans.publish_on(Plan { policy: state.policy.name(), tenants }, partitions.into_values().collect());
         let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
         Ok(narrowed.inspect_err(|_| drop(self.plans.publish_on(Plan::clone(&before), partitions_before)))?)
     }
 
     /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
-    fn realise(&self, draft: &TenantDraft, partitions: &mut Vec<PartitionRef>) -> Result<TenantPlan, LadderError> {
+    fn realise(&self, draft: &TenantDraft, partitions: &mut HashMap<TpcSet, PartitionRef>) -> Result<TenantPlan, LadderError> {
         let mut place = |placement: &DraftPlacement| {
-            let partition = self.ladder.partition(placement.tpcs)?;
-            let id = partition.id();
-            if !partitions.iter().any(|known| known.id() == id) {
-                partitions.push(partition);
-            }
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: id, priority: placement.priority })
+            let partition = match partitions.entry(placement.tpcs) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
+            };
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.grant)?;

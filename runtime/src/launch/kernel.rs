@@ -158,7 +158,8 @@ impl Params {
     pub fn encoded<E>(&self, maps: &mut EncodedMaps, mut encode: impl FnMut(&TensorMap) -> Result<EncodedMap, E>) -> Result<ParamBytes, E> {
         let mut params = self.bytes;
         for (offset, map) in self.tensor_maps.iter().flatten() {
-            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[*offset..*offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
+            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[*offset..*offset + TENSOR_MAP_BYTES].chunks_exact_mut(8))
+            {
                 target.write_copy_of_slice(&word.to_ne_bytes());
             }
         }

@@ -327,11 +327,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`capture`](Session::capture).
-    pub fn capture_kept<E: From<LaunchError>>(
-        &mut self,
-        work: WorkId,
-        body: impl FnOnce(&mut Self) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
         let graph = self.capture(body)?;
         self.graphs.keep(work, graph, &self.layout);
         Ok(())
@@ -547,7 +543,8 @@ impl Session {
             self.left.swap_remove(at);
         }
         let layouts = || std::iter::once(&self.layout).chain(self.left.iter().map(|left| &left.layout));
-        let needed = |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
+        let needed =
+            |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
         let mut lanes = std::mem::take(&mut self.lanes);
         let current = lanes.swap_remove(self.current);
         lanes.retain(needed);

@@ -72,8 +72,8 @@ impl PartitionRef {
         self.0.id
     }
 
-    /// Whether most of the ladder's room was taken by partitions in use when one was last asked for: who keeps references only to save
-    /// work later should let go.
+    /// Whether more than half of the ladder's room was taken by partitions in use when one was last asked for: who keeps references only to
+    /// save work later should let go. The other half is room for the plan in force, the next one, and what sessions cannot let go of yet.
     pub fn is_scarce(&self) -> bool {
         self.0.scarce.load(Ordering::Relaxed)
     }
@@ -83,6 +83,14 @@ struct Made {
     partition: PartitionRef,
     /// The ladder's clock when it was last asked for.
     asked: u64,
+}
+
+impl Made {
+    /// Whether nothing but the ladder refers to it. New references are made under the ladder's lock or from one that exists, so that it stays so
+    /// while the lock is held.
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.partition.0) == 1
+    }
 }
 
 #[derive(Default)]
@@ -118,6 +126,8 @@ impl Ladder {
         }
         let state = &mut *self.state.lock();
         state.clock += 1;
+        let in_use = state.made.values().filter(|made| !made.is_unused()).count();
+        self.whole.0.scarce.store(2 * in_use > self.limit, Ordering::Relaxed);
         if let Some(known) = state.made.get_mut(&tpcs) {
             known.asked = state.clock;
             return Ok(known.partition.clone());
@@ -151,12 +161,8 @@ impl Ladder {
 
     /// Destroys partitions that nothing refers to until there is room for another.
     fn make_room(&self, state: &mut State) -> Result<(), LadderError> {
-        // New references are made under this lock or from one that exists, so an unreferenced partition stays unreferenced.
-        let unused = |made: &Made| Arc::strong_count(&made.partition.0) == 1;
-        let in_use = state.made.values().filter(|made| !unused(made)).count();
-        self.whole.0.scarce.store(4 * (in_use + 1) > 3 * self.limit, Ordering::Relaxed);
         while state.made.len() >= self.limit {
-            let oldest = state.made.iter().filter(|(_, made)| unused(made)).min_by_key(|(_, made)| made.asked);
+            let oldest = state.made.iter().filter(|(_, made)| made.is_unused()).min_by_key(|(_, made)| made.asked);
             let (&tpcs, made) = oldest.ok_or(LadderError::Full { limit: self.limit })?;
             self.device.destroy_partition(made.partition.id())?;
             state.made.remove(&tpcs);
