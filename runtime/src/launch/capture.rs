@@ -16,13 +16,6 @@ pub struct CapturedGraph {
     pub(super) launches: u64,
 }
 
-impl CapturedGraph {
-    /// Kernels launched in it.
-    pub fn launches(&self) -> u64 {
-        self.launches
-    }
-}
-
 /// Where a session's kernels are placed: shared by all plans that place them alike, and compared by its address.
 pub(super) struct Layout {
     pub(super) plan: TenantPlan,

@@ -68,7 +68,7 @@ pub struct SeenKernel {
 ///
 /// use smidgen_runtime::device::Sms;
 /// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
-/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work};
+/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work, WorkId};
 /// use smidgen_runtime::policy::StaticEqual;
 /// use smidgen_runtime::profile::ProfileStore;
 /// use smidgen_runtime::tenant::{Class, TenantSpec};
@@ -92,10 +92,11 @@ pub struct SeenKernel {
 /// request(&mut session)?;
 /// runtime.learn(tenant, session.seen())?;
 ///
-/// let graph = session.capture(request)?;
-/// assert!(session.is_current(&graph)?);
-/// session.replay(&graph)?;
-/// assert_eq!((session.stats().launches, session.stats().replays), (2, 1));
+/// // Captured by the first call, and again only under a plan that places its kernels otherwise.
+/// for _ in 0..3 {
+///     session.replay_or_capture(WorkId(0), request)?;
+/// }
+/// assert_eq!((session.stats().launches, session.stats().replays), (2, 3));
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Session {
