@@ -483,8 +483,7 @@ impl Session {
     fn adopt(&mut self) -> Result<(), LaunchError> {
         let (plan, partitions) = self.plans.in_force();
         let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
-        let is_first = self.followed.is_none();
-        if is_first || !mine.places_like(&self.layout.plan) {
+        if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
             let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
             let layout = match left {
                 Some(at) => Arc::clone(&self.left[at].layout),
@@ -493,8 +492,10 @@ impl Session {
                     Arc::new(Layout { plan: mine.clone(), partitions: partitions.into_iter().filter(used).collect() })
                 }
             };
-            // First what may fail, so that the session stays as it was then.
+            let is_first = self.lanes.is_empty();
             self.make_lanes(&layout)?;
+            // If something fails from here on, the next launch begins anew, whatever the plan is then.
+            self.followed = None;
             left.map(|at| self.left.swap_remove(at));
             let before = std::mem::replace(&mut self.layout, layout);
             if !is_first {
