@@ -304,7 +304,7 @@ unsafe impl Kernel for Gemm {
         self.check()?;
         let quickest = Quickest::from_choice(choice);
         let variant = Variant::choose(self, quickest, sms, gpu);
-        variant::print_choice(self, variant, sms, gpu);
+        variant::print_choice(self, variant, sms);
         self.launch_of(variant, quickest.warpgroup_is_elastic, sms, gpu)
     }
 }

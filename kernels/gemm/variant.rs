@@ -249,7 +249,7 @@ impl Variant {
 }
 
 /// Prints each choice once to standard error where the environment has `SMIDGEN_PRINT_CONFIGS=1`.
-pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms, gpu: &Topology) {
+pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms) {
     static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SMIDGEN_PRINT_CONFIGS").is_some_and(|value| value == "1"));
     static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
     if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {
