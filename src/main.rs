@@ -31,6 +31,7 @@ enum Command {
     Profile(cli::profile::ProfileArgs),
     Colocate(cli::colocate::ColocateArgs),
     Demo(cli::colocate::DemoArgs),
+    Top(cli::top::TopArgs),
     /// Say what this machine has, what is missing, and what to do about it.
     Doctor,
     /// Serve one phase of `colocate`; started by it.
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Command::Profile(args) => cli::profile::run(args),
         Command::Colocate(args) => cli::colocate::run(args),
         Command::Demo(args) => cli::colocate::demo(args),
+        Command::Top(args) => cli::top::run(&args),
         Command::Doctor => return cli::doctor::run(),
         Command::Worker => worker::serve_coordinator().map_err(anyhow::Error::from),
     };

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use smidgen::colocate::results::{RunResult, TenantResult};
 use smidgen::colocate::spec::TenantRequest;
+use smidgen::colocate::watch::Watch;
 use smidgen::colocate::{Run, Where};
 
 /// How far a SIMULATED throughput may be from the measured one.
@@ -35,6 +36,7 @@ fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured(
         seconds: 0.5,
         profiles: vec![root.join("profiles/h200.json")],
         place: Where::Sim,
+        watch: Watch::default(),
     };
     let simulated = run.execute(measured.provenance.clone(), |_| ()).unwrap();
     compare("alone", &simulated.alone, &measured.alone, TOLERANCE_ALONE);

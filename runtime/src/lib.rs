@@ -13,7 +13,7 @@
 //! | [`policy`] | one file per policy: pure functions from tenants and profiles to a plan |
 //! | [`profile`] | what the profiler measured: schema, provenance, store |
 //! | [`tenant`] | who shares the GPU |
-//! | [`telemetry`] | latency recorders |
+//! | [`telemetry`] | timeline, metrics, sampled kernel times, latency recorders |
 //!
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.
 
@@ -26,4 +26,4 @@ pub mod runtime;
 pub mod telemetry;
 pub mod tenant;
 
-pub use runtime::{AdmitError, Runtime, RuntimeOptions};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions, Unprofiled};

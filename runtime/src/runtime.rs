@@ -10,25 +10,28 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, Sms};
 use crate::launch::grant::Grant;
-use crate::launch::{LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
+use crate::launch::{Fingerprint, KernelKey, LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
 use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
-use crate::profile::ProfileStore;
+use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, ProfileStore};
+use crate::telemetry::{Recording, RequestLog, Telemetry};
 use crate::tenant::{TenantId, TenantSpec};
 
-/// What a runtime may take for itself.
+/// What a runtime may take for itself, and records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeOptions {
     /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
     pub partition_bytes: u64,
+    /// What it records of launches.
+    pub recording: Recording,
 }
 
 impl Default for RuntimeOptions {
     /// Room for 128 partitions: about 0.75 GB.
     fn default() -> Self {
-        Self { partition_bytes: 128 * PARTITION_BYTES }
+        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
     }
 }
 
@@ -60,12 +63,15 @@ pub struct Runtime {
     device: Arc<dyn Device>,
     ladder: Ladder,
     plans: PlanCell,
+    telemetry: Arc<Telemetry>,
     state: Mutex<State>,
 }
 
 struct State {
     policy: Box<dyn Policy>,
     profiles: Arc<ProfileStore>,
+    /// What kernel times seen so far say against the profiles.
+    corrections: Corrections,
     tenants: BTreeMap<TenantId, Admitted>,
     next: u32,
 }
@@ -74,6 +80,17 @@ struct Admitted {
     spec: TenantSpec,
     grant: Arc<Grant>,
     kernels: Vec<KernelDemand>,
+}
+
+/// Kernels of a tenant that run on the default placement, since nobody has measured them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unprofiled {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: String,
+    /// The kernels, in the order in which its sessions met them.
+    pub kernels: Vec<KernelKey>,
 }
 
 /// Why a tenant was not admitted, or a change to it refused.
@@ -118,23 +135,34 @@ pub enum AdmitError {
 }
 
 impl Runtime {
-    /// A runtime without tenants.
+    /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
         Self::with_options(device, policy, profiles, RuntimeOptions::default())
     }
 
-    /// A runtime without tenants that takes no more than `options` say.
+    /// A runtime without tenants that records what `recording` says.
+    pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
+        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
+    }
+
+    /// A runtime without tenants, as `options` say.
     pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
+        let telemetry = Telemetry::new(Arc::clone(&device), options.recording);
         let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
         let ladder = Ladder::new(Arc::clone(&device), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
-        let state = State { policy, profiles, tenants: BTreeMap::new(), next: 0 };
-        Self { device, ladder, plans, state: Mutex::new(state) }
+        let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
+        Self { device, ladder, plans, telemetry, state: Mutex::new(state) }
     }
 
     /// The device.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
+    }
+
+    /// The timeline and what else is recorded of this runtime.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
     }
 
     /// The plan now in force.
@@ -147,6 +175,7 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::NoMemory`] with figures if it does not fit beside what the others were admitted with, or if less is free; what a
     /// plan or the device says. Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = spec.name))]
     pub fn admit(&self, spec: TenantSpec) -> Result<TenantId, AdmitError> {
         let mut state = self.state.lock();
         // A tenant admitted before may not have allocated all of its memory yet.
@@ -158,8 +187,12 @@ impl Runtime {
         let grant = Arc::new(Grant::new(&self.device)?);
         let id = TenantId(state.next);
         state.next += 1;
+        self.telemetry.admitted(id, &spec);
         state.tenants.insert(id, Admitted { spec, grant, kernels: Vec::new() });
-        self.replan(&state).inspect_err(|_| drop(state.tenants.remove(&id)))?;
+        self.replan(&state).inspect_err(|_| {
+            state.tenants.remove(&id);
+            self.telemetry.dismissed(id);
+        })?;
         Ok(id)
     }
 
@@ -169,7 +202,17 @@ impl Runtime {
     /// [`AdmitError::Unknown`] after it was dismissed.
     pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
         let grant = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.grant);
-        Ok(Session::new(&self.device, &self.plans, tenant, grant)?)
+        let session = Session::new(&self.device, &self.plans, tenant, grant)?;
+        Ok(session.observed(self.telemetry.probe(tenant)?))
+    }
+
+    /// What an engine tells of the tenant's requests through, for metrics and for the timeline.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed.
+    pub fn request_log(&self, tenant: TenantId) -> Result<RequestLog, AdmitError> {
+        let state = self.state.lock();
+        state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant)).map(|_| self.telemetry.request_log(tenant))
     }
 
     /// Tells which kernels one request of the tenant launches, and plans again.
@@ -177,11 +220,11 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective; what a plan or the device says.
     /// Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0, kernels = request.len()))]
     pub fn learn(&self, tenant: TenantId, request: &[SeenKernel]) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
-        let profiles = Arc::clone(&state.profiles);
+        let kernels: Vec<_> = request.iter().filter(|seen| seen.launches > 0).map(|seen| state.kernel_demand(seen)).collect();
         let admitted = state.tenants.get_mut(&tenant).ok_or(AdmitError::Unknown(tenant))?;
-        let kernels: Vec<_> = request.iter().filter(|seen| seen.launches > 0).map(|seen| demand(&profiles, seen)).collect();
         if let Some(slo) = admitted.spec.slo {
             let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
             let isolated = Duration::from_secs_f64(kernels.iter().map(best).sum::<f64>() / 1e6);
@@ -194,7 +237,9 @@ impl Runtime {
             if let Some(admitted) = state.tenants.get_mut(&tenant) {
                 admitted.kernels = before;
             }
-        })
+        })?;
+        self.telemetry.learned(tenant, request.iter().filter(|seen| seen.launches > 0).map(|seen| seen.key));
+        Ok(())
     }
 
     /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.
@@ -202,9 +247,11 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::Unknown`] if it is gone already. If a partition for the others cannot be made, that is the error; the tenant is gone
     /// all the same, and the others keep the SMs they had.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        self.telemetry.dismissed(tenant);
         self.replan(&state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
             others.tenants.remove(&tenant);
@@ -221,7 +268,9 @@ impl Runtime {
     pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
         let state = self.state.lock();
         let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
-        Ok(admitted.grant.set(tpcs)?)
+        admitted.grant.set(tpcs)?;
+        self.note_grant(tenant, admitted);
+        Ok(())
     }
 
     /// Plans by another policy from here on.
@@ -234,7 +283,85 @@ impl Runtime {
         self.replan(&state).inspect_err(|_| state.policy = before)
     }
 
+    /// Compares the kernel times taken since the last call with the profiles, and plans again where some differ by more than
+    /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND): with curves corrected by what was seen. Says which differ; nothing where none does. Call
+    /// it once a second or so, from a thread that is not serving.
+    ///
+    /// # Errors
+    /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
+    /// old plan stays in force, and plans made later are made with the corrected curves.
+    pub fn correct(&self) -> Result<Option<DriftReport>, AdmitError> {
+        self.device.bind_thread()?;
+        let samples = self.telemetry.take_samples()?;
+        let state = &mut *self.state.lock();
+        for sample in samples {
+            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.grant.held()));
+            // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
+            if held.is_some_and(|held| held >= sample.sms)
+                && let Some(curve) = state.profiles.curve(sample.kernel)
+            {
+                state.corrections.add(sample.kernel, sample.took.as_secs_f64() * 1e6, curve.at(sample.sms));
+            }
+        }
+        let moved = state.corrections.review();
+        let drift = |(kernel, ratio)| Some(KernelDrift { kernel: self.telemetry.key(kernel)?, ratio });
+        let kernels: Vec<_> = moved.into_iter().filter_map(drift).collect();
+        let Some(worst) = kernels.first() else { return Ok(None) };
+        self.telemetry.drift_reported();
+        kernels.iter().for_each(|drift| self.telemetry.drifted(&drift.kernel, drift.ratio));
+        tracing::warn!(
+            "{} kernels differ from their profile by more than {:.0}%, {} most: it takes {:.2} times as long; profile again on this machine",
+            kernels.len(),
+            crate::profile::DRIFT_BOUND * 100.0,
+            worst.kernel,
+            worst.ratio
+        );
+        let replanned = state.policy.needs_profiles();
+        state.correct_demands();
+        if replanned {
+            self.replan(state)?;
+        }
+        Ok(Some(DriftReport { kernels, replanned }))
+    }
+
+    /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all
+    /// have profiles are left out.
+    pub fn unprofiled(&self) -> Vec<Unprofiled> {
+        let state = self.state.lock();
+        let unprofiled = state.tenants.iter().map(|(&tenant, admitted)| {
+            let met = self.telemetry.met(tenant).into_iter();
+            let kernels = met.filter(|key| state.profiles.curve(key.fingerprint()).is_none()).collect();
+            Unprofiled { tenant, name: admitted.spec.name.clone(), kernels }
+        });
+        unprofiled.filter(|tenant| !tenant.kernels.is_empty()).collect()
+    }
+
+    /// Brings the metrics of all tenants up to date, for whoever is about to read them.
+    pub fn publish_metrics(&self) {
+        let state = self.state.lock();
+        let plan = self.plans.current();
+        for (&tenant, admitted) in &state.tenants {
+            let [owned, held, borrowed] = self.sms(&plan, tenant, admitted);
+            self.telemetry.publish(tenant, owned, held, borrowed);
+        }
+    }
+
+    /// The SMs that a tenant owns, holds, and holds beyond its own.
+    fn sms(&self, plan: &Plan, tenant: TenantId, admitted: &Admitted) -> [Sms; 3] {
+        let owned = plan.tenants.get(&tenant).map_or(TpcSet::EMPTY, |plan| plan.grant);
+        let held = admitted.grant.held();
+        [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
+    }
+
+    fn note_grant(&self, tenant: TenantId, admitted: &Admitted) {
+        if self.telemetry.is_tracing() {
+            let [owned, held, borrowed] = self.sms(&self.plans.current(), tenant, admitted);
+            self.telemetry.grant_changed(tenant, owned, held, borrowed);
+        }
+    }
+
     /// Puts in force what the policy drafts. After an error the old plan stands.
+    #[tracing::instrument(level = "debug", skip_all, fields(policy = state.policy.name(), tenants = state.tenants.len()))]
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
@@ -248,7 +375,10 @@ impl Runtime {
         let before = self.plans.current();
         let partitions_before = self.plans.publish_on(Plan { policy: state.policy.name(), tenants }, partitions.into_values().collect());
         let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
-        Ok(narrowed.inspect_err(|_| drop(self.plans.publish_on(Plan::clone(&before), partitions_before)))?)
+        narrowed.inspect_err(|_| drop(self.plans.publish_on(Plan::clone(&before), partitions_before)))?;
+        self.telemetry.plan_published(state.policy.name());
+        state.tenants.iter().for_each(|(&id, admitted)| self.note_grant(id, admitted));
+        Ok(())
     }
 
     /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
@@ -281,7 +411,24 @@ impl Admitted {
     }
 }
 
-fn demand(profiles: &ProfileStore, seen: &SeenKernel) -> KernelDemand {
-    let kernel = seen.key.fingerprint();
-    KernelDemand { kernel, launches: seen.launches, work: seen.work, curve: profiles.curve(kernel) }
+impl State {
+    fn kernel_demand(&self, seen: &SeenKernel) -> KernelDemand {
+        let kernel = seen.key.fingerprint();
+        KernelDemand { kernel, launches: seen.launches, work: seen.work, curve: self.curve(kernel) }
+    }
+
+    /// The kernel's profile, corrected by what was seen.
+    fn curve(&self, kernel: Fingerprint) -> Option<Arc<Curve>> {
+        let (curve, factor) = (self.profiles.curve(kernel)?, self.corrections.factor(kernel));
+        Some(if factor == 1.0 { curve } else { Arc::new(curve.scaled(factor)) })
+    }
+
+    /// Gives all tenants' kernels the curves that count now.
+    fn correct_demands(&mut self) {
+        let mut tenants = std::mem::take(&mut self.tenants);
+        for kernel in tenants.values_mut().flat_map(|admitted| &mut admitted.kernels) {
+            kernel.curve = self.curve(kernel.kernel);
+        }
+        self.tenants = tenants;
+    }
 }

@@ -111,7 +111,7 @@ impl House {
     fn new() -> Self {
         let gpu = Gpu::h200();
         let sets = Arc::new(Mutex::new(vec![gpu.device.topology().all_tpcs()]));
-        let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES };
+        let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
         let policy = Box::new(Dictated(Arc::clone(&sets)));
         let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()), options);
         let spec = || TenantSpec { name: "a".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 0 };

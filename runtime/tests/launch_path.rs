@@ -13,7 +13,12 @@ use smidgen_runtime::launch::{
     TensorMap, Walls, WorkId,
 };
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::tenant::TenantId;
+use smidgen_runtime::policy::StaticEqual;
+use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::telemetry::Recording;
+use smidgen_runtime::telemetry::trace::Happening;
+use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::{AdmitError, Runtime};
 
 mod support;
 
@@ -152,4 +157,27 @@ fn encoding_the_maps_of_known_matrices_allocates_nothing() {
     };
     round();
     assert_eq!(allocations(round), 0);
+}
+
+#[test]
+fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Result<(), AdmitError> {
+    let device = Idle::new() as Arc<dyn Device>;
+    let recording = Recording { events: 1024, sampling: true };
+    let runtime = Runtime::recording(Arc::clone(&device), Box::new(StaticEqual), Arc::new(ProfileStore::default()), recording);
+    let spec = TenantSpec { name: "seen".into(), class: Class::Throughput, slo: None, memory_bytes: 1 };
+    let tenant = runtime.admit(spec)?;
+    let mut session = runtime.session(tenant)?;
+    let request = |session: &mut Session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel));
+    request(&mut session)?;
+    let graph = session.capture(request)?;
+    let mut rounds = || {
+        for _ in 0..1000 {
+            request(&mut session).unwrap();
+            session.replay(&graph).unwrap();
+        }
+    };
+    assert_eq!(allocations(&mut rounds), 0);
+    let seen = &runtime.telemetry().trace().tenants[&tenant].events;
+    assert!(seen.iter().any(|event| matches!(event.what, Happening::Launch { .. })), "it was traced");
+    Ok(())
 }

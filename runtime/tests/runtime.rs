@@ -1,18 +1,15 @@
 //! What a runtime promises while tenants come, go and change: what failed changed nothing, what succeeded is in force, and nothing leaks.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, Priority, Sms, Topology};
-use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, Plan, Session, Walls};
+use smidgen_runtime::launch::{CapturedGraph, LaunchError, Plan, Session, Walls};
 use smidgen_runtime::partition::{Ladder, LadderError, TpcSet};
 use smidgen_runtime::policy::{self, DefaultSharing, Draft, DraftPlacement, Krisp, Policy, StaticEqual, TenantDemand, TenantDraft};
-use smidgen_runtime::profile::{
-    Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileStore, Provenance, SCHEMA_VERSION, SamplePoint,
-};
+use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime};
 
@@ -31,36 +28,7 @@ fn tenant(name: &str, memory_bytes: u64) -> TenantSpec {
 
 /// Measured figures of the three kernels: `gemm` needs 64 SMs and takes 100 us, the others 8 SMs and 10 us.
 fn profiles(device: &dyn Device) -> Arc<ProfileStore> {
-    let kernel = |kernel: Fake, minimum: u16, us: f64| {
-        let point = |sms: u16| {
-            let us = us * (f64::from(minimum) / f64::from(sms)).max(1.0);
-            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0 }
-        };
-        let points = [2, 8, 16, 32, 64, 132].map(point).to_vec();
-        let (work, minimum_sms) = (kernel.work(), Sms(minimum));
-        let profile = KernelProfile { work, launches: 1, blocks_per_sm: 1, bound: Bound::Memory, minimum_sms, points };
-        (kernel.key().to_string(), profile)
-    };
-    let profile = Profile {
-        schema: SCHEMA_VERSION,
-        provenance: Provenance {
-            gpu: device.topology().name.clone(),
-            sms: device.topology().sms,
-            driver: String::new(),
-            kernel_build: String::new(),
-            models: vec!["test".into()],
-            command: String::new(),
-            commit: String::new(),
-            date: String::new(),
-            simulated: true,
-        },
-        tolerance: 0.02,
-        peaks: Peaks { flops_per_s: 0.0, bytes_per_s: 0.0, source: PeakSource::Given },
-        kernels: BTreeMap::from([kernel(GEMM, 64, 100.0), kernel(NORM, 8, 10.0), kernel(LAST, 8, 10.0)]),
-    };
-    let mut store = ProfileStore::default();
-    store.add(Path::new("test.json"), profile, &Machine::of(device, "")).unwrap();
-    Arc::new(store)
+    support::store(device, support::profile(device, &[(GEMM, 100.0, 64), (NORM, 10.0, 8), (LAST, 10.0, 8)]))
 }
 
 fn runtime(gpu: &Gpu, policy: impl Policy + 'static) -> Runtime {

@@ -148,6 +148,24 @@ fn a_replay_keeps_the_partitions_and_the_order_of_its_capture() {
 }
 
 #[test]
+fn a_capture_in_two_calls_makes_the_graph_that_a_closure_makes() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large), (NORM, house.small)]);
+    assert!(matches!(session.finish_capture(), Err(LaunchError::NotCapturing)));
+    session.begin_capture().unwrap();
+    // It ends on another lane than it began on.
+    [LOOKUP, GEMM, NORM].iter().try_for_each(|kernel| session.launch(kernel)).unwrap();
+    let graph = session.finish_capture().unwrap();
+    assert!(house.gpu.trace(&session).is_empty(), "a capture runs nothing");
+    assert!(session.is_current(&graph).unwrap());
+    session.replay(&graph).unwrap();
+    session.launch(&GEMM).unwrap();
+    let expected = [("lookup", house.all()), ("gemm", house.large.1), ("norm", house.small.1), ("gemm", house.large.1)];
+    assert_eq!(ran(&house.gpu.trace(&session)), expected);
+    assert!(matches!(session.finish_capture(), Err(LaunchError::NotCapturing)), "it has ended");
+}
+
+#[test]
 fn a_graph_belongs_to_the_plan_that_it_was_captured_under() {
     let house = House::new();
     let mut session = house.session(&[(GEMM, house.large)]);

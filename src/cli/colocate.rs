@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::spec::{Sharing, TenantRequest};
+use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
+use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable};
 use super::profile;
@@ -62,6 +65,12 @@ pub struct ColocateArgs {
     /// GPU or simulator.
     #[arg(long, value_enum, default_value = "cuda")]
     device: RunDevice,
+    /// Write the timelines of the policies as a Chrome trace, which https://ui.perfetto.dev opens. Baselines have none.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// While it runs, show metrics for Prometheus and `smidgen top` at http://ADDR/metrics, such as 127.0.0.1:9464.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
     /// Also run the simulator on the same profiles, and print how far it is off.
     #[arg(long)]
     predict: bool,
@@ -89,15 +98,23 @@ const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", "krisp-i"];
 pub const SHIPPED_PROFILE: &str = "profiles/h200.json";
 
 pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
-    for path in args.json.iter().chain(&args.html) {
+    for path in args.json.iter().chain(&args.html).chain(&args.trace) {
         check_writable(path)?;
     }
+    let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
+    let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let place = args.device.into();
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
-    let mut run = Run { tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place };
+    let mut run = Run { tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place, watch };
     let topology = run.inspect()?;
     run.check()?;
+    let endpoint =
+        args.metrics.as_deref().zip(exposition).map(|(address, exposition)| Endpoint::listen(address, exposition)).transpose()?;
+    if let Some(endpoint) = &endpoint {
+        let mark = if place == Where::Sim { "SIMULATED  " } else { "" };
+        eprintln!("{mark}metrics at http://{}/metrics", endpoint.address());
+    }
     match place {
         Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
         Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile()?),
@@ -108,7 +125,8 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
         run.predict(&mut result)?;
     }
     print!("{}", table::render(&result));
-    write(args.json.as_deref(), args.html.as_deref(), &result)
+    print_unprofiled(&run);
+    write(args.json.as_deref(), args.html.as_deref(), args.trace.as_deref(), &run.watch, &result)
 }
 
 pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
@@ -121,7 +139,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     for path in [&json, &html] {
         check_writable(path)?;
     }
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place };
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place, watch: Watch::default() };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
@@ -130,7 +148,21 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     };
     let result = execute(&run, topology)?;
     print!("{}", table::render(&result));
-    write(Some(&json), Some(&html), &result)
+    print_unprofiled(&run);
+    write(Some(&json), Some(&html), None, &run.watch, &result)
+}
+
+/// Names the command that profiles what ran on a default placement for want of a profile.
+fn print_unprofiled(run: &Run) {
+    let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
+    for (name, kernels) in &*run.watch.unprofiled.lock() {
+        let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
+        let (model, batch, seq) = (&tenant.model, tenant.batch, tenant.context());
+        println!(
+            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile --model {model} --batch {batch} --seq {seq} -o FILE`, then add `--profile FILE`",
+            kernels.len()
+        );
+    }
 }
 
 /// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out).
@@ -170,13 +202,20 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
     Ok(result?)
 }
 
-fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow::Result<()> {
+fn write(json: Option<&Path>, html: Option<&Path>, trace: Option<&Path>, watch: &Watch, result: &RunResult) -> anyhow::Result<()> {
     let mut outputs = Vec::new();
     if let Some(path) = json {
         outputs.push((path, serde_json::to_string_pretty(result)?));
     }
     if let Some(path) = html {
         outputs.push((path, report::render(result)));
+    }
+    if let (Some(path), Some(timelines)) = (trace, &watch.timelines) {
+        let timelines = timelines.lock();
+        let phases: Vec<_> = timelines.iter().map(|(name, trace)| Phase { name, trace }).collect();
+        let mut text = Vec::new();
+        chrome::write(&phases, &mut text)?;
+        outputs.push((path, String::from_utf8(text)?));
     }
     // All are complete before the first appears.
     let mut complete = Vec::new();
@@ -187,7 +226,7 @@ fn write(json: Option<&Path>, html: Option<&Path>, result: &RunResult) -> anyhow
     }
     complete.into_iter().try_for_each(Unfinished::finish)?;
     let mark = if result.provenance.simulated { "SIMULATED  " } else { "" };
-    for path in json.iter().chain(&html) {
+    for path in json.iter().chain(&html).chain(&trace) {
         println!("{mark}wrote {}", path.display());
     }
     Ok(())

@@ -15,6 +15,7 @@ pub mod generate;
 pub mod output;
 pub mod profile;
 mod requests;
+pub mod top;
 
 /// What computes a model's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

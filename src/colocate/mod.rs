@@ -7,6 +7,7 @@
 //! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
 //! | [`mps`] | the MPS daemon that the baseline `mps-default` needs |
 //! | [`profiles`] | the profiles that policies place by |
+//! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
 
 pub mod mps;
@@ -17,6 +18,7 @@ pub mod results;
 pub mod spec;
 pub mod table;
 pub mod tenants_file;
+pub mod watch;
 pub mod worker;
 
 use std::path::PathBuf;
@@ -30,6 +32,7 @@ use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
 use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
 use spec::{Sharing, TenantRequest};
+use watch::{PhaseWatch, Shown, Watch};
 use worker::WorkerError;
 
 /// Where a run's tenants live.
@@ -54,6 +57,8 @@ pub struct Run {
     pub profiles: Vec<PathBuf>,
     /// GPU or simulator.
     pub place: Where,
+    /// What it shows of itself.
+    pub watch: Watch,
 }
 
 /// Why a run ended without a result.
@@ -172,22 +177,37 @@ impl Run {
     }
 
     fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
-        match self.place {
-            Where::Cuda => worker::run_phase(sharing, tenants, &self.profiles, self.seconds)
-                .map_err(|source| RunError::Worker { phase: name.to_owned(), source }),
-            Where::Sim => self.simulate(name, sharing, tenants),
-        }
+        self.watch.begin(name, self.place == Where::Sim);
+        // The tenants of a baseline know nothing of the runtime, and a tenant alone (whose phase bears its own name) has no neighbour.
+        let trace = self.watch.timelines.is_some() && !sharing.is_baseline() && name == sharing.to_string();
+        let exposition = self.watch.metrics.as_deref();
+        let show = |text| exposition.iter().for_each(|exposition| exposition.show(String::clone(&text)));
+        let watch = PhaseWatch { trace, metrics: exposition.is_some().then_some(&show as &(dyn Fn(String) + Sync)) };
+        let (figures, shown) = match self.place {
+            Where::Cuda => worker::run_phase(sharing, tenants, &self.profiles, self.seconds, &watch)
+                .map_err(|source| RunError::Worker { phase: name.to_owned(), source })?,
+            Where::Sim => self.simulate(name, sharing, tenants, &watch)?,
+        };
+        self.watch.keep(name, shown);
+        Ok(figures)
     }
 
-    fn simulate(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
+    fn simulate(
+        &self,
+        name: &str,
+        sharing: &Sharing,
+        tenants: &[TenantRequest],
+        watch: &PhaseWatch<'_>,
+    ) -> Result<(Vec<TenantResult>, Shown), RunError> {
         let read = self.profiles.iter().map(|path| Profile::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut config = SimConfig::h200().with_profiles(&read);
         if matches!(sharing, Sharing::TimeSlice) {
             config.sharing = sim::Sharing::time_sliced();
         }
+        config.trace = watch.trace;
         let device = SimDevice::new(config);
         let (profiles, _) = profiles::load(&self.profiles, &*device)?;
-        phase::run(&PhaseDevice::Sim(Arc::clone(&device)), sharing, tenants, profiles, self.seconds, || Ok(()))
+        phase::run(&PhaseDevice::Sim(Arc::clone(&device)), sharing, tenants, profiles, self.seconds, watch, || Ok(()))
             .map_err(|source| RunError::Phase { phase: name.to_owned(), source: Box::new(source) })
     }
 
@@ -196,7 +216,7 @@ impl Run {
     /// # Errors
     /// As [`execute`](Run::execute).
     pub fn predict(&self, measured: &mut RunResult) -> Result<(), RunError> {
-        let simulated = Run { place: Where::Sim, ..self.clone() };
+        let simulated = Run { place: Where::Sim, watch: Watch::default(), ..self.clone() };
         for (policy, sharing) in measured.policies.iter_mut().zip(&self.policies) {
             let predicted = simulated.phase(&policy.policy, sharing, &self.tenants)?;
             let compare = |(predicted, measured): (TenantResult, &TenantResult)| Prediction {

@@ -1,21 +1,24 @@
 //! One phase of a run: tenants under one way of sharing, in this process, measured.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::Runtime;
-use smidgen_runtime::device::Device;
-use smidgen_runtime::device::sim::SimDevice;
-use smidgen_runtime::launch::{LaunchError, Session, Walls};
+use smidgen_runtime::device::sim::{KernelTrace, SimDevice};
+use smidgen_runtime::device::{Device, Topology};
+use smidgen_runtime::launch::{KernelKey, LaunchError, Session, Walls};
 use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
-use smidgen_runtime::telemetry::Latencies;
+use smidgen_runtime::telemetry::trace::{Event, Happening, Trace};
+use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
 use smidgen_runtime::tenant::{TenantId, TenantSpec};
 
 use super::results::{StreamResult, TenantResult};
 use super::spec::{Sharing, Stream, TenantRequest};
+use super::watch::{self, Observer, PhaseWatch, Shown, TRACE_EVENTS};
 use crate::kernels::attention::PAGE_TOKENS;
 use crate::models::{self, BuildError, SlotBatch};
 use crate::serve::batching::{Batching, Limits};
@@ -23,6 +26,9 @@ use crate::serve::{RequestShape, Served, Server, Step, StreamError, StreamServer
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
+
+/// Time between two looks at the tenants' threads.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A phase that could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +88,8 @@ impl PhaseDevice {
     }
 }
 
-/// Runs `tenants` together for `seconds`. `gate` is called when everything is loaded and captured, and the load begins when it returns.
+/// Runs `tenants` together for `seconds`, and says what it showed besides their figures. `gate` is called when everything is loaded and
+/// captured, and the load begins when it returns.
 ///
 /// # Errors
 /// [`PhaseError`], naming the tenant.
@@ -92,14 +99,20 @@ pub fn run(
     tenants: &[TenantRequest],
     profiles: Arc<ProfileStore>,
     seconds: f64,
+    watch: &PhaseWatch<'_>,
     gate: impl FnOnce() -> Result<(), PhaseError>,
-) -> Result<Vec<TenantResult>, PhaseError> {
+) -> Result<(Vec<TenantResult>, Shown), PhaseError> {
+    let recorder = watch.metrics.map(|show| (watch::recorder(), show));
+    // Of this phase alone: the next one begins at zero.
+    let _recording = recorder.as_ref().map(|(recorder, _)| metrics::set_default_local_recorder(recorder));
     let policy: Box<dyn Policy> = match sharing {
         Sharing::Policy(name) => policy::by_name(name)?,
         // A baseline's tenants know nothing of each other: every kernel takes the whole GPU.
         Sharing::TimeSlice | Sharing::MpsDefault => Box::new(DefaultSharing),
     };
-    let runtime = Runtime::new(device.device(), policy, profiles);
+    let by_profile = policy.needs_profiles();
+    let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
+    let runtime = Runtime::recording(device.device(), policy, profiles, recording);
     let mut ids = Vec::new();
     let mut prepared = Vec::new();
     for (process, tenant) in tenants.iter().enumerate() {
@@ -111,7 +124,11 @@ pub fn run(
         prepared.push(tenant);
     }
     // Captured only now that the plan knows every tenant's kernels.
-    let servers = tenants.iter().zip(prepared).map(|(tenant, prepared)| TenantServer::new(tenant, prepared));
+    let servers = tenants
+        .iter()
+        .zip(&ids)
+        .zip(prepared)
+        .map(|((tenant, &id), prepared)| TenantServer::new(tenant, prepared, runtime.request_log(id)?));
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
         let turn = Arc::new(Turn::default());
@@ -127,11 +144,23 @@ pub fn run(
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
         server.start(window, tenant.rate, seed as u64);
     }
+    let observer = Observer::new(&runtime, recorder.as_ref().map(|(recorder, show)| (recorder, *show)));
+    let mut kernels = SimulatedKernels::default();
     let served = match device {
-        PhaseDevice::Cuda(device) => serve_on_threads(&**device, tenants, servers)?,
-        PhaseDevice::Sim(device) => serve_in_virtual_time(&**device, tenants, servers)?,
+        PhaseDevice::Cuda(device) => serve_on_threads(&**device, tenants, servers, observer)?,
+        PhaseDevice::Sim(device) => serve_in_virtual_time(device, tenants, servers, observer, watch.trace.then_some(&mut kernels))?,
     };
-    Ok(tenants.iter().zip(ids).zip(served).map(|((tenant, id), served)| result(&runtime, tenant, id, &served, seconds)).collect())
+    let mut shown = Shown { trace: watch.trace.then(|| runtime.telemetry().trace()), ..Shown::default() };
+    if let Some(trace) = &mut shown.trace {
+        kernels.join(trace, runtime.device().topology());
+    }
+    if by_profile {
+        let unprofiled = runtime.unprofiled().into_iter();
+        shown.unprofiled = unprofiled.map(|tenant| (tenant.name, tenant.kernels.iter().map(KernelKey::to_string).collect())).collect();
+    }
+    let figures =
+        tenants.iter().zip(ids).zip(served).map(|((tenant, id), served)| result(&runtime, tenant, id, &served, seconds)).collect();
+    Ok((figures, shown))
 }
 
 /// A tenant whose kernels the runtime has seen.
@@ -191,17 +220,17 @@ fn limits(tenant: &TenantRequest, stream: Stream) -> Limits {
 
 impl TenantServer {
     /// Captures what the tenant replays.
-    fn new(tenant: &TenantRequest, prepared: Prepared) -> Result<Self, PhaseError> {
+    fn new(tenant: &TenantRequest, prepared: Prepared, log: RequestLog) -> Result<Self, PhaseError> {
         Ok(match prepared {
             Prepared::Requests(session, workload) => {
                 let server = Server::new(*session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?;
-                Self::Requests(Box::new(server))
+                Self::Requests(Box::new(server.observed(log)))
             }
             Prepared::Stream(mut slots, shape) => {
                 slots.prepare().map_err(|source| PhaseError::build(tenant, source))?;
                 let batching = Batching::new(*slots)
                     .map_err(|source| PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() })?;
-                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo())))
+                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo()).observed(log)))
             }
         })
     }
@@ -238,7 +267,12 @@ impl TenantServer {
     }
 }
 
-fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec<TenantServer>) -> Result<Vec<Served>, PhaseError> {
+fn serve_on_threads(
+    device: &dyn Device,
+    tenants: &[TenantRequest],
+    servers: Vec<TenantServer>,
+    mut observer: Observer<'_>,
+) -> Result<Vec<Served>, PhaseError> {
     let serve = |tenant, mut server: TenantServer| {
         device.bind_thread().map_err(|error| PhaseError::launch(tenant, error.into()))?;
         loop {
@@ -251,15 +285,22 @@ fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec
     };
     thread::scope(|scope| {
         let threads: Vec<_> = tenants.iter().zip(servers).map(|(tenant, server)| scope.spawn(move || serve(tenant, server))).collect();
+        while !threads.iter().all(|thread| thread.is_finished()) {
+            observer.poll();
+            thread::sleep(TICK);
+        }
+        observer.look();
         let joined: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
         tenants.iter().zip(joined).map(|(tenant, served)| served.unwrap_or_else(|_| Err(PhaseError::Panic(tenant.name.clone())))).collect()
     })
 }
 
 fn serve_in_virtual_time(
-    device: &dyn Device,
+    device: &SimDevice,
     tenants: &[TenantRequest],
     mut servers: Vec<TenantServer>,
+    mut observer: Observer<'_>,
+    mut kernels: Option<&mut SimulatedKernels>,
 ) -> Result<Vec<Served>, PhaseError> {
     loop {
         let mut until = None;
@@ -271,9 +312,46 @@ fn serve_in_virtual_time(
             };
             until = Some(until.map_or(next, |until: Duration| until.min(next)));
         }
+        if let Some(kernels) = &mut kernels {
+            kernels.take(device);
+        }
+        observer.poll();
         match until {
             Some(until) => device.pass_time(until),
-            None => return Ok(servers.into_iter().map(TenantServer::finish).collect()),
+            None => {
+                observer.look();
+                return Ok(servers.into_iter().map(TenantServer::finish).collect());
+            }
+        }
+    }
+}
+
+/// The last kernels that the simulator ran, for a timeline.
+#[derive(Default)]
+struct SimulatedKernels(VecDeque<KernelTrace>);
+
+impl SimulatedKernels {
+    fn take(&mut self, device: &SimDevice) {
+        self.0.extend(device.take_trace());
+        self.0.drain(..self.0.len().saturating_sub(TRACE_EVENTS));
+    }
+
+    /// Puts them where their streams belong, in place of those of them that were sampled.
+    fn join(self, trace: &mut Trace, topology: &Topology) {
+        for track in trace.tenants.values_mut() {
+            track.events.retain(|event| !matches!(event.what, Happening::Kernel { .. }));
+        }
+        for KernelTrace { key, stream, started, ended, tpcs, .. } in self.0 {
+            let Some(lane) = trace.lanes.iter().find(|lane| lane.stream == stream.0) else { continue };
+            let what = Happening::Kernel {
+                kernel: key,
+                partition: lane.partition,
+                sms: topology.sms_of(tpcs),
+                took: ended.saturating_sub(started),
+            };
+            if let Some(track) = trace.tenants.get_mut(&lane.tenant) {
+                track.events.push(Event { at: started, what });
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! runtime. So no phase inherits another's contexts, and a crash ends one phase with an error instead of the run.
 //!
 //! The coordinator and a worker talk in lines: the job goes in as JSON; `ready` comes out when the models are loaded and captured; `go` goes
-//! in once all workers are ready; a [`Report`] comes out as JSON.
+//! in once all workers are ready; a [`Report`] comes out as JSON, after others of metrics where they are wanted.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
@@ -17,6 +17,7 @@ use super::mps::{MpsDaemon, MpsError};
 use super::phase::{self, PhaseDevice, PhaseError};
 use super::results::TenantResult;
 use super::spec::{Sharing, TenantRequest};
+use super::watch::{PhaseWatch, Shown};
 
 /// The hidden subcommand that a worker process runs.
 pub const SUBCOMMAND: &str = "worker";
@@ -32,13 +33,19 @@ pub struct Job {
     pub profiles: Vec<PathBuf>,
     /// Seconds to measure.
     pub seconds: f64,
+    /// Whether a timeline is wanted.
+    pub trace: bool,
+    /// Whether [`Report::Metrics`] are wanted.
+    pub metrics: bool,
 }
 
 /// What a worker answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Report {
-    /// The figures, one entry a tenant.
-    Done(Vec<TenantResult>),
+    /// Metrics as Prometheus text; more reports follow.
+    Metrics(String),
+    /// The figures, one entry a tenant, and what else the phase showed.
+    Done(Vec<TenantResult>, Shown),
     /// One clear sentence.
     Failed(String),
 }
@@ -79,9 +86,10 @@ pub fn run_phase(
     tenants: &[TenantRequest],
     profiles: &[PathBuf],
     seconds: f64,
-) -> Result<Vec<TenantResult>, WorkerError> {
+    watch: &PhaseWatch<'_>,
+) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
     let daemon = matches!(sharing, Sharing::MpsDefault).then(MpsDaemon::start).transpose()?;
-    let measured = run_workers(sharing, tenants, profiles, seconds, daemon.as_ref());
+    let measured = run_workers(sharing, tenants, profiles, seconds, watch, daemon.as_ref());
     // An interrupt ends the workers too; it is the reason then, and not their end.
     daemon.as_ref().map_or(Ok(()), MpsDaemon::check_not_interrupted)?;
     measured
@@ -93,12 +101,16 @@ fn run_workers(
     tenants: &[TenantRequest],
     profiles: &[PathBuf],
     seconds: f64,
+    watch: &PhaseWatch<'_>,
     daemon: Option<&MpsDaemon>,
-) -> Result<Vec<TenantResult>, WorkerError> {
+) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
     let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
     let mut workers = Vec::new();
     for group in groups {
-        let job = Job { sharing: sharing.clone(), tenants: group.to_vec(), profiles: profiles.to_vec(), seconds };
+        let (sharing, tenants, profiles) = (sharing.clone(), group.to_vec(), profiles.to_vec());
+        // The processes of a baseline would each have metrics of their own, which do not make one text.
+        let metrics = watch.metrics.is_some() && !sharing.is_baseline();
+        let job = Job { sharing, tenants, profiles, seconds, trace: watch.trace, metrics };
         workers.push(Worker::start(&job, daemon)?);
     }
     for worker in &mut workers {
@@ -108,11 +120,14 @@ fn run_workers(
     for worker in &mut workers {
         worker.go()?;
     }
-    let mut results = Vec::new();
+    let (mut results, mut shown) = (Vec::new(), Shown::default());
     for worker in &mut workers {
-        results.extend(worker.report()?);
+        let (figures, mut more) = worker.report(watch)?;
+        results.extend(figures);
+        shown.unprofiled.append(&mut more.unprofiled);
+        shown.trace = shown.trace.or(more.trace);
     }
-    Ok(results)
+    Ok((results, shown))
 }
 
 /// A worker process, stopped when dropped.
@@ -163,11 +178,14 @@ impl Worker {
         sent.map_err(|source| WorkerError::Pipe { tenant: self.tenant.clone(), source })
     }
 
-    fn report(&mut self) -> Result<Vec<TenantResult>, WorkerError> {
-        let line = self.line()?;
-        match serde_json::from_str(&line) {
-            Ok(Report::Done(results)) => Ok(results),
-            _ => Err(self.failure(&line)),
+    fn report(&mut self, watch: &PhaseWatch<'_>) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
+        loop {
+            let line = self.line()?;
+            match (serde_json::from_str(&line), watch.metrics) {
+                (Ok(Report::Done(results, shown)), _) => return Ok((results, shown)),
+                (Ok(Report::Metrics(text)), Some(show)) => show(text),
+                _ => return Err(self.failure(&line)),
+            }
         }
     }
 
@@ -197,14 +215,15 @@ pub fn serve_coordinator() -> io::Result<()> {
     let mut line = String::new();
     stdin.read_line(&mut line)?;
     let report = match serde_json::from_str::<Job>(&line) {
-        Ok(job) => run_job(&job, &mut stdin).map_or_else(|error| Report::Failed(error.to_string()), Report::Done),
+        Ok(job) => run_job(&job, &mut stdin)
+            .map_or_else(|error| Report::Failed(error.to_string()), |(results, shown)| Report::Done(results, shown)),
         Err(error) => Report::Failed(format!("a worker is started by `smidgen colocate`, with a job on standard input: {error}")),
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<Vec<TenantResult>, Box<dyn Error>> {
+fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<(Vec<TenantResult>, Shown), Box<dyn Error>> {
     let device = crate::cuda::open()?;
     // The coordinator has warned of what is doubtful.
     let (profiles, _) = super::profiles::load(&job.profiles, &*device)?;
@@ -217,5 +236,10 @@ fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<Vec<TenantResult
             _ => Err(PhaseError::CalledOff),
         }
     };
-    Ok(phase::run(&PhaseDevice::Cuda(device), &job.sharing, &job.tenants, profiles, job.seconds, gate)?)
+    let show = |text| match serde_json::to_string(&Report::Metrics(text)) {
+        Ok(line) => println!("{line}"),
+        Err(error) => tracing::debug!("metrics were not shown: {error}"),
+    };
+    let watch = PhaseWatch { trace: job.trace, metrics: job.metrics.then_some(&show) };
+    Ok(phase::run(&PhaseDevice::Cuda(device), &job.sharing, &job.tenants, profiles, job.seconds, &watch, gate)?)
 }

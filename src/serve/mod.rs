@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
 use smidgen_runtime::launch::{LaunchError, Session, WorkId};
-use smidgen_runtime::telemetry::Latencies;
+use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 pub use arrivals::Arrivals;
 pub use stream::{RequestShape, StreamError, StreamServer, TokenLatencies};
@@ -69,6 +69,7 @@ pub struct Server {
     turn: Option<(Arc<Turn>, u64)>,
     /// Scheduled arrival of the request that waits for its turn.
     waiting: Option<Duration>,
+    log: RequestLog,
 }
 
 /// What a step found.
@@ -102,7 +103,14 @@ impl Server {
             served: Served::default(),
             turn: None,
             waiting: None,
+            log: RequestLog::default(),
         })
+    }
+
+    /// The same server, which writes every request that it answers to `log`.
+    #[must_use]
+    pub fn observed(self, log: RequestLog) -> Self {
+        Self { log, ..self }
     }
 
     /// Lets this server, number `server`, issue requests only in its turn.
@@ -165,10 +173,12 @@ impl Server {
 
     fn note(&mut self, scheduled: Duration) {
         let now = self.session.device().now();
+        let latency = now.saturating_sub(scheduled);
+        let kept = self.slo.is_none_or(|slo| latency <= slo);
+        self.log.answered(scheduled, now, kept);
         if (self.window.from..self.window.until).contains(&now) {
-            let latency = now.saturating_sub(scheduled);
             self.served.latencies.record(latency);
-            self.served.within_slo += u64::from(self.slo.is_none_or(|slo| latency <= slo));
+            self.served.within_slo += u64::from(kept);
         }
     }
 }

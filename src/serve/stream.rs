@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::telemetry::Latencies;
+use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 use super::batching::{Batching, Executor, Request, SubmitError, Timing};
 use super::{Arrivals, Served, Step, Turn, Window};
@@ -49,6 +49,7 @@ pub struct StreamServer<E> {
     submitted: u64,
     finished: u64,
     turn: Option<(Arc<Turn>, u64)>,
+    log: RequestLog,
 }
 
 /// A stream that cannot go on.
@@ -79,7 +80,14 @@ impl<E: Executor> StreamServer<E> {
             submitted: 0,
             finished: 0,
             turn: None,
+            log: RequestLog::default(),
         }
+    }
+
+    /// The same server, which writes every request that it answers to `log`.
+    #[must_use]
+    pub fn observed(self, log: RequestLog) -> Self {
+        Self { log, ..self }
     }
 
     /// Lets this server, number `server`, issue steps only in its turn.
@@ -160,6 +168,7 @@ impl<E: Executor> StreamServer<E> {
     fn note_finished(&mut self) {
         for (_, timing) in self.batching.take_finished() {
             self.finished += 1;
+            self.log.answered(timing.arrival, timing.last, self.keeps_slo(timing));
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
             }
@@ -172,7 +181,11 @@ impl<E: Executor> StreamServer<E> {
         let (first, per_token) = (timing.to_first_token(), timing.per_token());
         first.into_iter().for_each(|time| self.tokens.first.record(time));
         per_token.into_iter().for_each(|time| self.tokens.per_token.record(time));
-        self.served.within_slo += u64::from(self.slo.is_none_or(|slo| per_token.is_none_or(|time| time <= slo)));
+        self.served.within_slo += u64::from(self.keeps_slo(timing));
+    }
+
+    fn keeps_slo(&self, timing: Timing) -> bool {
+        self.slo.is_none_or(|slo| timing.per_token().is_none_or(|time| time <= slo))
     }
 }
 

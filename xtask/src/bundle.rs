@@ -7,6 +7,7 @@
 //! | `run-benches`, `benches/` | the benchmarks |
 //! | `run-reach`, `peers/` | the benchmark that measures ours beside cuBLASLt and PyTorch, and PyTorch's side |
 //! | `run-sanitizer` | the GPU tests under compute-sanitizer |
+//! | `run-examples`, `examples/` | the engines that link the runtime, in Rust and in C |
 //! | `profiles/`, `fixtures/` | what these read; the scripts name the folder in `SMIDGEN_FIXTURES` and the command in `SMIDGEN_BIN` |
 //! | `COMMIT` | what it was built from, for the provenance of results |
 
@@ -23,11 +24,15 @@ use crate::{files, test, toolchain};
 /// A bundle travels to the GPU machine with every run.
 const LARGEST_BYTES: u64 = 45_000_000;
 
-const SCRIPTS: [(&str, &str); 4] = [
+/// Engines that link the runtime; the kernels of other examples are those of `smidgen`.
+const EXAMPLES: [&str; 2] = ["02_link_the_runtime", "03_foreign_engine"];
+
+const SCRIPTS: [(&str, &str); 5] = [
     ("run-gpu-tests", include_str!("bundle/run-gpu-tests")),
     ("run-benches", include_str!("bundle/run-benches")),
     ("run-reach", include_str!("bundle/run-reach")),
     ("run-sanitizer", include_str!("bundle/run-sanitizer")),
+    ("run-examples", include_str!("bundle/run-examples")),
 ];
 
 /// Builds everything in release form and packs it into `destination`, whose earlier bundle it replaces.
@@ -48,10 +53,12 @@ pub fn run(root: &Path, destination: &Path) -> Result<()> {
     );
     let built_tests = build_targets(root, &["test", "--release", "--workspace", "--no-run"], "--test", &gpu_tests)?;
     let built_benches = build_targets(root, &["bench", "--workspace", "--no-run"], "--bench", &benches)?;
+    let examples = EXAMPLES.map(str::to_owned);
+    let built_examples = build_targets(root, &["build", "--release", "--package=smidgen"], "--example", &examples)?;
 
     let partial = destination.with_added_extension("partial");
     files::remove_if_there(&partial)?;
-    for folder in ["tests", "benches"] {
+    for folder in ["tests", "benches", "examples"] {
         fs::create_dir_all(partial.join(folder)).with_context(|| format!("cannot create {}", partial.display()))?;
     }
     strip(command.executable("smidgen")?, &partial.join("smidgen"))?;
@@ -61,6 +68,10 @@ pub fn run(root: &Path, destination: &Path) -> Result<()> {
     for name in &benches {
         strip(built_benches.executable(name)?, &partial.join("benches").join(name))?;
     }
+    for name in &examples {
+        strip(built_examples.executable(name)?, &partial.join("examples").join(name))?;
+    }
+    build_c_example(root, &partial.join("examples"))?;
     for (name, text) in SCRIPTS {
         fs::write(partial.join(name), text)?;
         fs::set_permissions(partial.join(name), fs::Permissions::from_mode(0o755))?;
@@ -73,7 +84,14 @@ pub fn run(root: &Path, destination: &Path) -> Result<()> {
     let total = check_size(&partial)?;
     files::remove_if_there(destination)?;
     fs::rename(&partial, destination).with_context(|| format!("cannot rename {}", partial.display()))?;
-    println!("{}: {:.1} MB, {} GPU test binaries, {} benchmarks", destination.display(), megabytes(total), gpu_tests.len(), benches.len());
+    println!(
+        "{}: {:.1} MB, {} GPU test binaries, {} benchmarks, {} examples",
+        destination.display(),
+        megabytes(total),
+        gpu_tests.len(),
+        benches.len(),
+        EXAMPLES.len() + 1
+    );
     Ok(())
 }
 
@@ -83,6 +101,19 @@ fn build_targets(root: &Path, arguments: &[&str], flag: &str, targets: &[String]
     }
     let selected = targets.iter().flat_map(|target| [flag, target]);
     cargo::build(root, &arguments.iter().copied().chain(selected).collect::<Vec<_>>())
+}
+
+/// The engine in C, with the C library inside it, and the kernels that it loads.
+fn build_c_example(root: &Path, folder: &Path) -> Result<()> {
+    let library = cargo::build(root, &["rustc", "--release", "--package=smidgen-capi", "--lib", "--crate-type=staticlib"])?;
+    let library = library.file("smidgen_capi", "a")?;
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-std=c11", "-O2", "-s", "-Iinclude", "examples/c/saxpy.c", "-o"]).arg(folder.join("c_saxpy")).arg(library);
+    let status =
+        gcc.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl"]).current_dir(root).status().context("cannot run gcc")?;
+    ensure!(status.success(), "gcc failed on examples/c/saxpy.c");
+    fs::copy(root.join("examples/saxpy.ptx"), folder.join("saxpy.ptx")).context("cannot copy examples/saxpy.ptx")?;
+    Ok(())
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {

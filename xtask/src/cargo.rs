@@ -19,6 +19,8 @@ pub fn cargo(root: &Path) -> Command {
 pub struct Built {
     /// Every executable, by the name of its target.
     pub executables: Vec<(String, PathBuf)>,
+    /// Every other file, by the name of its target.
+    pub files: Vec<(String, PathBuf)>,
     /// The folder that the root package's build script wrote to.
     pub kernels_out: Option<PathBuf>,
 }
@@ -28,6 +30,12 @@ impl Built {
     pub fn executable(&self, name: &str) -> Result<&Path> {
         let found = self.executables.iter().find(|(target, _)| target == name);
         found.map(|(_, path)| path.as_path()).with_context(|| format!("cargo built no executable named {name}"))
+    }
+
+    /// The file of the library target `name` with this extension.
+    pub fn file(&self, name: &str, extension: &str) -> Result<&Path> {
+        let found = self.files.iter().find(|(target, path)| target == name && path.extension().is_some_and(|found| found == extension));
+        found.map(|(_, path)| path.as_path()).with_context(|| format!("cargo built no .{extension} of {name}"))
     }
 }
 
@@ -44,9 +52,12 @@ pub fn build(root: &Path, arguments: &[&str]) -> Result<Built> {
         let message: Value = serde_json::from_str(line).with_context(|| format!("cargo answered what is not JSON: {line}"))?;
         match message["reason"].as_str() {
             Some("compiler-artifact") => {
-                if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+                let Some(name) = message["target"]["name"].as_str() else { continue };
+                if let Some(path) = message["executable"].as_str() {
                     built.executables.push((name.to_owned(), path.into()));
                 }
+                let files = message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                built.files.extend(files.map(|path| (name.to_owned(), path.into())));
             }
             Some("build-script-executed") if is_root_package(&message["package_id"], root) => {
                 built.kernels_out = message["out_dir"].as_str().map(PathBuf::from);

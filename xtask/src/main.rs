@@ -12,6 +12,7 @@ mod cargo;
 mod demo;
 mod docs;
 mod files;
+mod header;
 mod kernels;
 mod nvcc;
 mod test;
@@ -58,13 +59,25 @@ enum Chore {
         #[arg(long)]
         bindings: Option<PathBuf>,
     },
+    /// Regenerate include/smidgen.h from runtime/capi
+    Header {
+        /// Change nothing; fail if the header does not follow from the crate
+        #[arg(long)]
+        check: bool,
+        /// The crate [default: runtime/capi]
+        #[arg(long)]
+        source: Option<PathBuf>,
+        /// The header [default: include/smidgen.h]
+        #[arg(long)]
+        header: Option<PathBuf>,
+    },
     /// Draw the measured parts of docs/kernels.md and its plots from results/
     Docs {
         /// Change nothing; fail if they do not follow from the results
         #[arg(long)]
         check: bool,
     },
-    /// Pack smidgen, its GPU tests and its benchmarks into a folder for a GPU machine
+    /// Pack smidgen, its GPU tests, benchmarks and examples into a folder for a GPU machine
     Bundle {
         /// The folder [default: bundle/ in the repository]
         #[arg(short, long)]
@@ -92,6 +105,11 @@ fn run(chore: Chore, root: &Path) -> Result<ExitCode> {
             let header = header.unwrap_or_else(|| root.join("kernels/abi.h"));
             let bindings = bindings.unwrap_or_else(|| root.join("kernels/abi.rs"));
             abi::run(root, &header, &bindings, check)?;
+        }
+        Chore::Header { check, source, header } => {
+            let source = source.unwrap_or_else(|| root.join("runtime/capi"));
+            let header = header.unwrap_or_else(|| root.join("include/smidgen.h"));
+            header::run(&source, &header, check)?;
         }
         Chore::Docs { check } => docs::run(root, check)?,
         Chore::Bundle { output } => bundle::run(root, &output.unwrap_or_else(|| root.join("bundle")))?,

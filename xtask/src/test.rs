@@ -27,10 +27,10 @@ pub fn run(root: &Path, gpu: bool) -> Result<()> {
     run.cargo("formatting", cargo(root).args(["fmt", "--all", "--check"]))?;
     run.cargo("kernels", cargo(root).args(["check", "--package=smidgen", "--lib"]))?;
     run.cargo("clippy", cargo(root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    let runtime_alone = ["clippy", "--package=smidgen-runtime", "--no-default-features", "--", "-D", "warnings"];
+    let runtime_alone = ["clippy", "--package=smidgen-runtime", "--package=smidgen-capi", "--no-default-features", "--", "-D", "warnings"];
     run.cargo("runtime without CUDA", cargo(root).args(runtime_alone))?;
     run.cargo("tests", cargo(root).args(["test", "--workspace"]))?;
-    for example in ["01_one_model", "02_link_the_runtime"] {
+    for example in ["01_one_model", "02_link_the_runtime", "03_foreign_engine"] {
         run.cargo(example, cargo(root).args(["run", "--quiet", "--example", example]))?;
     }
     run.cargo("documentation", cargo(root).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;

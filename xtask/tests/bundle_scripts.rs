@@ -22,7 +22,7 @@ BODY
 fn bundle(binaries: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bundle");
-    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer"] {
+    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer", "run-examples"] {
         executable(&folder.path().join(name), &fs::read_to_string(scripts.join(name)).expect("the script is there"));
     }
     for (path, body) in binaries {
@@ -86,6 +86,16 @@ fn a_benchmark_that_fails_fails_the_run() {
     let output = run(&bundle, "run-benches", &[]);
     assert!(!output.status.success());
     assert!(said(&output).contains("FAILED: kernels") && said(&output).contains("launch ran"), "{}", said(&output));
+}
+
+#[test]
+fn an_example_that_fails_fails_the_run_and_those_in_c_are_told_where_their_kernels_are() {
+    let bundle =
+        bundle(&[("examples/02_rust", r#"echo "queues=$CUDA_DEVICE_MAX_CONNECTIONS""#), ("examples/c_saxpy", r#"echo "ptx=$1"; exit 1"#)]);
+    let output = run(&bundle, "run-examples", &[]);
+    let said = said(&output);
+    assert!(!output.status.success());
+    assert!(said.contains("queues=32") && said.contains("ptx=examples/saxpy.ptx") && said.contains("FAILED: c_saxpy"), "{said}");
 }
 
 #[test]

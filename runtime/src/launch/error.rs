@@ -24,6 +24,9 @@ pub enum LaunchError {
         /// The priority.
         priority: Priority,
     },
+    /// There is no capture to finish.
+    #[error("no capture is in progress; begin one first")]
+    NotCapturing,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -60,6 +60,11 @@ impl Grant {
         self.device.synchronize(self.stream.id())
     }
 
+    /// What was granted last.
+    pub fn held(&self) -> TpcSet {
+        *self.held.lock()
+    }
+
     /// Where kernels poll.
     pub fn ptr(&self) -> DevicePtr {
         self.mask.ptr()

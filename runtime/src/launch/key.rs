@@ -79,6 +79,13 @@ impl KernelKey {
         Self { name, shape, rank: RANK as u8, precision: Precision::F16 }
     }
 
+    /// As [`new`](Self::new), for a shape known only at run time; `None` beyond six extents.
+    pub fn from_extents(name: KernelName, extents: &[u32]) -> Option<Self> {
+        let mut shape = [0; 6];
+        shape.get_mut(..extents.len())?.copy_from_slice(extents);
+        Some(Self { name, shape, rank: extents.len() as u8, precision: Precision::F16 })
+    }
+
     /// The same key at another precision.
     pub const fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
@@ -176,6 +183,14 @@ mod tests {
         ] {
             assert_ne!(base.fingerprint(), other.fingerprint(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_shape_known_at_run_time_makes_the_same_key_and_beyond_six_extents_none() {
+        const NAME: KernelName = KernelName::new("gemm");
+        assert_eq!(KernelKey::from_extents(NAME, &[8, 16]), Some(KernelKey::new(NAME, [8, 16])));
+        assert_eq!(KernelKey::from_extents(NAME, &[]), Some(KernelKey::new(NAME, [])));
+        assert_eq!(KernelKey::from_extents(NAME, &[1; 7]), None);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
 use crate::partition::PartitionRef;
+use crate::telemetry::Probe;
+use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
 use super::capture::Layout;
@@ -116,6 +118,7 @@ pub struct Session {
     graphs: GraphCache,
     /// The lane on which the capture in progress began.
     capturing: Option<usize>,
+    launches_before_capture: u64,
     lanes: Vec<Lane>,
     current: usize,
     index: KeyIndex,
@@ -132,6 +135,7 @@ pub struct Session {
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
     stats: SessionStats,
+    probe: Probe,
 }
 
 /// A stream inside a partition, with the event by which the next lane waits for it.
@@ -180,6 +184,7 @@ impl Session {
             left: Vec::new(),
             graphs: GraphCache::default(),
             capturing: None,
+            launches_before_capture: 0,
             lanes: Vec::new(),
             current: 0,
             index: KeyIndex::default(),
@@ -192,10 +197,19 @@ impl Session {
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
+            probe: Probe::default(),
         };
         session.follow_plan()?;
         device.fill(session.stream(), session.progress.ptr(), 0, PROGRESSES * PROGRESS_BYTES)?;
         Ok(session)
+    }
+
+    /// The same session, recorded through `probe`; [`Runtime::session`](crate::Runtime::session) sees to it.
+    #[must_use]
+    pub(crate) fn observed(mut self, probe: Probe) -> Self {
+        self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
+        self.probe = probe;
+        self
     }
 
     /// Launches `kernel` where the current plan places it.
@@ -243,8 +257,13 @@ impl Session {
         };
         let overlaps = launch.programmatic && self.follows_launch;
         let request = LaunchRequest { function, launch, tiles, priority: placement.priority, overlaps, key, work };
-        self.device.launch(self.stream(), &request)?;
-        self.follows_launch = true;
+        self.follows_launch = if self.probe.is_due() {
+            let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
+            self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
+        } else {
+            self.device.launch(self.stream(), &request)?;
+            true
+        };
         self.count(at);
         Ok(())
     }
@@ -268,18 +287,42 @@ impl Session {
     ///
     /// # Errors
     /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
+        self.begin_capture()?;
+        let done = body(self);
+        // Also after a failure: a stream that is left capturing takes no work any more.
+        let graph = self.finish_capture();
+        done?;
+        Ok(graph?)
+    }
+
+    /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
+    /// captured, until [`finish_capture`](Session::finish_capture).
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
+    pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let origin = self.current;
-        self.device.begin_capture(self.stream()).map_err(LaunchError::from)?;
+        self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
         self.follows_launch = false;
-        let before = self.stats.launches;
-        let done = body(self).and_then(|()| self.hop(origin).map_err(E::from));
-        // Also after a failure: a stream that is left capturing takes no work any more.
+        self.launches_before_capture = self.stats.launches;
+        Ok(())
+    }
+
+    /// Ends the capture in progress, also when it fails.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
+    pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
+        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        let joined = self.hop(origin);
         let graph = self.end_capture(origin);
-        done?;
-        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches: self.stats.launches - before })
+        joined?;
+        let launches = self.stats.launches - self.launches_before_capture;
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches })
     }
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -314,6 +357,7 @@ impl Session {
     fn replayed(&mut self) {
         self.follows_launch = false;
         self.stats.replays += 1;
+        self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
     }
 
     /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
@@ -440,6 +484,7 @@ impl Session {
         let at = self.seen.len();
         self.index.insert(fingerprint, at);
         self.seen.push(SeenKernel { key, work, launches: 0 });
+        self.probe.met(key);
         self.resolved.push(resolved);
         Ok(at)
     }
@@ -473,6 +518,7 @@ impl Session {
             let last = &self.lanes[self.current];
             self.device.record(last.event.id(), last.stream.id())?;
             self.device.wait(self.lanes[lane].stream.id(), last.event.id())?;
+            self.probe.hopped(&*self.device, last.partition, self.lanes[lane].partition);
             self.current = lane;
             self.follows_launch = false;
             self.stats.hops += 1;
@@ -531,6 +577,7 @@ impl Session {
             if !self.lanes.iter().any(|lane| lane.is_for(partition, priority)) {
                 let reference = layout.partitions.iter().find(|reference| reference.id() == partition).cloned();
                 let stream = Stream::new(&self.device, partition, priority)?;
+                self.probe.lane(stream.id(), partition);
                 self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
             }
         }
@@ -584,6 +631,7 @@ impl Lane {
 impl Drop for Session {
     /// Waits for the end of the chain: its launches count their tiles in memory that is given back now, and poll the grant.
     fn drop(&mut self) {
+        self.probe.count(self.stats);
         // Only where the body of a capture panicked.
         let ended = self.capturing.map_or(Ok(()), |origin| self.end_capture(origin).map(drop));
         // There is no lane where the session was refused before it had one.

@@ -136,6 +136,7 @@ impl Ladder {
             return Err(error.clone().into());
         }
         self.make_room(state)?;
+        let _span = tracing::debug_span!("create partition", ?tpcs).entered();
         let id = self.device.create_partition(tpcs)?;
         let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(id)?);
         if granted != asked {

@@ -42,6 +42,12 @@ impl Curve {
         }
     }
 
+    /// The same curve with every latency multiplied by `factor`; the curve as it is where that would make no curve.
+    #[must_use]
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self::new(self.points.iter().map(|&(sms, us)| (sms, us * factor)).collect()).unwrap_or_else(|| self.clone())
+    }
+
     /// The best latency anywhere on the curve, microseconds.
     pub fn best(&self) -> f64 {
         self.points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min)

@@ -4,8 +4,10 @@
 //! count at a stated tolerance, and the provenance without which none of it means anything. It is one JSON file, read and written whole
 //! ([`Profile::read`], [`Profile::write`]); nothing that fails validation gets in or out. A [`ProfileStore`] is what policies see: the
 //! kernels of all profiles that were admitted for one machine, by fingerprint. docs/profiling.md explains the file field by field.
+//! [`Corrections`] are what kernel times seen while serving say against a profile.
 
 mod check;
+mod correction;
 mod curve;
 mod error;
 mod file;
@@ -13,6 +15,7 @@ mod layout;
 mod schema;
 mod store;
 
+pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 pub use error::{ProfileError, ProfileWarning};
 pub use schema::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};

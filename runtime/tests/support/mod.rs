@@ -3,11 +3,15 @@
 
 pub mod idle;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
+use smidgen_runtime::profile::{
+    Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileStore, Provenance, SCHEMA_VERSION, SamplePoint,
+};
 
 /// A simulated H200, as itself and as the runtime sees it.
 pub struct Gpu {
@@ -17,7 +21,11 @@ pub struct Gpu {
 
 impl Gpu {
     pub fn h200() -> Self {
-        let sim = SimDevice::new(SimConfig::h200().with_trace());
+        Self::new(SimConfig::h200().with_trace())
+    }
+
+    pub fn new(config: SimConfig) -> Self {
+        let sim = SimDevice::new(config);
         let device: Arc<dyn Device> = Arc::clone(&sim) as Arc<dyn Device>;
         Self { sim, device }
     }
@@ -96,4 +104,42 @@ unsafe impl Kernel for Impossible {
     fn configure(&self, _: Sms, _: &Topology) -> Result<Launch, LaunchError> {
         Err(LaunchError::Unsupported { kernel: "impossible".into(), reason: "no shape fits".into() })
     }
+}
+
+/// A profile, as if measured on `device`: kernel, microseconds, and the SMs below which it takes longer in proportion.
+pub fn profile(device: &dyn Device, kernels: &[(Fake, f64, u16)]) -> Profile {
+    let kernel = |&(kernel, us, minimum): &(Fake, f64, u16)| {
+        let point = |sms: u16| {
+            let us = us * (f64::from(minimum) / f64::from(sms)).max(1.0);
+            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0 }
+        };
+        let points = [2, 8, 16, 32, 64, 132].map(point).to_vec();
+        let (work, minimum_sms) = (kernel.work(), Sms(minimum));
+        let profile = KernelProfile { work, launches: 1, blocks_per_sm: 1, bound: Bound::Memory, minimum_sms, points };
+        (kernel.key().to_string(), profile)
+    };
+    Profile {
+        schema: SCHEMA_VERSION,
+        provenance: Provenance {
+            gpu: device.topology().name.clone(),
+            sms: device.topology().sms,
+            driver: String::new(),
+            kernel_build: String::new(),
+            models: vec!["test".into()],
+            command: String::new(),
+            commit: String::new(),
+            date: String::new(),
+            simulated: true,
+        },
+        tolerance: 0.02,
+        peaks: Peaks { flops_per_s: 0.0, bytes_per_s: 0.0, source: PeakSource::Given },
+        kernels: kernels.iter().map(kernel).collect(),
+    }
+}
+
+/// A store of that profile alone.
+pub fn store(device: &dyn Device, profile: Profile) -> Arc<ProfileStore> {
+    let mut store = ProfileStore::default();
+    store.add(Path::new("test.json"), profile, &Machine::of(device, "")).unwrap();
+    Arc::new(store)
 }

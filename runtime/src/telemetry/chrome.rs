@@ -1,0 +1,194 @@
+//! Timelines as Chrome trace JSON, which <https://ui.perfetto.dev> and `chrome://tracing` open.
+//!
+//! Each tenant is a process with one track for each partition that it launches into, one for its requests, and a counter of its SMs. Plans are
+//! marks on a process of the runtime's own. Phases stand one after another on one axis. The format is the one of Google's "Trace Event Format"
+//! (Nduca and Sinclair); of its kinds of events these occur: `M` (names), `X` (a kernel, with its duration), `i` (a mark), `C` (a counter),
+//! `b` and `e` (a request: those of one tenant may overlap).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::trace::{Event, Happening, TenantTrace, Trace};
+
+/// Time on the axis between two phases.
+const GAP_US: f64 = 1_000.0;
+
+/// One timeline among those of a file.
+pub struct Phase<'a> {
+    /// What it is called; empty where there is but one.
+    pub name: &'a str,
+    /// The timeline.
+    pub trace: &'a Trace,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct File<'a> {
+    display_time_unit: &'a str,
+    other_data: Value,
+    trace_events: Vec<Entry>,
+}
+
+/// One event. Times are in microseconds.
+#[derive(Serialize)]
+struct Entry {
+    ph: &'static str,
+    name: String,
+    pid: usize,
+    tid: u64,
+    ts: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dur: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cat: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    s: Option<&'static str>,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    args: Value,
+}
+
+/// Writes `phases`, one after another, as one file.
+///
+/// # Errors
+/// What `target` says.
+pub fn write(phases: &[Phase<'_>], target: impl io::Write) -> io::Result<()> {
+    let simulated = phases.iter().any(|phase| phase.trace.simulated);
+    let mut writer = Writer { entries: Vec::new(), pid: 0, shift: 0.0, requests: 0 };
+    for phase in phases {
+        writer.phase(phase);
+    }
+    // Names come first, then everything in the order of time.
+    writer.entries.sort_by(|one, other| (one.ph != "M").cmp(&(other.ph != "M")).then(one.ts.total_cmp(&other.ts)));
+    let other_data = match simulated {
+        true => json!({ "source": "smidgen", "times": "SIMULATED: virtual time of the simulated GPU" }),
+        false => json!({ "source": "smidgen", "times": "measured" }),
+    };
+    let file = File { display_time_unit: "ns", other_data, trace_events: writer.entries };
+    Ok(serde_json::to_writer(io::BufWriter::new(target), &file)?)
+}
+
+struct Writer {
+    entries: Vec<Entry>,
+    /// Of the process written last.
+    pid: usize,
+    /// Where the phase begins on the common axis.
+    shift: f64,
+    /// Requests so far: their numbers tell them apart.
+    requests: u64,
+}
+
+impl Writer {
+    fn phase(&mut self, phase: &Phase<'_>) {
+        let trace = phase.trace;
+        let begin = span(trace, |at, _| at).fold(f64::INFINITY, f64::min);
+        let end = span(trace, |at, took| at + took).fold(0.0, f64::max);
+        let before = self.shift;
+        // Virtual time starts at 0 in every phase, and a process opens its device when it pleases.
+        self.shift = before - if begin.is_finite() { begin } else { 0.0 };
+        let mark = match (trace.simulated, phase.name) {
+            (true, "") => "SIMULATED ".to_owned(),
+            (true, name) => format!("SIMULATED {name}: "),
+            (false, "") => String::new(),
+            (false, name) => format!("{name}: "),
+        };
+        self.process(format!("{mark}runtime ({} SMs)", trace.sms));
+        self.thread(0, "plans".to_owned());
+        for (at, policy) in &trace.plans {
+            self.mark(us(*at), 0, format!("plan: {policy}"), json!({}));
+        }
+        for (tenant, track) in &trace.tenants {
+            self.process(format!("{mark}{}", track.name));
+            let lanes = trace.lanes.iter().filter(|lane| lane.tenant == *tenant);
+            let partitions: BTreeMap<u32, u16> = lanes.map(|lane| (lane.partition, lane.sms.0)).collect();
+            for (partition, sms) in partitions {
+                let name = if partition == 0 { format!("whole GPU ({sms} SMs)") } else { format!("partition {partition} ({sms} SMs)") };
+                self.thread(tid(partition), name);
+            }
+            self.tenant(track, &trace.kernels);
+        }
+        self.shift = before + if begin.is_finite() { end - begin + GAP_US } else { 0.0 };
+    }
+
+    fn tenant(&mut self, track: &TenantTrace, kernels: &BTreeMap<u64, String>) {
+        let name = |kernel: u64| kernels.get(&kernel).cloned().unwrap_or_else(|| format!("kernel {kernel:016x}"));
+        for Event { at, what } in &track.events {
+            let at = us(*at);
+            match *what {
+                Happening::Launch { kernel, partition, sms } => {
+                    self.mark(at, tid(partition), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
+                }
+                Happening::Kernel { kernel, partition, sms, took } => {
+                    let args = json!({ "sms": sms });
+                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid(partition), name(kernel.0), args) });
+                }
+                Happening::Hop { from, to } => self.mark(at, tid(to), "hop".to_owned(), json!({ "from partition": from })),
+                Happening::Replay { partition } => self.mark(at, tid(partition), "graph replay".to_owned(), json!({})),
+                Happening::Request { took, kept } => {
+                    self.requests += 1;
+                    let number = Some(self.requests);
+                    let args = json!({ "slo kept": kept, "ms": us(took) / 1e3 });
+                    for (ph, at, args) in [("b", at, args), ("e", at + us(took), Value::Null)] {
+                        let entry = self.entry(ph, at, 0, "request".to_owned(), args);
+                        self.entries.push(Entry { cat: Some("requests"), id: number, ..entry });
+                    }
+                }
+                Happening::Grant { owned, held, borrowed } => {
+                    // Stacked: what is drawn adds up to what is held.
+                    let own = held.0.saturating_sub(borrowed.0);
+                    let lent = owned.0.saturating_sub(own);
+                    let args = json!({ "own": own, "borrowed": borrowed });
+                    let counter = self.entry("C", at, 0, "SMs".to_owned(), args);
+                    self.entries.push(counter);
+                    let counter = self.entry("C", at, 0, "SMs lent".to_owned(), json!({ "lent": lent }));
+                    self.entries.push(counter);
+                }
+            }
+        }
+    }
+
+    fn process(&mut self, name: String) {
+        self.pid += 1;
+        for (ph_name, args) in [("process_name", json!({ "name": name })), ("process_sort_index", json!({ "sort_index": self.pid }))] {
+            let entry = Entry { ts: 0.0, ..self.entry("M", 0.0, 0, ph_name.to_owned(), args) };
+            self.entries.push(entry);
+        }
+    }
+
+    fn thread(&mut self, tid: u64, name: String) {
+        let entry = Entry { ts: 0.0, ..self.entry("M", 0.0, tid, "thread_name".to_owned(), json!({ "name": name })) };
+        self.entries.push(entry);
+    }
+
+    fn mark(&mut self, at: f64, tid: u64, name: String, args: Value) {
+        let entry = self.entry("i", at, tid, name, args);
+        self.entries.push(Entry { s: Some("t"), ..entry });
+    }
+
+    fn entry(&self, ph: &'static str, at: f64, tid: u64, name: String, args: Value) -> Entry {
+        Entry { ph, name, pid: self.pid, tid, ts: self.shift + at, dur: None, cat: None, id: None, s: None, args }
+    }
+}
+
+/// Number 0 is the process' own track.
+fn tid(partition: u32) -> u64 {
+    u64::from(partition) + 1
+}
+
+fn us(duration: Duration) -> f64 {
+    duration.as_nanos() as f64 / 1e3
+}
+
+/// Of everything in `trace`, what `of` makes of when it began and how long it took, in microseconds.
+fn span(trace: &Trace, of: fn(f64, f64) -> f64) -> impl Iterator<Item = f64> + '_ {
+    let events = trace.tenants.values().flat_map(|track| &track.events).map(move |event| match event.what {
+        Happening::Kernel { took, .. } | Happening::Request { took, .. } => of(us(event.at), us(took)),
+        _ => of(us(event.at), 0.0),
+    });
+    events.chain(trace.plans.iter().map(move |(at, _)| of(us(*at), 0.0)))
+}

@@ -1,0 +1,176 @@
+//! Metrics by tenant, through the [`metrics`](https://docs.rs/metrics) facade: whoever wants them installs a recorder before the runtime is made.
+//!
+//! | name | kind | labels | what it counts |
+//! |---|---|---|---|
+//! | `smidgen_requests_total` | counter | `tenant` | requests answered |
+//! | `smidgen_request_seconds` | histogram | `tenant` | from a request's arrival to its end |
+//! | `smidgen_slo_misses_total` | counter | `tenant` | requests that missed the tenant's objective |
+//! | `smidgen_slo_seconds` | gauge | `tenant` | the objective; absent where the tenant has none |
+//! | `smidgen_launches_total` | counter | `tenant` | kernels launched eagerly, or captured |
+//! | `smidgen_hops_total` | counter | `tenant` | changes of stream between launches |
+//! | `smidgen_replays_total` | counter | `tenant` | captured graphs launched |
+//! | `smidgen_sms_owned` | gauge | `tenant` | SMs that the plan gives the tenant |
+//! | `smidgen_sms_held` | gauge | `tenant` | SMs that its elastic kernels may use now |
+//! | `smidgen_sms_borrowed` | gauge | `tenant` | SMs it holds beyond its own |
+//! | `smidgen_plans_total` | counter | | plans put in force |
+//! | `smidgen_drift_reports_total` | counter | | times that kernels were found to differ from their profile |
+//! | `smidgen_drift_ratio` | gauge | `kernel` | a kernel's time divided by its profile's, where it was found to differ |
+//!
+//! Sessions count in plain atomics; [`Runtime::publish_metrics`](crate::Runtime::publish_metrics) carries the counts over. Call it twice a
+//! second, or before each scrape.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::device::Sms;
+use crate::launch::{KernelKey, SessionStats};
+
+/// Requests answered.
+pub const REQUESTS: &str = "smidgen_requests_total";
+/// Latencies of requests, seconds.
+pub const REQUEST_SECONDS: &str = "smidgen_request_seconds";
+/// Requests that missed the objective.
+pub const SLO_MISSES: &str = "smidgen_slo_misses_total";
+/// The objective, seconds.
+pub const SLO_SECONDS: &str = "smidgen_slo_seconds";
+/// Kernels launched or captured.
+pub const LAUNCHES: &str = "smidgen_launches_total";
+/// Changes of stream.
+pub const HOPS: &str = "smidgen_hops_total";
+/// Graphs launched.
+pub const REPLAYS: &str = "smidgen_replays_total";
+/// SMs by right.
+pub const SMS_OWNED: &str = "smidgen_sms_owned";
+/// SMs in use.
+pub const SMS_HELD: &str = "smidgen_sms_held";
+/// SMs in use that are others'.
+pub const SMS_BORROWED: &str = "smidgen_sms_borrowed";
+/// Plans put in force.
+pub const PLANS: &str = "smidgen_plans_total";
+/// Reports of drift.
+pub const DRIFT_REPORTS: &str = "smidgen_drift_reports_total";
+/// A kernel's time over its profile's.
+pub const DRIFT_RATIO: &str = "smidgen_drift_ratio";
+
+/// What the sessions of one tenant launched, as they tell it: each adds what is new.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    launches: AtomicU64,
+    hops: AtomicU64,
+    replays: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn add_launched(&self, before: SessionStats, now: SessionStats) {
+        self.launches.fetch_add(now.launches - before.launches, Ordering::Relaxed);
+        self.hops.fetch_add(now.hops - before.hops, Ordering::Relaxed);
+        self.replays.fetch_add(now.replays - before.replays, Ordering::Relaxed);
+    }
+}
+
+/// Metrics of a runtime that are no tenant's.
+pub(super) struct RuntimeMetrics {
+    pub(super) plans: Counter,
+    pub(super) drift_reports: Counter,
+}
+
+impl RuntimeMetrics {
+    pub(super) fn new() -> Self {
+        describe();
+        Self { plans: counter!(PLANS), drift_reports: counter!(DRIFT_REPORTS) }
+    }
+}
+
+pub(super) fn set_drift(kernel: &KernelKey, ratio: f64) {
+    gauge!(DRIFT_RATIO, "kernel" => kernel.to_string()).set(ratio);
+}
+
+/// One tenant's metrics.
+pub(super) struct TenantMetrics {
+    launches: Counter,
+    hops: Counter,
+    replays: Counter,
+    owned: Gauge,
+    held: Gauge,
+    borrowed: Gauge,
+    requests: RequestMetrics,
+    name: String,
+}
+
+impl TenantMetrics {
+    pub(super) fn new(name: &str) -> Self {
+        let label = || name.to_owned();
+        Self {
+            launches: counter!(LAUNCHES, "tenant" => label()),
+            hops: counter!(HOPS, "tenant" => label()),
+            replays: counter!(REPLAYS, "tenant" => label()),
+            owned: gauge!(SMS_OWNED, "tenant" => label()),
+            held: gauge!(SMS_HELD, "tenant" => label()),
+            borrowed: gauge!(SMS_BORROWED, "tenant" => label()),
+            requests: RequestMetrics {
+                requests: counter!(REQUESTS, "tenant" => label()),
+                misses: counter!(SLO_MISSES, "tenant" => label()),
+                seconds: histogram!(REQUEST_SECONDS, "tenant" => label()),
+            },
+            name: label(),
+        }
+    }
+
+    pub(super) fn requests(&self) -> RequestMetrics {
+        self.requests.clone()
+    }
+
+    pub(super) fn set_objective(&self, slo: Option<Duration>) {
+        if let Some(slo) = slo {
+            gauge!(SLO_SECONDS, "tenant" => self.name.clone()).set(slo.as_secs_f64());
+        }
+    }
+
+    /// Carries over what was counted since the last call.
+    pub(super) fn publish(&self, counts: &Counts) {
+        self.launches.increment(counts.launches.swap(0, Ordering::Relaxed));
+        self.hops.increment(counts.hops.swap(0, Ordering::Relaxed));
+        self.replays.increment(counts.replays.swap(0, Ordering::Relaxed));
+    }
+
+    pub(super) fn set_sms(&self, owned: Sms, held: Sms, borrowed: Sms) {
+        self.owned.set(f64::from(owned.0));
+        self.held.set(f64::from(held.0));
+        self.borrowed.set(f64::from(borrowed.0));
+    }
+}
+
+/// What is counted of one tenant's requests.
+#[derive(Clone)]
+pub(super) struct RequestMetrics {
+    requests: Counter,
+    misses: Counter,
+    seconds: Histogram,
+}
+
+impl RequestMetrics {
+    pub(super) fn answered(&self, took: Duration, kept: bool) {
+        self.requests.increment(1);
+        self.misses.increment(u64::from(!kept));
+        self.seconds.record(took.as_secs_f64());
+    }
+}
+
+/// Tells the recorder what the names mean.
+fn describe() {
+    describe_counter!(REQUESTS, "Requests answered.");
+    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "From a request's arrival to its end.");
+    describe_counter!(SLO_MISSES, "Requests that missed the tenant's objective.");
+    describe_gauge!(SLO_SECONDS, Unit::Seconds, "The tenant's objective.");
+    describe_counter!(LAUNCHES, "Kernels launched eagerly, or captured.");
+    describe_counter!(HOPS, "Changes of stream between launches.");
+    describe_counter!(REPLAYS, "Captured graphs launched.");
+    describe_gauge!(SMS_OWNED, "SMs that the plan gives the tenant.");
+    describe_gauge!(SMS_HELD, "SMs that the tenant's elastic kernels may use now.");
+    describe_gauge!(SMS_BORROWED, "SMs that the tenant holds beyond its own.");
+    describe_counter!(PLANS, "Plans put in force.");
+    describe_counter!(DRIFT_REPORTS, "Times that kernels were found to differ from their profile.");
+    describe_gauge!(DRIFT_RATIO, "A kernel's time divided by its profile's.");
+}

@@ -1,0 +1,298 @@
+//! What the runtime shows of itself: latencies, a timeline, metrics, and the kernel times by which profiles are corrected.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | [`latencies`](Latencies) | latency recorders |
+//! | [`trace`] | events in rings of fixed size, one ring for each thread that writes; what becomes of them as a [`Trace`] |
+//! | [`chrome`] | a trace as Chrome trace JSON, which Perfetto opens |
+//! | [`metrics`] | counters, gauges and histograms by tenant, through the `metrics` facade |
+//! | `probe` | the session's side: the one branch on the launch path, and what lies behind it |
+//! | `sampler` | device times of at most 1 % of the launches |
+//!
+//! A [`Telemetry`] belongs to one [`Runtime`](crate::Runtime). Sessions write into rings and counters of their own; whoever wants to see
+//! something collects it. On the launch path there is one branch, not taken while nothing is traced and no sample is due, and never an
+//! allocation or a lock.
+
+pub mod chrome;
+mod latencies;
+pub mod metrics;
+pub(crate) mod probe;
+mod sampler;
+pub mod trace;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::device::{Device, DeviceError, Sms, StreamId};
+use crate::launch::{Fingerprint, KernelKey};
+use crate::tenant::{TenantId, TenantSpec};
+use metrics::{Counts, RuntimeMetrics, TenantMetrics};
+use sampler::SamplePool;
+use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
+
+pub use latencies::Latencies;
+pub use probe::{Probe, RequestLog};
+pub use sampler::{SAMPLE_STRIDE, Sample};
+
+/// Rings that are kept at most. Beyond, the oldest is forgotten, so that tenants that come and go leave no memory behind.
+const MOST_RINGS: usize = 256;
+
+/// What a runtime is to record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recording {
+    /// Events that each ring of the timeline holds, 32 bytes each; the oldest are overwritten. 0 for no timeline.
+    pub events: usize,
+    /// Whether at most 1 % of the eager launches are timed on the device.
+    pub sampling: bool,
+}
+
+impl Default for Recording {
+    /// No timeline; kernel times are sampled.
+    fn default() -> Self {
+        Self { events: 0, sampling: true }
+    }
+}
+
+/// Everything recorded of one runtime.
+pub struct Telemetry {
+    device: Arc<dyn Device>,
+    recording: Recording,
+    /// Read at every launch, written when somebody looks.
+    tracing: Arc<AtomicBool>,
+    metrics: RuntimeMetrics,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tenants: BTreeMap<TenantId, Tenant>,
+    rings: VecDeque<TenantRing>,
+    lanes: Vec<Lane>,
+    /// Events of the runtime itself, and kernel times, which are read off the threads of the sessions.
+    events: VecDeque<(TenantId, Event)>,
+    plans: VecDeque<(Duration, &'static str)>,
+    kernels: BTreeMap<Fingerprint, KernelKey>,
+    pools: Vec<Weak<SamplePool>>,
+}
+
+struct Tenant {
+    name: String,
+    /// Kernels of its requests, in the order first met.
+    met: Vec<KernelKey>,
+    counts: Arc<Counts>,
+    metrics: TenantMetrics,
+}
+
+struct TenantRing {
+    tenant: TenantId,
+    name: String,
+    ring: Arc<Ring>,
+}
+
+impl Telemetry {
+    /// Records of a runtime on `device`. Metrics go to the recorder that is installed now.
+    pub fn new(device: Arc<dyn Device>, recording: Recording) -> Arc<Self> {
+        let (tracing, metrics) = (Arc::new(AtomicBool::new(recording.events > 0)), RuntimeMetrics::new());
+        Arc::new(Self { device, recording, tracing, metrics, state: Mutex::default() })
+    }
+
+    /// Turns the timeline on or off while the runtime runs. It has no effect where [`Recording::events`] is 0.
+    pub fn set_tracing(&self, on: bool) {
+        self.tracing.store(on && self.recording.events > 0, Ordering::Relaxed);
+    }
+
+    /// Whether the timeline is written.
+    pub fn is_tracing(&self) -> bool {
+        self.tracing.load(Ordering::Relaxed)
+    }
+
+    /// The timeline as far as the rings hold it, oldest first.
+    pub fn trace(&self) -> Trace {
+        let state = &*self.state.lock();
+        let mut tenants = BTreeMap::<TenantId, TenantTrace>::new();
+        for ring in &state.rings {
+            let track = tenants.entry(ring.tenant).or_insert_with(|| TenantTrace::new(ring.name.clone()));
+            track.events.extend(ring.ring.snapshot());
+        }
+        for (tenant, event) in &state.events {
+            let name = || state.tenants.get(tenant).map_or_else(|| format!("tenant {}", tenant.0), |tenant| tenant.name.clone());
+            tenants.entry(*tenant).or_insert_with(|| TenantTrace::new(name())).events.push(*event);
+        }
+        for track in tenants.values_mut() {
+            track.events.sort_by_key(|event| event.at);
+        }
+        Trace {
+            simulated: self.device.is_simulated(),
+            sms: self.device.topology().sms,
+            tenants,
+            plans: state.plans.iter().map(|&(at, policy)| (at, policy.to_owned())).collect(),
+            kernels: state.kernels.iter().map(|(&kernel, key)| (kernel.0, key.to_string())).collect(),
+            lanes: state.lanes.clone(),
+        }
+    }
+
+    /// Kernels that the requests of a tenant launch, as far as its sessions have met them; none of an unknown tenant.
+    pub fn met(&self, tenant: TenantId) -> Vec<KernelKey> {
+        self.state.lock().tenants.get(&tenant).map_or_else(Vec::new, |tenant| tenant.met.clone())
+    }
+
+    /// The key of a kernel that some session has met.
+    pub fn key(&self, kernel: Fingerprint) -> Option<KernelKey> {
+        self.state.lock().kernels.get(&kernel).copied()
+    }
+
+    /// What a session of `tenant` records through.
+    ///
+    /// # Errors
+    /// What the device says of the events by which kernels are timed.
+    pub(crate) fn probe(self: &Arc<Self>, tenant: TenantId) -> Result<Probe, DeviceError> {
+        let samples = if self.recording.sampling { Some(Arc::new(SamplePool::new(&self.device, tenant)?)) } else { None };
+        let mut state = self.state.lock();
+        let Some(known) = state.tenants.get(&tenant) else { return Ok(Probe::default()) };
+        let counts = Arc::clone(&known.counts);
+        if let Some(samples) = &samples {
+            state.pools.retain(|pool| pool.strong_count() > 0);
+            state.pools.push(Arc::downgrade(samples));
+        }
+        let ring = self.ring(&mut state, tenant);
+        drop(state);
+        Ok(Probe::new(self, tenant, ring, samples, counts))
+    }
+
+    /// What an engine tells of the requests of `tenant` through; it records nothing of an unknown one.
+    pub(crate) fn request_log(&self, tenant: TenantId) -> RequestLog {
+        let mut state = self.state.lock();
+        let Some(known) = state.tenants.get(&tenant) else { return RequestLog::default() };
+        let metrics = known.metrics.requests();
+        let ring = self.ring(&mut state, tenant);
+        RequestLog::new(Arc::clone(&self.tracing), ring, metrics)
+    }
+
+    /// A new ring of `tenant`, if there is a timeline.
+    fn ring(&self, state: &mut State, tenant: TenantId) -> Option<Arc<Ring>> {
+        let name = state.tenants.get(&tenant).map(|tenant| tenant.name.clone()).filter(|_| self.recording.events > 0)?;
+        let ring = Arc::new(Ring::new(self.recording.events));
+        if state.rings.len() == MOST_RINGS {
+            state.rings.pop_front();
+        }
+        state.rings.push_back(TenantRing { tenant, name, ring: Arc::clone(&ring) });
+        Some(ring)
+    }
+
+    pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
+        let metrics = TenantMetrics::new(&spec.name);
+        metrics.set_objective(spec.slo);
+        let tenant_ = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), metrics };
+        self.state.lock().tenants.insert(tenant, tenant_);
+    }
+
+    pub(crate) fn dismissed(&self, tenant: TenantId) {
+        if let Some(tenant) = self.state.lock().tenants.remove(&tenant) {
+            tenant.metrics.publish(&tenant.counts);
+            tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
+        }
+    }
+
+    /// One request launches `kernels`: what was met before it, such as what fills in weights, is no part of requests.
+    pub(crate) fn learned(&self, tenant: TenantId, kernels: impl Iterator<Item = KernelKey>) {
+        if let Some(tenant) = self.state.lock().tenants.get_mut(&tenant) {
+            tenant.met = kernels.collect();
+        }
+    }
+
+    /// A plan is in force from now on.
+    pub(crate) fn plan_published(&self, policy: &'static str) {
+        self.metrics.plans.increment(1);
+        if self.is_tracing() {
+            let now = self.device.now();
+            push_bounded(&mut self.state.lock().plans, (now, policy), self.recording.events);
+        }
+    }
+
+    /// A tenant's kernels may use other SMs from now on. Called wherever a grant is written; one load and one branch while nothing is traced.
+    pub(crate) fn grant_changed(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
+        if self.is_tracing() {
+            let event = Event { at: self.device.now(), what: Happening::Grant { owned, held, borrowed } };
+            push_bounded(&mut self.state.lock().events, (tenant, event), self.recording.events);
+        }
+    }
+
+    /// Brings the metrics of `tenant` up to date.
+    pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
+        if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
+            tenant.metrics.publish(&tenant.counts);
+            tenant.metrics.set_sms(owned, held, borrowed);
+        }
+    }
+
+    /// The kernel times that the device has finished since the last call.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(crate) fn take_samples(&self) -> Result<Vec<Sample>, DeviceError> {
+        // The pools are held while they are read: the session of one may end meanwhile, and take its events along.
+        let pools: Vec<_> = self.state.lock().pools.iter().filter_map(Weak::upgrade).collect();
+        let mut samples = Vec::new();
+        for pool in pools {
+            pool.resolve(&*self.device, &mut samples)?;
+        }
+        if self.is_tracing() {
+            let state = &mut *self.state.lock();
+            for sample in &samples {
+                let what = Happening::Kernel { kernel: sample.kernel, partition: sample.partition, sms: sample.sms, took: sample.took };
+                push_bounded(&mut state.events, (sample.tenant, Event { at: sample.began, what }), self.recording.events);
+            }
+        }
+        Ok(samples)
+    }
+
+    pub(crate) fn drifted(&self, kernel: &KernelKey, ratio: f64) {
+        metrics::set_drift(kernel, ratio);
+    }
+
+    pub(crate) fn drift_reported(&self) {
+        self.metrics.drift_reports.increment(1);
+    }
+
+    fn met_kernel(&self, tenant: TenantId, key: KernelKey) {
+        let state = &mut *self.state.lock();
+        state.kernels.insert(key.fingerprint(), key);
+        if let Some(tenant) = state.tenants.get_mut(&tenant)
+            && !tenant.met.contains(&key)
+        {
+            tenant.met.push(key);
+        }
+    }
+
+    fn met_lane(&self, tenant: TenantId, stream: StreamId, partition: crate::device::PartitionId) {
+        if self.recording.events > 0 {
+            let sms = self.device.partition_sms(partition).unwrap_or_default();
+            let lane = Lane { tenant, stream: stream.0, partition: partition.0, sms };
+            let state = &mut *self.state.lock();
+            // A driver may number a later stream as one that is gone.
+            state.lanes.retain(|known| known.stream != lane.stream || known.tenant != tenant);
+            state.lanes.push(lane);
+        }
+    }
+}
+
+impl Drop for Telemetry {
+    /// No figure of a runtime that is gone shall stand as if it were one of now.
+    fn drop(&mut self) {
+        for tenant in self.state.get_mut().tenants.values() {
+            tenant.metrics.publish(&tenant.counts);
+            tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
+        }
+    }
+}
+
+fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
+    if queue.len() >= most {
+        queue.pop_front();
+    }
+    queue.push_back(item);
+}

@@ -1,0 +1,161 @@
+//! The session's side: what it tells, and the one branch that this costs it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::device::{Device, DeviceError, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::launch::{KernelKey, SessionStats};
+use crate::tenant::TenantId;
+
+use super::Telemetry;
+use super::metrics::{Counts, RequestMetrics};
+use super::sampler::{SAMPLE_STRIDE, SamplePool};
+use super::trace::{Event, Happening, Ring};
+
+/// What one session records through. The default records nothing.
+#[derive(Default)]
+pub struct Probe {
+    tracing: Arc<AtomicBool>,
+    /// Launches until the next sample. It counts down past 0, so that 0 at the start means never.
+    until_sample: u64,
+    observed: Option<Observed>,
+}
+
+struct Observed {
+    telemetry: Arc<Telemetry>,
+    tenant: TenantId,
+    /// Where there is a timeline.
+    ring: Option<Arc<Ring>>,
+    /// Where kernel times are sampled.
+    samples: Option<Arc<SamplePool>>,
+    counts: Arc<Counts>,
+    /// What was added to `counts` so far.
+    counted: SessionStats,
+}
+
+/// A launch that the session is about to make.
+pub(crate) struct Observable<'a> {
+    pub(crate) device: &'a dyn Device,
+    pub(crate) stream: StreamId,
+    pub(crate) request: LaunchRequest<'a>,
+    pub(crate) partition: PartitionId,
+    pub(crate) sms: Sms,
+    pub(crate) capturing: bool,
+}
+
+impl Probe {
+    pub(super) fn new(
+        telemetry: &Arc<Telemetry>,
+        tenant: TenantId,
+        ring: Option<Arc<Ring>>,
+        samples: Option<Arc<SamplePool>>,
+        counts: Arc<Counts>,
+    ) -> Self {
+        let until_sample = if samples.is_some() { SAMPLE_STRIDE } else { 0 };
+        let (tracing, telemetry, counted) = (Arc::clone(&telemetry.tracing), Arc::clone(telemetry), SessionStats::default());
+        Self { tracing, until_sample, observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }) }
+    }
+
+    /// Whether the launch about to be made is to go through [`launch`](Self::launch). Asked once for each launch.
+    #[inline]
+    pub(crate) fn is_due(&mut self) -> bool {
+        self.until_sample = self.until_sample.wrapping_sub(1);
+        (self.until_sample == 0) | self.tracing.load(Ordering::Relaxed)
+    }
+
+    /// Makes the launch, between two events if it is to be timed. Says whether the launch is the last thing on its stream.
+    #[cold]
+    pub(crate) fn launch(&mut self, launch: &Observable<'_>) -> Result<bool, DeviceError> {
+        let &Observable { device, stream, ref request, partition, sms, capturing } = launch;
+        let mut timed = false;
+        if let Some(samples) = self.observed.as_ref().and_then(|observed| observed.samples.as_ref())
+            && self.until_sample == 0
+        {
+            self.until_sample = SAMPLE_STRIDE;
+            timed = !capturing && samples.launch(device, stream, request, partition, sms)?;
+        }
+        if !timed {
+            device.launch(stream, request)?;
+        }
+        self.note(device, || Happening::Launch { kernel: request.key.fingerprint(), partition: partition.0, sms });
+        Ok(!timed)
+    }
+
+    /// The session went on in another lane.
+    #[inline]
+    pub(crate) fn hopped(&self, device: &dyn Device, from: PartitionId, to: PartitionId) {
+        self.note(device, || Happening::Hop { from: from.0, to: to.0 });
+    }
+
+    /// A graph was replayed.
+    #[inline]
+    pub(crate) fn replayed(&mut self, device: &dyn Device, partition: PartitionId, stats: SessionStats) {
+        self.note(device, || Happening::Replay { partition: partition.0 });
+        self.count(stats);
+    }
+
+    /// The session met a kernel for the first time.
+    pub(crate) fn met(&self, key: KernelKey) {
+        if let Some(observed) = &self.observed {
+            observed.telemetry.met_kernel(observed.tenant, key);
+        }
+    }
+
+    /// The session has a stream in `partition`.
+    pub(crate) fn lane(&self, stream: StreamId, partition: PartitionId) {
+        if let Some(observed) = &self.observed {
+            observed.telemetry.met_lane(observed.tenant, stream, partition);
+        }
+    }
+
+    /// Shows others what the session has launched so far.
+    #[inline]
+    pub(crate) fn count(&mut self, stats: SessionStats) {
+        if let Some(observed) = &mut self.observed {
+            observed.counts.add_launched(observed.counted, stats);
+            observed.counted = stats;
+        }
+    }
+
+    #[inline]
+    fn note(&self, device: &dyn Device, what: impl FnOnce() -> Happening) {
+        if self.tracing.load(Ordering::Relaxed) {
+            self.write(device.now(), what());
+        }
+    }
+
+    #[cold]
+    fn write(&self, at: Duration, what: Happening) {
+        if let Some(ring) = self.observed.as_ref().and_then(|observed| observed.ring.as_ref()) {
+            ring.push(Event { at, what });
+        }
+    }
+}
+
+/// What an engine tells of one tenant's requests through: one for each thread that answers them. The default records nothing.
+#[derive(Default)]
+pub struct RequestLog {
+    tracing: Arc<AtomicBool>,
+    ring: Option<Arc<Ring>>,
+    metrics: Option<RequestMetrics>,
+}
+
+impl RequestLog {
+    pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics) -> Self {
+        Self { tracing, ring, metrics: Some(metrics) }
+    }
+
+    /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `kept` says whether the tenant's objective was kept.
+    pub fn answered(&mut self, arrival: Duration, ended: Duration, kept: bool) {
+        let took = ended.saturating_sub(arrival);
+        if let Some(metrics) = &self.metrics {
+            metrics.answered(took, kept);
+        }
+        if self.tracing.load(Ordering::Relaxed)
+            && let Some(ring) = &self.ring
+        {
+            ring.push(Event { at: arrival, what: Happening::Request { took, kept } });
+        }
+    }
+}
