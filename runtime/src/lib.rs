@@ -27,4 +27,4 @@ pub mod runtime;
 pub mod telemetry;
 pub mod tenant;
 
-pub use runtime::{AdmitError, Runtime, Unprofiled};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions, Unprofiled};

@@ -4,7 +4,8 @@
 //! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
 //! and the grants narrow. Nothing here is on the launch path.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +14,27 @@ use parking_lot::Mutex;
 use crate::device::{Device, DeviceError, Sms};
 use crate::launch::lending::{Holdings, Lending, Requests, Tenancy, Terms};
 use crate::launch::{Fingerprint, KernelKey, LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
-use crate::partition::{Ladder, LadderError, TpcSet};
+use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
 use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, ProfileStore};
 use crate::telemetry::{Recording, RequestLog, Telemetry};
 use crate::tenant::{TenantId, TenantSpec};
 
-/// Partitions a runtime makes at most: 128 take about 0.75 GB.
-const PARTITION_LIMIT: usize = 128;
+/// What a runtime may take for itself, and records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    pub partition_bytes: u64,
+    /// What it records of launches.
+    pub recording: Recording,
+}
+
+impl Default for RuntimeOptions {
+    /// Room for 128 partitions: about 0.75 GB.
+    fn default() -> Self {
+        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
+    }
+}
 
 /// Several tenants on one device.
 ///
@@ -128,13 +142,19 @@ pub enum AdmitError {
 impl Runtime {
     /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
-        Self::recording(device, policy, profiles, Recording::default())
+        Self::with_options(device, policy, profiles, RuntimeOptions::default())
     }
 
     /// A runtime without tenants that records what `recording` says.
     pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
-        let telemetry = Telemetry::new(Arc::clone(&device), recording);
-        let ladder = Ladder::new(Arc::clone(&device), PARTITION_LIMIT);
+        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
+    }
+
+    /// A runtime without tenants, as `options` say.
+    pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
+        let telemetry = Telemetry::new(Arc::clone(&device), options.recording);
+        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let ladder = Ladder::new(Arc::clone(&device), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let lending = Arc::new(Lending::new(&device));
         let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
@@ -379,15 +399,18 @@ impl Runtime {
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
-        let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        // Referred to from here on, so that making one does not take another of the same plan away.
+        let mut partitions = HashMap::new();
+        let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
+        let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
         let plan = Plan { policy: state.policy.name(), tenants };
         let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         self.lending.widen(&terms)?;
         let before = self.plans.current();
-        self.plans.publish(plan);
+        let partitions_before = self.plans.publish_on(plan, partitions.into_values().collect());
         self.lending.adopt(&terms).inspect_err(|_| {
-            self.plans.publish(Plan::clone(&before));
+            drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
             self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
         })?;
         self.telemetry.plan_published(state.policy.name());
@@ -395,10 +418,14 @@ impl Runtime {
         Ok(())
     }
 
-    fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {
-        let place = |placement: &DraftPlacement| {
-            let partition = self.ladder.partition(placement.tpcs)?;
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
+    /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
+    fn realise(&self, draft: &TenantDraft, partitions: &mut HashMap<TpcSet, PartitionRef>) -> Result<TenantPlan, LadderError> {
+        let mut place = |placement: &DraftPlacement| {
+            let partition = match partitions.entry(placement.tpcs) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
+            };
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.owned | draft.grant)?;

@@ -91,6 +91,7 @@ impl From<LaunchError> for Failure {
         let status = match error {
             LaunchError::Device(error) => return error.into(),
             LaunchError::Dismissed => smidgen_status::UNKNOWN_TENANT,
+            LaunchError::NoStream { .. } => smidgen_status::PARTITION,
             LaunchError::NotCapturing => smidgen_status::STATE,
             LaunchError::Unsupported { .. } => smidgen_status::UNSUPPORTED,
         };
