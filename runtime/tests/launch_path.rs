@@ -64,7 +64,7 @@ fn plan() -> Plan {
     };
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();
     let tenant = TenantPlan { grant: TpcSet::range(0, 66), default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
-    Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]) }
+    Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]), ..Plan::default() }
 }
 
 #[test]

@@ -16,6 +16,12 @@ pub enum LaunchError {
     /// The tenant was dismissed, or is not in the plan.
     #[error("this tenant was dismissed; admit it again to launch")]
     Dismissed,
+    /// The tenant is paused. Its weights and graphs are where they were.
+    #[error("this tenant is paused; resume it to launch")]
+    Paused,
+    /// The session is capturing, and a graph cannot hold copies from the host.
+    #[error("a graph cannot hold copies from the host; copy before or after the capture")]
+    Capturing,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
