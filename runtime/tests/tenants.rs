@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::device::sim::Fault;
-use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, Sms};
+use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms};
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{DefaultSharing, Exclusive, Krisp, Policy, StaticEqual};
@@ -138,7 +138,8 @@ fn a_tenant_resized_from_60_to_80_percent_goes_on_without_a_gap_and_runs_on_its_
 
 #[test]
 fn shares_hold_under_every_policy_and_do_not_move_when_others_change() {
-    for policy in [Box::new(DefaultSharing) as Box<dyn Policy>, Box::new(Exclusive), Box::new(StaticEqual), Box::new(Krisp::overlapping())] {
+    for policy in [Box::new(DefaultSharing) as Box<dyn Policy>, Box::new(Exclusive), Box::new(StaticEqual), Box::new(Krisp::overlapping())]
+    {
         let gpu = Gpu::h200();
         let runtime = Runtime::new(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()));
         let [a, b, c] = ["a", "b", "c"].map(|name| runtime.admit(spec(name)).unwrap());
@@ -273,7 +274,7 @@ fn a_tenant_whose_thread_panics_is_dismissed_and_the_others_lose_no_request() {
         });
         for _ in 0..50 {
             steady.step().unwrap();
-            gpu.device.pass_time(gpu.device.now() + 50 * Duration::from_micros(1));
+            gpu.device.pass_time(gpu.device.now() + Duration::from_micros(50));
         }
         thread.join()
     });

@@ -137,6 +137,9 @@ impl Runtime {
 
     /// Puts in force what the policy drafts. After an error the old plan stands.
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
+        if let Some(lost) = self.loss.get() {
+            return Err(lost.clone().into());
+        }
         let draft = self.draft(state)?;
         let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
         let paused = state.tenants.iter().filter(|(_, admitted)| admitted.paused).map(|(&id, _)| id).collect();
