@@ -2,10 +2,8 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::SimDevice;
 use smidgen_runtime::launch::{LaunchError, Session, Walls};
@@ -13,13 +11,15 @@ use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::Latencies;
 use smidgen_runtime::tenant::{TenantId, TenantSpec};
+use smidgen_runtime::{Runtime, Tenancy};
 
 use super::results::{StreamResult, TenantResult};
+use super::serving::{self, Resident};
 use super::spec::{Sharing, Stream, TenantRequest};
 use crate::kernels::attention::PAGE_TOKENS;
 use crate::models::{self, BuildError, SlotBatch};
 use crate::serve::batching::{Batching, Limits};
-use crate::serve::{RequestShape, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
+use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
@@ -100,14 +100,14 @@ pub fn run(
         Sharing::TimeSlice | Sharing::MpsDefault => Box::new(DefaultSharing),
     };
     let runtime = Runtime::new(device.device(), policy, profiles);
-    let mut ids = Vec::new();
+    let mut tenancies = Vec::new();
     let mut prepared = Vec::new();
     for (process, tenant) in tenants.iter().enumerate() {
         if let (PhaseDevice::Sim(sim), true) = (device, sharing.is_baseline()) {
             sim.set_process(process as u32);
         }
-        let (id, tenant) = prepare(&runtime, tenant)?;
-        ids.push(id);
+        let (tenancy, tenant) = prepare(&runtime, tenant)?;
+        tenancies.push(tenancy);
         prepared.push(tenant);
     }
     // Captured only now that the plan knows every tenant's kernels.
@@ -116,7 +116,7 @@ pub fn run(
     if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
         let turn = Arc::new(Turn::default());
         for (number, server) in (0..).zip(&mut servers) {
-            server.take_turns(Arc::clone(&turn), number);
+            server.take_turns(turn.seat(number));
         }
     }
     gate()?;
@@ -127,11 +127,22 @@ pub fn run(
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
         server.start(window, tenant.rate, seed as u64);
     }
-    let served = match device {
-        PhaseDevice::Cuda(device) => serve_on_threads(&**device, tenants, servers)?,
-        PhaseDevice::Sim(device) => serve_in_virtual_time(&**device, tenants, servers)?,
+    let residents = tenants.iter().zip(servers).zip(tenancies);
+    let residents = residents.map(|((request, server), tenancy)| Resident { request, server, tenancy }).collect();
+    // On the GPU the runtime's view of the device tells who met the loss of the context.
+    let outcomes = match device {
+        PhaseDevice::Cuda(_) => serving::on_threads(&**runtime.device(), residents),
+        PhaseDevice::Sim(_) => serving::in_virtual_time(&**runtime.device(), residents),
     };
-    Ok(tenants.iter().zip(ids).zip(served).map(|((tenant, id), served)| result(&runtime, tenant, id, &served, seconds)).collect())
+    // The others were served to the end, but beside a neighbour that was not there: no measurement of these tenants together.
+    let outcomes = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let figures = |(tenant, (served, tenancy)): (&TenantRequest, (Served, Tenancy<_>))| {
+        let figures = result(&runtime, tenant, tenancy.tenant(), &served, seconds);
+        (figures, tenancy)
+    };
+    // Nobody is dismissed before all are read: the plan would change.
+    let figures: Vec<_> = tenants.iter().zip(outcomes).map(figures).collect();
+    Ok(figures.into_iter().map(|(figures, _tenancy)| figures).collect())
 }
 
 /// A tenant whose kernels the runtime has seen.
@@ -143,13 +154,13 @@ enum Prepared {
 }
 
 /// A tenant being served.
-enum TenantServer {
+pub(super) enum TenantServer {
     Requests(Box<Server>),
     Stream(Box<StreamServer<SlotBatch>>),
 }
 
 /// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
-fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepared), PhaseError> {
+fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
     let source = models::ModelSource::find(&tenant.model).map_err(build)?;
     let limits = tenant.stream.map(|stream| limits(tenant, stream));
@@ -160,6 +171,7 @@ fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepa
     let memory_bytes = memory_bytes.map_err(build)?;
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
+    let tenancy = Tenancy::new(runtime, id);
     let mut session = runtime.session(id)?;
     let (kernels, prepared) = match (tenant.stream, limits) {
         (Some(stream), Some(limits)) => {
@@ -179,7 +191,7 @@ fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepa
         }
     };
     runtime.learn(id, &kernels)?;
-    Ok((id, prepared))
+    Ok((tenancy, prepared))
 }
 
 /// Slots and pages for a stream: enough for all its requests at once, so that none is preempted.
@@ -206,10 +218,10 @@ impl TenantServer {
         })
     }
 
-    fn take_turns(&mut self, turn: Arc<Turn>, number: u64) {
+    fn take_turns(&mut self, seat: Seat) {
         match self {
-            Self::Requests(server) => server.take_turns(turn, number),
-            Self::Stream(server) => server.take_turns(turn, number),
+            Self::Requests(server) => server.take_turns(seat),
+            Self::Stream(server) => server.take_turns(seat),
         }
     }
 
@@ -220,7 +232,7 @@ impl TenantServer {
         }
     }
 
-    fn step(&mut self, tenant: &TenantRequest) -> Result<Step, PhaseError> {
+    pub(super) fn step(&mut self, tenant: &TenantRequest) -> Result<Step, PhaseError> {
         match self {
             Self::Requests(server) => server.step().map_err(|source| PhaseError::launch(tenant, source)),
             Self::Stream(server) => server.step().map_err(|error| match error {
@@ -230,50 +242,10 @@ impl TenantServer {
         }
     }
 
-    fn finish(self) -> Served {
+    pub(super) fn finish(self) -> Served {
         match self {
             Self::Requests(server) => server.finish(),
             Self::Stream(server) => server.finish(),
-        }
-    }
-}
-
-fn serve_on_threads(device: &dyn Device, tenants: &[TenantRequest], servers: Vec<TenantServer>) -> Result<Vec<Served>, PhaseError> {
-    let serve = |tenant, mut server: TenantServer| {
-        device.bind_thread().map_err(|error| PhaseError::launch(tenant, error.into()))?;
-        loop {
-            match server.step(tenant)? {
-                Step::Finished => return Ok(server.finish()),
-                Step::Busy => device.pass_time(Duration::MAX),
-                Step::IdleUntil(instant) => device.pass_time(instant),
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = tenants.iter().zip(servers).map(|(tenant, server)| scope.spawn(move || serve(tenant, server))).collect();
-        let joined: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        tenants.iter().zip(joined).map(|(tenant, served)| served.unwrap_or_else(|_| Err(PhaseError::Panic(tenant.name.clone())))).collect()
-    })
-}
-
-fn serve_in_virtual_time(
-    device: &dyn Device,
-    tenants: &[TenantRequest],
-    mut servers: Vec<TenantServer>,
-) -> Result<Vec<Served>, PhaseError> {
-    loop {
-        let mut until = None;
-        for (tenant, server) in tenants.iter().zip(&mut servers) {
-            let next = match server.step(tenant)? {
-                Step::Finished => continue,
-                Step::Busy => Duration::MAX,
-                Step::IdleUntil(instant) => instant,
-            };
-            until = Some(until.map_or(next, |until: Duration| until.min(next)));
-        }
-        match until {
-            Some(until) => device.pass_time(until),
-            None => return Ok(servers.into_iter().map(TenantServer::finish).collect()),
         }
     }
 }
@@ -314,7 +286,7 @@ impl PhaseError {
         Self::Build { tenant: tenant.name.clone(), source }
     }
 
-    fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
+    pub(super) fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
         Self::Launch { tenant: tenant.name.clone(), source }
     }
 }

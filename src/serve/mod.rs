@@ -9,7 +9,6 @@ pub mod batching;
 mod stream;
 mod turn;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
@@ -18,7 +17,7 @@ use smidgen_runtime::telemetry::Latencies;
 
 pub use arrivals::Arrivals;
 pub use stream::{RequestShape, StreamError, StreamServer, TokenLatencies};
-pub use turn::Turn;
+pub use turn::{Seat, Turn};
 
 /// One kind of request of one model, with its buffers on the device.
 pub trait Workload: Send {
@@ -63,8 +62,8 @@ pub struct Server {
     slo: Option<Duration>,
     window: Window,
     served: Served,
-    /// Shared with the other servers where only one may have a request in flight, with this server's number among them.
-    turn: Option<(Arc<Turn>, u64)>,
+    /// Where only one server may have a request in flight.
+    seat: Option<Seat>,
     /// Scheduled arrival of the request that waits for its turn.
     waiting: Option<Duration>,
 }
@@ -99,14 +98,14 @@ impl Server {
             slo,
             window,
             served: Served::default(),
-            turn: None,
+            seat: None,
             waiting: None,
         })
     }
 
-    /// Lets this server, number `server`, issue requests only in its turn.
-    pub fn take_turns(&mut self, turn: Arc<Turn>, server: u64) {
-        self.turn = Some((turn, server));
+    /// Lets this server issue requests only in its turn.
+    pub fn take_turns(&mut self, seat: Seat) {
+        self.seat = Some(seat);
     }
 
     /// Opens the gate: requests arrive from now on.
@@ -126,23 +125,19 @@ impl Server {
             }
             self.in_flight = None;
             self.note(scheduled);
-            if let Some((turn, _)) = &self.turn {
-                turn.give_back();
-            }
+            self.seat.iter().for_each(Seat::give_back);
         }
         let now = self.session.device().now();
         let scheduled = self.waiting.unwrap_or_else(|| self.arrivals.next(now));
         if now >= self.window.end || scheduled >= self.window.end {
-            if let Some((turn, server)) = &self.turn {
-                turn.leave(*server);
-            }
+            self.seat.iter().for_each(Seat::leave);
             return Ok(Step::Finished);
         }
         if scheduled > now {
             return Ok(Step::IdleUntil(scheduled));
         }
         self.waiting = Some(scheduled);
-        if self.turn.as_ref().is_none_or(|(turn, server)| turn.take(*server)) {
+        if self.seat.as_ref().is_none_or(Seat::take) {
             self.waiting = None;
             self.issue()?;
             self.arrivals.advance();
