@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use super::*;
+use crate::serve::Turn;
 use crate::serve::batching::{Limits, StepPlan};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
