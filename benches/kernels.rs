@@ -112,15 +112,12 @@ impl Case {
         Self { products: operands.iter().map(product).collect(), _operands: operands }
     }
 
-    /// The variants worth comparing: the tiled ones, and for few rows the skinny one that is chosen.
+    /// The variants worth comparing: the tiled ones, and for few rows the skinny ones that can do it.
     fn variants(&self) -> Vec<Variant> {
-        let skinny = match self.products[0].m {
-            ..=8 => Some(Variant::Skinny(Skinny::Rows8x32)),
-            9..=16 => Some(Variant::Skinny(Skinny::Rows16x64)),
-            17..=32 => Some(Variant::Skinny(Skinny::Rows32x128)),
-            _ => None,
-        };
-        skinny.into_iter().chain(Variant::TILED).collect()
+        let rows = self.products[0].m;
+        let first = Skinny::ALL.into_iter().position(|skinny| rows <= skinny.rows());
+        let skinny = first.map_or(&[][..], |first| &Skinny::ALL[first..first + 3]);
+        skinny.iter().copied().map(Variant::Skinny).chain(Variant::TILED).collect()
     }
 }
 

@@ -60,22 +60,12 @@ typedef struct GemmArgs {
     uint32_t constant_b;  // whether no earlier launch still in flight may be writing B: a weight
 } GemmArgs;
 
-// A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh.
+// A GEMM of few rows, see gemm/skinny.cuh.
 typedef struct SkinnyGemmArgs {
-    TensorMap b_map;       // of B, in tiles of a warp's rows (an eighth to all of tile_columns) by 64
+    TensorMap a; // all rows by 64 columns
+    TensorMap b; // a tile's rows by 64 columns
     GemmArgs gemm;
-    uint64_t partials;     // float[units][m][tile_columns]; not used where splits is 1
-    uint64_t arrivals;     // uint32_t[tiles], all zero before and after; not used where splits is 1
-    uint32_t tile_columns; // a multiple of 8 for each warp that shares them out
-    uint32_t splits;
-    uint32_t steps;        // of one unit, each as many columns of k as a block takes at once
 } SkinnyGemmArgs;
-
-// Dynamic shared memory of the skinny GEMMs, bytes; the device code asserts that it is what they use.
-#define SKINNY_GEMM_8X16_SHARED_BYTES 102912
-#define SKINNY_GEMM_8X32_SHARED_BYTES 104960
-#define SKINNY_GEMM_16X64_SHARED_BYTES 201728
-#define SKINNY_GEMM_32X128_SHARED_BYTES 221184
 
 // The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.
 typedef struct WarpgroupGemmArgs {

@@ -1,10 +1,6 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
-pub const SKINNY_GEMM_8X16_SHARED_BYTES: u32 = 102912;
-pub const SKINNY_GEMM_8X32_SHARED_BYTES: u32 = 104960;
-pub const SKINNY_GEMM_16X64_SHARED_BYTES: u32 = 201728;
-pub const SKINNY_GEMM_32X128_SHARED_BYTES: u32 = 221184;
 pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
 pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
 pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
@@ -170,35 +166,24 @@ const _: () = {
     ["Offset of field: GemmArgs::vectorised"][::std::mem::offset_of!(GemmArgs, vectorised) - 76usize];
     ["Offset of field: GemmArgs::constant_b"][::std::mem::offset_of!(GemmArgs, constant_b) - 80usize];
 };
-#[doc = " A GEMM of few rows, cut into units: `tile_columns` columns of C, and of k one of `splits` shares. See gemm/skinny.cuh."]
+#[doc = " A GEMM of few rows, see gemm/skinny.cuh."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone)]
 pub struct SkinnyGemmArgs {
-    #[doc = " of B, in tiles of a warp's rows (an eighth to all of tile_columns) by 64"]
-    pub b_map: TensorMap,
+    #[doc = " all rows by 64 columns"]
+    pub a: TensorMap,
+    #[doc = " a tile's rows by 64 columns"]
+    pub b: TensorMap,
     pub gemm: GemmArgs,
-    #[doc = " float[units][m][tile_columns]; not used where splits is 1"]
-    pub partials: u64,
-    #[doc = " uint32_t[tiles], all zero before and after; not used where splits is 1"]
-    pub arrivals: u64,
-    #[doc = " a multiple of 8 for each warp that shares them out"]
-    pub tile_columns: u32,
-    pub splits: u32,
-    #[doc = " of one unit, each as many columns of k as a block takes at once"]
-    pub steps: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SkinnyGemmArgs"][::std::mem::size_of::<SkinnyGemmArgs>() - 256usize];
+    ["Size of SkinnyGemmArgs"][::std::mem::size_of::<SkinnyGemmArgs>() - 384usize];
     ["Alignment of SkinnyGemmArgs"][::std::mem::align_of::<SkinnyGemmArgs>() - 64usize];
-    ["Offset of field: SkinnyGemmArgs::b_map"][::std::mem::offset_of!(SkinnyGemmArgs, b_map) - 0usize];
-    ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 128usize];
-    ["Offset of field: SkinnyGemmArgs::partials"][::std::mem::offset_of!(SkinnyGemmArgs, partials) - 216usize];
-    ["Offset of field: SkinnyGemmArgs::arrivals"][::std::mem::offset_of!(SkinnyGemmArgs, arrivals) - 224usize];
-    ["Offset of field: SkinnyGemmArgs::tile_columns"][::std::mem::offset_of!(SkinnyGemmArgs, tile_columns) - 232usize];
-    ["Offset of field: SkinnyGemmArgs::splits"][::std::mem::offset_of!(SkinnyGemmArgs, splits) - 236usize];
-    ["Offset of field: SkinnyGemmArgs::steps"][::std::mem::offset_of!(SkinnyGemmArgs, steps) - 240usize];
+    ["Offset of field: SkinnyGemmArgs::a"][::std::mem::offset_of!(SkinnyGemmArgs, a) - 0usize];
+    ["Offset of field: SkinnyGemmArgs::b"][::std::mem::offset_of!(SkinnyGemmArgs, b) - 128usize];
+    ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 256usize];
 };
 #[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
 #[repr(C)]

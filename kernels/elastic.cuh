@@ -14,7 +14,8 @@
 // A launch much shorter than the time a resize takes need not be elastic: without a TileProgress, block b does tiles b, b + gridDim.x, ...
 //
 // The constructors wait for the launch before this one (programmatic dependent launch): what a block does before may overlap that launch's
-// end, and must not touch anything that earlier launches write. They also let the next launch's blocks start, which then wait likewise.
+// end, and must not touch anything that earlier launches write. The next launch's blocks, which then wait likewise, may come at once where a launch is
+// short. Where it is elastic they may come when there is no tile left to take: they would otherwise settle on SMs that were taken back, and wait there.
 //
 // What a launch promises, whatever happens to the grant while it runs:
 //   * Every tile is done exactly once.
@@ -24,7 +25,8 @@
 //   * A joiner (a second launch on the same counter, to grow again) takes tiles of its own epoch only and never touches a later launch's.
 //   * The counter is back at zero, one epoch on, when the owner completes: replayed graphs need no reset node.
 //
-// TileProgress, one for each chain of launches that run one after another:
+// TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it still counts
+// those that it finishes. It lets the next one come only after all launches before itself have ended, so two are enough.
 //
 //   | step                | taken (epoch:32, count:32)   | finished          | departed        |
 //   |---------------------|------------------------------|-------------------|-----------------|
@@ -45,16 +47,27 @@ __device__ __forceinline__ uint32_t sm_id() {
     return id;
 }
 
-// Returns when all earlier launches on the stream have ended and what they wrote can be read; then lets the next launch's blocks come.
+// Returns when all earlier launches on the stream have ended and what they wrote can be read.
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next launch's blocks may start where there is room for them, once every block of this launch has called this or ended.
+__device__ __forceinline__ void let_next_launch_come() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Takes tiles for one worker: a block, or a pair of blocks that work as one. One thread of the worker holds it and calls it, and must have waited
-// for earlier launches.
+// For kernels that take their first tile after it.
+__device__ __forceinline__ void wait_for_earlier_launches(const Tiles &tiles) {
+    wait_for_earlier_launches();
+    if (tiles.progress == 0) let_next_launch_come();
+}
+
+// Takes tiles for one worker: a block, or a pair of blocks that work as one. One thread of the worker holds it and calls it.
 class TileQueue {
   public:
     // Of a block.
@@ -70,8 +83,15 @@ class TileQueue {
         held_ = holds_its_sms();
     }
 
-    // The next tile; false when the worker must leave, once it has finished those that it took.
+    // The next tile; false when the worker must leave, once it has finished those that it took. To be called after waiting for earlier launches.
     __device__ bool take(uint32_t &tile) {
+        const bool taken = take_early(tile);
+        if (!taken) let_next_launch_come();
+        return taken;
+    }
+
+    // The same, and may be called before waiting for earlier launches. A worker that got no tile must wait all the same, then let the next launch come.
+    __device__ bool take_early(uint32_t &tile) {
         if (tiles_.progress == 0) {
             tile = worker_ + taken_ * workers_;
         } else {
@@ -142,7 +162,7 @@ class ElasticTiles {
   public:
     __device__ explicit ElasticTiles(const Tiles &tiles) : tiles_(tiles), queue_(tiles), next_(blockIdx.x) {
         if (threadIdx.x == 0 && tiles.progress != 0) queue_.poll();
-        wait_for_earlier_launches();
+        wait_for_earlier_launches(tiles);
     }
 
     // The next tile for this block, the same in every thread; false when the block must leave.
@@ -177,7 +197,10 @@ class ElasticTiles {
 // For kernels too short to be worth polling for (norms, embeddings): blocks stride over the tiles they were launched for.
 class StridedTiles {
   public:
-    __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) { wait_for_earlier_launches(); }
+    __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) {
+        wait_for_earlier_launches();
+        let_next_launch_come();
+    }
 
     __device__ bool next(uint32_t &tile) {
         tile = next_;

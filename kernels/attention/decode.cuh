@@ -198,6 +198,6 @@ struct Decode : DecodeArithmetic<D> {
     extern "C" __global__ void __launch_bounds__(attention::Decode<D>::THREADS, attention::Decode<D>::BLOCKS_PER_SM)                      \
         attention_decode_d##D(const __grid_constant__ AttentionDecodeArgs args, const __grid_constant__ Tiles tiles) {                    \
         extern __shared__ uint4 dynamic_shared[];                                                                                         \
-        wait_for_earlier_launches();                                                                                                      \
+        wait_for_earlier_launches(tiles);                                                                                                 \
         attention::Decode<D>(args, *reinterpret_cast<attention::Decode<D>::Shared *>(dynamic_shared)).run(tiles);                         \
     }

@@ -262,7 +262,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
         extern __shared__ __align__(1024) uint8_t bulk_shared[];                                                                          \
         auto &shared = *reinterpret_cast<attention::DecodeBulk<D>::Shared *>(bulk_shared);                                                \
         attention::DecodeBulk<D>::prepare(args, shared);                                                                                  \
-        wait_for_earlier_launches();                                                                                                      \
+        wait_for_earlier_launches(tiles);                                                                                                 \
         attention::DecodeBulk<D>(args, shared).run(tiles);                                                                                \
     }
 

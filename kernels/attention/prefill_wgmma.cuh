@@ -249,7 +249,7 @@ struct PrefillWgmma {
             first = Tile(args.plain, blockIdx.x);
             prepare(shared);
         }
-        wait_for_earlier_launches();
+        wait_for_earlier_launches(tiles);
         __syncthreads();
         TileQueue queue(tiles);
         if (threadIdx.x < 128) {

@@ -14,7 +14,7 @@ mod skinny;
 mod variant;
 mod warpgroup;
 
-pub use skinny::{Skinny, Workspace};
+pub use skinny::Skinny;
 pub use variant::Variant;
 pub use warpgroup::Warpgroup;
 
@@ -94,15 +94,13 @@ pub struct Gemm {
     pub ldc: u32,
     /// What is done to the sums.
     pub epilogue: Epilogue,
-    /// Where blocks may share out the columns of k of a problem of few rows; see [`Workspace`].
-    pub workspace: Option<Workspace>,
 }
 
 impl Gemm {
     /// A product of matrices without gaps between their rows.
     pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
         let ldc = if epilogue.is_gate() { n / 2 } else { n };
-        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue, workspace: None }
+        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
     }
 
     /// The launch of one variant, where [`Kernel::configure`] would choose: to measure variants against each other.
@@ -313,17 +311,18 @@ mod tests {
             for sms in [2, 8, 66, 132] {
                 let launch = gemm(shape).configure(Sms(sms), &h200()).expect("a supported shape");
                 assert!(launch.grid >= 1 && launch.grid <= u32::from(sms) * launch.blocks_per_sm, "{shape:?} at {sms} SMs: {launch:?}");
-                assert!(launch.grid <= launch.tiles);
+                // Two blocks may work as one.
+                assert!(launch.grid <= 2 * launch.tiles);
                 assert!(launch.blocks_per_sm * (launch.shared_bytes + 1024) <= h200().shared_bytes_per_sm);
             }
         }
     }
 
     #[test]
-    fn the_kernel_of_a_skinny_or_unaligned_problem_does_not_depend_on_the_sm_count() {
+    fn the_kernel_of_an_unaligned_problem_does_not_depend_on_the_sm_count() {
         let odd_stride = Gemm { lda: 771, ..gemm([1024, 768, 768]) };
         let odd_pointer = Gemm { a: DevicePtr(258), ..gemm([8, 4096, 4096]) };
-        for problem in [gemm([1, 8192, 2048]), gemm([16, 2048, 2048]), odd_stride, odd_pointer] {
+        for problem in [odd_stride, odd_pointer] {
             let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
             assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
         }

@@ -1,18 +1,28 @@
-// The shapes of skinny GEMM, by rows of A and most columns of C; skinny.rs says which problem takes which. Each keeps 128 KiB of B under way on every SM with as
-// many blocks as fit: at 32 SMs, where one SM takes in 100 GB/s and a copy about 1 us, that is what the memory latency needs.
+// The shapes of skinny GEMM, by rows of A and columns of a tile; skinny.rs says which problem takes which. On many SMs, each of which gets little of the
+// memory's rate, a pair's blocks have an SM to themselves ("deep"); on few, two blocks on an SM hide each other's hand-overs.
 #include "gemm/skinny.cuh"
 
-using Skinny8x16 = SkinnyShape<8, 2, 1, 4, 8, 4, 2, 2>;
-using Skinny8x32 = SkinnyShape<8, 4, 1, 4, 4, 4, 2, 2>;
-using Skinny16x64 = SkinnyShape<16, 4, 2, 4, 4, 2, 3, 1>;
-using Skinny32x128 = SkinnyShape<32, 4, 4, 2, 4, 2, 3, 1>;
+#if __CUDA_ARCH_FEAT_SM90_ALL
+#define SHARING_K(SHAPE) __cluster_dims__(SHAPE::PAIR)
+#else
+#define SHARING_K(SHAPE)
+#endif
 
-static_assert(Skinny8x16::SHARED_BYTES == SKINNY_GEMM_8X16_SHARED_BYTES, "abi.h says otherwise");
-static_assert(Skinny8x32::SHARED_BYTES == SKINNY_GEMM_8X32_SHARED_BYTES, "abi.h says otherwise");
-static_assert(Skinny16x64::SHARED_BYTES == SKINNY_GEMM_16X64_SHARED_BYTES, "abi.h says otherwise");
-static_assert(Skinny32x128::SHARED_BYTES == SKINNY_GEMM_32X128_SHARED_BYTES, "abi.h says otherwise");
+// Entry point gemm_skinny_<name>(SkinnyGemmArgs, Tiles) of one shape, for all epilogues: an epilogue is a few instructions once a tile.
+#define GEMM_SKINNY(NAME, ...)                                                                                                               \
+    using Skinny##NAME = SkinnyShape<__VA_ARGS__>;                                                                                           \
+    extern "C" __global__ void SHARING_K(Skinny##NAME) __launch_bounds__(Skinny##NAME::THREADS, Skinny##NAME::BLOCKS_PER_SM)                 \
+        gemm_skinny_##NAME(const __grid_constant__ SkinnyGemmArgs args, const __grid_constant__ Tiles tiles) {                               \
+        gemm_skinny<Skinny##NAME>(args, tiles);                                                                                              \
+    }
 
-GEMM_SKINNY_ENTRY(8x16, Skinny8x16)
-GEMM_SKINNY_ENTRY(8x32, Skinny8x32)
-GEMM_SKINNY_ENTRY(16x64, Skinny16x64)
-GEMM_SKINNY_ENTRY(32x128, Skinny32x128)
+// rows, pair, groups, k blocks, stages, blocks per SM
+GEMM_SKINNY(8x64, 8, 1, 1, 4, 3, 2)
+GEMM_SKINNY(8x64_pair, 8, 2, 1, 4, 3, 2)
+GEMM_SKINNY(8x64_deep_pair, 8, 2, 1, 4, 6, 1)
+GEMM_SKINNY(16x64, 16, 1, 1, 2, 5, 2)
+GEMM_SKINNY(16x64_pair, 16, 2, 1, 2, 5, 2)
+GEMM_SKINNY(16x64_deep_pair, 16, 2, 1, 4, 5, 1)
+GEMM_SKINNY(32x128, 32, 1, 2, 2, 5, 1)
+GEMM_SKINNY(32x64_pair, 32, 2, 1, 2, 4, 2)
+GEMM_SKINNY(32x64_deep_pair, 32, 2, 1, 4, 4, 1)

@@ -1,26 +1,20 @@
 // GEMM for few rows of A (decoding: one row per sequence):  C[m, n] = epilogue(A[m, k] * B[n, k]^T), for Hopper
 //
-// Bound by reading B once, n * k * 2 bytes: what counts is bytes under way, at every moment, on every SM. So B never rests: each warp has a ring of slots in
-// shared memory, which the copy engine fills with the next 64 columns of the warp's rows of B as soon as a slot has been multiplied, be they of
-// the same tile or of the next. The sums of one tile are finished while the next tile's rows arrive. B holds weights, which no kernel writes, so
-// the first slots are asked for even before the launches before this one have ended.
+// Bound by reading B once, n * k * 2 bytes: what counts is bytes under way, at every moment, on every SM. B goes from memory to shared memory to the tensor
+// cores, and no register ever holds any of it: 64 of its rows are wgmma's left operand, and the rows of A, padded to 8, 16 or 32, its columns.
 //
-//                    one step = STEP_K columns of k, shared by WARPS_K warps
-//                  +-----------+-----------+-- ... --+
-//   B, COLUMNS rows|  warp 0   |  warp 1   |         |  ... next step ...        WARPS_N warps share out the rows
-//                  +-----------+-----------+-- ... --+
-//   A, m rows      |  part of a stage of a ring in shared memory, read by all warps
+//    B [64 * GROUPS rows][k]  ─┐  one producer warp: a ring of STAGES, each 64 * K_BLOCKS columns of k of both, 128-byte swizzled
+//    A [ROWS rows][k]         ─┴─> full[s], empty[s] ─> consumers, one warpgroup for each 64 rows of B: sums in registers
+//                                                       ─> shared memory, transposed ─> epilogue, four columns of C at a time
+//    one more warp takes tiles, where the launch is elastic
 //
-// Copies by the threads themselves (cp.async, or loads to registers) do as well on 132 SMs; on 32, where each SM must take in 100 GB/s, they did worse,
-// perhaps because reads of shared memory wait behind them in the load unit. The copy engine has a path of its own.
+// A stage's hand-over costs about 300 cycles in the producer and as many in a consumer, whatever its size (docs/kernels/skinny-gemm.md), so stages are large.
+// The rows of A beyond m read as zeros and cost nothing; its m rows are read again for every tile, from L2.
 //
-// Which column of k an operand's register holds does not matter as long as both operands agree: lane (g, t) reads 8 adjacent columns 8t..8t+7 of row g,
-// 16 bytes at once, and these serve as columns 2t, 2t+1, 2t+8, 2t+9 of two multiplications. Nor does it matter which row of B is which column of a
-// product: g stands for row 4 * (g % 2) + g / 2 of eight, so that the 16-byte pieces that eight lanes read at once, swizzled by their row's number
-// in 128 bytes, lie in different banks.
+// A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
-// Bits: the order of additions follows from k, from the kernel's shape (its warps' shares of k) and from `splits`; tile_columns, the grid and who
-// takes which tile have no influence. Sums of the WARPS_K warps are added in the order of the warps, those of splits in the order of the splits.
+// Bits: a sum is added up in the order of k, in two halves where blocks work in pairs, which follows from the problem alone; STAGES, the grid and who takes
+// which tile have no influence.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -29,295 +23,319 @@
 #include "abi.h"
 #include "elastic.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/tile_board.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/mma.cuh"
 #include "ptx/tma.cuh"
+#include "ptx/wgmma.cuh"
 
-// ROWS of A come in sixteens (the lower half alone where m is at most 8), COLUMNS of C in eights for each warp. A slot holds 64 columns of k of a warp's
-// rows of B; a stage of the ring of A serves STAGE_STEPS steps, each of which multiplies one slot of each warp.
-template <int ROWS_, int N_GROUPS_, int WARPS_N_, int WARPS_K_, int SLOTS_, int STAGE_STEPS_, int STAGES_, int BLOCKS_PER_SM_>
+// kernels/gemm/skinny.rs holds the same figures for the host.
+template <int ROWS_, int PAIR_, int GROUPS_, int K_BLOCKS_, int STAGES_, int BLOCKS_PER_SM_>
 struct SkinnyShape {
-    static constexpr int ROWS = ROWS_, M_GROUPS = (ROWS + 15) / 16, N_GROUPS = N_GROUPS_, SLOTS = SLOTS_;
-    static constexpr int WARPS_N = WARPS_N_, WARPS_K = WARPS_K_, WARPS = WARPS_N * WARPS_K, THREADS = 32 * WARPS;
-    static constexpr int WARP_COLUMNS = 8 * N_GROUPS, COLUMNS = WARP_COLUMNS * WARPS_N;
-    static constexpr int SLOT_K = 64, STEP_K = SLOT_K * WARPS_K, STAGE_STEPS = STAGE_STEPS_, STAGE_K = STEP_K * STAGE_STEPS;
-    static constexpr int STAGES = STAGES_;
-    static constexpr int BLOCKS_PER_SM = BLOCKS_PER_SM_;
-    // Rows of A lie 64 bytes off a multiple of 128, so that two rows read at once meet no bank conflict.
-    static constexpr int A_PITCH = 2 * STAGE_K + 64, A_STAGE_BYTES = ROWS * A_PITCH;
-    static constexpr int PARTIAL_PITCH = COLUMNS + 4;
-    static constexpr int PARTIAL_BYTES = WARPS_K * ROWS * PARTIAL_PITCH * 4;
-    static constexpr int SLOT_BYTES = WARP_COLUMNS * SLOT_K * 2;
-    static constexpr int B_BYTES = WARPS * SLOTS * SLOT_BYTES;
-    // Slots begin on 1024 bytes, where the swizzle's pattern does; dynamic shared memory need not.
-    static constexpr int SHARED_BYTES = 1024 + B_BYTES + STAGES * A_STAGE_BYTES + PARTIAL_BYTES;
+    static constexpr int ROWS = ROWS_;          // of A
+    static constexpr int PAIR = PAIR_;          // blocks that share k: 1 or 2
+    static constexpr int GROUPS = GROUPS_;      // consumers, each with 64 rows of B
+    static constexpr int K_BLOCKS = K_BLOCKS_;  // of 64 columns of k in a stage
+    static constexpr int STAGES = STAGES_, BLOCKS_PER_SM = BLOCKS_PER_SM_;
+    static constexpr int COLUMNS = 64 * GROUPS;  // of C in a tile
+    static constexpr int THREADS = 128 * GROUPS + 64;
+    static constexpr int B_BYTES = COLUMNS * 128, A_BYTES = ROWS * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
+    // Of one row of A, in floats: eight rows' quads then lie in different banks.
+    static constexpr int SUMS_PITCH = 64 + 4, GROUP_SUMS_BYTES = ROWS * SUMS_PITCH * 4;
+    static constexpr int BARRIERS = 2 * STAGES + 2;
+    // The first 1024 align the rest: swizzle patterns begin at multiples of it.
+    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * GROUP_SUMS_BYTES + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
+    static_assert(SHARED_BYTES <= 228 * 1024 / BLOCKS_PER_SM - 1024);
 };
 
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
-    uint4 words;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "r"(address) : "memory");
-    return words;
-}
+#if __CUDA_ARCH_FEAT_SM90_ALL
 
-// mma_m16n8k16 of which rows 8 to 15 do not matter: their part of A is whatever registers hold.
-__device__ __forceinline__ void mma_m8n8k16(float (&sum)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 any;\n"
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, any, %5, any}, {%6, %7}, {%0, %1, %2, %3};\n"
-        "}\n"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a0), "r"(a2), "r"(b0), "r"(b1));
-}
+template <typename Shape>
+struct SkinnyGemm {
+    static constexpr int REGISTERS = Shape::ROWS / 2;  // of a thread's sums
+    static constexpr uint32_t STAGE_K = 64 * Shape::K_BLOCKS;
+    // Pairs cut k at a multiple of this, whatever their stages.
+    static constexpr uint32_t SHARE_K = 256;
+    static_assert(Shape::PAIR == 1 || SHARE_K % STAGE_K == 0);
 
-// The sum of `parts` quads that lie `next` floats apart, in their order.
-__device__ __forceinline__ float4 sum_of_parts(const float *part, uint32_t parts, uint32_t next) {
-    float4 total = *reinterpret_cast<const float4 *>(part);
-#pragma unroll 2
-    while (--parts) {
-        part += next;
-        const float4 other = *reinterpret_cast<const float4 *>(part);
-        total.x += other.x;
-        total.y += other.y;
-        total.z += other.z;
-        total.w += other.w;
+    const GemmArgs &args;
+    const SkinnyGemmArgs &all;
+    const Tiles &tiles;
+    const uint32_t rank;  // in the pair
+    uint32_t first_k, steps;
+    uint32_t stages, sums_place, full, empty, landed, landing_free, partner;
+    TileBoard<Shape::PAIR> board;
+
+    __device__ SkinnyGemm(const SkinnyGemmArgs &args, const Tiles &tiles, uint8_t *shared)
+        : args(args.gemm),
+          all(args),
+          tiles(tiles),
+          rank(Shape::PAIR > 1 ? cluster_rank() : 0),
+          stages(swizzle_aligned(shared)),
+          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * Shape::GROUP_SUMS_BYTES + Shape::BARRIERS * 8) {
+        const uint32_t k = args.gemm.k;
+        const uint32_t share = Shape::PAIR == 1 ? k : (k + Shape::PAIR * SHARE_K - 1) / (Shape::PAIR * SHARE_K) * SHARE_K;
+        first_k = rank * share;
+        steps = first_k < k ? (min(share, k - first_k) + STAGE_K - 1) / STAGE_K : 0;
+        sums_place = stages + Shape::STAGES * Shape::STAGE_BYTES;
+        full = sums_place + Shape::GROUPS * Shape::GROUP_SUMS_BYTES;
+        empty = full + Shape::STAGES * 8;
+        landed = empty + Shape::STAGES * 8;
+        landing_free = landed + 8;
+        partner = landing_free + 8 + TILE_BOARD_BYTES;
     }
-    return total;
-}
 
-// Calls work(row, column) for each four columns of the tile, shared among the threads of the block.
-template <typename Shape, typename Work>
-__device__ __forceinline__ void for_each_quad(const SkinnyGemmArgs &args, Work work) {
-    constexpr uint32_t QUADS = Shape::COLUMNS / 4;  // of a row
+    __device__ void initialise_barriers() const {
+        for (int i = 0; i < Shape::STAGES; ++i) {
+            mbarrier_init(full + i * 8, 1);
+            mbarrier_init(empty + i * 8, Shape::GROUPS);
+        }
+        // Consumers and producers read, consumers finish.
+        board.initialise(Shape::PAIR * (Shape::GROUPS + 1), Shape::PAIR * Shape::GROUPS);
+        mbarrier_init(landed, 1);
+        mbarrier_init(landing_free, 128 * Shape::GROUPS);
+        mbarrier_init_fence();
+    }
+
+    // Waits until both blocks have come this far; the partner's SM.
+    __device__ uint32_t meet() const {
+        if (Shape::PAIR == 1) {
+            __syncthreads();
+            return sm_id();
+        }
+        if (threadIdx.x == 0) store_in_cluster(in_block(partner, 1 - rank), sm_id());
+        cluster_barrier();
+        uint32_t sm;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(sm) : "r"(partner) : "memory");
+        return sm;
+    }
+
+    __device__ bool is_elastic() const { return tiles.progress != 0; }
+
+    // The worker's i-th tile where everyone can count.
+    __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
+
+    // One thread.
+    __device__ void take_tiles(uint32_t partner_sm) const {
+        const uint32_t workers = gridDim.x / Shape::PAIR;
+        if (rank == 0) {
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm);
+            board.take_tiles(queue, workers, tiles.count, 1);
+        } else {
+            board.follow(workers, tiles.count);
+        }
+    }
+
+    // One warp, whose lanes stay together: keeps the ring full.
+    __device__ void produce() const {
+        RingPosition<Shape::STAGES> at;
+        typename TileBoard<Shape::PAIR>::Position slot;
+        // The tile that this worker would have if all started at one time: somebody will want it soon.
+        if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
+        uint32_t done = 0, tile = next_tile(slot, done);
+        // Weights do not come from an earlier launch, so they need not wait for one.
+        const uint32_t ahead = args.constant_b && tile < tiles.count ? min(steps, static_cast<uint32_t>(Shape::STAGES)) : 0;
+        if (elect_one()) {
+            for (uint32_t step = 0; step < ahead; ++step) {
+                mbarrier_expect(full + step * 8, Shape::K_BLOCKS * Shape::B_BYTES);
+                fetch_b(step, step, tile);
+            }
+        }
+        __syncwarp();
+        wait_for_earlier_launches();
+        const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
+        while (tile < tiles.count) {
+            const uint32_t fetched = done == 0 ? ahead : 0;
+            // The second block of a pair has no steps where k is short; the first always has some.
+            for (uint32_t step = 0; step < steps; ++step) {
+                if (step == ask_at && is_elastic() && rank == 0 && threadIdx.x % 32 == 0) board.ask();
+                if (step >= fetched) mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                if (elect_one()) {
+                    const bool both = step >= fetched;
+                    mbarrier_arrive_expect(full + at.stage * 8, both ? Shape::STAGE_BYTES : Shape::K_BLOCKS * Shape::A_BYTES);
+                    if (both) fetch_b(at.stage, step, tile);
+                    fetch_a(at.stage, step);
+                }
+                __syncwarp();
+                at.advance();
+            }
+            tile = next_tile(slot, ++done);
+        }
+    }
+
+    // The producer's i-th tile.
+    __device__ __forceinline__ uint32_t next_tile(typename TileBoard<Shape::PAIR>::Position &slot, uint32_t i) const {
+        return is_elastic() ? board.next(slot) : counted_tile(i);
+    }
+
+    __device__ void prefetch(uint32_t tile) const {
+        if (tile < tiles.count && elect_one()) {
+            for (uint32_t block = 0; block < min(steps, static_cast<uint32_t>(Shape::STAGES)) * Shape::K_BLOCKS; ++block) {
+                tma_prefetch_to_l2(all.b, first_k + block * 64, tile * Shape::COLUMNS);
+            }
+        }
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, uint32_t tile) const {
+#pragma unroll
+        for (int block = 0; block < Shape::K_BLOCKS; ++block) {
+            tma_load(b_place(stage, block), all.b, full + stage * 8, first_k + step * STAGE_K + block * 64, tile * Shape::COLUMNS);
+        }
+    }
+
+    __device__ __forceinline__ void fetch_a(uint32_t stage, uint32_t step) const {
+#pragma unroll
+        for (int block = 0; block < Shape::K_BLOCKS; ++block) {
+            tma_load(a_place(stage, block), all.a, full + stage * 8, first_k + step * STAGE_K + block * 64, 0);
+        }
+    }
+
+    __device__ __forceinline__ uint32_t b_place(uint32_t stage, int block) const {
+        return stages + stage * Shape::STAGE_BYTES + block * Shape::B_BYTES;
+    }
+
+    __device__ __forceinline__ uint32_t a_place(uint32_t stage, int block) const {
+        return stages + stage * Shape::STAGE_BYTES + Shape::K_BLOCKS * Shape::B_BYTES + block * Shape::A_BYTES;
+    }
+
+    // One warpgroup: its 64 rows of B of every tile.
+    __device__ void consume(uint32_t group) const {
+        const uint32_t thread = threadIdx.x % 128;
+        RingPosition<Shape::STAGES> at;
+        typename TileBoard<Shape::PAIR>::Position slot;
+        wait_for_earlier_launches();
+        for (uint32_t round = 0;; ++round) {
+            uint32_t tile = counted_tile(round);
+            if (is_elastic()) {
+                tile = board.read(slot);
+                named_barrier(group);
+                if (thread == 0) board.release(slot);
+                slot.advance();
+            }
+            if (tile >= tiles.count) break;
+            float sums[REGISTERS] = {};
+            multiply(sums, at, group, thread);
+            if (Shape::PAIR > 1 && rank == 1) {
+                send(sums, round);
+            } else {
+                if (Shape::PAIR > 1) receive(sums, round);
+                finish_tile(sums, tile, group, thread);
+            }
+        }
+        if (is_elastic()) {
+            // The queue's fence then stands for the stores of all.
+            named_barrier(group);
+            if (thread == 0) board.finish();
+        }
+    }
+
+    __device__ __forceinline__ void multiply(float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread) const {
 #pragma unroll 1
-    for (uint32_t quad = threadIdx.x; quad < args.gemm.m * QUADS; quad += Shape::THREADS) {
-        const uint32_t column = quad % QUADS * 4;
-        if (column < args.tile_columns) work(quad / QUADS, column);
+        for (uint32_t step = 0; step < steps; ++step) {
+            mbarrier_wait(full + at.stage * 8, at.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int block = 0; block < Shape::K_BLOCKS; ++block) {
+                const uint64_t b = wgmma_descriptor(b_place(at.stage, block) + group * 64 * 128), a = wgmma_descriptor(a_place(at.stage, block));
+#pragma unroll
+                for (int slice = 0; slice < 4; ++slice) wgmma_m64k16<Shape::ROWS>(sums, b + slice * 2, a + slice * 2, true);
+            }
+            wgmma_commit();
+            // At once, not a step later as where arithmetic is the bound: the stage is wanted for bytes.
+            wgmma_wait<0>();
+            if (thread == 0) mbarrier_arrive(empty + at.stage * 8);
+            at.advance();
+        }
     }
-}
+
+    // Where four of a thread's sums go from the second block to the first: to the same thread there.
+    static __device__ __forceinline__ uint32_t landing_offset(int i) {
+        return threadIdx.x / 128 * Shape::GROUP_SUMS_BYTES + (i / 4 * 128 + threadIdx.x % 128) * 16;
+    }
+
+    __device__ __forceinline__ void send(const float (&sums)[REGISTERS], uint32_t round) const {
+        mbarrier_wait(landing_free, (round & 1) ^ 1);
+        const uint32_t target = in_block(sums_place, 0), barrier = in_block(landed, 0);
+#pragma unroll
+        for (int i = 0; i < REGISTERS; i += 4) {
+            store_async(target + landing_offset(i), make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]), barrier);
+        }
+    }
+
+    __device__ __forceinline__ void receive(float (&sums)[REGISTERS], uint32_t round) const {
+        if (threadIdx.x == 0) mbarrier_arrive_expect(landed, Shape::COLUMNS * Shape::ROWS * 4);
+        mbarrier_wait(landed, round & 1);
+#pragma unroll
+        for (int i = 0; i < REGISTERS; i += 4) {
+            const float4 other = load_sums(sums_place + landing_offset(i));
+            sums[i] += other.x;
+            sums[i + 1] += other.y;
+            sums[i + 2] += other.z;
+            sums[i + 3] += other.w;
+        }
+    }
+
+    // Sums lie as the product does, 64 rows of B by ROWS of A; C wants the converse.
+    __device__ __forceinline__ void finish_tile(const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread) const {
+        const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
+        const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
+        // The last tile's sums, and those that landed, have been read.
+        named_barrier(group);
+#pragma unroll
+        for (int i = 0; i < REGISTERS; ++i) {
+            const uint32_t target = place + ((i / 4 * 8 + row + i % 2) * Shape::SUMS_PITCH + column + i / 2 % 2 * 8) * 4;
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sums[i]) : "memory");
+        }
+        named_barrier(group);
+        const uint32_t quad = thread % 16 * 4;
+#pragma unroll 1
+        for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
+            const float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+            finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+        }
+        if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
+    }
+
+    static __device__ __forceinline__ float4 load_sums(uint32_t place) {
+        float4 sums;
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w) : "r"(place) : "memory");
+        return sums;
+    }
+
+    // All threads of one consumer meet. Barrier 0 is the block's.
+    static __device__ __forceinline__ void named_barrier(uint32_t group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+};
 
 template <typename Shape>
 __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Tiles &tiles) {
-#if __CUDA_ARCH__ >= 900
-    extern __shared__ uint8_t dynamic[];
-    __shared__ uint32_t broadcast;
-    __shared__ __align__(8) uint64_t arrivals[Shape::WARPS][Shape::SLOTS];
-    constexpr uint32_t STAGES = Shape::STAGES, SLOTS = Shape::SLOTS, STAGE_STEPS = Shape::STAGE_STEPS;
-    const GemmArgs &gemm = args.gemm;
-    uint8_t *const shared = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t warp_n = warp % Shape::WARPS_N, warp_k = warp / Shape::WARPS_N;
-    const uint32_t warp_columns = args.tile_columns / Shape::WARPS_N;
-    const uint32_t steps = args.steps, unit_k = steps * Shape::STEP_K;
-    const uint32_t no_unit = tiles.count;
-
-    // ---- B: a ring of slots for each warp, filled by the copy engine on behalf of lane 0 ----
-    const uint32_t slots = shared_address(shared) + warp * SLOTS * Shape::SLOT_BYTES;
-    const uint32_t slot_barriers = shared_address(arrivals[warp]);
-    if (lane == 0) {
-        tma_prefetch(args.b_map);
-#pragma unroll
-        for (uint32_t slot = 0; slot < SLOTS; ++slot) mbarrier_init(slot_barriers + slot * 8, 1);
-        mbarrier_init_fence();
+    extern __shared__ __align__(128) uint8_t shared[];
+    const SkinnyGemm<Shape> gemm(args, tiles, shared);
+    // The next launch's weights can be under way while this one finishes.
+    if (!gemm.is_elastic()) let_next_launch_come();
+    if (threadIdx.x == 0) {
+        tma_prefetch(args.a);
+        tma_prefetch(args.b);
+        gemm.initialise_barriers();
     }
-    __syncwarp();
-    uint32_t asked_unit = 0, asked_row = 0, asked_k = 0;  // what is asked for next
-    const auto seek = [&](uint32_t unit) {
-        asked_unit = unit;
-        asked_row = unit / args.splits * args.tile_columns + warp_n * warp_columns;
-        asked_k = unit % args.splits * unit_k + warp_k * Shape::SLOT_K;
-    };
-    const auto ask = [&](uint32_t slot) {
-        if (lane == 0 && asked_unit < no_unit) {
-            const uint32_t barrier = slot_barriers + slot * 8;
-            // Rows and columns beyond B arrive as zeros, and count.
-            mbarrier_arrive_expect(barrier, warp_columns * Shape::SLOT_K * 2);
-            tma_load(slots + slot * Shape::SLOT_BYTES, args.b_map, barrier, asked_k, asked_row);
-        }
-        asked_k += Shape::STEP_K;
-    };
-    // This lane's row of eight, and its two pieces of the row's 128 bytes.
-    const uint32_t b_row = g % 2 * 4 + g / 2;
-    const uint32_t b_pieces[2] = {b_row * 128 + (t ^ b_row) * 16, b_row * 128 + ((t + 4) ^ b_row) * 16};
-
-    // ---- A: a ring in shared memory, which keeps all of A if it fits ----
-    const uint32_t a_ring = shared_address(shared) + Shape::B_BYTES;
-    const uint32_t unit_stages = (steps + STAGE_STEPS - 1) / STAGE_STEPS;
-    const bool resident = args.splits == 1 && unit_stages <= STAGES;
-    const uint32_t ring_stages = resident ? unit_stages : STAGES;
-    // How far copies run ahead, in stages of A and in steps of B: no further than into the next unit.
-    const uint32_t stage_lead = resident ? STAGES - 1 : min(STAGES - 1, unit_stages), step_lead = min(SLOTS, steps);
-    const auto copy_a = [&](uint32_t unit, uint32_t unit_stage, uint32_t stage) {
-        constexpr uint32_t PIECES = Shape::STAGE_K / 8;
-        const uint32_t first_k = unit % args.splits * unit_k + unit_stage * Shape::STAGE_K;
-        for (uint32_t piece = threadIdx.x; piece < gemm.m * PIECES; piece += Shape::THREADS) {
-            const uint32_t row = piece / PIECES, column = piece % PIECES * 8, at = first_k + column;
-            const __half *source = reinterpret_cast<const __half *>(gemm.a) + static_cast<uint64_t>(row) * gemm.lda + at;
-            cp_async_16(a_ring + stage * Shape::A_STAGE_BYTES + row * Shape::A_PITCH + column * 2, source, at < gemm.k ? min(gemm.k - at, 8u) * 2 : 0);
-        }
-    };
-    // Rows beyond m hold whatever shared memory held before: they meet only sums that are not stored.
-    const uint32_t a_fragments = a_ring + g * Shape::A_PITCH + (warp_k * Shape::SLOT_K + t * 8) * 2;
-
-    float *const partials = reinterpret_cast<float *>(shared + Shape::B_BYTES + STAGES * Shape::A_STAGE_BYTES);
-
-    // ---- units ----
-    TileQueue queue(tiles);
-    const bool strided = tiles.progress == 0;
-    uint32_t unit = blockIdx.x;
-    // The next launch's blocks may come at once: their weights can be under way while this launch finishes.
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    const bool asks_early = strided && gemm.constant_b;
-    if (!asks_early) wait_for_earlier_launches();
-    if (!strided) {
-        if (threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
-        __syncthreads();
-        unit = broadcast;
-        __syncthreads();
+    const uint32_t partner_sm = gemm.meet();
+    const uint32_t warp = threadIdx.x / 32;
+    if (warp < 4 * Shape::GROUPS) {
+        gemm.consume(warp / 4);
+    } else if (warp == 4 * Shape::GROUPS) {
+        gemm.produce();
+    } else if (gemm.is_elastic() && threadIdx.x % 32 == 0) {
+        gemm.take_tiles(partner_sm);
     }
-    seek(unit);
-    for (uint32_t step = 0; step < step_lead; ++step) ask(step);
-    if (asks_early) wait_for_earlier_launches();
-
-    uint32_t asked = step_lead, slot = 0, parity = 0, stage = 0;
-    if (unit < no_unit) {
-        for (uint32_t ahead = 0; ahead < stage_lead; ++ahead) {
-            if (ahead < unit_stages) copy_a(unit, ahead, ahead);
-            cp_async_commit();
-        }
-    }
-    bool first_unit = true;
-    while (unit < no_unit) {
-        uint32_t next = unit + gridDim.x;
-        if (!strided && threadIdx.x == 0 && !queue.take(broadcast)) broadcast = no_unit;
-
-        float sums[Shape::M_GROUPS][Shape::N_GROUPS][4] = {};
-        uint32_t stage_step = 0, unit_stage = 0, fragments = 0;
-#pragma unroll 1
-        for (uint32_t step = 0; step < steps; ++step) {
-            if (stage_step == 0) {
-                if (stage_lead == STAGES - 1) {
-                    cp_async_wait<STAGES - 2>();
-                } else {
-                    cp_async_wait<0>();
-                }
-                // All threads' copies to this stage of A have arrived, and all have read the stage that is filled next.
-                __syncthreads();
-                if (!strided && step == 0) next = broadcast;
-                const uint32_t ahead = unit_stage + stage_lead;
-                const uint32_t target = stage + stage_lead < STAGES ? stage + stage_lead : stage + stage_lead - STAGES;
-                if (resident) {
-                    if (first_unit && ahead < unit_stages) copy_a(unit, ahead, ahead);
-                } else if (ahead < unit_stages) {
-                    copy_a(unit, ahead, target);
-                } else if (next < no_unit) {
-                    copy_a(next, ahead - unit_stages, target);
-                }
-                cp_async_commit();
-                fragments = a_fragments + stage * Shape::A_STAGE_BYTES;
-                if (++stage == ring_stages) stage = 0;
-                ++unit_stage;
-            }
-
-            mbarrier_wait(slot_barriers + slot * 8, parity);
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                uint4 b[Shape::N_GROUPS];
-#pragma unroll
-                for (int j = 0; j < Shape::N_GROUPS; ++j) b[j] = load_shared_16(slots + slot * Shape::SLOT_BYTES + j * 1024 + b_pieces[k]);
-#pragma unroll
-                for (int i = 0; i < Shape::M_GROUPS; ++i) {
-                    const uint4 low = load_shared_16(fragments + i * 16 * Shape::A_PITCH + k * 64);
-                    if (Shape::ROWS <= 8) {
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m8n8k16(sums[i][j], low.x, low.y, b[j].x, b[j].y);
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m8n8k16(sums[i][j], low.z, low.w, b[j].z, b[j].w);
-                    } else {
-                        const uint4 high = load_shared_16(fragments + (i * 16 + 8) * Shape::A_PITCH + k * 64);
-                        const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], first, b[j].x, b[j].y);
-#pragma unroll
-                        for (int j = 0; j < Shape::N_GROUPS; ++j) mma_m16n8k16(sums[i][j], second, b[j].z, b[j].w);
-                    }
-                }
-            }
-            fragments += Shape::STEP_K * 2;
-
-            // Every lane has read the slot.
-            __syncwarp();
-            if (asked == steps) {
-                seek(next);
-                asked = 0;
-            }
-            ask(slot);
-            ++asked;
-            if (++slot == step_lead) {
-                slot = 0;
-                parity ^= 1;
-            }
-            if (++stage_step == STAGE_STEPS) stage_step = 0;
-        }
-
-        // The warps' partial sums meet in shared memory.
-#pragma unroll
-        for (int i = 0; i < Shape::M_GROUPS; ++i) {
-#pragma unroll
-            for (int j = 0; j < Shape::N_GROUPS; ++j) {
-                float *target = partials + (warp_k * Shape::ROWS + i * 16 + g) * Shape::PARTIAL_PITCH + warp_n * warp_columns + j * 8 + t;
-                // Columns 2t and 2t + 1 of the product are rows t and t + 4 of B.
-                if (j * 8 < warp_columns) {
-                    target[0] = sums[i][j][0];
-                    target[4] = sums[i][j][1];
-                    if (Shape::ROWS > 8) {
-                        target[8 * Shape::PARTIAL_PITCH] = sums[i][j][2];
-                        target[8 * Shape::PARTIAL_PITCH + 4] = sums[i][j][3];
-                    }
-                }
-            }
-        }
-        __syncthreads();
-        const uint32_t tile = unit / args.splits;
-        const float *part = partials;
-        uint32_t parts = Shape::WARPS_K, pitch = Shape::PARTIAL_PITCH, next_part = Shape::ROWS * Shape::PARTIAL_PITCH;
-        bool finishes = true;
-        if (args.splits > 1) {
-            // So do those of the splits in global memory. Whoever comes last finishes the tile, and leaves the count of arrivals at zero: atomicInc wraps.
-            float *const unit_partials = reinterpret_cast<float *>(args.partials) + static_cast<uint64_t>(unit) * gemm.m * args.tile_columns;
-            for_each_quad<Shape>(args, [&](uint32_t row, uint32_t column) {
-                const float4 total = sum_of_parts(part + row * pitch + column, parts, next_part);
-                *reinterpret_cast<float4 *>(unit_partials + row * args.tile_columns + column) = total;
-            });
-            __threadfence();
-            __syncthreads();
-            if (threadIdx.x == 0) broadcast = atomicInc(reinterpret_cast<uint32_t *>(args.arrivals) + tile, args.splits - 1);
-            __syncthreads();
-            finishes = broadcast == args.splits - 1;
-            __threadfence();
-            parts = args.splits, pitch = args.tile_columns, next_part = gemm.m * args.tile_columns;
-            part = reinterpret_cast<const float *>(args.partials) + static_cast<uint64_t>(tile) * args.splits * next_part;
-        }
-        if (finishes) {
-            for_each_quad<Shape>(args, [&](uint32_t row, uint32_t column) {
-                const float4 total = sum_of_parts(part + row * pitch + column, parts, next_part);
-                finish<ANY_EPILOGUE>(gemm, row, tile * args.tile_columns + column, total);
-            });
-        }
-        if (args.splits > 1) __syncthreads();
-        unit = next;
-        first_unit = false;
-    }
-    if (!strided) {
-        __syncthreads();
-        if (threadIdx.x == 0) queue.leave();
-    }
-#endif
+    // Neither block may end while the other still writes to its memory.
+    if (Shape::PAIR > 1) cluster_barrier();
 }
 
-// Entry point gemm_skinny_<name>(SkinnyGemmArgs, Tiles) of one shape, for all epilogues: an epilogue is a few instructions once a tile.
-#define GEMM_SKINNY_ENTRY(NAME, SHAPE)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(SHAPE::THREADS, SHAPE::BLOCKS_PER_SM)                                                       \
-        gemm_skinny_##NAME(const __grid_constant__ SkinnyGemmArgs args, const __grid_constant__ Tiles tiles) {                                \
-        gemm_skinny<SHAPE>(args, tiles);                                                                                                     \
-    }
+#else
+
+// Other architectures have neither wgmma nor pairs of blocks; the host never launches these kernels there.
+template <typename Shape>
+__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &, const Tiles &) {}
+
+#endif

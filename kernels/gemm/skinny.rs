@@ -1,161 +1,185 @@
-//! GEMM of few rows, the decode step's: how a problem is cut for the kernels of `skinny.cuh`, and their launches.
+//! GEMM of few rows, the decode step's: which kernel of `skinny.cuh` does a problem, and its launch.
 //!
-//! The time is that of reading `B` once, so the cut follows from bytes: tiles as wide as lets all granted SMs end together, and, where a problem
-//! has too few columns for tiles that read much more of `B` than of `A`, shares of k that meet in a [`Workspace`]. The width of a tile has no
-//! influence on the bits, so it may depend on the SM count; the kernel and the shares of k follow from the problem alone.
+//! The time is that of reading `B` once. Whether two blocks share k changes the order of additions, so it follows from the problem alone; how deep their rings
+//! are does not, and follows from the SM count.
 
 use std::fmt;
 use std::mem::offset_of;
 
-use smidgen_runtime::device::{DevicePtr, Sms, Topology};
+use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
+use super::warpgroup::TILE_BOARD_BYTES;
 use super::{Gemm, Variant, abi};
 
-/// Device memory in which the blocks that share a tile's columns of k add up their sums.
-///
-/// All zeros before its first use; every launch leaves it fit for the next. Launches that may run at the same time need one each, so a stream has
-/// its own. Without one, a problem of few rows and columns is done all the same, in about twice the time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Workspace {
-    /// Where it begins; a multiple of 16.
-    pub ptr: DevicePtr,
-    /// Its length, bytes.
-    pub bytes: u32,
-}
+/// Tiles up to which two blocks share k: with fewer, SMs would be idle.
+const MOST_SHARED_TILES: u32 = 128;
 
-impl Workspace {
-    /// Enough for every problem that gains from it, bytes.
-    pub const BYTES: u32 = ARRIVALS_BYTES + (8 << 20);
-}
+/// Columns of k from which two blocks share them whatever the tiles: one block would be long over its last tile.
+const ALWAYS_SHARED_K: u32 = 4096;
 
-/// Counters of arrivals at the workspace's beginning, one for each tile of a problem whose k is shared out.
-const ARRIVALS_BYTES: u32 = 4 * MOST_SHARED_COLUMNS / 8;
-
-/// Problems with more columns than this have tiles enough.
-const MOST_SHARED_COLUMNS: u32 = 16_384;
-
-/// Units of the widest tiles beyond which k is not shared out any further: about one for each SM of a large GPU.
-const MOST_SHARED_UNITS: u64 = 160;
-
-/// Columns of k below which a share is not worth its start.
-const LEAST_SHARE: u32 = 512;
-
-/// What a tile costs besides the columns of B that it reads, in columns.
-const TILE_COST_COLUMNS: u64 = 4;
-
-/// Columns of k that a warp multiplies in one step: a swizzled row of shared memory.
-const SLOT_K: u32 = 64;
+/// SMs from which a pair's blocks have one each: the memory's rate is then divided among so many that one block takes in its part.
+const DEEP_FROM_SMS: u32 = 60;
 
 /// How long a launch must be to poll the grant, microseconds.
 const LONG_US: f64 = 20.0;
 
 /// Rates at which weights arrive, measured on an H200 (docs/kernels/skinny-gemm.md), GB/s: of one SM, and of the memory.
-const GB_PER_SECOND_OF_SM: f64 = 90.0;
+const GB_PER_SECOND_OF_SM: f64 = 95.0;
 const GB_PER_SECOND: f64 = 4200.0;
 
-/// The kernels of `skinny.cu`, by the rows of `A` and the most columns of `C` of a block.
+/// A kernel of `skinny.cu`: for up to 8, 16 or 32 rows of `A`, padded with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Skinny {
-    /// Up to 8 rows, 16 columns; the bits of [`Rows8x32`](Self::Rows8x32).
-    Rows8x16,
-    /// Up to 8 rows, 32 columns.
-    Rows8x32,
-    /// Up to 16 rows, 64 columns.
-    Rows16x64,
-    /// Up to 32 rows, 128 columns.
-    Rows32x128,
+pub struct Skinny {
+    rows: Rows,
+    blocks: Blocks,
 }
 
-/// What the host must know of a `SkinnyShape` in `skinny.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Rows {
+    Eight,
+    Sixteen,
+    ThirtyTwo,
+}
+
+/// Who does a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Blocks {
+    /// One block.
+    Single,
+    /// Two that share k.
+    Pair,
+    /// The same, each with the whole of an SM's shared memory.
+    DeepPair,
+}
+
+/// The figures of a shape: those of its `SkinnyShape` in `skinny.cu`.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    rows: u32,
-    columns: u32,
-    /// Warps that share out a tile's columns, and those that share out k.
-    warps_n: u32,
-    warps_k: u32,
-    shared_bytes: u32,
+    /// Consumers, each with 64 columns of `C`.
+    groups: u32,
+    /// Blocks of 64 columns of k in a stage.
+    k_blocks: u32,
+    stages: u32,
     /// The kernel's launch bound.
     blocks_per_sm: u32,
 }
 
-/// A problem in units: `splits` shares of k for each tile of `columns` columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cut {
-    columns: u32,
-    splits: u32,
-    steps: u32,
-    units: u32,
-}
-
-impl Shape {
-    /// Columns of k that a block multiplies in one step.
-    const fn step_k(self) -> u32 {
-        SLOT_K * self.warps_k
-    }
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} units of {} columns and 1/{} of k", self.units, self.columns, self.splits)
+impl Rows {
+    const fn count(self) -> u32 {
+        match self {
+            Self::Eight => 8,
+            Self::Sixteen => 16,
+            Self::ThirtyTwo => 32,
+        }
     }
 }
 
 impl fmt::Display for Skinny {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rows, columns) = self.tile();
-        write!(f, "Skinny{rows}x{columns}")
+        let blocks = match self.blocks {
+            Blocks::Single => "",
+            Blocks::Pair => " in pairs",
+            Blocks::DeepPair => " in deep pairs",
+        };
+        write!(f, "Skinny{rows}x{columns}{blocks}")
     }
 }
 
 impl Skinny {
+    /// Every kernel, by rows, single blocks first.
+    pub const ALL: [Self; 9] = {
+        const ROWS: [Rows; 3] = [Rows::Eight, Rows::Sixteen, Rows::ThirtyTwo];
+        const BLOCKS: [Blocks; 3] = [Blocks::Single, Blocks::Pair, Blocks::DeepPair];
+        let mut all = [Self { rows: Rows::Eight, blocks: Blocks::Single }; 9];
+        let mut at = 0;
+        while at < all.len() {
+            all[at] = Self { rows: ROWS[at / 3], blocks: BLOCKS[at % 3] };
+            at += 1;
+        }
+        all
+    };
+
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && skinny.blocks_per_sm(gpu) > 0;
-        let by_rows = match gemm.m {
-            ..=8 => Self::Rows8x32,
-            9..=16 => Self::Rows16x64,
-            _ => Self::Rows32x128,
+        let rows = match gemm.m {
+            ..=8 => Rows::Eight,
+            9..=16 => Rows::Sixteen,
+            _ => Rows::ThirtyTwo,
         };
-        // With tiles this narrow, 16 columns a block have more bytes under way.
-        let narrow = by_rows == Self::Rows8x32 && gemm.n <= 16 * by_rows.resident_blocks(sms, gpu);
-        Some(if narrow { Self::Rows8x16 } else { by_rows }).filter(fits)
+        let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
+        let blocks = match shares_k {
+            false => Blocks::Single,
+            true if sms.get() < DEEP_FROM_SMS => Blocks::Pair,
+            true => Blocks::DeepPair,
+        };
+        let skinny = Self { rows, blocks };
+        let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && Variant::Skinny(*skinny).blocks_per_sm(gpu) > 0;
+        Some(skinny).filter(fits)
     }
 
     pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
-        gemm.is_aligned() && gemm.m <= self.shape().rows && gpu.compute_capability == (9, 0)
+        gemm.is_aligned() && gemm.m <= self.rows.count() && gpu.compute_capability == (9, 0)
     }
 
     const fn shape(self) -> Shape {
-        let (rows, columns, [warps_n, warps_k], shared_bytes, blocks_per_sm) = match self {
-            Self::Rows8x16 => (8, 16, [1, 4], abi::SKINNY_GEMM_8X16_SHARED_BYTES, 2),
-            Self::Rows8x32 => (8, 32, [1, 4], abi::SKINNY_GEMM_8X32_SHARED_BYTES, 2),
-            Self::Rows16x64 => (16, 64, [2, 4], abi::SKINNY_GEMM_16X64_SHARED_BYTES, 1),
-            Self::Rows32x128 => (32, 128, [4, 2], abi::SKINNY_GEMM_32X128_SHARED_BYTES, 1),
+        let (groups, k_blocks, stages, blocks_per_sm) = match (self.rows, self.blocks) {
+            (Rows::Eight, Blocks::Single | Blocks::Pair) => (1, 4, 3, 2),
+            (Rows::Eight, Blocks::DeepPair) => (1, 4, 6, 1),
+            (Rows::Sixteen, Blocks::Single | Blocks::Pair) => (1, 2, 5, 2),
+            (Rows::Sixteen, Blocks::DeepPair) => (1, 4, 5, 1),
+            (Rows::ThirtyTwo, Blocks::Single) => (2, 2, 5, 1),
+            (Rows::ThirtyTwo, Blocks::Pair) => (1, 2, 4, 2),
+            (Rows::ThirtyTwo, Blocks::DeepPair) => (1, 4, 4, 1),
         };
-        Shape { rows, columns, warps_n, warps_k, shared_bytes, blocks_per_sm }
+        Shape { groups, k_blocks, stages, blocks_per_sm }
+    }
+
+    /// Whether two blocks share k, each with a half: the order of additions of all kernels that do is the same.
+    pub const fn shares_k(self) -> bool {
+        self.blocks_in_pair() > 1
+    }
+
+    const fn blocks_in_pair(self) -> u32 {
+        match self.blocks {
+            Blocks::Single => 1,
+            Blocks::Pair | Blocks::DeepPair => 2,
+        }
+    }
+
+    /// Most rows of `A`.
+    pub const fn rows(self) -> u32 {
+        self.rows.count()
     }
 
     /// The entry point, for every epilogue.
     pub(super) const fn symbol(self) -> &'static str {
-        match self {
-            Self::Rows8x16 => "gemm_skinny_8x16",
-            Self::Rows8x32 => "gemm_skinny_8x32",
-            Self::Rows16x64 => "gemm_skinny_16x64",
-            Self::Rows32x128 => "gemm_skinny_32x128",
+        match (self.rows, self.blocks) {
+            (Rows::Eight, Blocks::Single) => "gemm_skinny_8x64",
+            (Rows::Eight, Blocks::Pair) => "gemm_skinny_8x64_pair",
+            (Rows::Eight, Blocks::DeepPair) => "gemm_skinny_8x64_deep_pair",
+            (Rows::Sixteen, Blocks::Single) => "gemm_skinny_16x64",
+            (Rows::Sixteen, Blocks::Pair) => "gemm_skinny_16x64_pair",
+            (Rows::Sixteen, Blocks::DeepPair) => "gemm_skinny_16x64_deep_pair",
+            (Rows::ThirtyTwo, Blocks::Single) => "gemm_skinny_32x128",
+            (Rows::ThirtyTwo, Blocks::Pair) => "gemm_skinny_32x64_pair",
+            (Rows::ThirtyTwo, Blocks::DeepPair) => "gemm_skinny_32x64_deep_pair",
         }
     }
 
-    /// Threads of a block.
+    /// Threads of a block: consumers, the producer's warp and the one that takes tiles.
     pub(super) const fn threads(self) -> u32 {
-        let shape = self.shape();
-        32 * shape.warps_n * shape.warps_k
+        128 * self.shape().groups + 64
     }
 
-    /// Dynamic shared memory of a block, bytes.
+    /// Dynamic shared memory of a block, bytes: stages, the sums of a tile, barriers, and what aligns them.
     pub(super) const fn shared_bytes(self) -> u32 {
-        self.shape().shared_bytes
+        let shape = self.shape();
+        let rows = self.rows.count();
+        let stages = shape.stages * shape.k_blocks * (64 * shape.groups + rows) * 128;
+        let sums = shape.groups * rows * (64 + 4) * 4;
+        1024 + stages + sums + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
     }
 
     /// Blocks for which an SM has registers: the kernels' launch bounds.
@@ -163,78 +187,41 @@ impl Skinny {
         self.shape().blocks_per_sm
     }
 
-    /// Most rows and columns of a tile.
+    /// Rows and columns of a tile.
     pub(super) const fn tile(self) -> (u32, u32) {
-        (self.shape().rows, self.shape().columns)
+        (self.rows.count(), 64 * self.shape().groups)
     }
 
-    /// Blocks that fit on one SM of `gpu` at once.
-    fn blocks_per_sm(self, gpu: &Topology) -> u32 {
-        Variant::Skinny(self).blocks_per_sm(gpu)
-    }
-
-    fn resident_blocks(self, sms: Sms, gpu: &Topology) -> u32 {
-        (sms.get() * self.blocks_per_sm(gpu)).max(1)
-    }
-
-    /// Shares of k. They change the order of additions, so they follow from the problem alone.
-    fn splits(self, gemm: &Gemm) -> u32 {
-        let Some(workspace) = gemm.workspace.filter(|_| self == Self::Rows32x128) else { return 1 };
-        let shape = self.shape();
-        let tiles = gemm.n.div_ceil(shape.columns);
-        let fits = |splits: u32| {
-            let partials = u64::from(splits) * u64::from(gemm.m) * u64::from(gemm.n + shape.columns) * 4;
-            gemm.n <= MOST_SHARED_COLUMNS
-                && u64::from(tiles) * u64::from(splits) <= MOST_SHARED_UNITS
-                && gemm.k / splits >= LEAST_SHARE
-                && u64::from(ARRIVALS_BYTES) + partials <= u64::from(workspace.bytes)
-        };
-        [8, 4, 2].into_iter().find(|&splits| fits(splits)).unwrap_or(1)
-    }
-
-    /// How the problem is shared out among blocks on `sms` SMs.
-    pub(super) fn cut(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Cut {
-        let shape = self.shape();
-        let splits = self.splits(gemm);
-        // As many rounds as the widest tiles need, each as wide as ends the last round together with the others; one more if that is less work.
-        let blocks = u64::from(self.resident_blocks(sms, gpu));
-        let (n, widest) = (u64::from(gemm.n), u64::from(shape.columns));
-        let tiles_at_once = (blocks / u64::from(splits)).max(1);
-        let least_rounds = n.div_ceil(widest * tiles_at_once);
-        let width = |rounds: u64| n.div_ceil(rounds * tiles_at_once).next_multiple_of(8 * u64::from(shape.warps_n)).min(widest);
-        let work = |rounds: u64| rounds * (width(rounds) + TILE_COST_COLUMNS);
-        let rounds = if work(least_rounds + 1) < work(least_rounds) { least_rounds + 1 } else { least_rounds };
-        let columns = width(rounds) as u32;
-        let steps = gemm.k.div_ceil(shape.step_k()).div_ceil(splits);
-        Cut { columns, splits, steps, units: gemm.n.div_ceil(columns) * splits }
+    /// Tiles that the launch counts.
+    pub(super) fn tiles(self, gemm: &Gemm) -> u32 {
+        gemm.n.div_ceil(self.tile().1)
     }
 
     /// The launch of a problem that [`can_do`](Self::can_do) allows, on a GPU where a block fits.
     pub(super) fn launch(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
-        let (shape, cut) = (self.shape(), self.cut(gemm, sms, gpu));
-        let workspace = gemm.workspace.map_or(0, |workspace| workspace.ptr.0);
-        let blocks_per_sm = self.blocks_per_sm(gpu);
-        let warp_tile = [cut.columns / shape.warps_n, SLOT_K];
-        let b_map = TensorMap::matrix(gemm.b, Element::F16, [gemm.n, gemm.k], gemm.ldb, warp_tile, Swizzle::Bytes128);
+        use abi::SkinnyGemmArgs as Args;
+        const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
+        let blocks_per_sm = Variant::Skinny(self).blocks_per_sm(gpu);
+        let (rows, columns) = self.tile();
+        let tiles = self.tiles(gemm);
+        // A pair needs two SMs, or the room of two blocks on one.
+        let workers = (sms.get() * blocks_per_sm / self.blocks_in_pair()).max(1);
+        let operand = |ptr, [rows, columns]: [u32; 2], stride, tile| {
+            TensorMap::matrix(ptr, Element::F16, [rows, columns], stride, [tile, 64], Swizzle::Bytes128)
+        };
+        let a = operand(gemm.a, [gemm.m, gemm.k], gemm.lda, rows);
+        let b = operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, columns);
         Launch {
             symbol: self.symbol(),
-            grid: Launch::persistent_grid(cut.units, sms, blocks_per_sm),
+            grid: tiles.clamp(1, workers) * self.blocks_in_pair(),
             block: self.threads(),
-            shared_bytes: shape.shared_bytes,
+            shared_bytes: self.shared_bytes(),
             blocks_per_sm,
-            tiles: cut.units,
+            tiles,
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
-            params: Params::new(abi::SkinnyGemmArgs {
-                b_map: abi::TensorMap { opaque: [0; 16] },
-                gemm: gemm.args(),
-                partials: workspace + u64::from(ARRIVALS_BYTES),
-                arrivals: workspace,
-                tile_columns: cut.columns,
-                splits: cut.splits,
-                steps: cut.steps,
-            })
-            .with_tensor_maps([(offset_of!(abi::SkinnyGemmArgs, b_map), b_map)]),
+            params: Params::new(Args { a: UNUSED, b: UNUSED, gemm: gemm.args() })
+                .with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
         }
     }
 }
@@ -247,14 +234,18 @@ fn predicted_us(gemm: &Gemm, sms: Sms) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use smidgen_runtime::device::DevicePtr;
+
     use super::super::super::testing::h200;
     use super::super::Epilogue;
     use super::*;
 
-    fn gemm([m, n, k]: [u32; 3]) -> Gemm {
-        let workspace = Workspace { ptr: DevicePtr(4096), bytes: Workspace::BYTES };
-        let new = Gemm::new([m, n, k], DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE);
-        Gemm { workspace: Some(workspace), ..new }
+    fn gemm(shape: [u32; 3]) -> Gemm {
+        Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)
+    }
+
+    fn choose(shape: [u32; 3], sms: u16) -> Skinny {
+        Skinny::choose(&gemm(shape), Sms(sms), &h200()).expect("few rows")
     }
 
     const SHAPES: [[u32; 3]; 9] = [
@@ -273,10 +264,8 @@ mod tests {
     fn the_order_of_additions_does_not_depend_on_the_sm_count() {
         for shape in SHAPES {
             let order = |sms| {
-                let skinny = Skinny::choose(&gemm(shape), Sms(sms), &h200()).expect("few rows");
-                let cut = skinny.cut(&gemm(shape), Sms(sms), &h200());
-                // The two kernels of 8 rows share out k among their warps in the same way.
-                (skinny.shape().rows, skinny.shape().step_k(), cut.splits, cut.steps)
+                let skinny = choose(shape, sms);
+                (skinny.rows, skinny.blocks_in_pair())
             };
             for sms in 1..=132 {
                 assert_eq!(order(sms), order(132), "{shape:?} at {sms} SMs");
@@ -285,36 +274,28 @@ mod tests {
     }
 
     #[test]
-    fn units_cover_every_column_and_all_of_k_and_the_workspace_holds_them() {
+    fn tiles_cover_every_column_and_a_grid_is_whole_pairs() {
         for shape in SHAPES {
-            let [m, n, k] = shape;
             for sms in [1, 2, 8, 31, 32, 66, 131, 132] {
-                let skinny = Skinny::choose(&gemm(shape), Sms(sms), &h200()).expect("few rows");
-                let cut = skinny.cut(&gemm(shape), Sms(sms), &h200());
-                let tiles = cut.units / cut.splits;
-                assert_eq!(tiles * cut.splits, cut.units);
-                assert!(cut.columns.is_multiple_of(8) && cut.columns <= skinny.shape().columns, "{shape:?}: {cut:?}");
-                assert!(tiles * cut.columns >= n && (tiles - 1) * cut.columns < n, "{shape:?}: {cut:?}");
-                assert!(cut.splits * cut.steps * skinny.shape().step_k() >= k, "{shape:?}: {cut:?}");
-                if cut.splits > 1 {
-                    assert!(4 * tiles <= ARRIVALS_BYTES, "{shape:?}: {cut:?}");
-                    assert!(ARRIVALS_BYTES + cut.units * m * cut.columns * 4 <= Workspace::BYTES, "{shape:?}: {cut:?}");
-                }
+                let skinny = choose(shape, sms);
+                let launch = skinny.launch(&gemm(shape), Sms(sms), &h200());
+                assert_eq!(launch.tiles, shape[1].div_ceil(skinny.tile().1), "{shape:?}");
+                assert!(launch.grid.is_multiple_of(skinny.blocks_in_pair()), "{shape:?} at {sms} SMs: {launch:?}");
+                assert!(launch.grid <= launch.tiles * skinny.blocks_in_pair(), "{shape:?} at {sms} SMs: {launch:?}");
             }
         }
     }
 
     #[test]
-    fn k_is_shared_out_only_where_there_is_a_workspace() {
-        let shared = gemm([32, 2048, 2048]);
-        let alone = Gemm { workspace: None, ..shared };
-        assert!(Skinny::Rows32x128.splits(&shared) > 1);
-        assert_eq!(Skinny::Rows32x128.splits(&alone), 1);
+    fn few_tiles_share_k_and_many_do_not() {
+        assert_eq!(choose([8, 2048, 2048], 132).blocks, Blocks::DeepPair);
+        assert_eq!(choose([8, 2048, 2048], 32).blocks, Blocks::Pair);
+        assert_eq!(choose([8, 16_384, 2048], 132).blocks, Blocks::Single);
     }
 
     #[test]
     fn long_launches_poll_the_grant_and_short_ones_do_not() {
-        let elastic = |shape, sms| Skinny::Rows8x32.launch(&gemm(shape), Sms(sms), &h200()).elastic;
+        let elastic = |shape, sms| choose(shape, sms).launch(&gemm(shape), Sms(sms), &h200()).elastic;
         assert!(elastic([8, 128_256, 2048], 132));
         assert!(!elastic([8, 2048, 2048], 132));
         assert!(elastic([8, 2048, 2048], 2));

@@ -63,10 +63,6 @@ impl Variant {
         if !gemm.is_aligned() {
             return Self::Unaligned;
         }
-        // From 17 rows on, tiles of 64 rows that the copy engine fills up with zeros are quicker than a kernel of few rows (docs/kernels/gemm.md).
-        if gemm.m > 16 && Warpgroup::can_do(gemm, gpu) {
-            return Self::Warpgroup(Warpgroup::choose(gemm, sms));
-        }
         if let Some(skinny) = Skinny::choose(gemm, sms, gpu) {
             return Self::Skinny(skinny);
         }
@@ -146,7 +142,7 @@ impl Variant {
         self.blocks_by_registers().min(gpu.shared_bytes_per_sm / (self.shared_bytes() + RESERVED_SHARED_BYTES))
     }
 
-    /// Tiles of the problem; those of a skinny variant are cut for the SM count, see there.
+    /// Tiles of the problem.
     pub(super) fn tiles(self, gemm: &Gemm) -> u64 {
         let (rows, columns) = self.tile();
         if let Self::Warpgroup(warpgroup) = self {
@@ -224,7 +220,7 @@ pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms, gpu: &Topolo
     static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
     if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {
         match variant {
-            Variant::Skinny(skinny) => eprintln!("{} at {sms} SMs: {skinny}, {}", gemm.key(), skinny.cut(gemm, sms, gpu)),
+            Variant::Skinny(skinny) => eprintln!("{} at {sms} SMs: {skinny}, {} tiles", gemm.key(), skinny.tiles(gemm)),
             tiled => eprintln!("{} at {sms} SMs: {tiled:?}, {} tiles", gemm.key(), tiled.tiles(gemm)),
         }
     }

@@ -3,7 +3,7 @@
 //
 // Three roles share a block, and hand each other buffers through mbarriers instead of stopping together:
 //
-//   producers (two threads)    take tiles, and ask the copy engine for 64 columns of A and of B at a time, STAGES ahead
+//   producers (two warps)      take tiles, and ask the copy engine for 64 columns of A and of B at a time, STAGES ahead
 //        | ring of STAGES:  A [BLOCK_M][64], B [BLOCK_N][64] halves, 128-byte swizzled; full[s] when it has arrived, empty[s] when it is read
 //        v
 //   consumers (warpgroups)     multiply stages with wgmma; sums stay in registers
@@ -32,8 +32,10 @@
 #include "abi.h"
 #include "elastic.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/tile_board.cuh"
 #include "gemm/tile_order.cuh"
 #include "ptx/cluster.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/mma.cuh"
 #include "ptx/tma.cuh"
@@ -55,10 +57,9 @@ struct WarpgroupShape {
     static constexpr int SLICE_BYTES = 64 * 128;               // room for 64 rows of at most 128 bytes
     static constexpr int STAGING_BYTES = CONSUMERS * 2 * SLICE_BYTES;
     static constexpr int BIAS_BYTES = CONSUMERS * BLOCK_N * 2;
-    static constexpr int TILE_SLOTS = 4;
-    static constexpr int BARRIERS = 2 * STAGES + 2 * TILE_SLOTS + 2 * CONSUMERS + CONSUMERS + 1;
+    static constexpr int BARRIERS = 2 * STAGES + 3 * CONSUMERS;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
-    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + BIAS_BYTES + BARRIERS * 8 + (TILE_SLOTS + 1) * 4;
+    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + BIAS_BYTES + BARRIERS * 8 + TILE_BOARD_BYTES + 4;
     // Registers move from the producer to the consumers where three warpgroups share an SM's 65536.
     static constexpr bool MOVES_REGISTERS = CONSUMERS == 2;
     static constexpr int BLOCKS_PER_SM = SHARED_BYTES > 113 * 1024 ? 1 : 2;
@@ -105,22 +106,20 @@ struct WarpgroupGemm {
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     const uint32_t steps;
-    uint32_t stages, staging, biases, full, empty, tile_full, tile_empty, residual_full, turn, finished, tile_slots, partner;
+    uint32_t stages, staging, biases, full, empty, residual_full, turn, partner;
+    TileBoard<Shape::PAIR> board;
 
     __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
-        : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)) {
-        stages = (shared_address(shared) + 1023) & ~1023u;
+        : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)),
+          stages(swizzle_aligned(shared)),
+          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::STAGING_BYTES + Shape::BIAS_BYTES + Shape::BARRIERS * 8) {
         staging = stages + Shape::STAGES * Shape::STAGE_BYTES;
         biases = staging + Shape::STAGING_BYTES;
         full = biases + Shape::BIAS_BYTES;
         empty = full + Shape::STAGES * 8;
-        tile_full = empty + Shape::STAGES * 8;
-        tile_empty = tile_full + Shape::TILE_SLOTS * 8;
-        residual_full = tile_empty + Shape::TILE_SLOTS * 8;
+        residual_full = empty + Shape::STAGES * 8;
         turn = residual_full + 2 * Shape::CONSUMERS * 8;
-        finished = turn + Shape::CONSUMERS * 8;
-        tile_slots = finished + 8;
-        partner = tile_slots + Shape::TILE_SLOTS * 4;
+        partner = turn + Shape::CONSUMERS * 8 + TILE_BOARD_BYTES;
     }
 
     __device__ void initialise_barriers() const {
@@ -128,14 +127,10 @@ struct WarpgroupGemm {
             mbarrier_init(full + i * 8, 2);  // one producer for each operand
             mbarrier_init(empty + i * 8, Shape::PAIR * Shape::SHARERS);
         }
-        for (int i = 0; i < Shape::TILE_SLOTS; ++i) {
-            mbarrier_init(tile_full + i * 8, 1);
-            // The consumers of both blocks, and all producers but the one who takes tiles.
-            mbarrier_init(tile_empty + i * 8, Shape::PAIR * (Shape::SHARERS + 2) - 1);
-        }
+        // Consumers and producers read, consumers finish.
+        board.initialise(Shape::PAIR * (Shape::SHARERS + 2), Shape::PAIR * Shape::CONSUMERS);
         for (int i = 0; i < 2 * Shape::CONSUMERS; ++i) mbarrier_init(residual_full + i * 8, 1);
         for (int i = 0; i < Shape::CONSUMERS; ++i) mbarrier_init(turn + i * 8, 1);
-        mbarrier_init(finished, Shape::PAIR * Shape::CONSUMERS);
         mbarrier_init_fence();
     }
 
@@ -159,59 +154,51 @@ struct WarpgroupGemm {
         return {pair.row + (all.shares_a ? 0 : rank * Shape::BLOCK_M), pair.col + (all.shares_a ? rank * Shape::BLOCK_N : 0)};
     }
 
-    // One thread for each operand: keeps its part of the ring full. A single thread for both could not issue copies as fast as small tiles need them.
-    // A's also takes the tiles where they are taken from a counter.
+    // One thread.
+    __device__ void take_tiles(uint32_t partner_sm) const {
+        const uint32_t workers = gridDim.x / Shape::PAIR;
+        if (rank == 0) {
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm);
+            // Consumers that take turns each want to hear of the end.
+            board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1);
+        } else {
+            board.follow(workers, tiles.count);
+        }
+    }
+
+    // One warp for each operand, whose lanes stay together: keeps its part of the ring full. A single warp for both could not issue copies as fast as small
+    // tiles need them.
     template <bool IS_A>
-    __device__ void produce(uint32_t partner_sm) const {
-        TileQueue queue(tiles, blockIdx.x / Shape::PAIR, gridDim.x / Shape::PAIR, partner_sm);
+    __device__ void produce() const {
         RingPosition<Shape::STAGES> at;
-        RingPosition<Shape::TILE_SLOTS> slot;
-        uint32_t ahead = 0;  // steps of the first tile that are already on their way
-        // Weights do not come from an earlier launch, so they need not wait for one. Only where the first tile is known without asking.
-        if (!IS_A && !is_elastic() && args.constant_b && counted_tile(0) < tiles.count) {
-            const TileOrigin origin = origin_of(counted_tile(0));
+        typename TileBoard<Shape::PAIR>::Position slot;
+        uint32_t done = 0, tile = next_tile(slot, done);
+        // Weights do not come from an earlier launch, so they need not wait for one.
+        uint32_t ahead = 0;
+        if (!IS_A && args.constant_b && tile < tiles.count) {
+            const TileOrigin origin = origin_of(tile);
             for (; ahead < min(steps, static_cast<uint32_t>(Shape::STAGES)); ++ahead) fetch<IS_A>(ahead, ahead, origin);
         }
-        if (is_elastic()) queue.poll();
-        wait_for_earlier_launches();
-        // A counter answers in about a microsecond, so a tile's successor is asked for while two rounds of the ring are still to be fetched; asking
-        // sooner would only keep SMs longer that are wanted back.
+        wait_for_earlier_launches(tiles);
         const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
-        uint32_t done = 0;
-        for (uint32_t tile = next_tile<IS_A>(queue, slot, done); tile < tiles.count;) {
+        while (tile < tiles.count) {
             const TileOrigin origin = origin_of(tile);
+            const uint32_t fetched = done == 0 ? ahead : 0;
             for (uint32_t step = 0; step < steps; ++step) {
-                if (step == ask_at) tile = next_tile<IS_A>(queue, slot, ++done);
-                if (step >= ahead) {
+                if (IS_A && step == ask_at && is_elastic() && rank == 0 && threadIdx.x == 0) board.ask();
+                if (step >= fetched) {
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
                     fetch<IS_A>(at.stage, step, origin);
                 }
                 at.advance();
             }
-            ahead = 0;
-        }
-        if (IS_A && is_elastic() && rank == 0) {
-            mbarrier_wait(finished, 0);
-            queue.leave();
+            tile = next_tile(slot, ++done);
         }
     }
 
     // A producer's i-th tile.
-    template <bool IS_A>
-    __device__ __forceinline__ uint32_t next_tile(TileQueue &queue, RingPosition<Shape::TILE_SLOTS> &slot, uint32_t i) const {
-        if (!is_elastic()) return counted_tile(i);
-        uint32_t tile;
-        if (IS_A && rank == 0) {
-            if (!queue.take(tile)) tile = tiles.count;
-            publish(slot, tile);
-            // Consumers that take turns each want to hear of the end.
-            if (Shape::PING_PONG && tile >= tiles.count) publish(slot, tile);
-        } else {
-            tile = await_tile(slot);
-            mbarrier_arrive_in_cluster(in_block(tile_empty + slot.stage * 8, 0));
-            slot.advance();
-        }
-        return tile;
+    __device__ __forceinline__ uint32_t next_tile(typename TileBoard<Shape::PAIR>::Position &slot, uint32_t i) const {
+        return is_elastic() ? board.next(slot) : counted_tile(i);
     }
 
     // A stage of one operand: all of this block's rows for this block alone, or this block's half of the shared rows for both.
@@ -221,40 +208,27 @@ struct WarpgroupGemm {
         const uint32_t barrier = full + stage * 8;
         const TensorMap &map = IS_A ? all.a : all.b;
         const uint32_t row = IS_A ? origin.row : origin.col;
-        mbarrier_arrive_expect(barrier, Shape::K_BLOCKS * ROWS * 128);
+        if (elect_one()) {
+            mbarrier_arrive_expect(barrier, Shape::K_BLOCKS * ROWS * 128);
 #pragma unroll
-        for (uint32_t block = 0; block < Shape::K_BLOCKS; ++block) {
-            const uint32_t target = stages + stage * Shape::STAGE_BYTES + (IS_A ? 0 : Shape::K_BLOCKS * Shape::A_BYTES) + block * ROWS * 128;
-            const uint32_t column = (step * Shape::K_BLOCKS + block) * 64;
-            if (Shape::PAIR > 1 && IS_A == (all.shares_a != 0)) {
-                tma_load_multicast(target + rank * HALF * 128, map, barrier, column, row + rank * HALF, (1 << Shape::PAIR) - 1);
-            } else {
-                tma_load(target, map, barrier, column, row);
+            for (uint32_t block = 0; block < Shape::K_BLOCKS; ++block) {
+                const uint32_t target = stages + stage * Shape::STAGE_BYTES + (IS_A ? 0 : Shape::K_BLOCKS * Shape::A_BYTES) + block * ROWS * 128;
+                const uint32_t column = (step * Shape::K_BLOCKS + block) * 64;
+                if (Shape::PAIR > 1 && IS_A == (all.shares_a != 0)) {
+                    tma_load_multicast(target + rank * HALF * 128, map, barrier, column, row + rank * HALF, (1 << Shape::PAIR) - 1);
+                } else {
+                    tma_load(target, map, barrier, column, row);
+                }
             }
         }
-    }
-
-    // First block: tells everyone in the pair a tile's number, or the count of tiles where there is none left.
-    __device__ void publish(RingPosition<Shape::TILE_SLOTS> &slot, uint32_t tile) const {
-        mbarrier_wait(tile_empty + slot.stage * 8, slot.parity ^ 1);
-        for (uint32_t block = 0; block < Shape::PAIR; ++block) {
-            const uint32_t barrier = in_block(tile_full + slot.stage * 8, block);
-            mbarrier_arrive_expect_in_cluster(barrier, 4);
-            store_async(in_block(tile_slots + slot.stage * 4, block), tile, barrier);
-        }
-        slot.advance();
-    }
-
-    __device__ uint32_t await_tile(const RingPosition<Shape::TILE_SLOTS> &slot) const {
-        mbarrier_wait(tile_full + slot.stage * 8, slot.parity);
-        return load_shared(tile_slots + slot.stage * 4);
+        __syncwarp();
     }
 
     // One warpgroup: all of its tiles.
     __device__ void consume(uint32_t consumer) const {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
-        RingPosition<Shape::TILE_SLOTS> slot;
+        typename TileBoard<Shape::PAIR>::Position slot;
         wait_for_earlier_launches();
         if (Shape::PING_PONG && consumer == 1) {
             skip(at);
@@ -263,9 +237,9 @@ struct WarpgroupGemm {
         for (uint32_t round = 0;; ++round) {
             uint32_t tile;
             if (is_elastic()) {
-                tile = await_tile(slot);
+                tile = board.read(slot);
                 named_barrier(consumer);
-                if (thread == 0) mbarrier_arrive_in_cluster(in_block(tile_empty + slot.stage * 8, 0));
+                if (thread == 0) board.release(slot);
                 slot.advance();
                 if (Shape::PING_PONG) slot.advance();
             } else {
@@ -295,7 +269,7 @@ struct WarpgroupGemm {
         if (thread == 0) {
             tma_store_wait_all();
             __threadfence();
-            mbarrier_arrive_in_cluster(in_block(finished, 0));
+            if (is_elastic()) board.finish();
         }
     }
 
@@ -481,8 +455,9 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, co
     const uint32_t warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         if (Shape::MOVES_REGISTERS) registers_shrink<40>();
-        if (threadIdx.x == 0) gemm.template produce<true>(partner_sm);
-        if (threadIdx.x == 32) gemm.template produce<false>(partner_sm);
+        if (threadIdx.x / 32 == 0) gemm.template produce<true>();
+        if (threadIdx.x / 32 == 1) gemm.template produce<false>();
+        if (threadIdx.x == 64 && gemm.is_elastic()) gemm.take_tiles(partner_sm);
     } else {
         if (Shape::MOVES_REGISTERS) registers_grow<232>();
         gemm.consume(warpgroup - 1);

@@ -58,8 +58,8 @@ impl Shape {
     const fn shared_bytes(&self) -> u32 {
         let stages = self.stages * self.k_blocks * (self.rows + self.columns) * 128;
         let epilogue = self.consumers * (2 * 64 * 128 + self.columns * 2);
-        let barriers = 2 * self.stages + 2 * TILE_SLOTS + 3 * self.consumers + 1;
-        1024 + stages + epilogue + barriers * 8 + (TILE_SLOTS + 1) * 4
+        let barriers = 2 * self.stages + 3 * self.consumers;
+        1024 + stages + epilogue + barriers * 8 + TILE_BOARD_BYTES + 4
     }
 
     /// Tiles along m and n. Of a pair's two, one lies below the other, or beside it if `shares_a`; together they count as one.
@@ -69,7 +69,8 @@ impl Shape {
     }
 }
 
-const TILE_SLOTS: u32 = 4;
+/// What `tile_board.cuh` needs of shared memory.
+pub(super) const TILE_BOARD_BYTES: u32 = 4 * (8 + 8 + 4) + 2 * 8;
 
 /// Shared memory of an SM of compute capability 9.0, of which the largest shape needs nearly all.
 const SM_SHARED_BYTES: u32 = 228 * 1024;

@@ -47,4 +47,11 @@ __device__ __forceinline__ void store_async(uint32_t target, uint32_t word, uint
                  : "memory");
 }
 
+// The same for four floats; `target` is a multiple of 16.
+__device__ __forceinline__ void store_async(uint32_t target, const float4 &values, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(target), "f"(values.x),
+                 "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier)
+                 : "memory");
+}
+
 #endif

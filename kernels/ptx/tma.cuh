@@ -11,6 +11,14 @@
 // That L2 need not keep what is read: createpolicy's encoding of evict_first for all of the data.
 constexpr uint64_t L2_EVICT_FIRST = 0x12f0000000000000ull;
 
+// The first address in dynamic shared memory at which a swizzle pattern may begin. Opaque, or the compiler would work it out again at every use, from a
+// special register that takes about 50 cycles to read.
+__device__ __forceinline__ uint32_t swizzle_aligned(const uint8_t *dynamic_shared) {
+    uint32_t aligned = (static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared)) + 1023) & ~1023u;
+    asm volatile("mov.u32 %0, %0;" : "+r"(aligned));
+    return aligned;
+}
+
 __device__ __forceinline__ void tma_prefetch(const TensorMap &map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -22,7 +30,12 @@ __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, 
                  : "memory");
 }
 
-// The same to each block of the cluster whose bit is set in `blocks`: to the same place in its shared memory, and told to its own barrier.
+// Brings a tile to L2 only, and tells nobody.
+__device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");
+}
+
+// To each block of the cluster whose bit is set in `blocks`: a tile comes to the same place in its shared memory, and told to its own barrier.
 __device__ __forceinline__ void tma_load_multicast(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint16_t blocks) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(

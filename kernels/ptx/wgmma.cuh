@@ -55,6 +55,8 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint
                      : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)));                                                               \
     }
 
+WGMMA(8, WGMMA_R0_HALF, 4, 5, 6, WGMMA_D4(0))
+WGMMA(16, WGMMA_R0, 8, 9, 10, WGMMA_D8(0))
 WGMMA(32, WGMMA_R0_1, 16, 17, 18, WGMMA_D16(0))
 WGMMA(64, WGMMA_R0_3, 32, 33, 34, WGMMA_D16(0), WGMMA_D16(16))
 WGMMA(96, WGMMA_R0_5, 48, 49, 50, WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32))

@@ -1,6 +1,7 @@
 // How wgmma's instructions name the registers of D, eight at a time: in the instruction's text (WGMMA_R0 is registers 0 to 7), and for the compiler.
 #pragma once
 
+#define WGMMA_R0_HALF "%0, %1, %2, %3"
 #define WGMMA_R0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define WGMMA_R1 "%8, %9, %10, %11, %12, %13, %14, %15"
 #define WGMMA_R2 "%16, %17, %18, %19, %20, %21, %22, %23"
@@ -26,5 +27,6 @@
 #define WGMMA_R0_13 WGMMA_R0_11 ", " WGMMA_R12 ", " WGMMA_R13
 #define WGMMA_R0_15 WGMMA_R0_13 ", " WGMMA_R14 ", " WGMMA_R15
 
-#define WGMMA_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_D8(i) WGMMA_D4(i), WGMMA_D4(i + 4)
 #define WGMMA_D16(i) WGMMA_D8(i), WGMMA_D8(i + 8)

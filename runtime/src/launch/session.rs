@@ -20,6 +20,9 @@ use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
+/// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
+const PROGRESSES: u64 = 2;
+
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
 pub struct OpaqueKernel {
@@ -109,6 +112,8 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     progress: Buffer,
+    /// Elastic launches so far, captured ones included.
+    elastic_launches: u64,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -150,13 +155,14 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
-            progress: Buffer::new(device, PROGRESS_BYTES)?,
+            progress: Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?,
+            elastic_launches: 0,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
         };
         session.follow_plan()?;
-        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESS_BYTES)?;
+        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESSES * PROGRESS_BYTES)?;
         Ok(session)
     }
 
@@ -186,7 +192,7 @@ impl Session {
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL },
+            progress: if launch.elastic { self.next_progress() } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
@@ -333,6 +339,14 @@ impl Session {
             Some(at) => at,
             None => self.meet(key, work, fingerprint),
         }
+    }
+
+    /// Where the next elastic launch counts its tiles.
+    #[inline]
+    fn next_progress(&mut self) -> DevicePtr {
+        let at = self.elastic_launches % PROGRESSES;
+        self.elastic_launches += 1;
+        self.progress.ptr().offset(at * PROGRESS_BYTES)
     }
 
     /// Counts a launch of the kernel with this index.
