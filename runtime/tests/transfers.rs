@@ -158,7 +158,7 @@ fn small_beside_bulk(gpu: &Gpu, runtime: &Runtime, neighbours: usize, raw: bool)
         }
         gpu.device.synchronize(latency.session.stream()).unwrap();
         worst = worst.max(gpu.device.now() - start);
-        while !uploads.iter_mut().fold(true, |all, upload| upload.poll().unwrap() && all) {
+        while uploads.iter_mut().map(|upload| upload.poll().unwrap()).filter(|sent| !sent).count() > 0 {
             gpu.device.pass_time(Duration::MAX);
         }
     }

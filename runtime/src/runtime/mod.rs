@@ -64,10 +64,10 @@ const PARTITION_LIMIT: usize = 128;
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Runtime {
-    /// As the driver gave it.
-    device: Arc<dyn Device>,
+    /// As it was given.
+    bare: Arc<dyn Device>,
     /// As the runtime itself sees it.
-    watched: Arc<dyn Device>,
+    device: Arc<dyn Device>,
     loss: Loss,
     /// Device memory that was free before the first tenant.
     capacity: u64,
@@ -95,18 +95,18 @@ impl Runtime {
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
         let capacity = watched.free_bytes().unwrap_or(device.topology().memory_bytes);
         let state = State { policy, profiles, tenants: BTreeMap::new(), next: 0 };
-        Self { device, watched, loss, capacity, ladder, plans, transfers, state: Mutex::new(state) }
+        Self { bare: device, device: watched, loss, capacity, ladder, plans, transfers, state: Mutex::new(state) }
     }
 
     /// The same runtime, whose copies are cut as `config` says. Uploaders made before do not take part.
     #[must_use]
     pub fn with_transfers(self, config: TransferConfig) -> Self {
-        Self { transfers: Transfers::new(Arc::clone(&self.watched), config), ..self }
+        Self { transfers: Transfers::new(Arc::clone(&self.device), config), ..self }
     }
 
     /// The device.
     pub fn device(&self) -> &Arc<dyn Device> {
-        &self.watched
+        &self.device
     }
 
     /// The engine of host-to-device copies.
@@ -176,7 +176,7 @@ impl Runtime {
             Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
-        self.watched.sm_mask(draft.grant)?;
+        self.device.sm_mask(draft.grant)?;
         Ok(TenantPlan {
             grant: draft.grant,
             default: place(&draft.default)?,

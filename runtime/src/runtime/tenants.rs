@@ -68,15 +68,14 @@ impl Runtime {
         let mut state = self.state.lock();
         // A tenant admitted before may not have allocated all of its memory yet.
         let kept = state.tenants.values().map(Admitted::memory_bytes).fold(0, u64::saturating_add);
-        let free = self.watched.free_bytes()?.min(self.capacity.saturating_sub(kept));
+        let free = self.device.free_bytes()?.min(self.capacity.saturating_sub(kept));
         if spec.memory_bytes > free {
             let holders = state.tenants.values().map(Admitted::holder).collect();
             return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free, holders });
         }
         let account = Arc::<Account>::default();
-        let device =
-            Watched::new(Arc::clone(&self.device), Arc::clone(&self.loss), format!("tenant `{}`", spec.name), Arc::clone(&account));
-        let grant = Arc::new(Grant::new(&self.watched)?);
+        let device = Watched::new(Arc::clone(&self.bare), Arc::clone(&self.loss), format!("tenant `{}`", spec.name), Arc::clone(&account));
+        let grant = Arc::new(Grant::new(&self.device)?);
         let (paused, share, region, kernels) = (false, None, TpcSet::EMPTY, Vec::new());
         let id = TenantId(state.next);
         state.next += 1;
