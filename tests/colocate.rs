@@ -311,3 +311,17 @@ fn doctor_without_a_gpu_says_what_is_missing_and_what_to_do() {
     names_all(&stdout, &["kernels", "GPU", "install the NVIDIA driver", "MPS", "mps-default", "--device sim"]);
     assert!(stdout.lines().any(|line| line.trim_start().starts_with("MISSING")), "{stdout}");
 }
+
+#[test]
+fn a_throughput_tenant_is_faster_on_what_an_idle_latency_tenant_lends_and_the_latency_tenant_keeps_its_slo() {
+    let folder = TempDir::new().unwrap();
+    let chat = format!("{CHAT},rate=50/s");
+    succeeded(&colocate(folder.path(), &[&chat, EMBED], "slo,slo:no-borrow"));
+    let result = json(folder.path());
+    let [lending, keeping] = &result["policies"].as_array().unwrap()[..] else { panic!("{result}") };
+    let [chat, embed] = &lending["tenants"].as_array().unwrap()[..] else { panic!("{lending}") };
+    let without = number(&keeping["tenants"][1], "throughput");
+    assert!(number(embed, "throughput") > 1.1 * without, "{} requests per second, {without} without lending", number(embed, "throughput"));
+    assert!(number(chat, "p99_ms") <= 5.0, "{chat}");
+    assert!(number(chat, "requests") > 5.0, "{chat}");
+}

@@ -404,6 +404,31 @@ impl Session {
         Ok(true)
     }
 
+    /// Marks the end of the chain in `event`: what is launched so far comes before it.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
+    pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.follow_plan()?;
+        Ok(self.device.record(event.id(), self.stream())?)
+    }
+
+    /// Makes what is launched from here on wait for `event`, which another stream has recorded.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture; what the device says.
+    pub fn wait_for(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.device.wait(self.stream(), event.id())?;
+        self.follows_launch = false;
+        Ok(())
+    }
+
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
     /// session lives.
     pub fn stream(&self) -> StreamId {
@@ -529,7 +554,7 @@ impl Session {
 
     #[cold]
     fn adopt(&mut self, plan: Arc<Plan>) -> Result<(), LaunchError> {
-        let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
+        let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
         for (partition, priority) in mine.streams() {
             if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
                 let stream = Stream::new(&self.device, partition, priority)?;
