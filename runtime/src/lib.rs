@@ -30,4 +30,4 @@ pub mod telemetry;
 pub mod tenant;
 pub mod transfer;
 
-pub use runtime::{AdmitError, Runtime, Tenancy, Unprofiled};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions, Tenancy, Unprofiled};

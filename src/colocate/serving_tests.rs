@@ -4,7 +4,7 @@ use std::time::Duration;
 use smidgen_runtime::device::sim::{Fault, SimConfig, SimDevice};
 use smidgen_runtime::device::{DeviceError, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
-use smidgen_runtime::policy::StaticEqual;
+use smidgen_runtime::policy::{DefaultSharing, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::TenantSpec;
 use smidgen_runtime::{Runtime, Tenancy};
@@ -71,7 +71,7 @@ const FAILING: &str = "failing";
 /// end.
 fn served(threads: bool, fault: Option<Fault>, takes_turns: bool) -> (Vec<Result<Served, PhaseError>>, Option<Sms>) {
     let device = SimDevice::new(SimConfig::h200());
-    let runtime = Runtime::new(Arc::clone(&device) as _, Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+    let runtime = Runtime::new(Arc::clone(&device) as _, Box::new(DefaultSharing), Arc::new(ProfileStore::default()));
     let requests = [STEADY, FAILING].map(|name| format!("{name}=none").parse::<TenantRequest>().unwrap());
     let (turn, both) = (Arc::new(Turn::default()), Arc::new(Barrier::new(2)));
     let window = Window { from: Duration::ZERO, until: Duration::from_millis(20), end: Duration::from_millis(21) };
@@ -94,7 +94,7 @@ fn served(threads: bool, fault: Option<Fault>, takes_turns: bool) -> (Vec<Result
     if let Some(fault) = fault {
         device.inject(FAILING, fault);
     }
-    // Another plan: everybody captures again.
+    // Everybody is placed elsewhere, and captures again.
     runtime.set_policy(Box::new(StaticEqual)).unwrap();
     let mut observer = Observer::new(&runtime, None);
     let serve = if threads { on_threads } else { in_virtual_time };

@@ -91,6 +91,7 @@ impl From<LaunchError> for Failure {
         let status = match error {
             LaunchError::Device(error) => return error.into(),
             LaunchError::Dismissed => smidgen_status::UNKNOWN_TENANT,
+            LaunchError::NoStream { .. } => smidgen_status::PARTITION,
             LaunchError::NotCapturing | LaunchError::InCapture | LaunchError::Capturing | LaunchError::Paused => smidgen_status::STATE,
             LaunchError::Unsupported { .. } => smidgen_status::UNSUPPORTED,
         };
@@ -117,6 +118,7 @@ impl From<AdmitError> for Failure {
             AdmitError::NoSms { .. } => smidgen_status::PARTITION,
             AdmitError::TooMany => smidgen_status::ARGUMENT,
             AdmitError::ImpossibleSlo { .. } => smidgen_status::IMPOSSIBLE_SLO,
+            AdmitError::TooMany => smidgen_status::ARGUMENT,
             AdmitError::Unknown(_) => smidgen_status::UNKNOWN_TENANT,
         };
         Self::new(status, error.to_string())

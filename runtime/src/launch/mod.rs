@@ -6,8 +6,10 @@
 //! makes a system call on that path, once a kernel key has been seen.
 
 mod capture;
+mod encoded_maps;
 mod error;
 pub mod grant;
+mod graph_cache;
 mod joiner;
 mod kernel;
 mod key;
@@ -18,8 +20,10 @@ mod tensor_map;
 mod turn;
 
 pub use capture::CapturedGraph;
+pub use encoded_maps::{EncodedMap, EncodedMaps};
 pub use error::LaunchError;
-pub use kernel::{Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, Params, TilesArg, Work};
+pub use graph_cache::{GraphLimits, WorkId};
+pub use kernel::{Choice, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};

@@ -3,23 +3,30 @@
 //! A session is one tenant's chain of launches, used by one thread at a time. Launches of a session run one after another, whichever
 //! partitions they go to: when the partition changes, the session *hops*, making the next stream wait for the last one.
 //!
-//! What happens off the hot path, once each: a kernel key seen for the first time gets an index; a symbol its entry point; a new plan the
-//! streams it needs and the placements of all known keys. Everything else is array look-ups.
+//! What happens off the hot path, once each: a kernel key seen for the first time gets an index, and what the kernel chooses for its SM count is
+//! noted; a symbol its entry point; a new plan the streams it needs and the placements of all known keys. Everything else is array look-ups.
+//!
+//! A plan that places this tenant's kernels as the one before changes nothing here, and one that places them as an earlier one finds the graphs
+//! captured then. Where kernels are placed is a *layout*. What only past layouts need (streams, references to partitions) is let go once
+//! no graph needs it and the device has passed the point in the chain at which the session left it: looked at whenever the plan changes.
 
 use std::sync::Arc;
 
 use crate::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
+use crate::partition::PartitionRef;
 use crate::telemetry::Probe;
 use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
+use super::capture::Layout;
 use super::grant::Grant;
+use super::graph_cache::GraphCache;
 use super::joiner::{Growth, Owner, is_long};
 use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
-use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg, Work};
+use super::{CapturedGraph, Choice, Fingerprint, GraphLimits, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work, WorkId};
 
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
@@ -68,7 +75,7 @@ pub struct SeenKernel {
 ///
 /// use smidgen_runtime::device::Sms;
 /// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
-/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work};
+/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work, WorkId};
 /// use smidgen_runtime::policy::StaticEqual;
 /// use smidgen_runtime::profile::ProfileStore;
 /// use smidgen_runtime::tenant::{Class, TenantSpec};
@@ -92,20 +99,28 @@ pub struct SeenKernel {
 /// request(&mut session)?;
 /// runtime.learn(tenant, session.seen())?;
 ///
-/// let graph = session.capture(request)?;
-/// assert!(session.is_current(&graph)?);
-/// session.replay(&graph)?;
-/// assert_eq!((session.stats().launches, session.stats().replays), (2, 1));
+/// // Captured by the first call, and again only under a plan that places its kernels otherwise.
+/// for _ in 0..3 {
+///     session.replay_or_capture(WorkId(0), request)?;
+/// }
+/// assert_eq!((session.stats().launches, session.stats().replays), (2, 3));
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Session {
     device: Arc<dyn Device>,
     tenant: TenantId,
+    plans: PlanCell,
     reader: PlanReader,
-    /// The plan that `resolved` and `lanes` follow.
+    /// The plan last seen in force, which places this tenant's kernels as `layout` does.
     followed: Option<Arc<Plan>>,
+    /// What `resolved` and `lanes` follow.
+    layout: Arc<Layout>,
+    /// Followed before, and needed by graphs or by launches that may not have ended.
+    left: Vec<LeftLayout>,
+    graphs: GraphCache,
     /// The lane on which the capture in progress began.
     capturing: Option<usize>,
+    launches_before_capture: u64,
     lanes: Vec<Lane>,
     current: usize,
     index: KeyIndex,
@@ -138,6 +153,15 @@ struct Lane {
     priority: Priority,
     stream: Stream,
     event: Event,
+    /// Given back after the stream.
+    _reference: Option<PartitionRef>,
+}
+
+/// A layout that is not followed any more.
+struct LeftLayout {
+    layout: Arc<Layout>,
+    /// Marks the end of the chain at a time when no graph needed the layout; none while one does.
+    unused: Option<Event>,
 }
 
 #[derive(Clone, Copy)]
@@ -145,6 +169,10 @@ struct Resolved {
     sms: Sms,
     priority: Priority,
     lane: usize,
+    /// None before the first launch there.
+    choice: Option<Choice>,
+    /// The entry point launched last.
+    function: Option<(&'static str, FunctionId)>,
 }
 
 impl Session {
@@ -154,12 +182,18 @@ impl Session {
     /// [`LaunchError::Dismissed`] if the plan does not know the tenant; what the device says.
     pub fn new(device: &Arc<dyn Device>, plans: &PlanCell, tenant: TenantId, grant: Arc<Grant>) -> Result<Self, LaunchError> {
         device.bind_thread()?;
+        let layout = Layout { plan: TenantPlan::everywhere(device.topology()), partitions: Vec::new() };
         let mut session = Self {
             device: Arc::clone(device),
             tenant,
+            plans: plans.clone(),
             reader: plans.reader(),
             followed: None,
+            layout: Arc::new(layout),
+            left: Vec::new(),
+            graphs: GraphCache::default(),
             capturing: None,
+            launches_before_capture: 0,
             lanes: Vec::new(),
             current: 0,
             index: KeyIndex::default(),
@@ -218,10 +252,22 @@ impl Session {
     pub fn launch_dyn(&mut self, kernel: &dyn Kernel) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let (key, work) = (kernel.key(), kernel.work());
-        let at = self.place(key, work);
+        let at = self.place(key, work)?;
         let placement = self.resolved[at];
-        let launch = kernel.configure(placement.sms, self.device.topology())?;
-        let function = self.function(launch.symbol)?;
+        let choice = match placement.choice {
+            Some(choice) => choice,
+            None => self.choose(at, kernel),
+        };
+        let configured = kernel.configure_as(choice, placement.sms, self.device.topology());
+        // By reference: a launch is over a kilobyte, and `?` would copy it.
+        let launch = match &configured {
+            Ok(launch) => launch,
+            Err(error) => return Err(error.clone()),
+        };
+        let function = match placement.function {
+            Some((symbol, function)) if std::ptr::eq(symbol, launch.symbol) => function,
+            _ => self.function(at, launch.symbol)?,
+        };
         self.hop(placement.lane)?;
         let tiles = TilesArg {
             progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * PROGRESS_BYTES) } else { DevicePtr::NULL },
@@ -236,7 +282,7 @@ impl Session {
         }
         let overlaps = launch.programmatic && self.follows_launch;
         let priority = placement.priority;
-        let request = LaunchRequest { function, launch: &launch, tiles, priority, overlaps, key, work };
+        let request = LaunchRequest { function, launch, tiles, priority, overlaps, key, work };
         self.follows_launch = if self.probe.is_due() {
             let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
             self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
@@ -246,7 +292,7 @@ impl Session {
         };
         if may_grow {
             let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
-            self.growth.remember(Owner { function, launch, tiles, priority, key, work, kernel: at, epoch, held });
+            self.growth.remember(Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held });
         }
         if launch.elastic {
             self.count_tiles();
@@ -261,7 +307,7 @@ impl Session {
     /// As [`launch`](Session::launch); what `enqueue` returns is passed on.
     pub fn launch_opaque<R>(&mut self, kernel: &OpaqueKernel, enqueue: impl FnOnce(StreamId, Sms) -> R) -> Result<R, LaunchError> {
         self.follow_plan()?;
-        let at = self.place(kernel.key, kernel.work);
+        let at = self.place(kernel.key, kernel.work)?;
         let placement = self.resolved[at];
         self.hop(placement.lane)?;
         self.follows_launch = false;
@@ -296,6 +342,7 @@ impl Session {
         self.capturing = Some(origin);
         self.captured = [0; PROGRESSES];
         self.follows_launch = false;
+        self.launches_before_capture = self.stats.launches;
         Ok(())
     }
 
@@ -308,7 +355,8 @@ impl Session {
         let joined = self.hop(origin);
         let graph = self.end_capture(origin);
         joined?;
-        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone(), elastic: self.captured })
+        let launches = self.stats.launches - self.launches_before_capture;
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured })
     }
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -318,16 +366,14 @@ impl Session {
         Ok(Graph::end_capture(&self.device, self.stream())?)
     }
 
-    /// Whether `graph` was captured under the plan now in force. If not, capture again: its nodes keep their old partitions.
+    /// Whether `graph` is one of this session's, captured under a plan that places this tenant's kernels as the one now in force. If not,
+    /// capture again: its nodes keep their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
     ///
     /// # Errors
     /// As [`launch`](Session::launch).
     pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
         self.follow_plan()?;
-        Ok(match (&graph.plan, &self.followed) {
-            (Some(captured), Some(followed)) => Arc::ptr_eq(captured, followed),
-            _ => false,
-        })
+        Ok(Arc::ptr_eq(&graph.layout, &self.layout))
     }
 
     /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
@@ -336,16 +382,54 @@ impl Session {
     /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
+        self.settle();
+        self.device.replay(graph.graph.id(), self.stream())?;
+        self.replayed(graph.elastic);
+        Ok(())
+    }
+
+    /// Lends what is due, on the way.
+    #[inline]
+    fn settle(&self) {
         if let Some(requests) = &self.requests {
             requests.settle();
         }
-        self.device.replay(graph.graph.id(), self.stream())?;
+    }
+
+    /// Notes a replay of a graph with so many elastic launches on each counter.
+    #[inline]
+    fn replayed(&mut self, elastic: [u32; PROGRESSES]) {
         self.follows_launch = false;
-        for (epoch, launches) in self.epochs.iter_mut().zip(graph.elastic) {
+        for (epoch, launches) in self.epochs.iter_mut().zip(elastic) {
             *epoch = epoch.wrapping_add(launches);
         }
         self.stats.replays += 1;
         self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
+    }
+
+    /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
+    /// stays, that costs one pointer's comparison and a search among this session's work.
+    ///
+    /// # Errors
+    /// As [`replay`](Session::replay).
+    pub fn replay_kept(&mut self, work: WorkId) -> Result<bool, LaunchError> {
+        self.follow_plan()?;
+        self.settle();
+        let Some(graph) = self.graphs.find(work) else { return Ok(false) };
+        let elastic = graph.elastic;
+        self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
+        self.replayed(elastic);
+        Ok(true)
+    }
+
+    /// Captures `body`, as [`capture`](Session::capture) does, and keeps the graph as that of `work` under the plan in force. Plans that come back
+    /// find it again, as long as the [limits](Session::limit_graphs) leave room.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture).
+    pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        let graph = self.capture(body)?;
+        self.graphs.keep(work, graph, &self.layout);
         Ok(())
     }
 
@@ -429,6 +513,37 @@ impl Session {
         Ok(())
     }
 
+    /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
+    /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture) and [`replay`](Session::replay).
+    pub fn replay_or_capture<E: From<LaunchError>>(
+        &mut self,
+        work: WorkId,
+        body: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.replay_kept(work)? {
+            return Ok(());
+        }
+        let graph = self.capture(body)?;
+        // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
+        self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
+        self.replayed(graph.elastic);
+        self.graphs.keep(work, graph, &self.layout);
+        Ok(())
+    }
+
+    /// Bounds what is kept by [`capture_kept`](Session::capture_kept) from here on.
+    pub fn limit_graphs(&mut self, limits: GraphLimits) {
+        self.graphs.limit(limits, &self.layout);
+    }
+
+    /// Graphs kept, of all plans together.
+    pub fn kept_graphs(&self) -> usize {
+        self.graphs.len()
+    }
+
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
     /// session lives.
     pub fn stream(&self) -> StreamId {
@@ -469,10 +584,10 @@ impl Session {
 
     /// The kernel's index.
     #[inline]
-    fn place(&mut self, key: KernelKey, work: Work) -> usize {
+    fn place(&mut self, key: KernelKey, work: Work) -> Result<usize, LaunchError> {
         let fingerprint = key.fingerprint();
         match self.index.find(fingerprint) {
-            Some(at) => at,
+            Some(at) => Ok(at),
             None => self.meet(key, work, fingerprint),
         }
     }
@@ -497,29 +612,37 @@ impl Session {
     }
 
     #[cold]
-    fn meet(&mut self, key: KernelKey, work: Work, fingerprint: Fingerprint) -> usize {
+    fn meet(&mut self, key: KernelKey, work: Work, fingerprint: Fingerprint) -> Result<usize, LaunchError> {
+        let resolved = resolve(&self.lanes, self.layout.plan.placement(fingerprint))?;
         let at = self.seen.len();
         self.index.insert(fingerprint, at);
         self.seen.push(SeenKernel { key, work, launches: 0 });
         self.probe.met(key);
-        let resolved = match self.followed.as_ref().and_then(|plan| plan.tenants.get(&self.tenant)) {
-            Some(plan) => resolve(&self.lanes, plan.placement(fingerprint)),
-            None => Resolved { sms: self.device.topology().sms, priority: Priority::Normal, lane: self.current },
-        };
         self.resolved.push(resolved);
-        at
+        Ok(at)
     }
 
-    #[inline]
-    fn function(&mut self, symbol: &'static str) -> Result<FunctionId, DeviceError> {
-        match self.functions.iter().find(|known| std::ptr::eq(known.0, symbol)) {
-            Some(known) => Ok(known.1),
+    #[cold]
+    fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Choice {
+        let resolved = &mut self.resolved[at];
+        let choice = kernel.choose(resolved.sms, self.device.topology());
+        resolved.choice = Some(choice);
+        choice
+    }
+
+    /// The entry point called `symbol`, noted as the one that the kernel with this index uses.
+    #[cold]
+    fn function(&mut self, at: usize, symbol: &'static str) -> Result<FunctionId, DeviceError> {
+        let function = match self.functions.iter().find(|known| std::ptr::eq(known.0, symbol)) {
+            Some(known) => known.1,
             None => {
                 let function = self.device.function(symbol)?;
                 self.functions.push((symbol, function));
-                Ok(function)
+                function
             }
-        }
+        };
+        self.resolved[at].function = Some((symbol, function));
+        Ok(function)
     }
 
     #[inline]
@@ -545,28 +668,96 @@ impl Session {
         let plan = self.reader.load();
         match &self.followed {
             Some(followed) if Arc::ptr_eq(followed, plan) => Ok(()),
-            _ => {
-                let plan = Arc::clone(plan);
-                self.adopt(plan)
-            }
+            _ => self.adopt(),
         }
     }
 
     #[cold]
-    fn adopt(&mut self, plan: Arc<Plan>) -> Result<(), LaunchError> {
+    fn adopt(&mut self) -> Result<(), LaunchError> {
+        let (plan, partitions) = self.plans.in_force();
         let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
-        for (partition, priority) in mine.streams() {
-            if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
-                let stream = Stream::new(&self.device, partition, priority)?;
-                self.probe.lane(stream.id(), partition);
-                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)? });
+        if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
+            let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
+            let layout = match left {
+                Some(at) => Arc::clone(&self.left[at].layout),
+                None => {
+                    let used = |partition: &PartitionRef| mine.streams().any(|(used, _)| used == partition.id());
+                    Arc::new(Layout { plan: mine.clone(), partitions: partitions.into_iter().filter(used).collect() })
+                }
+            };
+            let is_first = self.lanes.is_empty();
+            self.make_lanes(&layout)?;
+            // If something fails from here on, the next launch begins anew, whatever the plan is then.
+            self.followed = None;
+            left.map(|at| self.left.swap_remove(at));
+            let before = std::mem::replace(&mut self.layout, layout);
+            if !is_first {
+                self.left.push(LeftLayout { layout: before, unused: None });
             }
-        }
-        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
-            *resolved = resolve(&self.lanes, mine.placement(seen.key.fingerprint()));
+            if self.layout.partitions.iter().any(PartitionRef::is_scarce) {
+                self.graphs.keep_only(&self.layout);
+            }
+            self.graphs.follow(&self.layout);
+            self.let_go()?;
         }
         self.followed = Some(plan);
         Ok(())
+    }
+
+    /// Makes the streams of `layout` that are not there.
+    fn make_lanes(&mut self, layout: &Layout) -> Result<(), LaunchError> {
+        for (partition, priority) in layout.plan.streams() {
+            if !self.lanes.iter().any(|lane| lane.is_for(partition, priority)) {
+                let reference = layout.partitions.iter().find(|reference| reference.id() == partition).cloned();
+                let stream = Stream::new(&self.device, partition, priority)?;
+                self.probe.lane(stream.id(), partition);
+                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of layouts that nothing needs any more, then of the streams that only they used, and finds the placements of all known kernels
+    /// among those that stay.
+    fn let_go(&mut self) -> Result<(), LaunchError> {
+        let stream = self.stream();
+        let mut unneeded = Vec::new();
+        for (at, left) in self.left.iter_mut().enumerate() {
+            let in_graphs = Arc::strong_count(&left.layout) > 1;
+            match &left.unused {
+                _ if in_graphs => left.unused = None,
+                Some(mark) if self.device.query(mark.id())? => unneeded.push(at),
+                Some(_) => {}
+                None => {
+                    let mark = Event::new(&self.device)?;
+                    self.device.record(mark.id(), stream)?;
+                    left.unused = Some(mark);
+                }
+            }
+        }
+        for at in unneeded.into_iter().rev() {
+            self.left.swap_remove(at);
+        }
+        let layouts = || std::iter::once(&self.layout).chain(self.left.iter().map(|left| &left.layout));
+        let needed =
+            |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let current = lanes.swap_remove(self.current);
+        lanes.retain(needed);
+        // The end of the chain is there, whether or not anything else will be.
+        lanes.push(current);
+        self.current = lanes.len() - 1;
+        self.lanes = lanes;
+        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
+            *resolved = resolve(&self.lanes, self.layout.plan.placement(seen.key.fingerprint()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    fn is_for(&self, partition: PartitionId, priority: Priority) -> bool {
+        self.partition == partition && self.priority == priority
     }
 }
 
@@ -587,9 +778,10 @@ impl Drop for Session {
     }
 }
 
-fn resolve(lanes: &[Lane], placement: Placement) -> Resolved {
-    let lane = lanes.iter().position(|lane| lane.partition == placement.partition && lane.priority == placement.priority);
-    Resolved { sms: placement.sms, priority: placement.priority, lane: lane.unwrap_or(0) }
+fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError> {
+    let Placement { sms, partition, priority } = placement;
+    let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
+    Ok(Resolved { sms, priority, lane, choice: None, function: None })
 }
 
 /// Kernel indices by fingerprint: open addressing with linear probing, at most half full.

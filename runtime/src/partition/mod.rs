@@ -8,5 +8,5 @@ mod ladder;
 pub mod ledger;
 mod tpc_set;
 
-pub use ladder::{Ladder, LadderError, rungs};
+pub use ladder::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, rungs};
 pub use tpc_set::TpcSet;

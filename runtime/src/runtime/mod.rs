@@ -14,7 +14,8 @@
 //! | `watched` | the device as a tenant sees it: its memory counted, a lost context met once |
 //! | `error` | what is refused, with figures |
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use crate::device::{Device, DeviceError, Sms};
 use crate::launch::lending::{Lending, Terms};
 use crate::launch::{Placement, Plan, PlanCell, TenantPlan};
-use crate::partition::{Ladder, LadderError};
+use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{Draft, DraftPlacement, Policy, TenantDraft};
 use crate::profile::{Corrections, ProfileStore};
 use crate::telemetry::{Recording, Telemetry};
@@ -43,8 +44,21 @@ pub use error::{AdmitError, MemoryHolder};
 pub use observed::Unprofiled;
 pub use tenants::{Tenancy, TenantStatus};
 
-/// Partitions a runtime makes at most: 128 take about 0.75 GB.
-const PARTITION_LIMIT: usize = 128;
+/// What a runtime may take for itself, and records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    pub partition_bytes: u64,
+    /// What it records of launches.
+    pub recording: Recording,
+}
+
+impl Default for RuntimeOptions {
+    /// Room for 128 partitions: about 0.75 GB.
+    fn default() -> Self {
+        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
+    }
+}
 
 /// Several tenants on one device.
 ///
@@ -98,17 +112,23 @@ struct State {
 impl Runtime {
     /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
-        Self::recording(device, policy, profiles, Recording::default())
+        Self::with_options(device, policy, profiles, RuntimeOptions::default())
     }
 
     /// A runtime without tenants that records what `recording` says.
     pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
+        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
+    }
+
+    /// A runtime without tenants, as `options` say.
+    pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
         let loss = Loss::default();
         let watched: Arc<dyn Device> =
             Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
-        let telemetry = Telemetry::new(Arc::clone(&watched), recording);
+        let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
         let lending = Arc::new(Lending::new(&watched));
-        let ladder = Ladder::new(Arc::clone(&watched), PARTITION_LIMIT);
+        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let ladder = Ladder::new(Arc::clone(&watched), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
         let capacity = watched.free_bytes().unwrap_or(device.topology().memory_bytes);
@@ -165,16 +185,19 @@ impl Runtime {
             return Err(lost.clone().into());
         }
         let draft = self.draft(state)?;
-        let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
+        // Referred to from here on, so that making one does not take another of the same plan away.
+        let mut partitions = HashMap::new();
+        let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
+        let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
         let paused = state.tenants.iter().filter(|(_, admitted)| admitted.paused).map(|(&id, _)| id).collect();
         let plan = Plan { policy: state.policy.name(), tenants, paused };
         let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         self.lending.widen(&terms)?;
         let before = self.plans.current();
-        self.plans.publish(plan);
+        let partitions_before = self.plans.publish_on(plan, partitions.into_values().collect());
         self.lending.adopt(&terms).inspect_err(|_| {
-            self.plans.publish(Plan::clone(&before));
+            drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
             self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
         })?;
         self.telemetry.plan_published(state.policy.name());
@@ -200,10 +223,14 @@ impl Runtime {
         Ok(draft)
     }
 
-    fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {
-        let place = |placement: &DraftPlacement| {
-            let partition = self.ladder.partition(placement.tpcs)?;
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
+    /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
+    fn realise(&self, draft: &TenantDraft, partitions: &mut HashMap<TpcSet, PartitionRef>) -> Result<TenantPlan, LadderError> {
+        let mut place = |placement: &DraftPlacement| {
+            let partition = match partitions.entry(placement.tpcs) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
+            };
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.owned | draft.grant)?;

@@ -142,6 +142,9 @@ impl Device for Watched {
     fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         self.watch(self.device()?.create_partition(tpcs))
     }
+    fn destroy_partition(&self, partition: PartitionId) -> Result<(), DeviceError> {
+        self.watch(self.device()?.destroy_partition(partition))
+    }
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
         self.watch(self.device()?.partition_sms(partition))
     }

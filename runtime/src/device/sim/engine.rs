@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{DevicePtr, StreamId};
+use crate::device::{DevicePtr, PartitionId, StreamId};
 
 use super::agenda::{Agenda, Occasion};
 use super::blocks::Blocks;
@@ -41,8 +41,8 @@ pub(super) struct Engine {
     pub(super) host_memory: BTreeMap<usize, usize>,
     pub(super) faults: Faults,
     pub(super) costs: CostModel,
-    /// SMs of each partition; the first is the whole GPU.
-    pub(super) partitions: Vec<SmSet>,
+    /// SMs of each partition, none where it was given back; the first is the whole GPU.
+    pub(super) partitions: Vec<Option<SmSet>>,
     pub(super) streams: Vec<Stream>,
     pub(super) events: BTreeMap<u64, EventState>,
     pub(super) next_event: u64,
@@ -86,7 +86,7 @@ impl Engine {
             to_device: Link::default(),
             to_host: Link::default(),
             costs: CostModel::new(&config),
-            partitions: vec![whole],
+            partitions: vec![Some(whole)],
             streams: Vec::new(),
             events: BTreeMap::new(),
             next_event: 1,
@@ -115,6 +115,28 @@ impl Engine {
         self.blocks.add_space(space);
         self.streams.push(Stream::new(partition, sms, space));
         self.streams.len() - 1
+    }
+
+    /// The SMs of a partition that is there.
+    pub(super) fn partition(&self, partition: PartitionId) -> Option<SmSet> {
+        self.partitions.get(partition.0 as usize).copied().flatten()
+    }
+
+    /// What keeps a partition from being given back.
+    pub(super) fn use_of_partition(&self, partition: PartitionId) -> Option<&'static str> {
+        let inside = |stream: &Stream| stream.partition == partition.0;
+        let has_nodes = |graph: &GraphDef| graph.nodes.iter().any(|node| inside(&self.streams[node.stream]));
+        if self.streams.iter().any(|stream| inside(stream) && !stream.destroyed) {
+            Some("a stream is left in it")
+        } else if self.streams.iter().any(|stream| inside(stream) && !stream.is_idle())
+            || self.runs.iter().flatten().any(|run| has_nodes(&run.graph))
+        {
+            Some("kernels run in it")
+        } else if self.graphs.values().any(|graph| has_nodes(graph)) {
+            Some("a graph has nodes in it")
+        } else {
+            None
+        }
     }
 
     /// Appends an operation to a stream, visible `cost` after what the host issued there before.
