@@ -21,8 +21,12 @@ fn smidgen(folder: &Path, args: &[&str]) -> Output {
 
 /// `smidgen colocate` on the simulator, writing `out.json` and `out.html` in `folder`.
 fn colocate(folder: &Path, tenants: &[&str], policies: &str) -> Output {
+    colocate_for("0.2s", folder, tenants, policies)
+}
+
+fn colocate_for(duration: &str, folder: &Path, tenants: &[&str], policies: &str) -> Output {
     let profile = profile();
-    let mut args = vec!["colocate", "--device", "sim", "--duration", "0.2s", "--json", "out.json", "--html", "out.html"];
+    let mut args = vec!["colocate", "--device", "sim", "--duration", duration, "--json", "out.json", "--html", "out.html"];
     args.extend(["--profile", profile.to_str().unwrap(), "--policy", policies]);
     args.extend(tenants.iter().flat_map(|tenant| ["--tenant", tenant]));
     smidgen(folder, &args)
@@ -310,4 +314,29 @@ fn doctor_without_a_gpu_says_what_is_missing_and_what_to_do() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     names_all(&stdout, &["kernels", "GPU", "install the NVIDIA driver", "MPS", "mps-default", "--device sim"]);
     assert!(stdout.lines().any(|line| line.trim_start().starts_with("MISSING")), "{stdout}");
+}
+
+/// The latency and the throughput tenant with lending, and without.
+fn with_and_without_lending(rate: &str, duration: &str) -> [[Value; 2]; 2] {
+    let folder = TempDir::new().unwrap();
+    let chat = format!("{CHAT},rate={rate}");
+    succeeded(&colocate_for(duration, folder.path(), &[&chat, EMBED], "slo,slo:no-borrow"));
+    let result = json(folder.path());
+    [0, 1].map(|policy| [0, 1].map(|tenant| result["policies"][policy]["tenants"][tenant].clone()))
+}
+
+#[test]
+fn a_throughput_tenant_is_faster_on_what_an_idle_latency_tenant_lends() {
+    let [[_, with], [_, without]] =
+        with_and_without_lending("50/s", "0.2s").map(|tenants| tenants.map(|tenant| number(&tenant, "throughput")));
+    assert!(with > 1.1 * without, "{with} requests per second, {without} without lending");
+}
+
+#[test]
+#[ignore = "known defect: lending lengthens the lender's own requests beyond its SLO"]
+fn a_latency_tenant_that_lends_between_requests_keeps_its_slo() {
+    // So few that none waits for another.
+    let [[with, _], [without, _]] = with_and_without_lending("5/s", "4s").map(|tenants| tenants.map(|tenant| number(&tenant, "p99_ms")));
+    assert!(without <= 5.0, "{without} ms without lending");
+    assert!(with <= 5.0, "{with} ms, {without} ms without lending");
 }

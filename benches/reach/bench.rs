@@ -115,7 +115,7 @@ impl Bench {
         let walls = Walls { grid: true, grant: false, partition: sms < self.all_sms() };
         let all = self.device.topology().all_tpcs();
         let tenant = TenantPlan { owned: all, grant: all, default: placement, kernels: HashMap::new(), walls };
-        let plans = PlanCell::new(Plan { policy: "fixed", tenants: HashMap::from([(TenantId(0), tenant)]) });
+        let plans = PlanCell::new(Plan { policy: "fixed", tenants: HashMap::from([(TenantId(0), tenant)]), ..Plan::default() });
         let session = Session::new(&self.device, &plans, TenantId(0), Arc::new(Grant::new(&self.device)?))?;
         Ok(Lane { sms, session })
     }

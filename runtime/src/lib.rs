@@ -12,7 +12,9 @@
 //! | [`launch`] | kernels, plans, grants, [`lending`](launch::lending) of what is not used, and the one interception point |
 //! | [`policy`] | one file per policy: pure functions from tenants and profiles to a plan |
 //! | [`profile`] | what the profiler measured: schema, provenance, store |
+//! | [`runtime`] | tenants come, go and change; each change makes a plan |
 //! | [`tenant`] | who shares the GPU |
+//! | [`transfer`] | host-to-device copies in chunks, latency tenants first |
 //! | [`telemetry`] | timeline, metrics, sampled kernel times, latency recorders |
 //!
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.
@@ -26,5 +28,6 @@ pub mod profile;
 pub mod runtime;
 pub mod telemetry;
 pub mod tenant;
+pub mod transfer;
 
-pub use runtime::{AdmitError, Runtime, RuntimeOptions, Unprofiled};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions, Tenancy, Unprofiled};

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Sms;
+
 /// A tenant's number, never used again after it is dismissed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TenantId(pub u32);
@@ -17,6 +19,18 @@ pub enum Class {
     /// Only the sum of finished requests counts.
     #[default]
     Throughput,
+}
+
+/// How many SMs a tenant is to have, see [`Runtime::resize`](crate::Runtime::resize).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Share {
+    /// What the policy gives it.
+    #[default]
+    Planned,
+    /// So many SMs to itself, rounded up to whole TPCs; at least one TPC.
+    Sms(Sms),
+    /// That part of the GPU's SMs to itself, in percent, rounded as above.
+    Percent(u8),
 }
 
 /// One model being served, as the engine announces it.

@@ -74,7 +74,7 @@ fn plan() -> Plan {
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();
     let all = TpcSet::range(0, 66);
     let tenant = TenantPlan { owned: all, grant: all, default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
-    Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]) }
+    Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]), ..Plan::default() }
 }
 
 /// A session under [`plan`] that has launched every kernel.

@@ -338,6 +338,38 @@ fn dismissing_an_owner_whose_tpcs_are_lent_gives_them_to_the_borrower_for_good()
 }
 
 #[test]
+fn a_paused_owner_s_tpcs_are_the_others_own_and_are_lent_again_after_it_was_resumed() {
+    let house = House::new();
+    let (borrower, _batch) = house.admit(Class::Throughput);
+    let (owner, mut latency) = house.idle_owner();
+    house.runtime.pause(owner).unwrap();
+    let paused = house.has(owner);
+    assert_eq!((paused.owned, paused.lent, paused.borrowed), (TpcSet::EMPTY, TpcSet::EMPTY, TpcSet::EMPTY));
+    assert_eq!(house.has(borrower), Holdings { owned: ALL, granted: ALL, ..Holdings::default() });
+    assert!(matches!(latency.begin_request(), Err(LaunchError::Paused)));
+    latency.end_request().unwrap();
+
+    house.runtime.resume(owner).unwrap();
+    house.lend();
+    assert_eq!(house.has(owner), Holdings { owned: FIRST, lent: FIRST, borrowed: TpcSet::EMPTY, granted: FIRST });
+    assert_eq!(house.has(borrower).borrowed, FIRST);
+    latency.begin_request().unwrap();
+    assert_eq!(house.has(borrower).granted, ALL - FIRST);
+}
+
+#[test]
+fn what_a_paused_tenant_has_launched_ends_on_the_tpcs_that_it_had() {
+    let house = House::new();
+    let (_owner, _latency) = house.admit(Class::Latency);
+    let (id, mut batch) = house.admit(Class::Throughput);
+    batch.launch(&LONG).unwrap();
+    house.pass(Duration::from_micros(500));
+    house.runtime.pause(id).unwrap();
+    let kernel = house.gpu.trace(&batch).pop().unwrap();
+    assert!(kernel.ended - kernel.started < Duration::from_micros(LONG.us) * 66 / 50, "{:?}", kernel.ended - kernel.started);
+}
+
+#[test]
 fn dismissing_a_borrower_returns_what_it_borrowed_within_a_tile() {
     let house = House::new();
     let (borrower, mut batch) = house.admit(Class::Throughput);

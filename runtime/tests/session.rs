@@ -53,7 +53,7 @@ impl House {
     }
 
     fn publish(&self, tenants: impl IntoIterator<Item = (TenantId, TenantPlan)>) {
-        self.plans.publish(Plan { policy: "test", tenants: tenants.into_iter().collect::<HashMap<_, _>>() });
+        self.plans.publish(Plan { policy: "test", tenants: tenants.into_iter().collect::<HashMap<_, _>>(), ..Plan::default() });
     }
 
     /// A session of [`TENANT`] under a plan of it alone.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`spec`], [`tenants_file`] | read what the user asks for |
 //! | [`phase`] | runs tenants under one way of sharing and measures them |
+//! | `serving` | serves them side by side, each on its own, so that one's failure is nobody else's |
 //! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
 //! | [`mps`] | the MPS daemon that the baseline `mps-default` needs |
 //! | [`profiles`] | the profiles that policies place by |
@@ -15,6 +16,7 @@ pub mod phase;
 pub mod profiles;
 pub mod report;
 pub mod results;
+mod serving;
 pub mod spec;
 pub mod table;
 pub mod tenants_file;

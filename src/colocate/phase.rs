@@ -1,34 +1,29 @@
 //! One phase of a run: tenants under one way of sharing, in this process, measured.
 
-use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use smidgen_runtime::Runtime;
-use smidgen_runtime::device::sim::{KernelTrace, SimDevice};
-use smidgen_runtime::device::{Device, Topology};
+use smidgen_runtime::device::Device;
+use smidgen_runtime::device::sim::SimDevice;
 use smidgen_runtime::launch::{KernelKey, LaunchError, Session, Walls};
 use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
 use smidgen_runtime::profile::ProfileStore;
-use smidgen_runtime::telemetry::trace::{Event, Happening, Trace};
 use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
-use smidgen_runtime::tenant::{TenantId, TenantSpec};
+use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::{Runtime, Tenancy};
 
 use super::results::{StreamResult, TenantResult};
+use super::serving::{self, Resident};
 use super::spec::{Sharing, Stream, TenantRequest};
-use super::watch::{self, Observer, PhaseWatch, Shown, TRACE_EVENTS};
+use super::watch::{self, Observer, PhaseWatch, Shown, SimulatedKernels, TRACE_EVENTS};
 use crate::kernels::attention::PAGE_TOKENS;
 use crate::models::{self, BuildError, SlotBatch};
 use crate::serve::batching::{Batching, Limits};
-use crate::serve::{RequestShape, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
+use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
-
-/// Time between two looks at the tenants' threads.
-const TICK: Duration = Duration::from_millis(50);
 
 /// A phase that could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -113,27 +108,27 @@ pub fn run(
     let by_profile = policy.needs_profiles();
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::recording(device.device(), policy, profiles, recording);
-    let mut ids = Vec::new();
+    let mut tenancies = Vec::new();
     let mut prepared = Vec::new();
     for (process, tenant) in tenants.iter().enumerate() {
         if let (PhaseDevice::Sim(sim), true) = (device, sharing.is_baseline()) {
             sim.set_process(process as u32);
         }
-        let (id, tenant) = prepare(&runtime, tenant)?;
-        ids.push(id);
+        let (tenancy, tenant) = prepare(&runtime, tenant)?;
+        tenancies.push(tenancy);
         prepared.push(tenant);
     }
     // Captured only now that the plan knows every tenant's kernels.
     let servers = tenants
         .iter()
-        .zip(&ids)
+        .zip(&tenancies)
         .zip(prepared)
-        .map(|((tenant, &id), prepared)| TenantServer::new(tenant, prepared, runtime.request_log(id)?));
+        .map(|((tenant, tenancy), prepared)| TenantServer::new(tenant, prepared, runtime.request_log(tenancy.tenant())?));
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     if matches!(sharing, Sharing::Policy(name) if name == "exclusive") {
         let turn = Arc::new(Turn::default());
         for (number, server) in (0..).zip(&mut servers) {
-            server.take_turns(Arc::clone(&turn), number);
+            server.take_turns(turn.seat(number));
         }
     }
     gate()?;
@@ -144,22 +139,26 @@ pub fn run(
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
         server.start(window, tenant.rate, seed as u64);
     }
-    let observer = Observer::new(&runtime, recorder.as_ref().map(|(recorder, show)| (recorder, *show)));
-    let mut kernels = SimulatedKernels::default();
-    let served = match device {
-        PhaseDevice::Cuda(device) => serve_on_threads(&**device, tenants, servers, observer)?,
-        PhaseDevice::Sim(device) => serve_in_virtual_time(device, tenants, servers, observer, watch.trace.then_some(&mut kernels))?,
+    let residents = tenants.iter().zip(servers).zip(tenancies);
+    let residents = residents.map(|((request, server), tenancy)| Resident { request, server, tenancy }).collect();
+    let mut observer = Observer::new(&runtime, recorder.as_ref().map(|(recorder, show)| (recorder, *show)));
+    let outcomes = match device {
+        PhaseDevice::Cuda(_) => serving::on_threads(&runtime, residents, &mut observer),
+        PhaseDevice::Sim(device) => {
+            observer.simulated = watch.trace.then(|| SimulatedKernels::of(device));
+            serving::in_virtual_time(&runtime, residents, &mut observer)
+        }
     };
-    let mut shown = Shown { trace: watch.trace.then(|| runtime.telemetry().trace()), ..Shown::default() };
-    if let Some(trace) = &mut shown.trace {
-        kernels.join(trace, runtime.device().topology());
-    }
+    // The others were served to the end, but beside a neighbour that was not there: no measurement of these tenants together.
+    let outcomes = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // Nobody is dismissed before all is read: the plan would change.
+    let mut shown = Shown { trace: watch.trace.then(|| observer.trace()), ..Shown::default() };
     if by_profile {
         let unprofiled = runtime.unprofiled().into_iter();
         shown.unprofiled = unprofiled.map(|tenant| (tenant.name, tenant.kernels.iter().map(KernelKey::to_string).collect())).collect();
     }
-    let figures =
-        tenants.iter().zip(ids).zip(served).map(|((tenant, id), served)| result(&runtime, tenant, id, &served, seconds)).collect();
+    let figures = tenants.iter().zip(&outcomes);
+    let figures = figures.map(|(tenant, (served, tenancy))| result(&runtime, tenant, tenancy.tenant(), served, seconds)).collect();
     Ok((figures, shown))
 }
 
@@ -172,13 +171,13 @@ enum Prepared {
 }
 
 /// A tenant being served.
-enum TenantServer {
+pub(super) enum TenantServer {
     Requests(Box<Server>),
     Stream(Box<StreamServer<SlotBatch>>),
 }
 
 /// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
-fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepared), PhaseError> {
+fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
     let source = models::ModelSource::find(&tenant.model).map_err(build)?;
     let limits = tenant.stream.map(|stream| limits(tenant, stream));
@@ -189,6 +188,7 @@ fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepa
     let memory_bytes = memory_bytes.map_err(build)?;
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
+    let tenancy = Tenancy::new(runtime, id);
     let mut session = runtime.session(id)?;
     let (kernels, prepared) = match (tenant.stream, limits) {
         (Some(stream), Some(limits)) => {
@@ -208,7 +208,7 @@ fn prepare(runtime: &Runtime, tenant: &TenantRequest) -> Result<(TenantId, Prepa
         }
     };
     runtime.learn(id, &kernels)?;
-    Ok((id, prepared))
+    Ok((tenancy, prepared))
 }
 
 /// Slots and pages for a stream: enough for all its requests at once, so that none is preempted.
@@ -221,24 +221,28 @@ fn limits(tenant: &TenantRequest, stream: Stream) -> Limits {
 impl TenantServer {
     /// Captures what the tenant replays.
     fn new(tenant: &TenantRequest, prepared: Prepared, log: RequestLog) -> Result<Self, PhaseError> {
+        // A throughput tenant has always something to do.
+        let lends = tenant.class == Class::Latency;
         Ok(match prepared {
             Prepared::Requests(session, workload) => {
                 let server = Server::new(*session, workload, tenant.slo()).map_err(|source| PhaseError::launch(tenant, source))?;
-                Self::Requests(Box::new(server.observed(log)))
+                let server = server.observed(log);
+                Self::Requests(Box::new(if lends { server.lending() } else { server }))
             }
             Prepared::Stream(mut slots, shape) => {
                 slots.prepare().map_err(|source| PhaseError::build(tenant, source))?;
                 let batching = Batching::new(*slots)
                     .map_err(|source| PhaseError::Stream { tenant: tenant.name.clone(), problem: source.to_string() })?;
-                Self::Stream(Box::new(StreamServer::new(batching, shape, tenant.slo()).observed(log)))
+                let server = StreamServer::new(batching, shape, tenant.slo()).observed(log);
+                Self::Stream(Box::new(if lends { server.lending() } else { server }))
             }
         })
     }
 
-    fn take_turns(&mut self, turn: Arc<Turn>, number: u64) {
+    fn take_turns(&mut self, seat: Seat) {
         match self {
-            Self::Requests(server) => server.take_turns(turn, number),
-            Self::Stream(server) => server.take_turns(turn, number),
+            Self::Requests(server) => server.take_turns(seat),
+            Self::Stream(server) => server.take_turns(seat),
         }
     }
 
@@ -249,7 +253,7 @@ impl TenantServer {
         }
     }
 
-    fn step(&mut self, tenant: &TenantRequest) -> Result<Step, PhaseError> {
+    pub(super) fn step(&mut self, tenant: &TenantRequest) -> Result<Step, PhaseError> {
         match self {
             Self::Requests(server) => server.step().map_err(|source| PhaseError::launch(tenant, source)),
             Self::Stream(server) => server.step().map_err(|error| match error {
@@ -259,99 +263,10 @@ impl TenantServer {
         }
     }
 
-    fn finish(self) -> Served {
+    pub(super) fn finish(self) -> Served {
         match self {
             Self::Requests(server) => server.finish(),
             Self::Stream(server) => server.finish(),
-        }
-    }
-}
-
-fn serve_on_threads(
-    device: &dyn Device,
-    tenants: &[TenantRequest],
-    servers: Vec<TenantServer>,
-    mut observer: Observer<'_>,
-) -> Result<Vec<Served>, PhaseError> {
-    let serve = |tenant, mut server: TenantServer| {
-        device.bind_thread().map_err(|error| PhaseError::launch(tenant, error.into()))?;
-        loop {
-            match server.step(tenant)? {
-                Step::Finished => return Ok(server.finish()),
-                Step::Busy => device.pass_time(Duration::MAX),
-                Step::IdleUntil(instant) => device.pass_time(instant),
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = tenants.iter().zip(servers).map(|(tenant, server)| scope.spawn(move || serve(tenant, server))).collect();
-        while !threads.iter().all(|thread| thread.is_finished()) {
-            observer.poll();
-            thread::sleep(TICK);
-        }
-        observer.look();
-        let joined: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        tenants.iter().zip(joined).map(|(tenant, served)| served.unwrap_or_else(|_| Err(PhaseError::Panic(tenant.name.clone())))).collect()
-    })
-}
-
-fn serve_in_virtual_time(
-    device: &SimDevice,
-    tenants: &[TenantRequest],
-    mut servers: Vec<TenantServer>,
-    mut observer: Observer<'_>,
-    mut kernels: Option<&mut SimulatedKernels>,
-) -> Result<Vec<Served>, PhaseError> {
-    loop {
-        let mut until = None;
-        for (tenant, server) in tenants.iter().zip(&mut servers) {
-            let next = match server.step(tenant)? {
-                Step::Finished => continue,
-                Step::Busy => Duration::MAX,
-                Step::IdleUntil(instant) => instant,
-            };
-            until = Some(until.map_or(next, |until: Duration| until.min(next)));
-        }
-        if let Some(kernels) = &mut kernels {
-            kernels.take(device);
-        }
-        observer.poll();
-        match until {
-            Some(until) => device.pass_time(until),
-            None => {
-                observer.look();
-                return Ok(servers.into_iter().map(TenantServer::finish).collect());
-            }
-        }
-    }
-}
-
-/// The last kernels that the simulator ran, for a timeline.
-#[derive(Default)]
-struct SimulatedKernels(VecDeque<KernelTrace>);
-
-impl SimulatedKernels {
-    fn take(&mut self, device: &SimDevice) {
-        self.0.extend(device.take_trace());
-        self.0.drain(..self.0.len().saturating_sub(TRACE_EVENTS));
-    }
-
-    /// Puts them where their streams belong, in place of those of them that were sampled.
-    fn join(self, trace: &mut Trace, topology: &Topology) {
-        for track in trace.tenants.values_mut() {
-            track.events.retain(|event| !matches!(event.what, Happening::Kernel { .. }));
-        }
-        for KernelTrace { key, stream, started, ended, tpcs, .. } in self.0 {
-            let Some(lane) = trace.lanes.iter().find(|lane| lane.stream == stream.0) else { continue };
-            let what = Happening::Kernel {
-                kernel: key,
-                partition: lane.partition,
-                sms: topology.sms_of(tpcs),
-                took: ended.saturating_sub(started),
-            };
-            if let Some(track) = trace.tenants.get_mut(&lane.tenant) {
-                track.events.push(Event { at: started, what });
-            }
         }
     }
 }
@@ -392,7 +307,7 @@ impl PhaseError {
         Self::Build { tenant: tenant.name.clone(), source }
     }
 
-    fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
+    pub(super) fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
         Self::Launch { tenant: tenant.name.clone(), source }
     }
 }

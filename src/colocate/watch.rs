@@ -1,6 +1,6 @@
 //! What a run shows of itself: the timelines of its phases, kernels that nobody has profiled, and, while it runs, its metrics over HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use smidgen_runtime::Runtime;
-use smidgen_runtime::telemetry::trace::Trace;
+use smidgen_runtime::device::Topology;
+use smidgen_runtime::device::sim::{KernelTrace, SimDevice};
+use smidgen_runtime::telemetry::trace::{Event, Happening, Trace};
 
 /// The gauge that tells the phase; its labels are `phase` and `simulated`.
 pub const PHASE: &str = "smidgen_phase";
@@ -83,6 +85,8 @@ pub struct PhaseWatch<'a> {
 pub(super) struct Observer<'a> {
     runtime: &'a Runtime,
     recorder: Option<(&'a PrometheusRecorder, &'a (dyn Fn(String) + Sync))>,
+    /// On the simulator, where a timeline is kept.
+    pub(super) simulated: Option<SimulatedKernels<'a>>,
     last: Instant,
 }
 
@@ -93,11 +97,14 @@ pub(super) fn recorder() -> PrometheusRecorder {
 
 impl<'a> Observer<'a> {
     pub(super) fn new(runtime: &'a Runtime, recorder: Option<(&'a PrometheusRecorder, &'a (dyn Fn(String) + Sync))>) -> Self {
-        Self { runtime, recorder, last: Instant::now() }
+        Self { runtime, recorder, simulated: None, last: Instant::now() }
     }
 
     /// Looks if it is time to.
     pub(super) fn poll(&mut self) {
+        if let Some(kernels) = &mut self.simulated {
+            kernels.take();
+        }
         if self.last.elapsed() >= INTERVAL {
             self.look();
             self.last = Instant::now();
@@ -113,6 +120,51 @@ impl<'a> Observer<'a> {
             let handle = recorder.handle();
             handle.run_upkeep();
             show(handle.render());
+        }
+    }
+    /// The timeline so far.
+    pub(super) fn trace(self) -> Trace {
+        let mut trace = self.runtime.telemetry().trace();
+        if let Some(kernels) = self.simulated {
+            kernels.join(&mut trace, self.runtime.device().topology());
+        }
+        trace
+    }
+}
+
+/// The last kernels that the simulator ran, for a timeline.
+pub(super) struct SimulatedKernels<'a> {
+    device: &'a SimDevice,
+    last: VecDeque<KernelTrace>,
+}
+
+impl<'a> SimulatedKernels<'a> {
+    /// Of what `device` runs from now on.
+    pub(super) fn of(device: &'a SimDevice) -> Self {
+        Self { device, last: VecDeque::new() }
+    }
+
+    fn take(&mut self) {
+        self.last.extend(self.device.take_trace());
+        self.last.drain(..self.last.len().saturating_sub(TRACE_EVENTS));
+    }
+
+    /// Puts them where their streams belong, in place of those of them that were sampled.
+    fn join(self, trace: &mut Trace, topology: &Topology) {
+        for track in trace.tenants.values_mut() {
+            track.events.retain(|event| !matches!(event.what, Happening::Kernel { .. }));
+        }
+        for KernelTrace { key, stream, started, ended, tpcs, .. } in self.last {
+            let Some(lane) = trace.lanes.iter().find(|lane| lane.stream == stream.0) else { continue };
+            let what = Happening::Kernel {
+                kernel: key,
+                partition: lane.partition,
+                sms: topology.sms_of(tpcs),
+                took: ended.saturating_sub(started),
+            };
+            if let Some(track) = trace.tenants.get_mut(&lane.tenant) {
+                track.events.push(Event { at: started, what });
+            }
         }
     }
 }

@@ -245,6 +245,11 @@ impl EncoderBatch {
         self.rows
     }
 
+    /// Token ids of all sequences, `[rows]` of `u32`: another request of the same lengths is these in their place.
+    pub fn ids(&self) -> DevicePtr {
+        self.ids.ptr()
+    }
+
     /// First row of each sequence, `[sequences]` u32.
     pub fn starts(&self) -> DevicePtr {
         self.starts.ptr()

@@ -9,7 +9,6 @@ pub mod batching;
 mod stream;
 mod turn;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
@@ -18,7 +17,7 @@ use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 pub use arrivals::Arrivals;
 pub use stream::{RequestShape, StreamError, StreamServer, TokenLatencies};
-pub use turn::Turn;
+pub use turn::{Seat, Turn};
 
 /// One kind of request of one model, with its buffers on the device.
 pub trait Workload: Send {
@@ -65,11 +64,25 @@ pub struct Server {
     slo: Option<Duration>,
     window: Window,
     served: Served,
-    /// Shared with the other servers where only one may have a request in flight, with this server's number among them.
-    turn: Option<(Arc<Turn>, u64)>,
+    /// Where only one server may have a request in flight.
+    seat: Option<Seat>,
     /// Scheduled arrival of the request that waits for its turn.
     waiting: Option<Duration>,
+    lending: Lending,
     log: RequestLog,
+}
+
+/// What a server has announced to the runtime, which lends the SMs of idle tenants: between two announcements nothing is said, so that a server with
+/// requests waiting never lends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Lending {
+    /// Nothing, ever.
+    #[default]
+    Never,
+    /// That it is at work, or nothing so far.
+    Working,
+    /// That it has nothing to do.
+    Idle,
 }
 
 /// What a step found.
@@ -101,8 +114,9 @@ impl Server {
             slo,
             window,
             served: Served::default(),
-            turn: None,
+            seat: None,
             waiting: None,
+            lending: Lending::default(),
             log: RequestLog::default(),
         })
     }
@@ -113,9 +127,15 @@ impl Server {
         Self { log, ..self }
     }
 
-    /// Lets this server, number `server`, issue requests only in its turn.
-    pub fn take_turns(&mut self, turn: Arc<Turn>, server: u64) {
-        self.turn = Some((turn, server));
+    /// The same server, which lends its tenant's SMs while it has nothing to do.
+    #[must_use]
+    pub fn lending(self) -> Self {
+        Self { lending: Lending::Working, ..self }
+    }
+
+    /// Lets this server issue requests only in its turn.
+    pub fn take_turns(&mut self, seat: Seat) {
+        self.seat = Some(seat);
     }
 
     /// Opens the gate: requests arrive from now on.
@@ -135,23 +155,21 @@ impl Server {
             }
             self.in_flight = None;
             self.note(scheduled);
-            if let Some((turn, _)) = &self.turn {
-                turn.give_back();
-            }
+            self.seat.iter().for_each(Seat::give_back);
         }
         let now = self.session.device().now();
         let scheduled = self.waiting.unwrap_or_else(|| self.arrivals.next(now));
         if now >= self.window.end || scheduled >= self.window.end {
-            if let Some((turn, server)) = &self.turn {
-                turn.leave(*server);
-            }
+            self.seat.iter().for_each(Seat::leave);
+            self.rest()?;
             return Ok(Step::Finished);
         }
         if scheduled > now {
+            self.rest()?;
             return Ok(Step::IdleUntil(scheduled));
         }
         self.waiting = Some(scheduled);
-        if self.turn.as_ref().is_none_or(|(turn, server)| turn.take(*server)) {
+        if self.seat.as_ref().is_none_or(Seat::take) {
             self.waiting = None;
             self.issue()?;
             self.arrivals.advance();
@@ -165,7 +183,20 @@ impl Server {
         self.served
     }
 
+    /// Nothing is in flight, and nothing waits.
+    fn rest(&mut self) -> Result<(), LaunchError> {
+        if self.lending == Lending::Working {
+            self.lending = Lending::Idle;
+            self.session.end_request()?;
+        }
+        Ok(())
+    }
+
     fn issue(&mut self) -> Result<(), LaunchError> {
+        if self.lending == Lending::Idle {
+            self.lending = Lending::Working;
+            self.session.begin_request()?;
+        }
         self.session.replay_or_capture(REQUEST, |session| self.workload.enqueue(session))?;
         let record = self.session.device().record(self.done.id(), self.session.stream());
         record.map_err(|error: DeviceError| error.into())

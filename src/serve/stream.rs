@@ -1,13 +1,12 @@
 //! Serving one decoder tenant a stream of requests by continuous batching.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 use super::batching::{Batching, Executor, Request, SubmitError, Timing};
-use super::{Arrivals, Served, Step, Turn, Window};
+use super::{Arrivals, Lending, Seat, Served, Step, Window};
 use crate::generate::Sampling;
 
 /// Steps issued before the oldest is waited for, where tenants take turns: the turn is one step then.
@@ -48,7 +47,8 @@ pub struct StreamServer<E> {
     tokens: TokenLatencies,
     submitted: u64,
     finished: u64,
-    turn: Option<(Arc<Turn>, u64)>,
+    seat: Option<Seat>,
+    lending: Lending,
     log: RequestLog,
 }
 
@@ -79,7 +79,8 @@ impl<E: Executor> StreamServer<E> {
             tokens: TokenLatencies::default(),
             submitted: 0,
             finished: 0,
-            turn: None,
+            seat: None,
+            lending: Lending::default(),
             log: RequestLog::default(),
         }
     }
@@ -90,9 +91,15 @@ impl<E: Executor> StreamServer<E> {
         Self { log, ..self }
     }
 
-    /// Lets this server, number `server`, issue steps only in its turn.
-    pub fn take_turns(&mut self, turn: Arc<Turn>, server: u64) {
-        self.turn = Some((turn, server));
+    /// The same server, which lends its tenant's SMs while it has nothing to do.
+    #[must_use]
+    pub fn lending(self) -> Self {
+        Self { lending: Lending::Working, ..self }
+    }
+
+    /// Lets this server issue steps only in its turn.
+    pub fn take_turns(&mut self, seat: Seat) {
+        self.seat = Some(seat);
     }
 
     /// Opens the gate: requests arrive from now on, or, without a rate, as many as there are slots at once, each followed by another when it is finished.
@@ -114,10 +121,8 @@ impl<E: Executor> StreamServer<E> {
         }
         if self.batching.try_collect().map_err(StreamError::Executor)?.is_some() {
             self.note_finished();
-            if self.batching.scheduler().in_flight() == 0
-                && let Some((turn, _)) = &self.turn
-            {
-                turn.give_back();
+            if self.batching.scheduler().in_flight() == 0 {
+                self.seat.iter().for_each(Seat::give_back);
             }
             if !ended {
                 // Whoever finished makes room, and in a closed loop somebody follows.
@@ -129,13 +134,16 @@ impl<E: Executor> StreamServer<E> {
             return Ok(Step::Busy);
         }
         if ended {
-            if let Some((turn, server)) = &self.turn {
-                turn.leave(*server);
-            }
+            self.seat.iter().for_each(Seat::leave);
+            self.rest().map_err(StreamError::Executor)?;
             return Ok(Step::Finished);
         }
-        // Whoever waits for a turn must look again.
-        Ok(if self.batching.is_idle() { Step::IdleUntil(self.arrivals.next(now).min(self.window.end)) } else { Step::Busy })
+        if !self.batching.is_idle() {
+            // Whoever waits for a turn must look again.
+            return Ok(Step::Busy);
+        }
+        self.rest().map_err(StreamError::Executor)?;
+        Ok(Step::IdleUntil(self.arrivals.next(now).min(self.window.end)))
     }
 
     /// What was measured.
@@ -156,10 +164,23 @@ impl<E: Executor> StreamServer<E> {
         Ok(())
     }
 
+    /// Nothing is in flight, and nothing waits.
+    fn rest(&mut self) -> Result<(), E::Error> {
+        if self.lending == Lending::Working {
+            self.lending = Lending::Idle;
+            self.batching.executor_mut().end_request()?;
+        }
+        Ok(())
+    }
+
     fn issue(&mut self) -> Result<(), E::Error> {
-        let Some((turn, server)) = &self.turn else { return self.batching.issue() };
+        if self.lending == Lending::Idle && !self.batching.is_idle() {
+            self.lending = Lending::Working;
+            self.batching.executor_mut().begin_request()?;
+        }
+        let Some(seat) = &self.seat else { return self.batching.issue() };
         let scheduler = self.batching.scheduler();
-        if scheduler.in_flight() > 0 || self.batching.is_idle() || !turn.take(*server) {
+        if scheduler.in_flight() > 0 || self.batching.is_idle() || !seat.take() {
             return Ok(());
         }
         self.batching.issue_up_to(STEPS_IN_A_TURN)

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use super::*;
+use crate::serve::Turn;
 use crate::serve::batching::{Limits, StepPlan};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -100,7 +102,7 @@ fn servers_that_take_turns_have_one_step_in_flight_among_them() {
     let turn = Arc::new(Turn::default());
     let mut servers = [(server(2, 10), None), (server(2, 10), None)];
     for (number, (server, _)) in (0..).zip(&mut servers) {
-        server.take_turns(Arc::clone(&turn), number);
+        server.take_turns(turn.seat(number));
     }
     run(&mut servers);
     for (server, _) in servers {

@@ -21,4 +21,5 @@ mod rotary;
 mod rowwise;
 mod sampling;
 mod serving;
+mod tenants;
 mod vit;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use smidgen_runtime::device::{
-    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
 };
 use smidgen_runtime::launch::KernelKey;
 use smidgen_runtime::partition::TpcSet;
@@ -169,6 +169,13 @@ impl Device for ScriptedDevice {
     }
     fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
         Err(broken("upload"))
+    }
+    fn allocate_host(&self, _: usize) -> Result<HostPtr, DeviceError> {
+        Err(broken("allocate_host"))
+    }
+    fn free_host(&self, _: HostPtr) {}
+    unsafe fn upload_pinned(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        Err(broken("upload_pinned"))
     }
     fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
         Err(broken("download"))

@@ -3,7 +3,8 @@
 //! A back end supplies memory, streams inside partitions, kernel launches, events, graphs and a clock, with CUDA's meaning for each:
 //! work on one stream runs in order, events order work between streams, a captured graph replays what was enqueued while capturing. Every
 //! handle is a plain number that the back end gave out, so that the launch path carries no reference counts; the owning wrappers
-//! ([`Buffer`], [`Stream`], [`Event`], [`Graph`]) give theirs back when dropped. Partitions live as long as the device, unless they are given back.
+//! ([`Buffer`], [`PinnedBuffer`], [`Stream`], [`Event`], [`Graph`]) give theirs back when dropped. Partitions live as long as the device, unless they are given
+//! back.
 //!
 //! | back end | what runs | clock |
 //! |---|---|---|
@@ -25,6 +26,10 @@ use crate::partition::TpcSet;
 #[cfg(feature = "cuda-13000")]
 pub mod cuda;
 pub mod sim;
+
+mod pinned;
+
+pub use pinned::PinnedBuffer;
 
 /// A number of streaming multiprocessors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -63,6 +68,10 @@ impl DevicePtr {
         self.0 == 0
     }
 }
+
+/// The address of page-locked host memory, owned by a [`PinnedBuffer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPtr(pub *mut u8);
 
 /// How the GPU orders thread blocks that wait for an SM. It acts when running blocks end, never before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -190,6 +199,20 @@ pub trait Device: Send + Sync {
 
     /// Copies host bytes to the device in stream order. `source` may be reused as soon as this returns. An error while the stream is captured.
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError>;
+
+    /// `bytes` of page-locked host memory, which the GPU reads without the host's help; more than 0 bytes, not cleared. Slow (the driver locks every
+    /// page): never on the launch path. Use [`PinnedBuffer::new`].
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError>;
+
+    /// Gives back what [`allocate_host`](Device::allocate_host) returned.
+    fn free_host(&self, ptr: HostPtr);
+
+    /// Copies page-locked bytes to the device in stream order, without waiting. An error while the stream is captured. Use
+    /// [`transfer`](crate::transfer), which keeps the promise below.
+    ///
+    /// # Safety
+    /// `source` lies in memory of [`allocate_host`](Device::allocate_host), and neither changes nor goes away before the stream has done the copy.
+    unsafe fn upload_pinned(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError>;
 
     /// Waits for the stream and copies device bytes to the host. The simulator keeps no results and only small writes (at most
     /// 4 KiB each): these read back as written, anything else as zeros.
@@ -466,11 +489,22 @@ pub enum DeviceError {
         /// Whether the context is lost: every later call of every tenant will fail too.
         sticky: bool,
     },
+    /// The context was lost before this call, which did not reach the driver. CUDA reports such an error to whoever calls next, so `first` is who met
+    /// it, which need not be whose kernel it was.
+    #[error(
+        "the GPU's context is lost, for every tenant of this process: {first} was the first to meet it ({cause}); restart the process; if it happens again, run {first} alone under compute-sanitizer"
+    )]
+    Lost {
+        /// Who met it first: a tenant by name, or the runtime itself.
+        first: Arc<str>,
+        /// What it met.
+        cause: Arc<str>,
+    },
 }
 
 impl DeviceError {
     /// Whether the context is lost for every tenant of this process.
     pub fn is_sticky(&self) -> bool {
-        matches!(self, Self::Driver { sticky: true, .. })
+        matches!(self, Self::Driver { sticky: true, .. } | Self::Lost { .. })
     }
 }

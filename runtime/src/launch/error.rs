@@ -30,6 +30,12 @@ pub enum LaunchError {
     /// Something that acts once was asked for in a capture, whose launches run at every replay.
     #[error("a capture is in progress; begin and end requests, and grow launches, before or after it")]
     InCapture,
+    /// The tenant is paused. Its weights and graphs are where they were.
+    #[error("this tenant is paused; resume it to launch")]
+    Paused,
+    /// The session is capturing, and a graph cannot hold copies from the host.
+    #[error("a graph cannot hold copies from the host; copy before or after the capture")]
+    Capturing,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -1,6 +1,6 @@
 //! Plans: the placements of all kernels of all tenants, immutable, swapped whole by one pointer store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
@@ -10,7 +10,7 @@ use crate::device::{PartitionId, Priority, Sms, Topology};
 use crate::partition::{PartitionRef, TpcSet};
 use crate::tenant::TenantId;
 
-use super::Fingerprint;
+use super::{Fingerprint, LaunchError};
 
 /// What one launch gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,15 @@ pub struct Plan {
     pub policy: &'static str,
     /// By tenant.
     pub tenants: HashMap<TenantId, TenantPlan>,
+    /// Tenants that are admitted but must not launch.
+    pub paused: BTreeSet<TenantId>,
+}
+
+impl Plan {
+    /// Why a tenant is not in the plan.
+    pub(super) fn absence(&self, tenant: TenantId) -> LaunchError {
+        if self.paused.contains(&tenant) { LaunchError::Paused } else { LaunchError::Dismissed }
+    }
 }
 
 /// The current plan, shared by the runtime that publishes and the sessions that read it with one atomic load.

@@ -488,6 +488,31 @@ impl Session {
         Ok(true)
     }
 
+    /// Marks the end of the chain in `event`: what is launched so far comes before it.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
+    pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.follow_plan()?;
+        Ok(self.device.record(event.id(), self.stream())?)
+    }
+
+    /// Makes what is launched from here on wait for `event`, which another stream has recorded.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture; what the device says.
+    pub fn wait_for(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.device.wait(self.stream(), event.id())?;
+        self.follows_launch = false;
+        Ok(())
+    }
+
     /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
     /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
     ///
@@ -650,7 +675,7 @@ impl Session {
     #[cold]
     fn adopt(&mut self) -> Result<(), LaunchError> {
         let (plan, partitions) = self.plans.in_force();
-        let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
+        let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
         if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
             let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
             let layout = match left {

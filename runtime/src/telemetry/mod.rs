@@ -190,6 +190,12 @@ impl Telemetry {
         self.state.lock().tenants.insert(tenant, tenant_);
     }
 
+    pub(crate) fn objective_changed(&self, tenant: TenantId, slo: Option<Duration>) {
+        if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
+            tenant.metrics.set_objective(slo);
+        }
+    }
+
     pub(crate) fn dismissed(&self, tenant: TenantId) {
         if let Some(tenant) = self.state.lock().tenants.remove(&tenant) {
             tenant.metrics.publish(&tenant.counts);

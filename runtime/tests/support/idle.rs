@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::sim::SimConfig;
 use smidgen_runtime::device::{
-    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
 };
 use smidgen_runtime::partition::TpcSet;
 
@@ -72,6 +72,13 @@ impl Device for Idle {
     fn free(&self, _: DevicePtr) {}
     fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
         self.copies.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        Ok(HostPtr(Box::leak(vec![0_u8; bytes].into_boxed_slice()).as_mut_ptr()))
+    }
+    fn free_host(&self, _: HostPtr) {}
+    unsafe fn upload_pinned(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
         Ok(())
     }
     fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {

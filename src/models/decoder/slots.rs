@@ -242,6 +242,14 @@ impl Executor for SlotBatch {
         }
     }
 
+    fn begin_request(&mut self) -> Result<(), BuildError> {
+        Ok(self.session.begin_request()?)
+    }
+
+    fn end_request(&mut self) -> Result<(), BuildError> {
+        Ok(self.session.end_request()?)
+    }
+
     fn now(&self) -> Duration {
         self.session.device().now()
     }

@@ -49,6 +49,24 @@ pub trait Executor {
     /// What the device says.
     fn collect(&mut self) -> Result<Vec<u32>, Self::Error>;
 
+    /// Hears that steps follow after there was nothing to compute: on a shared GPU, SMs that were lent are wanted back
+    /// ([`Session::begin_request`](smidgen_runtime::launch::Session::begin_request)).
+    ///
+    /// # Errors
+    /// What the device says.
+    fn begin_request(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    /// Hears that every step was collected and none follows for now
+    /// ([`Session::end_request`](smidgen_runtime::launch::Session::end_request)).
+    ///
+    /// # Errors
+    /// What the device says.
+    fn end_request(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// The time, since some fixed instant.
     fn now(&self) -> Duration;
 }

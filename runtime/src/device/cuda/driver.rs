@@ -57,8 +57,10 @@ pub const SYMBOLS: &[&str] = &[
     "cuLibraryLoadData",
     "cuLibraryUnload",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
@@ -334,6 +336,18 @@ pub fn memory_free_bytes() -> Result<u64, DeviceError> {
     // SAFETY: both are places for one size.
     check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
     Ok(free as u64)
+}
+
+pub fn host_allocate(bytes: usize) -> Result<*mut u8, DeviceError> {
+    let mut address = ptr::null_mut();
+    // SAFETY: `address` is a place for one pointer; the flag is one that the driver knows.
+    check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut address, bytes, sys::CU_MEMHOSTALLOC_PORTABLE) })?;
+    Ok(address.cast())
+}
+
+pub fn host_free(address: *mut u8) -> Result<(), DeviceError> {
+    // SAFETY: only its owner frees the memory, once; the driver refuses addresses that it did not allocate.
+    check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(address.cast()) })
 }
 
 /// # Safety

@@ -31,6 +31,19 @@ impl HostMemory {
     }
 }
 
+/// Copies page-locked bytes in stream order, without waiting.
+///
+/// # Safety
+/// `source` must not change or go away before the stream has done the copy.
+pub unsafe fn upload_pinned(stream: Stream, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
+    if source.is_empty() {
+        return Ok(());
+    }
+    refuse_under_capture(stream, "cuMemcpyHtoDAsync")?;
+    // SAFETY: the same promise, handed on.
+    unsafe { driver::memory_copy_to_device(stream, target, source) }
+}
+
 /// Waits for `stream` and copies to the host.
 pub fn download(stream: Stream, source: DevicePtr, target: &mut [u8]) -> Result<(), DeviceError> {
     refuse_under_capture(stream, "cuMemcpyDtoHAsync")?;

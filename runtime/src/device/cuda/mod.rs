@@ -43,7 +43,9 @@ use self::partition::Partitions;
 use self::sm_map::SmMap;
 use self::status::tolerate;
 use self::stream::{PriorityLevels, Streams};
-use super::{Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology};
+use super::{
+    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+};
 use crate::partition::TpcSet;
 
 pub use self::probe::{Granularity, Probe, probe};
@@ -159,6 +161,21 @@ impl Device for CudaDevice {
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
         self.context.bind()?;
         self.host_memory.upload(stream.into(), target, source)
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        self.context.bind()?;
+        driver::host_allocate(bytes).map(HostPtr)
+    }
+
+    fn free_host(&self, ptr: HostPtr) {
+        tolerate(self.context.bind().and_then(|()| driver::host_free(ptr.0)));
+    }
+
+    unsafe fn upload_pinned(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
+        self.context.bind()?;
+        // SAFETY: the same promise, handed on.
+        unsafe { memory::upload_pinned(stream.into(), target, source) }
     }
 
     fn download(&self, stream: StreamId, source: DevicePtr, target: &mut [u8]) -> Result<(), DeviceError> {

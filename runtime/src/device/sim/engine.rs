@@ -17,9 +17,11 @@ use super::agenda::{Agenda, Occasion};
 use super::blocks::Blocks;
 use super::config::{Sharing, SimConfig};
 use super::cost::CostModel;
+use super::fault::Faults;
 use super::graph::{Capture, GraphDef, GraphRun, NodeWork};
 use super::kernel::{Kernel, KernelSpec, Origin, Source};
-use super::memory::Memory;
+use super::memory::{Memory, Write};
+use super::pcie::{self, Link};
 use super::slices::Slices;
 use super::sm_set::SmSet;
 use super::stream::{EventState, Op, Queued, Stream};
@@ -35,6 +37,9 @@ pub(super) struct Engine {
     pub(super) config: SimConfig,
     pub(super) now: u64,
     pub(super) memory: Memory,
+    /// Sizes of page-locked host memory by address.
+    pub(super) host_memory: BTreeMap<usize, usize>,
+    pub(super) faults: Faults,
     pub(super) costs: CostModel,
     /// SMs of each partition, none where it was given back; the first is the whole GPU.
     pub(super) partitions: Vec<Option<SmSet>>,
@@ -49,6 +54,8 @@ pub(super) struct Engine {
     pub(super) process: u32,
     spaces: BTreeMap<u32, usize>,
     pub(super) trace: Vec<KernelTrace>,
+    to_device: Link,
+    to_host: Link,
     blocks: Blocks,
     slices: Option<Slices>,
     runs: Vec<Option<GraphRun>>,
@@ -74,6 +81,10 @@ impl Engine {
         (0..topology.sms.0 as usize).for_each(|sm| whole.insert(sm));
         Self {
             memory: Memory::new(topology.memory_bytes),
+            host_memory: BTreeMap::new(),
+            faults: Faults::default(),
+            to_device: Link::default(),
+            to_host: Link::default(),
             costs: CostModel::new(&config),
             partitions: vec![Some(whole)],
             streams: Vec::new(),
@@ -170,7 +181,11 @@ impl Engine {
     }
 
     /// Moves to the next instant at which something happens and lets it happen, unless it is after `limit` or there is none.
+    /// Nothing happens any more once the context is lost.
     pub(super) fn step(&mut self, limit: u64) -> bool {
+        if self.faults.is_lost() {
+            return false;
+        }
         let next_change = if self.blocks.has_gone() { self.now } else { self.blocks.next_change() };
         let next = next_change.min(self.agenda.next_at());
         if next == u64::MAX || next > limit {
@@ -278,11 +293,11 @@ impl Engine {
                 Op::Kernel(spec) if start == self.now => self.submit(spec, Source::Stream(stream), stream),
                 Op::Kernel(spec) => self.agenda.push(start, Occasion::Start { stream, spec }),
                 Op::Write(write) => {
-                    let at = self.now + self.copy_ns(write.range().1);
+                    let at = self.write_end(&write);
                     self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: Some(write) });
                 }
                 Op::Read { bytes } => {
-                    let at = self.now + self.copy_ns(bytes);
+                    let at = self.to_host.take(self.now, bytes, &self.config);
                     self.agenda.push(at, Occasion::Done { source: Source::Stream(stream), write: None });
                 }
                 Op::Replay(graph) => self.start_replay(graph, stream, start),
@@ -290,8 +305,14 @@ impl Engine {
         }
     }
 
-    fn copy_ns(&self, bytes: u64) -> u64 {
-        nanos(self.config.copy_latency) + (bytes as f64 / self.config.copy_bandwidth.max(1e-3)) as u64
+    /// When a write that begins now is done.
+    fn write_end(&mut self, write: &Write) -> u64 {
+        let (_, bytes) = write.range();
+        if write.crosses_pcie() {
+            self.to_device.take(self.now, bytes, &self.config)
+        } else {
+            self.now + pcie::copy_ns(bytes, &self.config)
+        }
     }
 
     fn start_replay(&mut self, graph: Arc<GraphDef>, stream: usize, start: u64) {
@@ -319,7 +340,7 @@ impl Engine {
                 self.submit(spec, source, stream);
             }
             NodeWork::Write(write) => {
-                let at = self.now + self.copy_ns(write.range().1);
+                let at = self.write_end(&write);
                 self.agenda.push(at, Occasion::Done { source, write: Some(write) });
             }
         }
@@ -335,6 +356,7 @@ impl Engine {
     }
 
     fn kernel_ended(&mut self, kernel: &Kernel) {
+        self.faults.kernel_ended(kernel.spec.symbol);
         if self.config.trace {
             self.trace.push(KernelTrace {
                 symbol: kernel.spec.symbol,

@@ -22,8 +22,10 @@ pub(super) enum Write {
     Bytes { target: u64, bytes: Vec<u8> },
     /// A small fill.
     Fill { target: u64, bytes: u64, value: u8 },
-    /// A write too large to keep.
-    Forget { target: u64, bytes: u64 },
+    /// A copy too large to keep.
+    Copied { target: u64, bytes: u64 },
+    /// A fill too large to keep, or of zeros.
+    Cleared { target: u64, bytes: u64 },
 }
 
 impl Write {
@@ -32,7 +34,7 @@ impl Write {
         if bytes <= KEPT_BYTES {
             Self::Bytes { target: target.0, bytes: source.to_vec() }
         } else {
-            Self::Forget { target: target.0, bytes }
+            Self::Copied { target: target.0, bytes }
         }
     }
 
@@ -41,15 +43,20 @@ impl Write {
         if bytes <= KEPT_BYTES && value != 0 {
             Self::Fill { target: target.0, bytes, value }
         } else {
-            Self::Forget { target: target.0, bytes }
+            Self::Cleared { target: target.0, bytes }
         }
+    }
+
+    /// Whether its bytes take their turn on the link: a copy of a few bytes travels with the command, and a fill stays on the device.
+    pub(super) fn crosses_pcie(&self) -> bool {
+        matches!(self, Self::Copied { .. })
     }
 
     /// First address and size.
     pub(super) fn range(&self) -> (u64, u64) {
         match self {
             Self::Bytes { target, bytes } => (*target, bytes.len() as u64),
-            Self::Fill { target, bytes, .. } | Self::Forget { target, bytes } => (*target, *bytes),
+            Self::Fill { target, bytes, .. } | Self::Copied { target, bytes } | Self::Cleared { target, bytes } => (*target, *bytes),
         }
     }
 }
@@ -73,6 +80,16 @@ impl Memory {
 
     pub(super) fn free_bytes(&self) -> u64 {
         self.capacity - self.used
+    }
+
+    /// How many allocations there are.
+    pub(super) fn allocations(&self) -> u64 {
+        self.allocations.len() as u64
+    }
+
+    /// Bytes in allocations, as CUDA rounds them.
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.allocations.values().sum()
     }
 
     /// Takes `bytes` away, without an address.
@@ -117,7 +134,7 @@ impl Memory {
         match write {
             Write::Bytes { target, bytes } => self.write(*target, bytes),
             Write::Fill { target, bytes, value } => self.write(*target, &vec![*value; *bytes as usize]),
-            Write::Forget { target, bytes } => self.forget(*target, *bytes),
+            Write::Copied { target, bytes } | Write::Cleared { target, bytes } => self.forget(*target, *bytes),
         }
     }
 

@@ -13,6 +13,8 @@
 //! | `contention` | what kernels do to each other through the L2 and the DRAM |
 //! | `slices` | processes that take turns |
 //! | `memory` | addresses and capacity, and the contents of small writes |
+//! | `pcie` | the link that all copies share |
+//! | `fault` | launches and kernels that fail because a test said so |
 //!
 //! Time stands still while the host computes. It passes only in [`synchronize`](Device::synchronize), [`download`](Device::download) and
 //! [`pass_time`](Device::pass_time); a caller that simulates several tenants enqueues for all of them, then lets time pass, and looks at its events.
@@ -24,9 +26,11 @@ mod config;
 mod contention;
 mod cost;
 mod engine;
+mod fault;
 mod graph;
 mod kernel;
 mod memory;
+mod pcie;
 mod slices;
 mod sm_set;
 mod stream;
@@ -35,11 +39,13 @@ mod trace;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::partition::TpcSet;
 
-use super::{Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology};
+use super::{
+    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+};
 use engine::{Engine, nanos};
 use graph::{Capture, NodeWork};
 use kernel::KernelSpec;
@@ -48,6 +54,8 @@ use sm_set::{MAX_SMS, SmSet};
 use stream::{EventState, Op};
 
 pub use config::{Sharing, SimConfig};
+pub use fault::Fault;
+
 pub use trace::KernelTrace;
 
 /// A simulated GPU.
@@ -69,10 +77,59 @@ impl SimDevice {
         self.engine.lock().process = process;
     }
 
+    /// Makes the next launch of the kernel with this entry point go wrong, once: a fault of a later call takes the place of one that has not
+    /// happened yet. A replay counts as launches of what it holds, of which only [`Fault::Crash`] can happen.
+    pub fn inject(&self, symbol: &'static str, fault: Fault) {
+        self.engine.lock().faults.inject(symbol, fault);
+    }
+
+    /// What is allocated and not given back.
+    pub fn counts(&self) -> SimCounts {
+        let engine = self.engine.lock();
+        SimCounts {
+            memory_bytes: engine.memory.allocated_bytes(),
+            allocations: engine.memory.allocations(),
+            host_bytes: engine.host_memory.values().map(|&bytes| bytes as u64).sum(),
+            partitions: engine.partitions.len() as u64 - 1,
+            streams: engine.streams.iter().filter(|stream| !stream.destroyed).count() as u64,
+            events: engine.events.values().filter(|event| !event.destroyed).count() as u64,
+            graphs: engine.graphs.len() as u64,
+            captures: engine.captures.len() as u64,
+        }
+    }
+
+    /// The state, unless the context is lost.
+    fn alive(&self, call: &'static str) -> Result<MutexGuard<'_, Engine>, DeviceError> {
+        let engine = self.engine.lock();
+        engine.faults.check(call)?;
+        Ok(engine)
+    }
+
     /// The kernels that ended since the last call, in the order of their end. Empty unless [`SimConfig::trace`] is set.
     pub fn take_trace(&self) -> Vec<KernelTrace> {
         std::mem::take(&mut self.engine.lock().trace)
     }
+}
+
+/// What callers hold of a simulated GPU. Two equal counts, before and after, mean that nothing leaked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SimCounts {
+    /// Bytes of device memory in allocations; partitions take theirs besides.
+    pub memory_bytes: u64,
+    /// Allocations of device memory.
+    pub allocations: u64,
+    /// Bytes of page-locked host memory.
+    pub host_bytes: u64,
+    /// Partitions besides the whole GPU. They live as long as the device.
+    pub partitions: u64,
+    /// Streams.
+    pub streams: u64,
+    /// Events.
+    pub events: u64,
+    /// Instantiated graphs.
+    pub graphs: u64,
+    /// Captures that were begun and not ended.
+    pub captures: u64,
 }
 
 /// What a real driver would answer to a call that makes no sense.
@@ -137,11 +194,11 @@ impl Device for SimDevice {
     }
 
     fn free_bytes(&self) -> Result<u64, DeviceError> {
-        Ok(self.engine.lock().memory.free_bytes())
+        Ok(self.alive("simFreeBytes")?.memory.free_bytes())
     }
 
     fn allocate(&self, bytes: u64) -> Result<DevicePtr, DeviceError> {
-        self.engine.lock().memory.allocate(bytes)
+        self.alive("simAllocate")?.memory.allocate(bytes)
     }
 
     fn free(&self, ptr: DevicePtr) {
@@ -150,7 +207,7 @@ impl Device for SimDevice {
 
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
         const CALL: &str = "simUpload";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = running_stream(engine, stream, CALL)?;
         check_range(engine, target, source.len() as u64, CALL)?;
         write(engine, stream, Write::copy(target, source));
@@ -159,7 +216,7 @@ impl Device for SimDevice {
 
     fn download(&self, stream: StreamId, source: DevicePtr, target: &mut [u8]) -> Result<(), DeviceError> {
         const CALL: &str = "simDownload";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let index = running_stream(engine, stream, CALL)?;
         check_range(engine, source, target.len() as u64, CALL)?;
         engine.enqueue(index, Op::Read { bytes: target.len() as u64 }, engine.config.launch_cost);
@@ -170,11 +227,31 @@ impl Device for SimDevice {
 
     fn fill(&self, stream: StreamId, target: DevicePtr, value: u8, bytes: u64) -> Result<(), DeviceError> {
         const CALL: &str = "simFill";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = stream_index(engine, stream, CALL)?;
         check_range(engine, target, bytes, CALL)?;
         write(engine, stream, Write::fill(target, value, bytes));
         Ok(())
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        let mut engine = self.alive("simAllocateHost")?;
+        let memory = Box::leak(vec![0_u8; bytes.max(1)].into_boxed_slice());
+        engine.host_memory.insert(memory.as_ptr().addr(), memory.len());
+        Ok(HostPtr(memory.as_mut_ptr()))
+    }
+
+    fn free_host(&self, ptr: HostPtr) {
+        if let Some(bytes) = self.engine.lock().host_memory.remove(&ptr.0.addr()) {
+            let memory = std::ptr::slice_from_raw_parts_mut(ptr.0, bytes);
+            // SAFETY: a box of this size was leaked at this address by `allocate_host`, and the map that knew it has forgotten it just now.
+            drop(unsafe { Box::from_raw(memory) });
+        }
+    }
+
+    /// The bytes are read at once, and so nothing can happen to them before the copy is done.
+    unsafe fn upload_pinned(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
+        self.upload(stream, target, source)
     }
 
     fn load(&self, _fatbin: &[u8]) -> Result<(), DeviceError> {
@@ -195,7 +272,7 @@ impl Device for SimDevice {
         if tpcs.is_empty() || !self.topology.all_tpcs().includes(tpcs) {
             return Err(DeviceError::BadPartition { asked: tpcs, tpcs: self.topology.tpcs() });
         }
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive("simCreatePartition")?;
         engine.memory.reserve(engine.config.partition_bytes)?;
         engine.partitions.push(Some(SmSet::of_tpcs(tpcs, self.topology.sms_per_tpc)));
         Ok(PartitionId(engine.partitions.len() as u32 - 1))
@@ -235,7 +312,7 @@ impl Device for SimDevice {
 
     /// Every launch names its own priority, which takes precedence over the stream's, so that the latter is not kept.
     fn create_stream(&self, partition: PartitionId, _priority: Priority) -> Result<StreamId, DeviceError> {
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive("simCreateStream")?;
         let sms = engine.partition(partition);
         let sms = sms.ok_or_else(|| no_partition(partition, "simCreateStream"))?;
         Ok(StreamId(engine.add_stream(partition.0, sms) as u64 + 1))
@@ -250,9 +327,10 @@ impl Device for SimDevice {
 
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
         const CALL: &str = "simLaunch";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = stream_index(engine, stream, CALL)?;
         let launch = request.launch;
+        engine.faults.refuse(launch.symbol)?;
         if request.function.0 == 0 || request.function.0 > engine.functions.len() as u64 {
             return Err(refused(CALL, format!("there is no function {}", request.function.0)));
         }
@@ -286,7 +364,7 @@ impl Device for SimDevice {
     }
 
     fn create_event(&self) -> Result<EventId, DeviceError> {
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive("simCreateEvent")?;
         let id = engine.next_event;
         engine.next_event += 1;
         engine.events.insert(id, EventState::default());
@@ -299,7 +377,7 @@ impl Device for SimDevice {
 
     fn record(&self, event: EventId, stream: StreamId) -> Result<(), DeviceError> {
         const CALL: &str = "simRecord";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = stream_index(engine, stream, CALL)?;
         let capture = engine.streams[stream].capture;
         let mark = capture.and_then(|id| engine.captures.get(&id).map(|capture| (id, capture.mark(stream))));
@@ -317,7 +395,7 @@ impl Device for SimDevice {
 
     fn wait(&self, stream: StreamId, event: EventId) -> Result<(), DeviceError> {
         const CALL: &str = "simWait";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = stream_index(engine, stream, CALL)?;
         let state = event_state(engine, event, CALL)?;
         let (mark, captured) = (state.asked, state.captured.clone());
@@ -341,7 +419,7 @@ impl Device for SimDevice {
 
     fn query(&self, event: EventId) -> Result<bool, DeviceError> {
         const CALL: &str = "simQuery";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let state = event_state(engine, event, CALL)?;
         match state.captured {
             Some(_) => Err(refused(CALL, "the event was recorded in a capture")),
@@ -351,7 +429,7 @@ impl Device for SimDevice {
 
     fn elapsed(&self, start: EventId, end: EventId) -> Result<Duration, DeviceError> {
         const CALL: &str = "simElapsed";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let mut reached_at = |event| {
             let state = event_state(engine, event, CALL)?;
             let complete = state.captured.is_none() && state.asked > 0 && state.reached == state.asked;
@@ -363,14 +441,14 @@ impl Device for SimDevice {
 
     fn synchronize(&self, stream: StreamId) -> Result<(), DeviceError> {
         const CALL: &str = "simSynchronize";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = running_stream(engine, stream, CALL)?;
         drain(engine, stream, CALL)
     }
 
     fn begin_capture(&self, stream: StreamId) -> Result<(), DeviceError> {
         const CALL: &str = "simBeginCapture";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = running_stream(engine, stream, CALL)?;
         let id = engine.next_graph as usize;
         engine.next_graph += 1;
@@ -381,7 +459,7 @@ impl Device for SimDevice {
 
     fn end_capture(&self, stream: StreamId) -> Result<GraphId, DeviceError> {
         const CALL: &str = "simEndCapture";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let index = stream_index(engine, stream, CALL)?;
         let id = engine.streams[index].capture.filter(|id| engine.captures.get(id).is_some_and(|capture| capture.origin == index));
         let capture = id.and_then(|id| engine.captures.remove(&id));
@@ -398,7 +476,7 @@ impl Device for SimDevice {
 
     fn replay(&self, graph: GraphId, stream: StreamId) -> Result<(), DeviceError> {
         const CALL: &str = "simReplay";
-        let engine = &mut *self.engine.lock();
+        let engine = &mut *self.alive(CALL)?;
         let stream = running_stream(engine, stream, CALL)?;
         let graph = engine.graphs.get(&graph.0).cloned().ok_or_else(|| refused(CALL, format!("there is no graph {}", graph.0)))?;
         engine.enqueue(stream, Op::Replay(graph), engine.config.replay_cost);
@@ -423,7 +501,9 @@ fn no_partition(partition: PartitionId, call: &'static str) -> DeviceError {
 }
 
 fn drain(engine: &mut Engine, stream: usize, call: &'static str) -> Result<(), DeviceError> {
-    if engine.drain(stream) {
+    let idle = engine.drain(stream);
+    engine.faults.check(call)?;
+    if idle {
         return Ok(());
     }
     Err(refused(call, "the stream waits for something that will never happen"))

@@ -11,6 +11,7 @@
 //! | the last request under way ends | nothing yet | none |
 //! | and the hysteresis has passed | what it owns is lent | one copy for each tenant that may borrow from it |
 //! | another plan | TPCs change owners; loans that it does not allow end | what widens before it is published, what narrows after |
+//! | a tenant is paused | as by another plan: others own what it owned | its own, at most: work in flight ends on what it had by right |
 //! | a tenant is dismissed | what it borrowed is given back, what it lent is orphaned until the next plan | its own, at most |
 //!
 //! A grant is always computed from the ledger at the moment of writing: what the tenant owns, what it borrows, and what the plan leaves to several
@@ -79,7 +80,7 @@ pub(crate) struct Lending {
 /// A tenant as the plan in force has it.
 #[derive(Clone)]
 struct Member {
-    tenancy: Arc<Tenancy>,
+    membership: Arc<Membership>,
     /// What it may use whatever the ledger says: what several tenants share, and while the plan changes what it had and will have.
     beyond: TpcSet,
     /// What it was given by hand, instead of all else.
@@ -87,7 +88,7 @@ struct Member {
 }
 
 /// A tenant's place in the ledger, from its admission to the end of its last session.
-pub(crate) struct Tenancy {
+pub(crate) struct Membership {
     holder: Holder,
     grant: Arc<Grant>,
     activity: Activity,
@@ -117,8 +118,8 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// What a plan gives each of its tenants. TPCs that several own are nobody's in the ledger, and a grant that is no wall is not cut.
-    pub(crate) fn of<'a>(plan: impl Iterator<Item = (&'a Arc<Tenancy>, &'a TenantPlan)>) -> Vec<Self> {
-        let mut parts: Vec<_> = plan.map(|(tenancy, plan)| (tenancy.holder, plan)).collect();
+    pub(crate) fn of<'a>(plan: impl Iterator<Item = (&'a Arc<Membership>, &'a TenantPlan)>) -> Vec<Self> {
+        let mut parts: Vec<_> = plan.map(|(membership, plan)| (membership.holder, plan)).collect();
         parts.sort_by_key(|(holder, _)| *holder);
         let (mut owned, mut by_several) = (TpcSet::EMPTY, TpcSet::EMPTY);
         for (_, plan) in parts.iter().filter(|(_, plan)| plan.walls.grant) {
@@ -177,11 +178,11 @@ impl Lending {
     ///
     /// # Errors
     /// What the device says.
-    pub(crate) fn admit(&self) -> Result<Option<Arc<Tenancy>>, DeviceError> {
+    pub(crate) fn admit(&self) -> Result<Option<Arc<Membership>>, DeviceError> {
         let mut members = Vec::clone(&self.members.load());
         let place = members.iter().position(Option::is_none).unwrap_or(members.len());
         let Some(holder) = u16::try_from(place).ok().and_then(Holder::new) else { return Ok(None) };
-        let tenancy = Arc::new(Tenancy {
+        let membership = Arc::new(Membership {
             holder,
             grant: Arc::new(Grant::new(&self.device)?),
             activity: Activity::new(),
@@ -189,18 +190,18 @@ impl Lending {
             idle_since: AtomicU64::new(NEVER),
         });
         members.resize(members.len().max(place + 1), None);
-        members[place] = Some(Member { tenancy: Arc::clone(&tenancy), beyond: self.device.topology().all_tpcs(), by_hand: None });
+        members[place] = Some(Member { membership: Arc::clone(&membership), beyond: self.device.topology().all_tpcs(), by_hand: None });
         self.members.store(Arc::new(members));
-        Ok(Some(tenancy))
+        Ok(Some(membership))
     }
 
     /// Takes a tenant out of the ledger. Work of its that is in flight leaves at once what it borrowed, and ends on what it owned.
-    pub(crate) fn dismiss(&self, tenancy: &Arc<Tenancy>) {
+    pub(crate) fn dismiss(&self, membership: &Arc<Membership>) {
         let mut loans = self.loans.lock();
-        let holder = tenancy.holder;
+        let holder = membership.holder;
         let kept = self.ledger.owned_by(holder);
-        self.change_member(tenancy, |member| member.by_hand = Some(member.by_hand.unwrap_or(member.beyond | kept)));
-        if let Err(error) = self.refresh(tenancy) {
+        self.change_member(membership, |member| member.by_hand = Some(member.by_hand.unwrap_or(member.beyond | kept)));
+        if let Err(error) = self.refresh(membership) {
             tracing::warn!("a dismissed tenant keeps what it borrowed until its work ends: {error}");
         }
         self.ledger.give_back_all(holder);
@@ -212,12 +213,12 @@ impl Lending {
     }
 
     /// What a tenant has now.
-    pub(crate) fn holdings(&self, tenancy: &Arc<Tenancy>) -> Holdings {
+    pub(crate) fn holdings(&self, membership: &Arc<Membership>) -> Holdings {
         Holdings {
-            owned: self.ledger.owned_by(tenancy.holder),
-            lent: self.ledger.lent_by(tenancy.holder),
-            borrowed: self.ledger.borrowed_by(tenancy.holder),
-            granted: tenancy.grant.held(),
+            owned: self.ledger.owned_by(membership.holder),
+            lent: self.ledger.lent_by(membership.holder),
+            borrowed: self.ledger.borrowed_by(membership.holder),
+            granted: membership.grant.held(),
         }
     }
 
@@ -238,12 +239,13 @@ impl Lending {
         self.change_members(terms, |member, terms| {
             member.beyond = member.by_hand.take().unwrap_or(member.beyond) | terms.by_right();
         });
-        let widened =
-            terms.iter().filter_map(|terms| self.member(terms.holder).map(|tenancy| (tenancy, terms))).try_for_each(|(tenancy, terms)| {
-                let wide_enough = tenancy.grant.held().includes(terms.by_right());
-                self.refresh(&tenancy)?;
-                if wide_enough { Ok(()) } else { tenancy.grant.synchronize() }
-            });
+        let widened = terms.iter().filter_map(|terms| self.member(terms.holder).map(|membership| (membership, terms))).try_for_each(
+            |(membership, terms)| {
+                let wide_enough = membership.grant.held().includes(terms.by_right());
+                self.refresh(&membership)?;
+                if wide_enough { Ok(()) } else { membership.grant.synchronize() }
+            },
+        );
         widened.inspect_err(|_| {
             self.members.store(before);
             self.refresh_all().unwrap_or_else(|error| tracing::warn!("a grant is wider than its tenant's plan: {error}"));
@@ -259,6 +261,7 @@ impl Lending {
         let mut loans = self.loans.lock();
         let tpcs = self.device.topology().tpcs();
         loans.borrower_of = borrowers(terms, tpcs);
+        self.retire_absent(terms);
         for tpc in 0..tpcs {
             let owner = terms.iter().find(|terms| terms.owned.contains(tpc)).map(|terms| terms.holder);
             self.hand_over(tpc, owner, loans.borrower_of[usize::from(tpc)]);
@@ -269,10 +272,22 @@ impl Lending {
         });
         let (now, members) = (nanos(self.device.now()), self.members.load_full());
         for member in members.iter().flatten() {
-            member.tenancy.activity.keep(&self.ledger, member.tenancy.holder);
-            self.lend_if_idle(&loans, &member.tenancy, now, true);
+            member.membership.activity.keep(&self.ledger, member.membership.holder);
+            self.lend_if_idle(&loans, &member.membership, now, true);
         }
         self.refresh_all()
+    }
+
+    /// Who is not in the plan, because it is paused, ends what it has launched on what it had by right. It lends and borrows nothing.
+    fn retire_absent(&self, terms: &[Terms]) {
+        let mut members = Vec::clone(&self.members.load());
+        for member in members.iter_mut().flatten() {
+            let holder = member.membership.holder;
+            if !terms.iter().any(|terms| terms.holder == holder) {
+                member.beyond = member.by_hand.take().unwrap_or(member.beyond | self.ledger.owned_by(holder));
+            }
+        }
+        self.members.store(Arc::new(members));
     }
 
     fn hand_over(&self, tpc: u16, owner: Option<Holder>, may_borrow: Option<Holder>) {
@@ -294,28 +309,28 @@ impl Lending {
     ///
     /// # Errors
     /// [`DeviceError::BadPartition`] for TPCs that the GPU lacks; what the device says.
-    pub(crate) fn grant_by_hand(&self, tenancy: &Arc<Tenancy>, tpcs: TpcSet) -> Result<(), DeviceError> {
+    pub(crate) fn grant_by_hand(&self, membership: &Arc<Membership>, tpcs: TpcSet) -> Result<(), DeviceError> {
         self.device.sm_mask(tpcs)?;
         let _loans = self.loans.lock();
         self.measure()?;
-        self.change_member(tenancy, |member| member.by_hand = Some(tpcs));
-        self.ledger.give_back_all(tenancy.holder);
-        self.refresh(tenancy)
+        self.change_member(membership, |member| member.by_hand = Some(tpcs));
+        self.ledger.give_back_all(membership.holder);
+        self.refresh(membership)
     }
 
     // ---- requests ----
 
-    fn begin(&self, tenancy: &Tenancy) -> Result<(), DeviceError> {
-        self.refresh_each(tenancy.activity.begin(&self.ledger, tenancy.holder))
+    fn begin(&self, membership: &Membership) -> Result<(), DeviceError> {
+        self.refresh_each(membership.activity.begin(&self.ledger, membership.holder))
     }
 
     /// `began` says whether a request ends here that began. Without one, the tenant only says that it is idle, if it is.
-    fn end(&self, tenancy: &Tenancy, began: bool) {
-        let idle = if began { tenancy.activity.end() } else { !tenancy.activity.is_busy() };
+    fn end(&self, membership: &Membership, began: bool) {
+        let idle = if began { membership.activity.end() } else { !membership.activity.is_busy() };
         if idle {
             let now = nanos(self.device.now());
-            tenancy.idle_since.store(now, Ordering::Release);
-            tenancy.announces.store(true, Ordering::Release);
+            membership.idle_since.store(now, Ordering::Release);
+            membership.announces.store(true, Ordering::Release);
             self.due_by(now);
         }
     }
@@ -340,7 +355,7 @@ impl Lending {
                 self.due.swap(NEVER, Ordering::AcqRel);
                 let mut outcome = Ok(());
                 for member in self.members.load().iter().flatten() {
-                    let changed = self.lend_if_idle(&loans, &member.tenancy, now, false);
+                    let changed = self.lend_if_idle(&loans, &member.membership, now, false);
                     outcome = outcome.and(self.refresh_each(changed));
                 }
                 outcome?;
@@ -352,9 +367,9 @@ impl Lending {
 
     /// Lends what a tenant owns if it has been idle for long enough, or notes when it will have been. What was lent before is lent `again` only
     /// where a plan may have changed it.
-    fn lend_if_idle(&self, loans: &Loans, tenancy: &Tenancy, now: u64, again: bool) -> Borrowers {
-        let since = tenancy.idle_since.load(Ordering::Acquire);
-        let announced = tenancy.announces.load(Ordering::Acquire) && !tenancy.activity.is_busy();
+    fn lend_if_idle(&self, loans: &Loans, membership: &Membership, now: u64, again: bool) -> Borrowers {
+        let since = membership.idle_since.load(Ordering::Acquire);
+        let announced = membership.announces.load(Ordering::Acquire) && !membership.activity.is_busy();
         if !announced || (since == NEVER && !again) {
             return Borrowers::default();
         }
@@ -364,38 +379,38 @@ impl Lending {
                 return Borrowers::default();
             }
             // Where another request has ended meanwhile, it is due later, and has said so.
-            if tenancy.idle_since.compare_exchange(since, NEVER, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            if membership.idle_since.compare_exchange(since, NEVER, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 return Borrowers::default();
             }
         }
         let members = self.members.load();
         let takes = |borrower: &Holder| member(&members, *borrower).is_some_and(|member| member.by_hand.is_none());
         let borrower_of = |tpc: u16| loans.borrower_of.get(usize::from(tpc)).copied().flatten().filter(takes);
-        tenancy.activity.lend(&self.ledger, tenancy.holder, borrower_of)
+        membership.activity.lend(&self.ledger, membership.holder, borrower_of)
     }
 
     // ---- grants ----
 
     fn refresh_each(&self, holders: Borrowers) -> Result<(), DeviceError> {
-        let refresh = |&holder: &Holder| self.member(holder).map_or(Ok(()), |tenancy| self.refresh(&tenancy));
+        let refresh = |&holder: &Holder| self.member(holder).map_or(Ok(()), |membership| self.refresh(&membership));
         // One that fails must not keep the others from being told.
         holders.as_slice().iter().map(refresh).fold(Ok(()), Result::and)
     }
 
     fn refresh_all(&self) -> Result<(), DeviceError> {
         let members = self.members.load_full();
-        members.iter().flatten().map(|member| self.refresh(&member.tenancy)).fold(Ok(()), Result::and)
+        members.iter().flatten().map(|member| self.refresh(&member.membership)).fold(Ok(()), Result::and)
     }
 
     /// Writes a tenant's grant as the ledger has it.
-    fn refresh(&self, tenancy: &Arc<Tenancy>) -> Result<(), DeviceError> {
+    fn refresh(&self, membership: &Arc<Membership>) -> Result<(), DeviceError> {
         let wanted = || {
             let members = self.members.load();
             // Its number may be another tenant's by now.
-            let member = member(&members, tenancy.holder).filter(|member| Arc::ptr_eq(&member.tenancy, tenancy))?;
-            Some(member.by_hand.unwrap_or_else(|| self.ledger.usable_by(tenancy.holder) | member.beyond))
+            let member = member(&members, membership.holder).filter(|member| Arc::ptr_eq(&member.membership, membership))?;
+            Some(member.by_hand.unwrap_or_else(|| self.ledger.usable_by(membership.holder) | member.beyond))
         };
-        tenancy.grant.refresh(wanted, |tpcs| self.mask(tpcs))
+        membership.grant.refresh(wanted, |tpcs| self.mask(tpcs))
     }
 
     /// The SMs of `tpcs`, from what was measured before.
@@ -421,13 +436,13 @@ impl Lending {
 
     // ---- members ----
 
-    fn member(&self, holder: Holder) -> Option<Arc<Tenancy>> {
-        member(&self.members.load(), holder).map(|member| Arc::clone(&member.tenancy))
+    fn member(&self, holder: Holder) -> Option<Arc<Membership>> {
+        member(&self.members.load(), holder).map(|member| Arc::clone(&member.membership))
     }
 
-    fn change_member(&self, tenancy: &Arc<Tenancy>, change: impl FnOnce(&mut Member)) {
+    fn change_member(&self, membership: &Arc<Membership>, change: impl FnOnce(&mut Member)) {
         let mut members = Vec::clone(&self.members.load());
-        if let Some(Some(member)) = members.get_mut(usize::from(tenancy.holder.number())) {
+        if let Some(Some(member)) = members.get_mut(usize::from(membership.holder.number())) {
             change(member);
         }
         self.members.store(Arc::new(members));
@@ -448,7 +463,7 @@ fn member(members: &[Option<Member>], holder: Holder) -> Option<&Member> {
     members.get(usize::from(holder.number()))?.as_ref()
 }
 
-impl Tenancy {
+impl Membership {
     /// The tenant's grant.
     pub(crate) fn grant(&self) -> &Arc<Grant> {
         &self.grant
@@ -458,14 +473,14 @@ impl Tenancy {
 /// What one session announces. A session that is dropped in the middle of a request ends it.
 pub(crate) struct Requests {
     lending: Arc<Lending>,
-    tenancy: Arc<Tenancy>,
+    membership: Arc<Membership>,
     /// Requests of this session that are under way.
     open: u32,
 }
 
 impl Requests {
-    pub(crate) fn new(lending: &Arc<Lending>, tenancy: &Arc<Tenancy>) -> Self {
-        Self { lending: Arc::clone(lending), tenancy: Arc::clone(tenancy), open: 0 }
+    pub(crate) fn new(lending: &Arc<Lending>, membership: &Arc<Membership>) -> Self {
+        Self { lending: Arc::clone(lending), membership: Arc::clone(membership), open: 0 }
     }
 
     /// Takes back what the tenant lent. The request counts as begun also after an error.
@@ -474,7 +489,7 @@ impl Requests {
     /// What the device says of a borrower's grant: that borrower may stay where it is.
     pub(super) fn begin(&mut self) -> Result<(), DeviceError> {
         self.open += 1;
-        let begun = self.lending.begin(&self.tenancy);
+        let begun = self.lending.begin(&self.membership);
         self.settle();
         begun
     }
@@ -482,7 +497,7 @@ impl Requests {
     pub(super) fn end(&mut self) {
         let began = self.open > 0;
         self.open = self.open.saturating_sub(1);
-        self.lending.end(&self.tenancy, began);
+        self.lending.end(&self.membership, began);
         self.settle();
     }
 

@@ -1,0 +1,87 @@
+//! What a runtime refuses, with the figures that say what to do about it.
+
+use std::time::Duration;
+
+use crate::device::{DeviceError, Sms};
+use crate::launch::LaunchError;
+use crate::partition::LadderError;
+use crate::tenant::TenantId;
+
+/// A tenant and the device memory that is kept for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryHolder {
+    /// The tenant's name.
+    pub name: String,
+    /// Bytes that it was admitted with.
+    pub promised: u64,
+    /// Bytes that its sessions hold now.
+    pub allocated: u64,
+}
+
+/// Why a tenant was not admitted, or a change to it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    /// It does not fit.
+    #[error(
+        "tenant `{name}` needs {needed} bytes of device memory and {free} are free{}; use a smaller model, batch or sequence, or dismiss a tenant",
+        listed(holders)
+    )]
+    NoMemory {
+        /// The tenant's name.
+        name: String,
+        /// Bytes it would take.
+        needed: u64,
+        /// Bytes that are free and promised to nobody.
+        free: u64,
+        /// Who holds the others.
+        holders: Vec<MemoryHolder>,
+    },
+    /// The SMs asked for are promised to others, or would leave none for tenants without a share.
+    #[error(
+        "tenant `{name}` cannot have {asked} SMs: {free} are free and {unshared} tenants without a share need SMs too; ask for fewer, or resize another tenant"
+    )]
+    NoSms {
+        /// The tenant's name.
+        name: String,
+        /// SMs asked for.
+        asked: Sms,
+        /// SMs in nobody's share.
+        free: Sms,
+        /// Running tenants without a share, which need at least one TPC between them.
+        unshared: usize,
+    },
+    /// The objective cannot be met even alone.
+    #[error(
+        "tenant `{name}`: its SLO of {:.3} ms is below its isolated latency of {:.3} ms; raise `slo=` or use a smaller batch",
+        slo.as_secs_f64() * 1e3,
+        isolated.as_secs_f64() * 1e3
+    )]
+    ImpossibleSlo {
+        /// The tenant's name.
+        name: String,
+        /// What was asked for.
+        slo: Duration,
+        /// The sum of its kernels' latencies on the whole GPU.
+        isolated: Duration,
+    },
+    /// The ledger cannot tell more tenants apart.
+    #[error("65535 tenants are admitted already; dismiss one first")]
+    TooMany,
+    /// No such tenant.
+    #[error("no tenant has the number {}; it was dismissed", .0.0)]
+    Unknown(TenantId),
+    /// A partition of the new plan cannot be made.
+    #[error(transparent)]
+    Ladder(#[from] LadderError),
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The session could not be made.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+fn listed(holders: &[MemoryHolder]) -> String {
+    let held = |holder: &MemoryHolder| format!("`{}` was promised {} and holds {}", holder.name, holder.promised, holder.allocated);
+    if holders.is_empty() { String::new() } else { format!(" ({})", holders.iter().map(held).collect::<Vec<_>>().join(", ")) }
+}

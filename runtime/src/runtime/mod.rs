@@ -1,0 +1,255 @@
+//! The runtime as an engine holds it: a device, its ladder, the tenants, a policy, and the plan they add up to.
+//!
+//! Every change (a tenant comes, goes, shows its kernels, or is changed; another policy) makes a new plan: the policy drafts it, the ladder makes the
+//! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
+//! and the grants narrow. Nothing here is on the launch path. A change that fails has changed nothing.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `mod` | from tenants and a policy to the plan in force |
+//! | `tenants` | what can be done with a tenant: admit, pause, resize, dismiss, ... |
+//! | `requests` | what sessions announce and record: SMs lent between requests, and who holds which |
+//! | `observed` | what was seen while serving: kernel times that correct the profiles, metrics |
+//! | `shares` | the SMs that a tenant was promised, whatever the policy |
+//! | `watched` | the device as a tenant sees it: its memory counted, a lost context met once |
+//! | `error` | what is refused, with figures |
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::device::{Device, DeviceError, Sms};
+use crate::launch::lending::{Lending, Terms};
+use crate::launch::{Placement, Plan, PlanCell, TenantPlan};
+use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
+use crate::policy::{Draft, DraftPlacement, Policy, TenantDraft};
+use crate::profile::{Corrections, ProfileStore};
+use crate::telemetry::{Recording, Telemetry};
+use crate::tenant::TenantId;
+use crate::transfer::{TransferConfig, Transfers};
+
+mod error;
+mod observed;
+mod requests;
+mod shares;
+mod tenants;
+mod watched;
+
+use tenants::Admitted;
+use watched::{Loss, Watched};
+
+pub use error::{AdmitError, MemoryHolder};
+pub use observed::Unprofiled;
+pub use tenants::{Tenancy, TenantStatus};
+
+/// What a runtime may take for itself, and records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    pub partition_bytes: u64,
+    /// What it records of launches.
+    pub recording: Recording,
+}
+
+impl Default for RuntimeOptions {
+    /// Room for 128 partitions: about 0.75 GB.
+    fn default() -> Self {
+        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
+    }
+}
+
+/// Several tenants on one device.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use smidgen_runtime::device::Sms;
+/// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
+/// use smidgen_runtime::policy::StaticEqual;
+/// use smidgen_runtime::profile::ProfileStore;
+/// use smidgen_runtime::tenant::{Class, TenantSpec};
+/// use smidgen_runtime::{AdmitError, Runtime};
+///
+/// let device = SimDevice::new(SimConfig::h200());
+/// let runtime = Runtime::new(device, Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+/// let tenant = |name: &str| TenantSpec { name: name.to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
+///
+/// let first = runtime.admit(tenant("first"))?;
+/// let second = runtime.admit(tenant("second"))?;
+/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(66));
+///
+/// runtime.dismiss(second)?;
+/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(132));
+/// # Ok::<(), AdmitError>(())
+/// ```
+pub struct Runtime {
+    /// As it was given.
+    bare: Arc<dyn Device>,
+    /// As the runtime itself sees it.
+    device: Arc<dyn Device>,
+    loss: Loss,
+    /// Device memory that was free before the first tenant.
+    capacity: u64,
+    ladder: Ladder,
+    plans: PlanCell,
+    telemetry: Arc<Telemetry>,
+    lending: Arc<Lending>,
+    transfers: Arc<Transfers>,
+    state: Mutex<State>,
+}
+
+struct State {
+    policy: Box<dyn Policy>,
+    profiles: Arc<ProfileStore>,
+    /// What kernel times seen so far say against the profiles.
+    corrections: Corrections,
+    tenants: BTreeMap<TenantId, Admitted>,
+    next: u32,
+}
+
+impl Runtime {
+    /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
+    pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
+        Self::with_options(device, policy, profiles, RuntimeOptions::default())
+    }
+
+    /// A runtime without tenants that records what `recording` says.
+    pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
+        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
+    }
+
+    /// A runtime without tenants, as `options` say.
+    pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
+        let loss = Loss::default();
+        let watched: Arc<dyn Device> =
+            Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
+        let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
+        let lending = Arc::new(Lending::new(&watched));
+        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let ladder = Ladder::new(Arc::clone(&watched), partitions);
+        let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
+        let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
+        let capacity = watched.free_bytes().unwrap_or(device.topology().memory_bytes);
+        let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
+        Self { bare: device, device: watched, loss, capacity, ladder, plans, telemetry, lending, transfers, state: Mutex::new(state) }
+    }
+
+    /// The same runtime, whose copies are cut as `config` says. Uploaders made before do not take part.
+    #[must_use]
+    pub fn with_transfers(self, config: TransferConfig) -> Self {
+        Self { transfers: Transfers::new(Arc::clone(&self.device), config), ..self }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The timeline and what else is recorded of this runtime.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
+    }
+
+    /// The engine of host-to-device copies.
+    pub fn transfers(&self) -> &Arc<Transfers> {
+        &self.transfers
+    }
+
+    /// Whether the device's context is lost, and who met that first. Every call of every tenant says the same from then on, at once and without
+    /// reaching the driver.
+    pub fn loss(&self) -> Option<&DeviceError> {
+        self.loss.get()
+    }
+
+    /// The plan now in force.
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plans.current()
+    }
+
+    /// Plans by another policy from here on.
+    ///
+    /// # Errors
+    /// If a partition of the new plan cannot be made; the old plan stays in force then.
+    pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.policy, policy);
+        self.replan(&state).inspect_err(|_| state.policy = before)
+    }
+
+    /// Puts in force what the policy drafts. After an error the old plan stands.
+    #[tracing::instrument(level = "debug", skip_all, fields(policy = state.policy.name(), tenants = state.tenants.len()))]
+    fn replan(&self, state: &State) -> Result<(), AdmitError> {
+        if let Some(lost) = self.loss.get() {
+            return Err(lost.clone().into());
+        }
+        let draft = self.draft(state)?;
+        // Referred to from here on, so that making one does not take another of the same plan away.
+        let mut partitions = HashMap::new();
+        let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
+        let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
+        let paused = state.tenants.iter().filter(|(_, admitted)| admitted.paused).map(|(&id, _)| id).collect();
+        let plan = Plan { policy: state.policy.name(), tenants, paused };
+        let terms = state.terms(&plan);
+        // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
+        self.lending.widen(&terms)?;
+        let before = self.plans.current();
+        let partitions_before = self.plans.publish_on(plan, partitions.into_values().collect());
+        self.lending.adopt(&terms).inspect_err(|_| {
+            drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
+            self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
+        })?;
+        self.telemetry.plan_published(state.policy.name());
+        state.tenants.iter().for_each(|(&id, admitted)| self.note_grant(id, admitted));
+        Ok(())
+    }
+
+    /// What the policy drafts for the tenants that run, each inside the SMs it may have.
+    fn draft(&self, state: &State) -> Result<Draft, AdmitError> {
+        let (topology, policy) = (self.device.topology(), &*state.policy);
+        let running = || state.tenants.iter().filter(|(_, admitted)| !admitted.paused);
+        let (shared, unshared): (Vec<_>, Vec<_>) = running().partition(|(_, admitted)| admitted.share.is_some());
+        let rest = shared.iter().fold(topology.all_tpcs(), |rest, (_, admitted)| rest - admitted.region);
+        if let (true, Some((_, last))) = (rest.is_empty(), unshared.last()) {
+            let (name, asked) = (last.spec.name.clone(), Sms(topology.sms_per_tpc));
+            return Err(AdmitError::NoSms { name, asked, free: Sms(0), unshared: unshared.len() });
+        }
+        let demands: Vec<_> = unshared.iter().map(|&(&id, admitted)| admitted.demand(id)).collect();
+        let mut draft = if demands.is_empty() { Draft::new() } else { shares::draft_in(policy, topology, rest, &demands) };
+        for (&id, admitted) in shared {
+            draft.extend(shares::draft_in(policy, topology, admitted.region, &[admitted.demand(id)]));
+        }
+        Ok(draft)
+    }
+
+    /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
+    fn realise(&self, draft: &TenantDraft, partitions: &mut HashMap<TpcSet, PartitionRef>) -> Result<TenantPlan, LadderError> {
+        let mut place = |placement: &DraftPlacement| {
+            let partition = match partitions.entry(placement.tpcs) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
+            };
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
+        };
+        // Asked before the plan is in force: what cannot be granted must not be planned for.
+        self.device.sm_mask(draft.owned | draft.grant)?;
+        Ok(TenantPlan {
+            owned: draft.owned,
+            grant: draft.grant,
+            default: place(&draft.default)?,
+            kernels: draft
+                .kernels
+                .iter()
+                .map(|(&kernel, placement)| Ok((kernel, place(placement)?)))
+                .collect::<Result<_, LadderError>>()?,
+            walls: draft.walls,
+        })
+    }
+}
+
+impl State {
+    fn terms(&self, plan: &Plan) -> Vec<Terms> {
+        Terms::of(self.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.membership, plan.tenants.get(id)?))))
+    }
+}

@@ -1,0 +1,128 @@
+//! What was seen while tenants were served: kernel times, which correct the profiles that plans are made from, kernels that no profile holds, and the
+//! SMs that each tenant has, for its metrics and the timeline.
+
+use std::sync::Arc;
+
+use crate::device::Sms;
+use crate::launch::{Fingerprint, KernelKey, Plan, SeenKernel};
+use crate::partition::TpcSet;
+use crate::policy::KernelDemand;
+use crate::profile::{Curve, DriftReport, KernelDrift};
+use crate::tenant::TenantId;
+
+use super::tenants::Admitted;
+use super::{AdmitError, Runtime, State};
+
+/// Kernels of a tenant that run on the default placement, since nobody has measured them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unprofiled {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: String,
+    /// The kernels, in the order in which its sessions met them.
+    pub kernels: Vec<KernelKey>,
+}
+
+impl Runtime {
+    /// Compares the kernel times taken since the last call with the profiles, and plans again where some differ by more than
+    /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND): with curves corrected by what was seen. Says which differ; nothing where none does. Call
+    /// it once a second or so, from a thread that is not serving.
+    ///
+    /// # Errors
+    /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
+    /// old plan stays in force, and plans made later are made with the corrected curves.
+    pub fn correct(&self) -> Result<Option<DriftReport>, AdmitError> {
+        self.device.bind_thread()?;
+        let samples = self.telemetry.take_samples()?;
+        let state = &mut *self.state.lock();
+        for sample in samples {
+            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.membership.grant().held()));
+            // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
+            if held.is_some_and(|held| held >= sample.sms)
+                && let Some(curve) = state.profiles.curve(sample.kernel)
+            {
+                state.corrections.add(sample.kernel, sample.took.as_secs_f64() * 1e6, curve.at(sample.sms));
+            }
+        }
+        let moved = state.corrections.review();
+        let drift = |(kernel, ratio)| Some(KernelDrift { kernel: self.telemetry.key(kernel)?, ratio });
+        let kernels: Vec<_> = moved.into_iter().filter_map(drift).collect();
+        let Some(worst) = kernels.first() else { return Ok(None) };
+        self.telemetry.drift_reported();
+        kernels.iter().for_each(|drift| self.telemetry.drifted(&drift.kernel, drift.ratio));
+        tracing::warn!(
+            "{} kernels differ from their profile by more than {:.0}%, {} most: it takes {:.2} times as long; profile again on this machine",
+            kernels.len(),
+            crate::profile::DRIFT_BOUND * 100.0,
+            worst.kernel,
+            worst.ratio
+        );
+        let replanned = state.policy.needs_profiles();
+        state.correct_demands();
+        if replanned {
+            self.replan(state)?;
+        }
+        Ok(Some(DriftReport { kernels, replanned }))
+    }
+
+    /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all
+    /// have profiles are left out.
+    pub fn unprofiled(&self) -> Vec<Unprofiled> {
+        let state = self.state.lock();
+        let unprofiled = state.tenants.iter().map(|(&tenant, admitted)| {
+            let met = self.telemetry.met(tenant).into_iter();
+            let kernels = met.filter(|key| state.profiles.curve(key.fingerprint()).is_none()).collect();
+            Unprofiled { tenant, name: admitted.spec.name.clone(), kernels }
+        });
+        unprofiled.filter(|tenant| !tenant.kernels.is_empty()).collect()
+    }
+
+    /// Brings the metrics of all tenants up to date, for whoever is about to read them.
+    pub fn publish_metrics(&self) {
+        let state = self.state.lock();
+        let plan = self.plans.current();
+        for (&tenant, admitted) in &state.tenants {
+            let [owned, held, borrowed] = self.sms(&plan, tenant, admitted);
+            self.telemetry.publish(tenant, owned, held, borrowed);
+        }
+    }
+
+    /// The SMs that a tenant owns, holds, and holds beyond its own.
+    fn sms(&self, plan: &Plan, tenant: TenantId, admitted: &Admitted) -> [Sms; 3] {
+        // What a paused tenant's last launches end on is others' already.
+        let mine = plan.tenants.get(&tenant);
+        let owned = mine.map_or(TpcSet::EMPTY, |plan| plan.owned);
+        let held = mine.map_or(TpcSet::EMPTY, |_| admitted.membership.grant().held());
+        [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
+    }
+
+    pub(super) fn note_grant(&self, tenant: TenantId, admitted: &Admitted) {
+        if self.telemetry.is_tracing() {
+            let [owned, held, borrowed] = self.sms(&self.plans.current(), tenant, admitted);
+            self.telemetry.grant_changed(tenant, owned, held, borrowed);
+        }
+    }
+}
+
+impl State {
+    pub(super) fn kernel_demand(&self, seen: &SeenKernel) -> KernelDemand {
+        let kernel = seen.key.fingerprint();
+        KernelDemand { kernel, launches: seen.launches, work: seen.work, curve: self.curve(kernel) }
+    }
+
+    /// The kernel's profile, corrected by what was seen.
+    fn curve(&self, kernel: Fingerprint) -> Option<Arc<Curve>> {
+        let (curve, factor) = (self.profiles.curve(kernel)?, self.corrections.factor(kernel));
+        Some(if factor == 1.0 { curve } else { Arc::new(curve.scaled(factor)) })
+    }
+
+    /// Gives all tenants' kernels the curves that count now.
+    fn correct_demands(&mut self) {
+        let mut tenants = std::mem::take(&mut self.tenants);
+        for kernel in tenants.values_mut().flat_map(|admitted| &mut admitted.kernels) {
+            kernel.curve = self.curve(kernel.kernel);
+        }
+        self.tenants = tenants;
+    }
+}

@@ -1,0 +1,337 @@
+//! What can be done with a tenant while it and others run.
+//!
+//! | state   | in the plan | launches | leaves by |
+//! |---------|-------------|----------|-----------|
+//! | running | yes | run | `pause`, `dismiss` |
+//! | paused  | no; its SMs are the others' | [`LaunchError::Paused`]; what was launched before runs to its end | `resume`, `dismiss` |
+//! | gone    | no; its SMs are the others' | [`LaunchError::Dismissed`] | never: numbers are not used again |
+//!
+//! No change touches memory or another tenant's work: weights stay where they are, sessions follow the new plan at their next launch.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::device::{Device, Sms};
+use crate::launch::lending::{Membership, Requests};
+use crate::launch::{Plan, SeenKernel, Session};
+use crate::partition::TpcSet;
+use crate::policy::{KernelDemand, TenantDemand};
+use crate::tenant::{Class, Share, TenantId, TenantSpec};
+use crate::transfer::Uploader;
+
+use super::watched::{Account, Watched};
+use super::{AdmitError, MemoryHolder, Runtime, State, shares};
+
+/// A tenant as the runtime keeps it.
+#[derive(Clone)]
+pub(super) struct Admitted {
+    pub(super) spec: TenantSpec,
+    pub(super) membership: Arc<Membership>,
+    pub(super) paused: bool,
+    /// TPCs that it was promised.
+    pub(super) share: Option<u16>,
+    /// Those TPCs, while it runs.
+    pub(super) region: TpcSet,
+    pub(super) kernels: Vec<KernelDemand>,
+    account: Arc<Account>,
+    /// The device as its sessions see it.
+    device: Arc<dyn Device>,
+}
+
+/// A tenant as [`Runtime::tenants`] shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantStatus {
+    /// Its number.
+    pub id: TenantId,
+    /// What it was admitted as, with the class and the objective it has now.
+    pub spec: TenantSpec,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// SMs that it was promised; none where the policy decides.
+    pub share: Option<Sms>,
+    /// The TPCs that its elastic kernels may use under the plan in force; none while it is paused.
+    pub grant: TpcSet,
+    /// Bytes of device memory that its sessions hold.
+    pub allocated_bytes: u64,
+}
+
+impl Runtime {
+    /// Admits a tenant and plans for it. Its kernels are not known yet: run one request, then [`learn`](Runtime::learn) them.
+    ///
+    /// # Errors
+    /// [`AdmitError::NoMemory`] with figures if it does not fit beside what the others were promised or hold, or if less is free;
+    /// [`AdmitError::NoSms`] where every SM is in somebody's share; what a plan or the device says. Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = spec.name))]
+    pub fn admit(&self, spec: TenantSpec) -> Result<TenantId, AdmitError> {
+        let mut state = self.state.lock();
+        // A tenant admitted before may not have allocated all of its memory yet.
+        let kept = state.tenants.values().map(Admitted::memory_bytes).fold(0, u64::saturating_add);
+        let free = self.device.free_bytes()?.min(self.capacity.saturating_sub(kept));
+        if spec.memory_bytes > free {
+            let holders = state.tenants.values().map(Admitted::holder).collect();
+            return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free, holders });
+        }
+        let account = Arc::<Account>::default();
+        let device = Watched::new(Arc::clone(&self.bare), Arc::clone(&self.loss), format!("tenant `{}`", spec.name), Arc::clone(&account));
+        let membership = self.lending.admit()?.ok_or(AdmitError::TooMany)?;
+        let (paused, share, region, kernels) = (false, None, TpcSet::EMPTY, Vec::new());
+        let id = TenantId(state.next);
+        state.next += 1;
+        self.telemetry.admitted(id, &spec);
+        state.tenants.insert(id, Admitted { spec, membership: Arc::clone(&membership), paused, share, region, kernels, account, device });
+        self.replan(&state).inspect_err(|_| {
+            state.tenants.remove(&id);
+            self.lending.dismiss(&membership);
+            self.telemetry.dismissed(id);
+        })?;
+        Ok(id)
+    }
+
+    /// A session for an admitted tenant. What it allocates, and whatever is allocated through [`Session::device`], counts as the tenant's.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed; [`LaunchError::Paused`](crate::launch::LaunchError::Paused) while it is paused.
+    pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
+        let (device, membership) = {
+            let state = self.state.lock();
+            let admitted = state.tenant(tenant)?;
+            (Arc::clone(&admitted.device), Arc::clone(&admitted.membership))
+        };
+        let session = Session::new(&device, &self.plans, tenant, Arc::clone(membership.grant()))?;
+        Ok(session.observed(self.telemetry.probe(tenant)?).announcing(Requests::new(&self.lending, &membership)))
+    }
+
+    /// What copies a tenant's inputs to the device, in turn with everybody else's.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed; what the device says.
+    pub fn uploader(&self, tenant: TenantId) -> Result<Uploader, AdmitError> {
+        let state = self.state.lock();
+        let admitted = state.tenant(tenant)?;
+        Ok(Uploader::new(&self.transfers, &admitted.device, tenant, admitted.spec.class)?)
+    }
+
+    /// Tells which kernels one request of the tenant launches, and plans again.
+    ///
+    /// # Errors
+    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective; what a plan or the device says.
+    /// Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0, kernels = request.len()))]
+    pub fn learn(&self, tenant: TenantId, request: &[SeenKernel]) -> Result<(), AdmitError> {
+        let launched = || request.iter().filter(|seen| seen.launches > 0);
+        self.change(tenant, |state, admitted| {
+            admitted.kernels = launched().map(|seen| state.kernel_demand(seen)).collect();
+            admitted.check_objective()
+        })?;
+        self.telemetry.learned(tenant, launched().map(|seen| seen.key));
+        Ok(())
+    }
+
+    /// Gives the tenant another class, and another objective or none, and plans again.
+    ///
+    /// # Errors
+    /// As [`learn`](Runtime::learn).
+    pub fn set_objective(&self, tenant: TenantId, class: Class, slo: Option<Duration>) -> Result<(), AdmitError> {
+        self.change(tenant, |_, admitted| {
+            (admitted.spec.class, admitted.spec.slo) = (class, slo);
+            admitted.check_objective()
+        })?;
+        self.transfers.set_class(tenant, class);
+        self.telemetry.objective_changed(tenant, slo);
+        Ok(())
+    }
+
+    /// Promises the tenant a number of SMs, or lets the policy decide again, and plans again. What it gains or loses counts from its next launch; elastic
+    /// kernels in flight leave SMs that went to others at their next tile. Other tenants with a share keep the very SMs they have.
+    ///
+    /// # Errors
+    /// [`AdmitError::NoSms`] with figures if so many are not free, or if none would be left for running tenants without a share; what a plan or the device
+    /// says. Nothing has changed then.
+    pub fn resize(&self, tenant: TenantId, share: Share) -> Result<(), AdmitError> {
+        let topology = self.device.topology();
+        let asked = match share {
+            Share::Planned => None,
+            Share::Sms(sms) => Some(sms),
+            Share::Percent(percent) => Some(Sms((topology.sms.get() * u32::from(percent)).div_ceil(100).min(u32::from(u16::MAX)) as u16)),
+        };
+        let tpcs = asked.map(|sms| topology.tpcs_for(sms).max(1));
+        self.change(tenant, |state, admitted| {
+            admitted.share = tpcs;
+            if admitted.paused { Ok(()) } else { self.place_region(state, tenant, admitted) }
+        })
+    }
+
+    /// Stops the tenant from launching and gives its SMs to the others. Nothing is unloaded: its memory stays its own, captured graphs stay valid, and what
+    /// it has launched runs to its end.
+    ///
+    /// Launches are refused and do not wait, because a thread that waits inside a launch could serve nobody, nor notice that its tenant was dismissed.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed; what the others' plan or the device says. Nothing has changed then.
+    pub fn pause(&self, tenant: TenantId) -> Result<(), AdmitError> {
+        self.change(tenant, |_, admitted| {
+            (admitted.paused, admitted.region) = (true, TpcSet::EMPTY);
+            Ok(())
+        })
+    }
+
+    /// Lets a paused tenant launch again. No effect on one that runs.
+    ///
+    /// # Errors
+    /// [`AdmitError::NoSms`] if its share was promised to others meanwhile; what a plan or the device says. It stays paused then.
+    pub fn resume(&self, tenant: TenantId) -> Result<(), AdmitError> {
+        self.change(tenant, |state, admitted| {
+            admitted.paused = false;
+            self.place_region(state, tenant, admitted)
+        })
+    }
+
+    /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it is gone already. If a partition for the others cannot be made, that is the error; the tenant is gone
+    /// all the same, and the others keep the SMs they had.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
+    pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        let gone = state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        self.lending.dismiss(&gone.membership);
+        self.transfers.forget(tenant);
+        self.telemetry.dismissed(tenant);
+        self.replan(&state).inspect_err(|_| {
+            let mut others = Plan::clone(&self.plans.current());
+            others.tenants.remove(&tenant);
+            others.paused.remove(&tenant);
+            self.plans.publish(others);
+        })
+    }
+
+    /// Grants a tenant exactly `tpcs` until the next plan says otherwise: its elastic kernels, those in flight and those in captured graphs
+    /// included, leave other SMs at their next tile. Placements stay as planned. This does not wait for the kernels;
+    /// one that starts before a larger grant has arrived, some microseconds later, ends on the SMs of the old one.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it was dismissed; [`DeviceError::BadPartition`](crate::device::DeviceError::BadPartition) for TPCs that the GPU lacks.
+    pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
+        let state = self.state.lock();
+        let admitted = state.tenant(tenant)?;
+        self.lending.grant_by_hand(&admitted.membership, tpcs)?;
+        self.note_grant(tenant, admitted);
+        Ok(())
+    }
+
+    /// Every tenant, in the order of admission.
+    pub fn tenants(&self) -> Vec<TenantStatus> {
+        let (state, plan) = (self.state.lock(), self.plans.current());
+        let status = |(&id, admitted): (&TenantId, &Admitted)| TenantStatus {
+            id,
+            spec: admitted.spec.clone(),
+            paused: admitted.paused,
+            share: admitted.share.map(|tpcs| self.device.topology().sms_of(TpcSet::range(0, tpcs))),
+            grant: plan.tenants.get(&id).map_or(TpcSet::EMPTY, |mine| mine.grant),
+            allocated_bytes: admitted.account.bytes(),
+        };
+        state.tenants.iter().map(status).collect()
+    }
+
+    /// Changes a copy of a tenant and plans with it; the tenant is as before if either fails.
+    fn change(&self, tenant: TenantId, change: impl FnOnce(&State, &mut Admitted) -> Result<(), AdmitError>) -> Result<(), AdmitError> {
+        let mut state = self.state.lock();
+        let mut changed = state.tenant(tenant)?.clone();
+        change(&state, &mut changed)?;
+        let before = state.tenants.insert(tenant, changed);
+        self.replan(&state).inspect_err(|_| {
+            if let Some(before) = before {
+                state.tenants.insert(tenant, before);
+            }
+        })
+    }
+
+    /// Gives a tenant with a share its TPCs, and one without none of its own.
+    fn place_region(&self, state: &State, tenant: TenantId, admitted: &mut Admitted) -> Result<(), AdmitError> {
+        let topology = self.device.topology();
+        let Some(tpcs) = admitted.share else {
+            admitted.region = TpcSet::EMPTY;
+            return Ok(());
+        };
+        let others = || state.tenants.iter().filter(|(id, other)| **id != tenant && !other.paused).map(|(_, other)| other);
+        let free = others().fold(topology.all_tpcs(), |free, other| free - other.region);
+        let unshared = others().filter(|other| other.share.is_none()).count();
+        let most = free.len().saturating_sub(u16::from(unshared > 0));
+        admitted.region = shares::resized(admitted.region, free, tpcs).filter(|_| tpcs <= most).ok_or_else(|| AdmitError::NoSms {
+            name: admitted.spec.name.clone(),
+            asked: Sms(tpcs.saturating_mul(topology.sms_per_tpc)),
+            free: topology.sms_of(free),
+            unshared,
+        })?;
+        Ok(())
+    }
+}
+
+impl State {
+    pub(super) fn tenant(&self, tenant: TenantId) -> Result<&Admitted, AdmitError> {
+        self.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))
+    }
+}
+
+impl Admitted {
+    pub(super) fn demand(&self, id: TenantId) -> TenantDemand {
+        TenantDemand { id, class: self.spec.class, slo: self.spec.slo, kernels: self.kernels.clone() }
+    }
+
+    /// Device memory that nobody else can have.
+    fn memory_bytes(&self) -> u64 {
+        self.spec.memory_bytes.max(self.account.bytes())
+    }
+
+    fn holder(&self) -> MemoryHolder {
+        MemoryHolder { name: self.spec.name.clone(), promised: self.spec.memory_bytes, allocated: self.account.bytes() }
+    }
+
+    fn check_objective(&self) -> Result<(), AdmitError> {
+        let Some(slo) = self.spec.slo else { return Ok(()) };
+        let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
+        let isolated = Duration::from_secs_f64(self.kernels.iter().map(best).sum::<f64>() / 1e6);
+        if slo < isolated {
+            return Err(AdmitError::ImpossibleSlo { name: self.spec.name.clone(), slo, isolated });
+        }
+        Ok(())
+    }
+}
+
+/// Dismisses its tenant when dropped. Whoever serves a tenant on a thread of its own keeps one there, so that however the thread ends, by its last request, an
+/// error or a panic, the tenant's SMs go to the others, and nobody else is touched.
+///
+/// `R` is `&Runtime` or `Arc<Runtime>`.
+pub struct Tenancy<R: Deref<Target = Runtime>> {
+    runtime: R,
+    tenant: TenantId,
+}
+
+impl<R: Deref<Target = Runtime>> Tenancy<R> {
+    /// From here on `tenant` is admitted for as long as this value lives.
+    pub fn new(runtime: R, tenant: TenantId) -> Self {
+        Self { runtime, tenant }
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+}
+
+impl<R: Deref<Target = Runtime>> Drop for Tenancy<R> {
+    fn drop(&mut self) {
+        let tenant = self.tenant.0;
+        if thread::panicking() {
+            tracing::error!(tenant, "dismissed because its thread panicked");
+        }
+        match self.runtime.dismiss(self.tenant) {
+            // Gone already is as good.
+            Ok(()) | Err(AdmitError::Unknown(_)) => {}
+            Err(error) => tracing::warn!(tenant, %error, "dismissed; the others keep the SMs they had"),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Tenants that come and go beside one that runs: its outputs keep their bits, and all memory comes back.
+
+use std::sync::Arc;
+
+use smidgen_runtime::device::Device;
+use smidgen_runtime::policy::{Exclusive, StaticEqual};
+use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::tenant::Share;
+use smidgen_runtime::{Runtime, Tenancy};
+
+use smidgen::weights::Weights;
+
+use crate::support::Random;
+use crate::tenant::{Tenant, decoder};
+use crate::tiny_models::{fixture, fixture_ids};
+
+/// Guests that are there at most, so that three sizes of partitions are made.
+const MOST_GUESTS: usize = 3;
+
+/// What the driver may keep of a stream or a graph for the next one.
+const DRIVER_KEEPS: u64 = 4 << 20;
+
+/// A guest, its outputs alone, and its admission.
+struct Guest<'a> {
+    tenant: Tenant,
+    expected: &'a [u8],
+    tenancy: Tenancy<&'a Runtime>,
+}
+
+fn free_bytes(device: &Arc<dyn Device>) -> u64 {
+    device.free_bytes().expect("a device that answers")
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn two_hundred_admissions_and_dismissals_leave_a_neighbour_s_bits_and_the_memory_as_they_were() {
+    let device: Arc<dyn Device> = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
+    let runtime = |policy| Runtime::new(Arc::clone(&device), policy, Arc::new(ProfileStore::default()));
+    let mut random = Random::new(11);
+    let prompts: Vec<Vec<u32>> = [9, 1, 130, 64].map(|length| (0..length).map(|_| random.between(0, 4000)).collect()).into();
+    let steady_weights = decoder();
+    let guests = ["bert", "distilbert", "llama-tied", "gpt2"]
+        .map(|name| (Weights::open(&fixture(name)).expect("a model directory"), fixture_ids(name)));
+
+    let alone = runtime(Box::new(Exclusive));
+    let run_alone = |weights: &Weights, sequences: &[Vec<u32>]| {
+        let mut tenant = Tenant::new(&alone, weights, sequences);
+        let output = tenant.run().expect("a request");
+        alone.dismiss(tenant.id()).expect("an admitted tenant");
+        output
+    };
+    let steady_expected = run_alone(&steady_weights, &prompts);
+    let expected: Vec<Vec<u8>> = guests.iter().map(|(weights, ids)| run_alone(weights, ids)).collect();
+
+    let shared = runtime(Box::new(StaticEqual));
+    let mut steady = Tenant::new(&shared, &steady_weights, &prompts);
+    let admit = |which: usize| {
+        let (weights, ids) = &guests[which];
+        let tenant = Tenant::new(&shared, weights, ids);
+        let tenancy = Tenancy::new(&shared, tenant.id());
+        Guest { tenant, expected: &expected[which], tenancy }
+    };
+    let mut present: Vec<Guest<'_>> = Vec::new();
+    // Partitions are made, modules loaded and caches filled the first time.
+    for which in 0..guests.len() {
+        present.truncate(MOST_GUESTS - 1);
+        present.push(admit(which));
+        present.iter_mut().for_each(|guest| drop(guest.tenant.run().expect("a request")));
+        steady.run().expect("a request");
+    }
+    present.clear();
+    steady.run().expect("a request");
+    let start = free_bytes(&device);
+
+    let (mut admitted, mut dismissed) = (0, 0);
+    while admitted < 200 || dismissed < 200 {
+        let admits = present.is_empty() || (present.len() < MOST_GUESTS && random.between(0, 1) == 0);
+        if admits {
+            present.push(admit(random.between(0, guests.len() as u32 - 1) as usize));
+            admitted += 1;
+        } else {
+            let gone = present.swap_remove(random.between(0, present.len() as u32 - 1) as usize);
+            assert_eq!(gone.tenant.id(), gone.tenancy.tenant());
+            dismissed += 1;
+        }
+        // Now and then one is paused beside the others.
+        if let (0, Some(guest)) = (admitted % 7, present.first()) {
+            shared.pause(guest.tenant.id()).expect("an admitted tenant");
+            assert!(steady.run().expect("a request") == steady_expected, "beside a paused tenant");
+            shared.resume(guest.tenant.id()).expect("a paused tenant");
+        }
+        assert!(steady.run().expect("a request") == steady_expected, "after {admitted} admissions and {dismissed} dismissals");
+        for guest in &mut present {
+            assert!(guest.tenant.run().expect("a request") == guest.expected, "a {} among others", guest.tenant.name());
+        }
+    }
+    present.clear();
+    assert!(steady.run().expect("a request") == steady_expected, "when all guests have gone");
+    let missing = start.saturating_sub(free_bytes(&device));
+    assert!(missing <= DRIVER_KEEPS, "{missing} bytes did not come back");
+    assert_eq!(shared.tenants().len(), 1);
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_tenant_that_is_resized_again_and_again_computes_the_same_bits() {
+    let device: Arc<dyn Device> = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
+    let runtime = Runtime::new(Arc::clone(&device), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
+    let mut random = Random::new(12);
+    let prompts: Vec<Vec<u32>> = [33, 90].map(|length| (0..length).map(|_| random.between(0, 4000)).collect()).into();
+    let (mut resized, mut other) = (Tenant::new(&runtime, &decoder(), &prompts), Tenant::new(&runtime, &decoder(), &prompts));
+    let expected = resized.run().expect("a request");
+    for percent in [60, 80, 30, 60, 95, 10] {
+        runtime.resize(resized.id(), Share::Percent(percent)).expect("SMs enough");
+        for tenant in [&mut resized, &mut other] {
+            assert!(tenant.run().expect("a request") == expected, "{percent}%");
+        }
+    }
+}
