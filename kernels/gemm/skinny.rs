@@ -218,6 +218,7 @@ impl Skinny {
             shared_bytes: self.shared_bytes(),
             blocks_per_sm,
             tiles,
+            blocks_per_tile: self.blocks_in_pair(),
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
             params: Params::new(Args { a: UNUSED, b: UNUSED, gemm: gemm.args() })

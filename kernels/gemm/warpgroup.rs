@@ -185,6 +185,7 @@ impl Warpgroup {
             shared_bytes: shape.shared_bytes(),
             blocks_per_sm: 1,
             tiles,
+            blocks_per_tile: blocks_in_pair,
             elastic: self.predicted_cycles(gemm, sms) > ELASTIC_FROM_MICROSECONDS * CYCLES_PER_MICROSECOND,
             programmatic: true,
             params: self.params(gemm),

@@ -54,6 +54,7 @@ unsafe impl Kernel for Probe {
             shared_bytes: 0,
             blocks_per_sm,
             tiles: self.tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
             params: Params::new(ElasticProbeArgs { executions: self.executions.ptr().0, sms: self.sms.ptr().0, cycles: self.cycles }),

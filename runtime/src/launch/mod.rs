@@ -16,7 +16,7 @@ mod tensor_map;
 
 pub use capture::CapturedGraph;
 pub use error::LaunchError;
-pub use kernel::{Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, Params, TilesArg, Work};
+pub use kernel::{Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};

@@ -17,7 +17,7 @@ use crate::tenant::TenantId;
 
 use super::grant::Grant;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
-use super::{CapturedGraph, Fingerprint, Kernel, KernelKey, LaunchError, TilesArg, Work};
+use super::{CapturedGraph, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TilesArg, Work};
 
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
@@ -113,6 +113,7 @@ pub struct Session {
     /// Entry points by symbol. Few, so a scan finds them.
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
+    grids: Grids,
     progress: Buffer,
     /// Elastic launches so far, captured ones included.
     elastic_launches: u64,
@@ -158,6 +159,7 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
+            grids: Grids::Persistent,
             progress: Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?,
             elastic_launches: 0,
             follows_launch: false,
@@ -176,6 +178,11 @@ impl Session {
         self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
         self.probe = probe;
         self
+    }
+
+    /// Launches elastic kernels with `grids` from here on; graphs that were captured keep theirs.
+    pub fn set_grids(&mut self, grids: Grids) {
+        self.grids = grids;
     }
 
     /// Launches `kernel` where the current plan places it.
@@ -200,7 +207,10 @@ impl Session {
         let (key, work) = (kernel.key(), kernel.work());
         let at = self.place(key, work);
         let placement = self.resolved[at];
-        let launch = kernel.configure(placement.sms, self.device.topology())?;
+        let mut launch = kernel.configure(placement.sms, self.device.topology())?;
+        if launch.elastic && self.grids == Grids::TilePerBlock {
+            launch.give_each_tile_a_block();
+        }
         let function = self.function(launch.symbol)?;
         self.hop(placement.lane)?;
         let tiles = TilesArg {
