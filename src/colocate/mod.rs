@@ -33,7 +33,7 @@ use smidgen_runtime::profile::{Profile, ProfileError};
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
 use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
-use sharing::{Sharing, SharesError};
+use sharing::{SharesError, Sharing};
 use spec::TenantRequest;
 use watch::{PhaseWatch, Shown, Watch};
 use worker::WorkerError;

@@ -277,7 +277,14 @@ fn provenance(run: &RunResult) -> String {
         ("GPU", format!("{}, {} SMs", Escaped(&provenance.gpu), provenance.sms)),
         ("driver", Escaped(&provenance.driver).to_string()),
         ("date", Escaped(&provenance.date).to_string()),
-        ("measured", format!("{} s for each phase, {} phases", number(provenance.seconds), run.alone.len() + run.alone_at_rate.len() + run.policies.len())),
+        (
+            "measured",
+            format!(
+                "{} s for each phase, {} phases",
+                number(provenance.seconds),
+                run.alone.len() + run.alone_at_rate.len() + run.policies.len()
+            ),
+        ),
         ("tenants", models(run)),
     ];
     let rows: String = rows.map(|(term, text)| format!("<dt>{term}</dt><dd>{text}</dd>\n")).concat();

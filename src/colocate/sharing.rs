@@ -197,13 +197,16 @@ pub struct SharesError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SharingError {
     /// The name means nothing.
-    #[error("`{0}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
-    Unknown(String),
+    #[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
+    Unknown {
+        /// The name.
+        name: String,
+    },
     /// The shares after it are none.
     #[error("`{0}`: shares are whole percentages from 1 to 100, one for each tenant, such as mps-percent:40/60")]
     Shares(String),
     /// Kernels of another form are for MPS.
-    #[error("`{0}`: only MPS baselines have a form of the kernels to choose, such as mps-default{TILES}")]
+    #[error("`{0}`: only MPS baselines have a form of the kernels to choose, such as mps-default:tiles")]
     Form(String),
 }
 
@@ -248,12 +251,13 @@ impl FromStr for Sharing {
             "mps-priority" => mps(MpsLimits::Priority),
             "mps-percent" => mps(MpsLimits::Percent(None)),
             _ if name.starts_with("mps-percent:") => {
-                let shares = name["mps-percent:".len()..].split('/').map(|share| share.parse().ok().filter(|share| (1..=100).contains(share)));
+                let shares =
+                    name["mps-percent:".len()..].split('/').map(|share| share.parse().ok().filter(|share| (1..=100).contains(share)));
                 let shares = shares.collect::<Option<Vec<u8>>>();
                 mps(MpsLimits::Percent(Some(shares.ok_or_else(|| SharingError::Shares(text.into()))?)))
             }
             "time-slice" if grids == Grids::Persistent => Ok(Self::TimeSlice),
-            _ if !Self::names().any(|known| known == name) => Err(SharingError::Unknown(text.into())),
+            _ if !Self::names().any(|known| known == name) => Err(SharingError::Unknown { name: text.into() }),
             _ if grids == Grids::TilePerBlock => Err(SharingError::Form(text.into())),
             _ => Ok(Self::Policy(name.into())),
         }

@@ -26,7 +26,8 @@ pub fn render(run: &RunResult) -> String {
     let mut streams = vec![STREAM_HEAD.map(str::to_owned)];
     rows.extend(run.alone.iter().map(|tenant| row("alone", tenant, None)));
     rows.extend(run.alone_at_rate.iter().map(|tenant| row("alone at its rate", tenant, None)));
-    let alone = run.alone.iter().map(|tenant| ("alone", tenant)).chain(run.alone_at_rate.iter().map(|tenant| ("alone at its rate", tenant)));
+    let alone =
+        run.alone.iter().map(|tenant| ("alone", tenant)).chain(run.alone_at_rate.iter().map(|tenant| ("alone at its rate", tenant)));
     streams.extend(alone.filter_map(|(name, tenant)| stream_row(name, tenant)));
     for policy in &run.policies {
         for (at, tenant) in policy.tenants.iter().enumerate() {
@@ -72,7 +73,15 @@ fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEA
     let stream = tenant.stream?;
     let [first, _, slow_first] = stream.first_token_ms.map(|ms| figure(ms, 2));
     let [per_token, _, slow_per_token] = stream.per_token_ms.map(|ms| figure(ms, 3));
-    Some([name(policy, LONGEST_POLICY), name(&tenant.name, LONGEST_NAME), figure(stream.tokens_per_second, 1), first, slow_first, per_token, slow_per_token])
+    Some([
+        name(policy, LONGEST_POLICY),
+        name(&tenant.name, LONGEST_NAME),
+        figure(stream.tokens_per_second, 1),
+        first,
+        slow_first,
+        per_token,
+        slow_per_token,
+    ])
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
