@@ -194,7 +194,7 @@ fn main() {
         // About 20 ms a replay at half the data sheet's rates, for clocks to settle.
         let launches = (1e13 / gemm.work().flops.max(300 * gemm.work().bytes) as f64).clamp(4.0, 400.0) as u32;
         for variant in case.variants() {
-            let configure = |gemm: &Gemm, sms: Sms, gpu: &Topology| gemm.configure_as(variant, sms, gpu).expect("a variant that fits");
+            let configure = |gemm: &Gemm, sms: Sms, gpu: &Topology| gemm.configure_variant(variant, sms, gpu).expect("a variant that fits");
             let replay = Replay::capture(&gpu, &case, gpu.sms(), launches, configure);
             print_row(&gpu, gemm, &format!("{variant:?}"), gpu.sms(), replay.median());
         }

@@ -21,21 +21,26 @@
 //   * Every tile is done exactly once.
 //   * The owner (the launch whose completion stream order waits for) completes only when every tile is *finished*, by whomever it was
 //     taken: the last block of the owner to leave waits for tiles that joiners still hold.
-//   * At least block 0 of the owner stays, so that a grant of zero SMs cannot hang a stream.
+//   * Whichever block of the owner would be the last to be sent away stays, so that a grant of zero SMs cannot hang a stream. While another one
+//     holds its SM, none stays where the grant does not hold: what an owner takes back is its own to the last SM.
 //   * A joiner (a second launch on the same counter, to grow again) takes tiles of its own epoch only and never touches a later launch's.
 //   * The counter is back at zero, one epoch on, when the owner completes: replayed graphs need no reset node.
 //
 // TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it still counts
 // those that it finishes. It lets the next one come only after all launches before itself have ended, so two are enough.
 //
-//   | step                | taken (epoch:32, count:32)   | finished          | departed        |
-//   |---------------------|------------------------------|-------------------|-----------------|
-//   | owner takes a tile  | +1                           |                   |                 |
-//   | joiner takes a tile | +1 by compare-and-swap, only |                   |                 |
-//   |                     | while the epoch is its own   |                   |                 |
-//   | a block leaves      |                              | + tiles it did    | +1 (owner only) |
-//   | last owner block,   | epoch + 1, count 0           | 0                 | 0               |
-//   | finished == count   |                              |                   |                 |
+//   | step                  | taken (epoch:32, count:32)   | finished          | departed (sent away:16, left:16) |
+//   |-----------------------|------------------------------|-------------------|----------------------------------|
+//   | owner takes a tile    | +1                           |                   |                                  |
+//   | joiner takes a tile   | +1 by compare-and-swap, only |                   |                                  |
+//   |                       | while the epoch is its own   |                   |                                  |
+//   | a block of the owner  |                              |                   | sent away +1; -1 again if all    |
+//   | finds its SM not held |                              |                   | others were, and it stays        |
+//   | a block leaves        |                              | + tiles it did    | left +1 (owner only)             |
+//   | last owner block,     | epoch + 1, count 0           | 0                 | 0                                |
+//   | finished == count     |                              |                   |                                  |
+//
+// A launch has fewer than 65536 workers: persistent grids are no larger than what the GPU holds at once.
 #pragma once
 #include <cstdint>
 
@@ -98,7 +103,8 @@ class TileQueue {
             const bool owner = tiles_.joins == 0;
             const bool held = polled_ ? held_ : holds_its_sms();
             polled_ = false;
-            const bool may_run = held || (owner && worker_ == 0);
+            const bool may_run = !sent_away_ && (held || (owner && is_last_to_stay()));
+            sent_away_ = !may_run;
             tile = may_run ? (owner ? take_as_owner() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
         }
         if (tile >= tiles_.count) return false;
@@ -111,10 +117,8 @@ class TileQueue {
         if (tiles_.progress == 0) return;
         const bool owner = tiles_.joins == 0;
         __threadfence();
-        // Both counts at once: `departed` is the upper half.
-        const unsigned long long mine = taken_ | (owner ? 1ull << 32 : 0ull);
-        const unsigned long long before = atomicAdd(reinterpret_cast<unsigned long long *>(&progress()->finished), mine);
-        if (!owner || before >> 32 != workers_ - 1) return;
+        const unsigned long long before = atomicAdd(counts(), taken_ | (owner ? LEFT : 0ull));
+        if (!owner || (before / LEFT) % (SENT_AWAY / LEFT) != workers_ - 1) return;
         // Last worker of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
         volatile uint32_t *finished = &progress()->finished;
         while (*finished < tiles_.count) __nanosleep(64);
@@ -127,7 +131,19 @@ class TileQueue {
     }
 
   private:
+    // One worker in each part of `departed`, which is the upper half of `finished` and itself.
+    static constexpr unsigned long long LEFT = 1ull << 32, SENT_AWAY = 1ull << 48;
+
     __device__ TileProgress *progress() const { return reinterpret_cast<TileProgress *>(tiles_.progress); }
+
+    __device__ unsigned long long *counts() const { return reinterpret_cast<unsigned long long *>(&progress()->finished); }
+
+    // Counts this worker of the owner as sent away, unless all others are: then nobody else can come here, and it takes that back.
+    __device__ bool is_last_to_stay() {
+        if (atomicAdd(counts(), SENT_AWAY) / SENT_AWAY + 1 < workers_) return false;
+        atomicAdd(counts(), 0ull - SENT_AWAY);
+        return true;
+    }
 
     __device__ bool holds_its_sms() const {
         if (tiles_.grant == 0) return true;
@@ -154,7 +170,7 @@ class TileQueue {
     const Tiles &tiles_;
     uint32_t worker_, workers_, other_sm_;
     uint32_t taken_;
-    bool polled_ = false, held_ = false;
+    bool polled_ = false, held_ = false, sent_away_ = false;
 };
 
 // The same for kernels whose threads all work on one tile at a time.

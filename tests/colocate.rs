@@ -74,7 +74,7 @@ fn number(value: &Value, key: &str) -> f64 {
 #[test]
 fn the_json_has_the_documented_form_and_its_figures_agree() {
     let folder = TempDir::new().unwrap();
-    let policies = "time-slice,mps-default,static-equal,krisp-i";
+    let policies = "time-slice,mps-default,static-equal,krisp-i,slo,slo:no-borrow+no-guard";
     succeeded(&colocate(folder.path(), &[CHAT, EMBED], policies));
     let result = json(folder.path());
     assert_eq!(keys(&result), BTreeSet::from(["provenance", "alone", "policies"]));
@@ -91,7 +91,11 @@ fn the_json_has_the_documented_form_and_its_figures_agree() {
     }
 
     let found: Vec<_> = result["policies"].as_array().unwrap().iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
-    assert_eq!(found.join(","), "time-slice,mps-default,mps-default:tiles,static-equal,krisp-i", "MPS runs with both forms of the kernels");
+    assert_eq!(
+        found.join(","),
+        policies.replace("mps-default", "mps-default,mps-default:tiles"),
+        "MPS runs with both forms of the kernels"
+    );
     for policy in result["policies"].as_array().unwrap() {
         has_keys(policy, &["policy", "tenants", "total_normalised_throughput", "fairness"]);
         let mut total = 0.0;
@@ -313,6 +317,7 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
 fn a_policy_or_a_duration_that_does_not_exist_is_refused_with_those_that_do() {
     let folder = TempDir::new().unwrap();
     names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "krisp-i,fair")), &["`fair`", "krisp-i", "mps-default"]);
+    names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "slo:no-borow")), &["`no-borow`", "no-borrow", "no-graphs"]);
     for duration in ["0", "1e9s", "NaN", "soon"] {
         let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--duration", duration];
         names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["--duration", duration, "10s"]);

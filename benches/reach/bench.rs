@@ -113,7 +113,8 @@ impl Bench {
         let partition = if sms == self.all_sms() { PartitionId::WHOLE } else { self.cuda.create_coscheduled_partition(Sms(sms))? };
         let placement = Placement { sms: Sms(sms), partition, priority: Priority::Normal };
         let walls = Walls { grid: true, grant: false, partition: sms < self.all_sms() };
-        let tenant = TenantPlan { grant: self.device.topology().all_tpcs(), default: placement, kernels: HashMap::new(), walls };
+        let all = self.device.topology().all_tpcs();
+        let tenant = TenantPlan { owned: all, grant: all, default: placement, kernels: HashMap::new(), walls };
         let plans = PlanCell::new(Plan { policy: "fixed", tenants: HashMap::from([(TenantId(0), tenant)]) });
         let session = Session::new(&self.device, &plans, TenantId(0), Arc::new(Grant::new(&self.device)?))?;
         Ok(Lane { sms, session })

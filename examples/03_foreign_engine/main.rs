@@ -109,7 +109,7 @@ fn measure(device: &Arc<dyn Device>, engine: &mut Engine) -> Result<Profile> {
         let mut points = Vec::new();
         for sms in RUNGS.into_iter().filter(|sms| *sms < device.topology().sms).chain([device.topology().sms]) {
             let partition = ladder.partition(TpcSet::range(0, device.topology().tpcs_for(sms)))?;
-            let stream = Stream::new(device, partition, Priority::Normal)?;
+            let stream = Stream::new(device, partition.id(), Priority::Normal)?;
             let samples = engine.measure(product, stream.id(), sms, options.samples)?;
             points.extend(samples.and_then(|samples| knee::summarize(sms, samples)));
         }

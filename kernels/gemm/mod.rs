@@ -6,7 +6,7 @@
 //! rows, a skinny kernel, whatever the SM count.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi;
 
@@ -17,6 +17,8 @@ mod warpgroup;
 pub use skinny::Skinny;
 pub use variant::Variant;
 pub use warpgroup::Warpgroup;
+
+use variant::Quickest;
 
 /// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,8 +109,14 @@ impl Gemm {
     ///
     /// # Errors
     /// [`LaunchError::Unsupported`] for a shape that no variant, or not this one, can do, or if this GPU has too little shared memory for it.
-    pub fn configure_as(&self, variant: Variant, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+    pub fn configure_variant(&self, variant: Variant, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
+        let is_elastic = matches!(variant, Variant::Warpgroup(warpgroup) if warpgroup.is_elastic(self, sms));
+        self.launch_of(variant, is_elastic, sms, gpu)
+    }
+
+    /// The launch of `variant`, for a problem that [`check`](Self::check) has passed. Only of a warpgroup variant it is asked whether it is elastic.
+    fn launch_of(&self, variant: Variant, is_elastic: bool, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         if !variant.can_do(self, gpu) {
             return Err(self.unsupported(format!("{variant:?} takes other row counts or alignments")));
         }
@@ -124,7 +132,7 @@ impl Gemm {
             return Ok(skinny.launch(self, sms, gpu));
         }
         if let Variant::Warpgroup(warpgroup) = variant {
-            return Ok(warpgroup.launch(self, variant.symbol(self.kind()), tiles, sms));
+            return Ok(warpgroup.launch(self, variant.symbol(self.kind()), tiles, is_elastic, sms));
         }
         Ok(Launch {
             symbol: variant.symbol(self.kind()),
@@ -284,10 +292,21 @@ unsafe impl Kernel for Gemm {
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.configure_as(self.choose(sms, gpu), sms, gpu)
+    }
+
+    /// Which shapes are quickest.
+    fn choose(&self, sms: Sms, gpu: &Topology) -> Choice {
+        Quickest::of(self, sms, gpu).to_choice()
+    }
+
+    /// Strides, alignments and the workspace are looked at here: problems of one key may differ in them.
+    fn configure_as(&self, choice: Choice, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
-        let variant = Variant::choose(self, sms, gpu);
-        variant::print_choice(self, variant, sms, gpu);
-        self.configure_as(variant, sms, gpu)
+        let quickest = Quickest::from_choice(choice);
+        let variant = Variant::choose(self, quickest, sms, gpu);
+        variant::print_choice(self, variant, sms);
+        self.launch_of(variant, quickest.warpgroup_is_elastic, sms, gpu)
     }
 }
 
@@ -326,6 +345,26 @@ mod tests {
         for problem in [odd_stride, odd_pointer] {
             let symbols = [1, 2, 33, 66, 132].map(|sms| problem.configure(Sms(sms), &h200()).expect("a supported shape").symbol);
             assert!(symbols.iter().all(|symbol| *symbol == symbols[0]), "{problem:?}: {symbols:?}");
+        }
+    }
+
+    #[test]
+    fn a_launch_from_a_remembered_choice_is_the_one_that_is_chosen_anew() {
+        let unlike = Gemm { a: DevicePtr(4096), lda: 8200, epilogue: Epilogue::NONE, ..gemm([1024, 768, 768]) };
+        let ampere = Topology { compute_capability: (8, 0), ..h200() };
+        for gpu in [h200(), ampere] {
+            for shape in [[8192, 14336, 4096], [1024, 768, 768], [1024, 3072, 768], [40, 4096, 4096], [8, 4096, 4096]] {
+                for sms in [2, 33, 66, 132] {
+                    let (problem, sms) = (gemm(shape), Sms(sms));
+                    // The choice may come from a problem that has only the key in common.
+                    let other = Gemm { m: problem.m, n: problem.n, k: problem.k, ldc: problem.ldc, a: DevicePtr(258), ..unlike };
+                    let [anew, remembered] = [problem.choose(sms, &gpu), other.choose(sms, &gpu)]
+                        .map(|choice| problem.configure_as(choice, sms, &gpu).expect("a supported shape"));
+                    let facts = |launch: &Launch| (launch.symbol, launch.grid, launch.tiles, launch.elastic, launch.shared_bytes);
+                    assert_eq!(facts(&anew), facts(&remembered), "{shape:?}");
+                    assert_eq!(facts(&anew), facts(&problem.configure(sms, &gpu).expect("a supported shape")), "{shape:?}");
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Fingerprint, Kernel};
+use smidgen_runtime::launch::{Choice, Fingerprint, Kernel};
 
 use super::abi::GemmEpilogue;
 use super::skinny::Skinny;
@@ -54,12 +54,48 @@ const fn epilogue_cycles(epilogue: Epilogue) -> f64 {
     }
 }
 
+/// The quickest shapes of the two kinds that have many, all of one kind giving the same bits. They follow from a problem's kernel key, and from nothing
+/// else of it, so that a session asks once (`Kernel::choose`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quickest {
+    warpgroup: Warpgroup,
+    tiled: Variant,
+    /// Whether the warpgroup shape polls the grant.
+    pub(super) warpgroup_is_elastic: bool,
+}
+
+impl Quickest {
+    pub(super) fn of(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Self {
+        let fitting = Variant::TILED.into_iter().filter(|tiled| tiled.blocks_per_sm(gpu) > 0);
+        let quicker = |a: &Variant, b: &Variant| a.predicted_cycles(gemm, sms, gpu).total_cmp(&b.predicted_cycles(gemm, sms, gpu));
+        let tiled = fitting.min_by(quicker).unwrap_or(Variant::Tiled64x64);
+        let warpgroup = Warpgroup::choose(gemm, sms);
+        Self { warpgroup, tiled, warpgroup_is_elastic: warpgroup.is_elastic(gemm, sms) }
+    }
+
+    /// As a number: where the shapes stand in their lists, a byte each.
+    pub(super) fn to_choice(self) -> Choice {
+        let warpgroup = Warpgroup::ALL.iter().position(|shape| *shape == self.warpgroup).unwrap_or(0);
+        let tiled = Variant::TILED.iter().position(|variant| *variant == self.tiled).unwrap_or(0);
+        Choice(u64::from(self.warpgroup_is_elastic) << 16 | (tiled as u64) << 8 | warpgroup as u64)
+    }
+
+    pub(super) fn from_choice(Choice(bits): Choice) -> Self {
+        let [warpgroup, tiled, is_elastic, ..] = bits.to_le_bytes();
+        Self {
+            warpgroup: Warpgroup::ALL.get(usize::from(warpgroup)).copied().unwrap_or(Warpgroup::Tile64x64),
+            tiled: Variant::TILED.get(usize::from(tiled)).copied().unwrap_or(Variant::Tiled64x64),
+            warpgroup_is_elastic: is_elastic != 0,
+        }
+    }
+}
+
 impl Variant {
     /// The variants that give the same bits.
     pub const TILED: [Self; 4] = [Self::Tiled128x256, Self::Tiled128x128, Self::Tiled64x128, Self::Tiled64x64];
 
-    /// The variant with the least predicted time for `gemm` on `sms` SMs.
-    pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Self {
+    /// The variant with the least predicted time for `gemm` on `sms` SMs, given which of each kind has.
+    pub(super) fn choose(gemm: &Gemm, quickest: Quickest, sms: Sms, gpu: &Topology) -> Self {
         if !gemm.is_aligned() {
             return Self::Unaligned;
         }
@@ -67,11 +103,9 @@ impl Variant {
             return Self::Skinny(skinny);
         }
         if Warpgroup::can_do(gemm, gpu) {
-            return Self::Warpgroup(Warpgroup::choose(gemm, sms));
+            return Self::Warpgroup(quickest.warpgroup);
         }
-        let fitting = Self::TILED.into_iter().filter(|tiled| tiled.blocks_per_sm(gpu) > 0);
-        let quicker = |a: &Self, b: &Self| a.predicted_cycles(gemm, sms, gpu).total_cmp(&b.predicted_cycles(gemm, sms, gpu));
-        fitting.min_by(quicker).unwrap_or(Self::Tiled64x64)
+        quickest.tiled
     }
 
     /// Whether the kernel is right for the problem, quick or not.
@@ -215,7 +249,7 @@ impl Variant {
 }
 
 /// Prints each choice once to standard error where the environment has `SMIDGEN_PRINT_CONFIGS=1`.
-pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms, gpu: &Topology) {
+pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms) {
     static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SMIDGEN_PRINT_CONFIGS").is_some_and(|value| value == "1"));
     static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
     if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {

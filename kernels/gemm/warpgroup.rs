@@ -172,8 +172,13 @@ impl Warpgroup {
         LAUNCH_CYCLES + rounds * tile + if shape.takes_turns { epilogue } else { 0.0 }
     }
 
+    /// Whether a launch takes so long that it polls its grant.
+    pub(super) fn is_elastic(self, gemm: &Gemm, sms: Sms) -> bool {
+        self.predicted_cycles(gemm, sms) > ELASTIC_FROM_MICROSECONDS * CYCLES_PER_MICROSECOND
+    }
+
     /// The launch. `args` are those of every kernel.
-    pub(super) fn launch(self, gemm: &Gemm, symbol: &'static str, tiles: u32, sms: Sms) -> Launch {
+    pub(super) fn launch(self, gemm: &Gemm, symbol: &'static str, tiles: u32, elastic: bool, sms: Sms) -> Launch {
         let shape = self.shape();
         let blocks_in_pair = shape.blocks_in_pair;
         // A pair needs two SMs, and there is no TPC of one.
@@ -186,7 +191,7 @@ impl Warpgroup {
             blocks_per_sm: 1,
             tiles,
             blocks_per_tile: blocks_in_pair,
-            elastic: self.predicted_cycles(gemm, sms) > ELASTIC_FROM_MICROSECONDS * CYCLES_PER_MICROSECOND,
+            elastic,
             programmatic: true,
             params: self.params(gemm),
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, Priority, Sms, StreamId};
 use smidgen_runtime::launch::{Kernel, KernelKey, Launch, LaunchError, TilesArg, Work};
-use smidgen_runtime::partition::{Ladder, TpcSet};
+use smidgen_runtime::partition::{Ladder, PartitionRef, TpcSet};
 use smidgen_runtime::profile::SamplePoint;
 
 use crate::sweep::Options;
@@ -35,13 +35,14 @@ const PROGRESS_BYTES: u64 = 16;
 pub(crate) struct Lane {
     pub(crate) sms: Sms,
     stream: StreamId,
+    _partition: PartitionRef,
 }
 
 impl Lane {
     pub(crate) fn new(device: &dyn Device, ladder: &Ladder, sms: Sms) -> Result<Self, SweepError> {
         let tpcs = TpcSet::range(0, device.topology().tpcs_for(sms));
         let partition = ladder.partition(tpcs).map_err(|source| SweepError::Partition { sms, source })?;
-        Ok(Self { sms, stream: device.create_stream(partition, Priority::Normal)? })
+        Ok(Self { sms, stream: device.create_stream(partition.id(), Priority::Normal)?, _partition: partition })
     }
 }
 

@@ -349,7 +349,7 @@ fn a_ladder_without_room_for_the_rungs_is_an_error() {
 fn the_whole_gpu_is_measured_outside_any_partition() {
     let rig = Rig::new(noisy());
     rig.run().unwrap();
-    assert_eq!(rig.ladder.partition(rig.contract.topology().all_tpcs()).unwrap(), PartitionId::WHOLE);
+    assert_eq!(rig.ladder.partition(rig.contract.topology().all_tpcs()).unwrap().id(), PartitionId::WHOLE);
     assert_eq!(rig.ladder.len(), 16);
 }
 

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = Idle::new() as Arc<dyn Device>;
     let mut plan = Plan::default();
     let grant = device.topology().all_tpcs();
-    let whole = TenantPlan { grant, default: Placement::whole(Sms(132)), kernels: [].into(), walls: Walls::default() };
+    let whole = TenantPlan { owned: grant, grant, default: Placement::whole(Sms(132)), kernels: [].into(), walls: Walls::default() };
     plan.tenants.insert(TenantId(0), whole);
     let plans = PlanCell::new(plan);
     let unobserved = Session::new(&device, &plans, TenantId(0), Arc::new(Grant::new(&device)?))?;

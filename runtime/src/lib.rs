@@ -8,8 +8,8 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`device`] | the contract with a GPU and its two back ends: `cuda`, and `sim`, a discrete-event model |
-//! | [`partition`] | TPC sets, the ladder of partitions, each made once, KRISP's mask allocation |
-//! | [`launch`] | kernels, plans, grants, and the one interception point |
+//! | [`partition`] | TPC sets, the ladder of partitions, each made once, the ledger of who holds which TPCs, KRISP's mask allocation |
+//! | [`launch`] | kernels, plans, grants, [`lending`](launch::lending) of what is not used, and the one interception point |
 //! | [`policy`] | one file per policy: pure functions from tenants and profiles to a plan |
 //! | [`profile`] | what the profiler measured: schema, provenance, store |
 //! | [`tenant`] | who shares the GPU |
@@ -17,6 +17,7 @@
 //!
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.
 
+mod atomics;
 pub mod device;
 pub mod launch;
 pub mod partition;
@@ -26,4 +27,4 @@ pub mod runtime;
 pub mod telemetry;
 pub mod tenant;
 
-pub use runtime::{AdmitError, Runtime, Unprofiled};
+pub use runtime::{AdmitError, Runtime, RuntimeOptions, Unprofiled};

@@ -1,25 +1,40 @@
 //! The runtime as an engine holds it: a device, its ladder, the tenants, a policy, and the plan they add up to.
 //!
 //! Every change (a tenant comes, goes, or shows its kernels; another policy) makes a new plan: the policy drafts it, the ladder makes the
-//! partitions it names, the grants widen, the plan is published by one pointer store, and the grants narrow. Nothing here is on the launch path.
+//! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
+//! and the grants narrow. Nothing here is on the launch path.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::device::{Device, DeviceError, Sms};
-use crate::launch::grant::Grant;
+use crate::launch::lending::{Holdings, Lending, Requests, Tenancy, Terms};
 use crate::launch::{Fingerprint, KernelKey, LaunchError, Placement, Plan, PlanCell, SeenKernel, Session, TenantPlan};
-use crate::partition::{Ladder, LadderError, TpcSet};
+use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{DraftPlacement, KernelDemand, Policy, TenantDemand, TenantDraft};
 use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, ProfileStore};
 use crate::telemetry::{Recording, RequestLog, Telemetry};
 use crate::tenant::{TenantId, TenantSpec};
 
-/// Partitions a runtime makes at most: 128 take about 0.75 GB.
-const PARTITION_LIMIT: usize = 128;
+/// What a runtime may take for itself, and records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    pub partition_bytes: u64,
+    /// What it records of launches.
+    pub recording: Recording,
+}
+
+impl Default for RuntimeOptions {
+    /// Room for 128 partitions: about 0.75 GB.
+    fn default() -> Self {
+        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
+    }
+}
 
 /// Several tenants on one device.
 ///
@@ -50,6 +65,7 @@ pub struct Runtime {
     ladder: Ladder,
     plans: PlanCell,
     telemetry: Arc<Telemetry>,
+    lending: Arc<Lending>,
     state: Mutex<State>,
 }
 
@@ -64,7 +80,7 @@ struct State {
 
 struct Admitted {
     spec: TenantSpec,
-    grant: Arc<Grant>,
+    tenancy: Arc<Tenancy>,
     kernels: Vec<KernelDemand>,
 }
 
@@ -106,6 +122,9 @@ pub enum AdmitError {
         /// The sum of its kernels' latencies on the whole GPU.
         isolated: Duration,
     },
+    /// The ledger cannot tell more tenants apart.
+    #[error("65535 tenants are admitted already; dismiss one first")]
+    TooMany,
     /// No such tenant.
     #[error("no tenant has the number {}; it was dismissed", .0.0)]
     Unknown(TenantId),
@@ -123,16 +142,23 @@ pub enum AdmitError {
 impl Runtime {
     /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
-        Self::recording(device, policy, profiles, Recording::default())
+        Self::with_options(device, policy, profiles, RuntimeOptions::default())
     }
 
     /// A runtime without tenants that records what `recording` says.
     pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
-        let telemetry = Telemetry::new(Arc::clone(&device), recording);
-        let ladder = Ladder::new(Arc::clone(&device), PARTITION_LIMIT);
+        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
+    }
+
+    /// A runtime without tenants, as `options` say.
+    pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
+        let telemetry = Telemetry::new(Arc::clone(&device), options.recording);
+        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let ladder = Ladder::new(Arc::clone(&device), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
+        let lending = Arc::new(Lending::new(&device));
         let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
-        Self { device, ladder, plans, telemetry, state: Mutex::new(state) }
+        Self { device, ladder, plans, telemetry, lending, state: Mutex::new(state) }
     }
 
     /// The device.
@@ -164,13 +190,14 @@ impl Runtime {
         if spec.memory_bytes > free {
             return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free });
         }
-        let grant = Arc::new(Grant::new(&self.device)?);
+        let tenancy = self.lending.admit()?.ok_or(AdmitError::TooMany)?;
         let id = TenantId(state.next);
         state.next += 1;
         self.telemetry.admitted(id, &spec);
-        state.tenants.insert(id, Admitted { spec, grant, kernels: Vec::new() });
+        state.tenants.insert(id, Admitted { spec, tenancy: Arc::clone(&tenancy), kernels: Vec::new() });
         self.replan(&state).inspect_err(|_| {
             state.tenants.remove(&id);
+            self.lending.dismiss(&tenancy);
             self.telemetry.dismissed(id);
         })?;
         Ok(id)
@@ -181,9 +208,9 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed.
     pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
-        let grant = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.grant);
-        let session = Session::new(&self.device, &self.plans, tenant, grant)?;
-        Ok(session.observed(self.telemetry.probe(tenant)?))
+        let tenancy = Arc::clone(&self.state.lock().tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?.tenancy);
+        let session = Session::new(&self.device, &self.plans, tenant, Arc::clone(tenancy.grant()))?;
+        Ok(session.observed(self.telemetry.probe(tenant)?).announcing(Requests::new(&self.lending, &tenancy)))
     }
 
     /// What an engine tells of the tenant's requests through, for metrics and for the timeline.
@@ -230,7 +257,8 @@ impl Runtime {
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
-        state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        let gone = state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        self.lending.dismiss(&gone.tenancy);
         self.telemetry.dismissed(tenant);
         self.replan(&state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
@@ -248,9 +276,35 @@ impl Runtime {
     pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
         let state = self.state.lock();
         let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
-        admitted.grant.set(tpcs)?;
+        self.lending.grant_by_hand(&admitted.tenancy, tpcs)?;
         self.note_grant(tenant, admitted);
         Ok(())
+    }
+
+    /// What a tenant has at this moment: its own TPCs, which of them it lends, and what it borrows.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] if it was dismissed.
+    pub fn holdings(&self, tenant: TenantId) -> Result<Holdings, AdmitError> {
+        let state = self.state.lock();
+        let admitted = state.tenants.get(&tenant).ok_or(AdmitError::Unknown(tenant))?;
+        Ok(self.lending.holdings(&admitted.tenancy))
+    }
+
+    /// From here on a tenant lends its TPCs once it has been idle for so long;
+    /// [`DEFAULT_HYSTERESIS`](crate::launch::lending::DEFAULT_HYSTERESIS) until then. Zero lends as a request ends.
+    pub fn set_hysteresis(&self, hysteresis: Duration) {
+        self.lending.set_hysteresis(hysteresis);
+    }
+
+    /// Lends the TPCs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; an engine
+    /// that only waits should call this at the time of the device's clock that it returns. `None` where nothing will be due before another
+    /// request ends.
+    ///
+    /// # Errors
+    /// What the device says of a borrower's grant.
+    pub fn settle(&self) -> Result<Option<Duration>, DeviceError> {
+        self.lending.settle()
     }
 
     /// Plans by another policy from here on.
@@ -275,7 +329,7 @@ impl Runtime {
         let samples = self.telemetry.take_samples()?;
         let state = &mut *self.state.lock();
         for sample in samples {
-            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.grant.held()));
+            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.tenancy.grant().held()));
             // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
             if held.is_some_and(|held| held >= sample.sms)
                 && let Some(curve) = state.profiles.curve(sample.kernel)
@@ -328,8 +382,8 @@ impl Runtime {
 
     /// The SMs that a tenant owns, holds, and holds beyond its own.
     fn sms(&self, plan: &Plan, tenant: TenantId, admitted: &Admitted) -> [Sms; 3] {
-        let owned = plan.tenants.get(&tenant).map_or(TpcSet::EMPTY, |plan| plan.grant);
-        let held = admitted.grant.held();
+        let owned = plan.tenants.get(&tenant).map_or(TpcSet::EMPTY, |plan| plan.owned);
+        let held = admitted.tenancy.grant().held();
         [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
     }
 
@@ -345,27 +399,38 @@ impl Runtime {
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
         let demands: Vec<_> = state.tenants.iter().map(|(&id, admitted)| admitted.demand(id)).collect();
         let draft = state.policy.plan(self.device.topology(), &demands);
-        let tenants = draft.iter().map(|(&id, draft)| Ok((id, self.realise(draft)?))).collect::<Result<_, LadderError>>()?;
-        let grants = || state.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.grant, draft.get(id)?.grant)));
+        // Referred to from here on, so that making one does not take another of the same plan away.
+        let mut partitions = HashMap::new();
+        let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
+        let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
+        let plan = Plan { policy: state.policy.name(), tenants };
+        let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
-        grants().try_for_each(|(grant, tpcs)| grant.widen(tpcs))?;
+        self.lending.widen(&terms)?;
         let before = self.plans.current();
-        self.plans.publish(Plan { policy: state.policy.name(), tenants });
-        let narrowed = grants().try_for_each(|(grant, tpcs)| grant.set(tpcs));
-        narrowed.inspect_err(|_| self.plans.publish(Plan::clone(&before)))?;
+        let partitions_before = self.plans.publish_on(plan, partitions.into_values().collect());
+        self.lending.adopt(&terms).inspect_err(|_| {
+            drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
+            self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
+        })?;
         self.telemetry.plan_published(state.policy.name());
         state.tenants.iter().for_each(|(&id, admitted)| self.note_grant(id, admitted));
         Ok(())
     }
 
-    fn realise(&self, draft: &TenantDraft) -> Result<TenantPlan, LadderError> {
-        let place = |placement: &DraftPlacement| {
-            let partition = self.ladder.partition(placement.tpcs)?;
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition, priority: placement.priority })
+    /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
+    fn realise(&self, draft: &TenantDraft, partitions: &mut HashMap<TpcSet, PartitionRef>) -> Result<TenantPlan, LadderError> {
+        let mut place = |placement: &DraftPlacement| {
+            let partition = match partitions.entry(placement.tpcs) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
+            };
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
-        self.device.sm_mask(draft.grant)?;
+        self.device.sm_mask(draft.owned | draft.grant)?;
         Ok(TenantPlan {
+            owned: draft.owned,
             grant: draft.grant,
             default: place(&draft.default)?,
             kernels: draft
@@ -375,6 +440,12 @@ impl Runtime {
                 .collect::<Result<_, LadderError>>()?,
             walls: draft.walls,
         })
+    }
+}
+
+impl State {
+    fn terms(&self, plan: &Plan) -> Vec<Terms> {
+        Terms::of(self.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.tenancy, plan.tenants.get(id)?))))
     }
 }
 

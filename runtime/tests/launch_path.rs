@@ -2,15 +2,19 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
-use smidgen_runtime::device::{Device, PartitionId, Priority, Sms};
+use smidgen_runtime::device::{Device, DevicePtr, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
-use smidgen_runtime::launch::{Fingerprint, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
+use smidgen_runtime::launch::{
+    Element, EncodedMaps, Fingerprint, Kernel, LaunchError, OpaqueKernel, Params, Placement, Plan, PlanCell, Session, Swizzle, TenantPlan,
+    TensorMap, Walls, WorkId,
+};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::StaticEqual;
+use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, StaticEqual, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::Recording;
 use smidgen_runtime::telemetry::trace::Happening;
@@ -68,39 +72,93 @@ fn plan() -> Plan {
         (kernel.key().fingerprint(), placement)
     };
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();
-    let tenant = TenantPlan { grant: TpcSet::range(0, 66), default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
+    let all = TpcSet::range(0, 66);
+    let tenant = TenantPlan { owned: all, grant: all, default: Placement::whole(Sms(132)), kernels, walls: Walls::default() };
     Plan { policy: "test", tenants: HashMap::from([(TenantId(0), tenant)]) }
 }
 
-#[test]
-fn launches_hops_and_replays_allocate_nothing_once_warm() -> Result<(), LaunchError> {
-    let idle = Idle::new();
-    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+/// A session under [`plan`] that has launched every kernel.
+fn warm(idle: &Arc<Idle>) -> Result<(PlanCell, Session), LaunchError> {
+    let device: Arc<dyn Device> = Arc::clone(idle) as Arc<dyn Device>;
     let plans = PlanCell::new(plan());
     let mut session = Session::new(&device, &plans, TenantId(0), Arc::new(Grant::new(&device)?))?;
-    let opaque = OpaqueKernel { key: KERNELS[0].key(), work: KERNELS[0].work() };
-    let request = |session: &mut Session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel));
-
     assert!(allocations(|| request(&mut session).unwrap()) > 0, "the counter counts");
-    let graph = session.capture(request)?;
+    Ok((plans, session))
+}
+
+fn request(session: &mut Session) -> Result<(), LaunchError> {
+    KERNELS.iter().try_for_each(|kernel| session.launch(kernel))
+}
+
+#[test]
+fn launching_a_known_kernel_allocates_nothing() -> Result<(), LaunchError> {
+    let idle = Idle::new();
+    let (plans, mut session) = warm(&idle)?;
+    let opaque = OpaqueKernel { key: KERNELS[0].key(), work: KERNELS[0].work() };
     let mut rounds = || {
         for _ in 0..1000 {
             request(&mut session).unwrap();
             session.launch_opaque(&opaque, |stream, sms| black_box((stream, sms))).unwrap();
-            assert!(session.is_current(&graph).unwrap());
-            session.replay(&graph).unwrap();
         }
     };
     assert_eq!(allocations(&mut rounds), 0);
-    assert_eq!(idle.launched(), 4 * (1 + 1 + 1000));
+    assert_eq!(idle.launched(), 4 * (1 + 1000));
     assert!(session.stats().hops >= 4000);
 
     // A new plan may allocate, at the first launch under it and then no more.
-    plans.publish(plan());
+    plans.publish(Plan {
+        tenants: plan()
+            .tenants
+            .into_iter()
+            .map(|(id, tenant)| (id, TenantPlan { default: tenant.default, kernels: HashMap::new(), ..tenant }))
+            .collect(),
+        ..plan()
+    });
     request(&mut session)?;
     let mut rounds = || (0..1000).for_each(|_| request(&mut session).unwrap());
     assert_eq!(allocations(&mut rounds), 0);
     Ok(())
+}
+
+#[test]
+fn replaying_a_graph_allocates_nothing() -> Result<(), LaunchError> {
+    let idle = Idle::new();
+    let (plans, mut session) = warm(&idle)?;
+    let graph = session.capture(request)?;
+    for work in 0..40 {
+        session.capture_kept(WorkId(work), request)?;
+    }
+    let mut rounds = || {
+        for work in (0..40).cycle().take(1000) {
+            assert!(session.is_current(&graph).unwrap());
+            session.replay(&graph).unwrap();
+            assert!(session.replay_kept(WorkId(work)).unwrap());
+            session.replay_or_capture::<LaunchError>(WorkId(work), |_| unreachable!("it is kept")).unwrap();
+        }
+    };
+    assert_eq!(allocations(&mut rounds), 0);
+    // One that places this tenant alike costs a comparison at the next replay, and no capture.
+    plans.publish(plan());
+    assert!(session.replay_kept(WorkId(39))?);
+    let mut rounds = || (0..1000).for_each(|_| assert!(session.replay_kept(WorkId(7)).unwrap()));
+    assert_eq!(allocations(&mut rounds), 0);
+    assert_eq!(session.stats().replays, 3 * 1000 + 1 + 1000);
+    Ok(())
+}
+
+#[test]
+fn encoding_the_maps_of_known_matrices_allocates_nothing() {
+    let map = |at: u64| TensorMap::matrix(DevicePtr(at << 20), Element::F16, [64, 64], 64, [64, 64], Swizzle::Bytes128);
+    let params = |at: u64| Params::new([0_u64; 64]).with_tensor_maps([(0, map(4 * at)), (128, map(4 * at + 1)), (256, map(4 * at + 2))]);
+    let mut maps = EncodedMaps::new();
+    let mut round = || {
+        for at in 0..60 {
+            let encoded = params(at).encoded(&mut maps, |map| Ok::<_, ()>([map.ptr.0; 16]));
+            assert!(black_box(&encoded).is_ok());
+        }
+    };
+    round();
+    assert_eq!(allocations(round), 0);
 }
 
 #[test]
@@ -124,4 +182,52 @@ fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Res
     let seen = &runtime.telemetry().trace().tenants[&tenant].events;
     assert!(seen.iter().any(|event| matches!(event.what, Happening::Launch { .. })), "it was traced");
     Ok(())
+}
+
+/// The first tenant owns a third of the GPU, which the second, who owns the rest, may borrow.
+struct Borrowing;
+
+impl Policy for Borrowing {
+    fn name(&self) -> &'static str {
+        "borrowing"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let walls = Walls { grant: true, ..Walls::default() };
+        let draft = |(owned, grant)| {
+            let default = DraftPlacement { sms: topology.sms, tpcs: topology.all_tpcs(), priority: Priority::Normal };
+            TenantDraft { owned, grant, default, kernels: BTreeMap::new(), walls }
+        };
+        let (first, second) = (TpcSet::range(0, 22), TpcSet::range(22, 66));
+        let grants = [(first, first), (second, topology.all_tpcs())].map(draft);
+        tenants.iter().map(|tenant| tenant.id).zip(grants).collect()
+    }
+}
+
+#[test]
+fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
+    let idle = Idle::new();
+    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+    let runtime = Runtime::new(device, Box::new(Borrowing), Arc::new(ProfileStore::default()));
+    runtime.set_hysteresis(Duration::ZERO);
+    let ids = [Class::Latency, Class::Throughput].map(|class| {
+        let spec = TenantSpec { name: String::new(), class, slo: None, memory_bytes: 0 };
+        runtime.admit(spec).unwrap()
+    });
+    let mut session = runtime.session(ids[0]).unwrap();
+    session.end_request().unwrap();
+    let copies = idle.copies();
+    let mut rounds = || {
+        for _ in 0..1000 {
+            session.begin_request().unwrap();
+            session.end_request().unwrap();
+        }
+    };
+    assert_eq!(allocations(&mut rounds), 0);
+    assert_eq!(idle.copies() - copies, 2000, "one copy for the one borrower, each time");
+    assert_eq!(runtime.holdings(ids[1]).unwrap().borrowed, TpcSet::range(0, 22));
 }

@@ -44,6 +44,7 @@ impl House {
     /// A tenant whose kernels are placed as listed, and on the whole GPU where not.
     fn tenant(&self, kernels: &[(Fake, (PartitionId, TpcSet))]) -> TenantPlan {
         TenantPlan {
+            owned: self.gpu.device.topology().all_tpcs(),
             grant: self.gpu.device.topology().all_tpcs(),
             default: Placement::whole(Sms(132)),
             kernels: kernels.iter().map(|&(kernel, part)| (kernel.key().fingerprint(), self.placement(part))).collect(),
@@ -178,6 +179,48 @@ fn a_graph_belongs_to_the_plan_that_it_was_captured_under() {
     let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
     assert!(session.is_current(&graph).unwrap());
     session.replay(&graph).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
+}
+
+#[test]
+fn a_plan_that_changes_a_grant_or_a_neighbour_leaves_a_graph_current() {
+    let house = House::new();
+    let mine = || house.tenant(&[(GEMM, house.large)]);
+    house.publish([(TENANT, mine())]);
+    let mut session = house.session_of(TENANT).unwrap();
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    let named = TenantPlan { kernels: [(NORM.key().fingerprint(), mine().default)].into_iter().chain(mine().kernels).collect(), ..mine() };
+    for alike in [mine(), TenantPlan { grant: house.small.1, ..mine() }, named] {
+        house.publish([(TENANT, alike), (OTHER, house.tenant(&[(NORM, house.small)]))]);
+        assert!(session.is_current(&graph).unwrap());
+    }
+    let urgent = Placement { priority: Priority::High, ..house.placement(house.large) };
+    let narrow = Placement { sms: Sms(8), ..house.placement(house.large) };
+    for other in [urgent, narrow, house.placement(house.small)] {
+        house.publish([(TENANT, TenantPlan { kernels: [(GEMM.key().fingerprint(), other)].into_iter().collect(), ..mine() })]);
+        assert!(!session.is_current(&graph).unwrap());
+    }
+    house.publish([(TENANT, mine())]);
+    assert!(session.is_current(&graph).unwrap(), "the plan came back");
+}
+
+#[test]
+fn streams_that_no_plan_and_no_graph_needs_are_given_back_once_their_kernels_are_done() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    session.launch(&GEMM).unwrap();
+    let stream = session.stream();
+    let small = || house.publish([(TENANT, house.tenant(&[(GEMM, house.small)]))]);
+    let whole = || house.publish([(TENANT, house.tenant(&[]))]);
+    small();
+    session.launch(&GEMM).unwrap();
+    whole();
+    session.launch(&GEMM).unwrap();
+    house.gpu.device.synchronize(stream).unwrap();
+    house.gpu.trace(&session);
+    small();
+    session.launch(&GEMM).unwrap();
+    assert!(house.gpu.device.synchronize(stream).is_err(), "the stream is gone");
     assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
 }
 

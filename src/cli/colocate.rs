@@ -15,6 +15,7 @@ use smidgen::colocate::{Run, Where, report, table, tenants_file};
 use smidgen::models::DecoderPhase;
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
+use smidgen_runtime::policy;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable};
@@ -42,7 +43,8 @@ impl From<RunDevice> for Where {
 fn policy_help() -> String {
     format!(
         "Policies and baselines, in the order they run: {}. mps-percent gives every tenant an equal percentage of the SMs, mps-percent:40/60 given ones. \
-         Each mps- baseline runs twice, the second time with kernels that have one thread block for each tile; mps-default:tiles is that form alone",
+         Each mps- baseline runs twice, the second time with kernels that have one thread block for each tile; mps-default:tiles is that form alone. slo:no-borrow+no-bandwidth is slo without two \
+         of its parts",
         Sharing::names().collect::<Vec<_>>().join(", ")
     )
 }
@@ -60,7 +62,7 @@ pub struct ColocateArgs {
     #[arg(long, value_name = "FILE")]
     tenants: Option<PathBuf>,
     /// Policies and baselines.
-    #[arg(long, value_delimiter = ',', default_value = "mps-default,krisp-i", value_name = "NAME", help = policy_help(), long_help = policy_help())]
+    #[arg(long, value_delimiter = ',', default_values = ["mps-default", policy::DEFAULT], value_name = "NAME", help = policy_help(), long_help = policy_help())]
     policy: Vec<Sharing>,
     /// Time measured for each policy, such as 10s.
     #[arg(long, default_value = "10s", value_parser = seconds)]
@@ -105,7 +107,7 @@ pub struct DemoArgs {
 
 /// The tenants of the demo, and of the published run.
 const DEMO_TENANTS: [&str; 2] = ["chat=llama-3.2-1b,class=latency,batch=8,seq=128", "embed=bert-large,class=throughput,batch=8,seq=128"];
-const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", "krisp-i"];
+const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
 /// Measured on an H200 and shipped, so that the demo runs where there is no GPU.
 pub const SHIPPED_PROFILE: &str = "profiles/h200.json";

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::device::{DeviceError, Event};
-use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
+use smidgen_runtime::launch::{LaunchError, Session, WorkId};
 use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 pub use arrivals::Arrivals;
@@ -51,11 +51,13 @@ pub struct Window {
     pub end: Duration,
 }
 
+/// A server has one kind of request.
+const REQUEST: WorkId = WorkId(0);
+
 /// One tenant being served.
 pub struct Server {
     session: Session,
     workload: Box<dyn Workload>,
-    graph: CapturedGraph,
     done: Event,
     /// Scheduled arrival of the request in flight.
     in_flight: Option<Duration>,
@@ -87,13 +89,12 @@ impl Server {
     /// # Errors
     /// What the launches say.
     pub fn new(mut session: Session, mut workload: Box<dyn Workload>, slo: Option<Duration>) -> Result<Self, LaunchError> {
-        let graph = session.capture(|session| workload.enqueue(session))?;
+        session.capture_kept(REQUEST, |session| workload.enqueue(session))?;
         let done = Event::new(session.device())?;
         let window = Window { from: Duration::ZERO, until: Duration::ZERO, end: Duration::ZERO };
         Ok(Self {
             session,
             workload,
-            graph,
             done,
             in_flight: None,
             arrivals: Arrivals::ClosedLoop,
@@ -165,10 +166,7 @@ impl Server {
     }
 
     fn issue(&mut self) -> Result<(), LaunchError> {
-        if !self.session.is_current(&self.graph)? {
-            self.graph = self.session.capture(|session| self.workload.enqueue(session))?;
-        }
-        self.session.replay(&self.graph)?;
+        self.session.replay_or_capture(REQUEST, |session| self.workload.enqueue(session))?;
         let record = self.session.device().record(self.done.id(), self.session.stream());
         record.map_err(|error: DeviceError| error.into())
     }

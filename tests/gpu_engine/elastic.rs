@@ -1,12 +1,19 @@
 //! Elastic kernels while their grant changes: every tile done once, the same bits, and counters that are ready for the next launch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use smidgen::kernels::abi::ElasticProbeArgs;
 use smidgen::kernels::gemm::{Epilogue, Gemm};
+use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{Buffer, DevicePtr, Graph, PartitionId, Priority, Sms, StreamId, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, TilesArg, Work};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, TilesArg, Walls, Work};
+use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
+use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 
 use crate::support::{Gpu, Random};
 
@@ -41,8 +48,9 @@ unsafe impl Kernel for Probe {
         KernelKey::new(NAME, [self.tiles])
     }
 
+    /// Much, so that sessions take it for a launch worth growing.
     fn work(&self) -> Work {
-        Work::default()
+        Work { flops: u64::MAX, bytes: 0 }
     }
 
     fn configure(&self, sms: Sms, _: &Topology) -> Result<Launch, LaunchError> {
@@ -175,7 +183,8 @@ fn a_grant_keeps_a_kernel_on_its_sms() {
     gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
     probe.assert_each_tile_done(&gpu, 1);
     let outside: Vec<u32> = probe.sms_used(&gpu).into_iter().filter(|sm| !(4..8).contains(sm)).collect();
-    assert!(outside.len() <= 1, "only block 0 may stay outside the grant, but {outside:?} worked");
+    assert!(outside.is_empty(), "no block stays outside the grant while others hold theirs, but {outside:?} worked");
+    epoch(&gpu);
 }
 
 #[test]
@@ -237,5 +246,98 @@ fn replays_of_a_graph_need_no_reset_between_them() {
         gpu.device().synchronize(stream).expect("the graph runs");
         probe.assert_each_tile_done(&gpu, 1 + 4 * replay);
         assert_eq!(epoch(&gpu), before + 4 * replay);
+    }
+}
+
+/// A latency tenant owns the first [`OWNED`] TPCs; a throughput tenant owns the rest and may borrow them.
+struct Borrowing;
+
+const OWNED: u16 = 16;
+
+impl Policy for Borrowing {
+    fn name(&self) -> &'static str {
+        "borrowing"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let all = topology.all_tpcs();
+        let walls = Walls { grid: true, grant: true, partition: true };
+        let draft = |tenant: &TenantDemand| {
+            let first = all.first(OWNED);
+            let (owned, grant) = if tenant.class == Class::Latency { (first, first) } else { (all - first, all) };
+            let default = DraftPlacement { sms: topology.sms_of(grant), tpcs: grant, priority: Priority::Normal };
+            (tenant.id, TenantDraft { owned, grant, default, kernels: BTreeMap::new(), walls })
+        };
+        tenants.iter().map(draft).collect()
+    }
+}
+
+/// The runtime, the borrower, and the owner, whose TPCs are lent as soon as a request of its has ended.
+fn lending(gpu: &Gpu) -> (Runtime, [(TenantId, Session); 2]) {
+    let runtime = Runtime::new(Arc::clone(gpu.device()), Box::new(Borrowing), Arc::new(ProfileStore::default()));
+    runtime.set_hysteresis(Duration::ZERO);
+    let tenants = [Class::Throughput, Class::Latency].map(|class| {
+        let spec = TenantSpec { name: format!("{class:?}"), class, slo: None, memory_bytes: 1 << 30 };
+        let id = runtime.admit(spec).expect("an empty GPU");
+        (id, runtime.session(id).expect("an admitted tenant"))
+    });
+    (runtime, tenants)
+}
+
+/// Time enough for a grant's copy to arrive.
+fn let_copies_arrive() {
+    std::thread::sleep(Duration::from_millis(2));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_borrower_uses_sms_while_they_are_lent_and_none_of_them_during_their_owners_request() {
+    let gpu = Gpu::open();
+    let (_runtime, [(_, mut batch), (_, mut latency)]) = lending(&gpu);
+    let owned = gpu.device().sm_mask(TpcSet::range(0, OWNED)).expect("the SMs of the TPCs");
+    let is_owned = |sm: &u32| owned[*sm as usize / 32] >> (sm % 32) & 1 == 1;
+    for round in 0..20 {
+        latency.end_request().expect("no capture");
+        let_copies_arrive();
+        // What was written by a round before must not be taken for this one's.
+        let probe = Probe::new(&gpu, 2_000, 10_000);
+        batch.launch_dyn(&probe).expect("a launch");
+        gpu.device().synchronize(batch.stream()).expect("the kernel runs");
+        probe.assert_each_tile_done(&gpu, 1);
+        assert!(probe.sms_used(&gpu).iter().any(is_owned), "round {round}: nothing was borrowed");
+
+        latency.begin_request().expect("a request");
+        let_copies_arrive();
+        let probe = Probe::new(&gpu, 2_000, 10_000);
+        batch.launch_dyn(&probe).expect("a launch");
+        gpu.device().synchronize(batch.stream()).expect("the kernel runs");
+        probe.assert_each_tile_done(&gpu, 1);
+        let taken: Vec<u32> = probe.sms_used(&gpu).into_iter().filter(is_owned).collect();
+        assert!(taken.is_empty(), "round {round}: {taken:?} were used during the request");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_session_grows_its_long_launch_onto_sms_that_came_back_and_every_tile_is_done_once() {
+    let gpu = Gpu::open();
+    let (_runtime, [(_, mut batch), (_, mut latency)]) = lending(&gpu);
+    latency.begin_request().expect("a request");
+    let_copies_arrive();
+    for round in 0..20 {
+        // About 20 ms on the SMs that the borrower owns: 20 us a tile, four blocks on an SM.
+        let probe = Probe::new(&gpu, 400_000, 40_000);
+        batch.launch_dyn(&probe).expect("a launch");
+        std::thread::sleep(Duration::from_millis(2));
+        latency.end_request().expect("no capture");
+        let_copies_arrive();
+        assert!(batch.grow().expect("a joiner"), "round {round}: nothing came back");
+        latency.begin_request().expect("a request");
+        gpu.device().synchronize(batch.stream()).expect("owner and joiner run");
+        probe.assert_each_tile_done(&gpu, 1);
     }
 }

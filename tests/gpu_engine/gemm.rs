@@ -262,7 +262,7 @@ fn all_tile_shapes_give_the_same_bits() {
             let mut first = None;
             for variant in Variant::TILED.into_iter().chain([Variant::Unaligned]) {
                 gpu.poison(&problem.c);
-                let launch = problem.gemm.configure_as(variant, Sms(gpu.sms()), gpu.device().topology()).expect("a variant that fits");
+                let launch = problem.gemm.configure_variant(variant, Sms(gpu.sms()), gpu.device().topology()).expect("a variant that fits");
                 gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
                 let bytes = gpu.download(&problem.c);
                 problem.check(&bytes, &reference);
@@ -289,7 +289,7 @@ fn all_hopper_shapes_give_the_same_bits() {
                 for sms in [Sms(2), Sms(gpu.sms())] {
                     gpu.poison(&problem.c);
                     let launch =
-                        problem.gemm.configure_as(Variant::Warpgroup(shape), sms, gpu.device().topology()).expect("a shape that fits");
+                        problem.gemm.configure_variant(Variant::Warpgroup(shape), sms, gpu.device().topology()).expect("a shape that fits");
                     gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
                     let bytes = gpu.download(&problem.c);
                     problem.check(&bytes, &reference);
@@ -362,7 +362,7 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
             for sms in [Sms(2), Sms(gpu.sms())] {
                 gpu.poison(&problem.c);
                 let variant = Variant::Skinny(skinny);
-                let launch = problem.gemm.configure_as(variant, sms, gpu.device().topology()).expect("a kernel that fits");
+                let launch = problem.gemm.configure_variant(variant, sms, gpu.device().topology()).expect("a kernel that fits");
                 gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
                 let bytes = gpu.download(&problem.c);
                 problem.check(&bytes, &reference);

@@ -19,12 +19,13 @@ use smidgen::config::ModelConfig;
 use smidgen::generate::{Generation, Sampling};
 use smidgen::models::{BuildError, ModelSource, Solo};
 use smidgen::reference::Reference;
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::LaunchError;
-use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::partition::{PARTITION_BYTES, TpcSet};
 use smidgen_runtime::policy::{DefaultSharing, Exclusive, Policy, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::tenant::TenantId;
+use smidgen_runtime::{Runtime, RuntimeOptions};
 
 use crate::support::Random;
 use crate::tenant::{self, OnTheFirst, Tenant};
@@ -167,33 +168,38 @@ fn outputs_have_the_same_bits_while_the_grant_changes_at_random() {
     let device = open();
     let expected = alone(&device);
     let runtime = runtime(&device, DefaultSharing);
-    let tpcs = device.topology().tpcs();
     for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
-        let (id, changes, done) = (tenant.id(), AtomicU32::new(0), AtomicBool::new(false));
-        // Where the SMs' numbers are not known yet, they are measured here.
-        runtime.set_grant(id, TpcSet::range(0, 1)).expect("a grant");
-        thread::scope(|scope| {
-            let changing = scope.spawn(|| {
-                device.bind_thread().expect("the GPU's context can be made current");
-                let mut random = Random::new(11);
-                while !done.load(Ordering::Relaxed) {
-                    // From one TPC in two to one in sixteen, and now and then none at all.
-                    let odds = random.between(1, 4);
-                    let granted = (0..tpcs).filter(|_| random.bits().leading_zeros() >= odds).collect();
-                    runtime.set_grant(id, granted).expect("a grant");
-                    changes.fetch_add(1, Ordering::Relaxed);
-                    thread::sleep(Duration::from_micros(20));
-                }
-            });
-            let mut same = Vec::new();
-            while (same.len() < 20 || changes.load(Ordering::Relaxed) < 200) && !changing.is_finished() {
-                same.push(tenant.run().expect("a request") == *expected);
-            }
-            done.store(true, Ordering::Relaxed);
-            changing.join().expect("the grant can be changed");
-            assert!(same.iter().all(|&same| same), "{}: other bits under a changing grant: {same:?}", tenant.name());
-        });
+        under_random_grants(&device, &runtime, tenant.id(), || tenant.run().expect("a request") == *expected);
     }
+}
+
+/// Fails unless every request is the same while the tenant's grant changes at random.
+fn under_random_grants(device: &Arc<dyn Device>, runtime: &Runtime, id: TenantId, mut is_same: impl FnMut() -> bool) {
+    let (changes, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    let tpcs = device.topology().tpcs();
+    // Where the SMs' numbers are not known yet, they are measured here.
+    runtime.set_grant(id, TpcSet::range(0, 1)).expect("a grant");
+    thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            device.bind_thread().expect("the GPU's context can be made current");
+            let mut random = Random::new(11);
+            while !done.load(Ordering::Relaxed) {
+                // From one TPC in two to one in sixteen, and now and then none at all.
+                let odds = random.between(1, 4);
+                let granted = (0..tpcs).filter(|_| random.bits().leading_zeros() >= odds).collect();
+                runtime.set_grant(id, granted).expect("a grant");
+                changes.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_micros(20));
+            }
+        });
+        let mut same = Vec::new();
+        while (same.len() < 20 || changes.load(Ordering::Relaxed) < 200) && !changing.is_finished() {
+            same.push(is_same());
+        }
+        done.store(true, Ordering::Relaxed);
+        changing.join().expect("the grant can be changed");
+        assert!(same.iter().all(|&same| same), "other bits under a changing grant: {same:?}");
+    });
 }
 
 #[test]
@@ -205,6 +211,52 @@ fn replays_of_a_captured_graph_compute_what_eager_launches_do() {
         let graph = tenant.capture().expect("a graph");
         for replay in 0..5 {
             assert!(tenant.replay(&graph).expect("a replay") == eager, "{}: replay {replay} differs", tenant.name());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn replays_have_the_same_bits_while_the_grant_changes_at_random() {
+    let device = open();
+    let runtime = runtime(&device, DefaultSharing);
+    for mut tenant in tenants(&runtime) {
+        let eager = tenant.run_last_pass().expect("a request");
+        under_random_grants(&device, &runtime, tenant.id(), || tenant.replay_kept().expect("a replay") == eager);
+        assert_eq!(tenant.kept_graphs(), 1, "{}: a grant is no reason to capture again", tenant.name());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn graphs_of_two_plans_that_take_turns_have_the_same_bits_and_are_captured_once_each() {
+    let device = open();
+    let runtime = runtime(&device, OnTheFirst(TpcSet::range(0, 8)));
+    let mut tenants = tenants(&runtime);
+    let eager: Vec<_> = tenants.iter_mut().map(|tenant| tenant.run_last_pass().expect("a request")).collect();
+    for round in 0..20 {
+        let tpcs = if round % 2 == 0 { TpcSet::range(0, 8) } else { TpcSet::range(5, 40) };
+        runtime.set_policy(Box::new(OnTheFirst(tpcs))).expect("two small partitions");
+        for (tenant, eager) in tenants.iter_mut().zip(&eager) {
+            assert!(tenant.replay_kept().expect("a replay") == *eager, "{}: round {round} differs", tenant.name());
+        }
+    }
+    assert!(tenants.iter().all(|tenant| tenant.kept_graphs() == 2));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn partitions_that_come_and_go_under_a_small_limit_change_no_bit() {
+    let device = open();
+    let options = RuntimeOptions { partition_bytes: 6 * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let runtime = Runtime::with_options(Arc::clone(&device), Box::new(DefaultSharing), Arc::new(ProfileStore::default()), options);
+    let mut tenants = tenants(&runtime);
+    let eager: Vec<_> = tenants.iter_mut().map(|tenant| tenant.run_last_pass().expect("a request")).collect();
+    for round in 0..40 {
+        let from = round % 13 * 4;
+        runtime.set_policy(Box::new(OnTheFirst(TpcSet::range(from, from + 10)))).expect("older partitions make room");
+        for (tenant, eager) in tenants.iter_mut().zip(&eager) {
+            assert!(tenant.replay_kept().expect("a replay") == *eager, "{}: round {round} differs", tenant.name());
         }
     }
 }

@@ -6,7 +6,7 @@ use smidgen::presets;
 use smidgen::weights::Weights;
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{DevicePtr, Priority, Topology};
-use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session, Walls};
+use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session, Walls, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
@@ -26,7 +26,7 @@ impl Policy for OnTheFirst {
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         let default = DraftPlacement { sms: topology.sms_of(self.0), tpcs: self.0, priority: Priority::Normal };
         let walls = Walls { grid: true, grant: true, partition: true };
-        let draft = TenantDraft { grant: self.0, default, kernels: Default::default(), walls };
+        let draft = TenantDraft { owned: self.0, grant: self.0, default, kernels: Default::default(), walls };
         tenants.iter().map(|tenant| (tenant.id, draft.clone())).collect()
     }
 }
@@ -115,6 +115,19 @@ impl Tenant {
         self.poison_output()?;
         self.session.replay(graph)?;
         self.output()
+    }
+
+    /// [`Tenant::run_last_pass`] from the graph kept for the plan in force, captured first where there is none. It must have run before.
+    pub fn replay_kept(&mut self) -> Result<Vec<u8>, BuildError> {
+        self.poison_output()?;
+        let model = &self.model;
+        self.session.replay_or_capture(WorkId(0), |session| model.last_pass(session))?;
+        self.output()
+    }
+
+    /// Graphs kept for all plans together.
+    pub fn kept_graphs(&self) -> usize {
+        self.session.kept_graphs()
     }
 
     fn poison_output(&self) -> Result<(), BuildError> {

@@ -30,6 +30,9 @@ pub fn run(root: &Path, gpu: bool) -> Result<()> {
     let runtime_alone = ["clippy", "--package=smidgen-runtime", "--package=smidgen-capi", "--no-default-features", "--", "-D", "warnings"];
     run.cargo("runtime without CUDA", cargo(root).args(runtime_alone))?;
     run.cargo("tests", cargo(root).args(["test", "--workspace"]))?;
+    // Every interleaving of the runtime's lock-free parts. In a folder of its own, since everything is compiled with the flag.
+    let interleavings = ["test", "--package=smidgen-runtime", "--no-default-features", "--lib", "--target-dir=target/loom", "loom_"];
+    run.cargo("interleavings", cargo(root).args(interleavings).env("RUSTFLAGS", "--cfg loom"))?;
     for example in ["01_one_model", "02_link_the_runtime", "03_foreign_engine"] {
         run.cargo(example, cargo(root).args(["run", "--quiet", "--example", example]))?;
     }

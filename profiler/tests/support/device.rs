@@ -191,6 +191,9 @@ impl Device for ScriptedDevice {
         state.partitions.push(self.topology.sms_of(tpcs).min(self.script.most_granted));
         Ok(PartitionId(state.partitions.len() as u32 - 1))
     }
+    fn destroy_partition(&self, _: PartitionId) -> Result<(), DeviceError> {
+        Ok(())
+    }
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
         Ok(self.state().partitions[partition.0 as usize])
     }

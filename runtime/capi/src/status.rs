@@ -91,7 +91,8 @@ impl From<LaunchError> for Failure {
         let status = match error {
             LaunchError::Device(error) => return error.into(),
             LaunchError::Dismissed => smidgen_status::UNKNOWN_TENANT,
-            LaunchError::NotCapturing => smidgen_status::STATE,
+            LaunchError::NoStream { .. } => smidgen_status::PARTITION,
+            LaunchError::NotCapturing | LaunchError::InCapture => smidgen_status::STATE,
             LaunchError::Unsupported { .. } => smidgen_status::UNSUPPORTED,
         };
         Self::new(status, error.to_string())
@@ -115,6 +116,7 @@ impl From<AdmitError> for Failure {
             AdmitError::Ladder(error) => return error.into(),
             AdmitError::NoMemory { .. } => smidgen_status::NO_MEMORY,
             AdmitError::ImpossibleSlo { .. } => smidgen_status::IMPOSSIBLE_SLO,
+            AdmitError::TooMany => smidgen_status::ARGUMENT,
             AdmitError::Unknown(_) => smidgen_status::UNKNOWN_TENANT,
         };
         Self::new(status, error.to_string())

@@ -3,7 +3,7 @@
 //! A back end supplies memory, streams inside partitions, kernel launches, events, graphs and a clock, with CUDA's meaning for each:
 //! work on one stream runs in order, events order work between streams, a captured graph replays what was enqueued while capturing. Every
 //! handle is a plain number that the back end gave out, so that the launch path carries no reference counts; the owning wrappers
-//! ([`Buffer`], [`Stream`], [`Event`], [`Graph`]) give theirs back when dropped, and partitions live as long as the device.
+//! ([`Buffer`], [`Stream`], [`Event`], [`Graph`]) give theirs back when dropped. Partitions live as long as the device, unless they are given back.
 //!
 //! | back end | what runs | clock |
 //! |---|---|---|
@@ -206,6 +206,14 @@ pub trait Device: Send + Sync {
 
     /// A partition over exactly these TPCs. Slow (about 1 ms and 6 MB on `cuda`): never on the launch path.
     fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError>;
+
+    /// Gives back a partition in which nothing runs, in which no stream is left, and on which no graph has nodes that will be replayed. Its
+    /// number is not used again. Slow, as making it.
+    ///
+    /// # Errors
+    /// For the whole GPU, a number that is not a partition's, or one with streams left, which then stays as it was. The simulator also refuses
+    /// where something runs or a graph has nodes.
+    fn destroy_partition(&self, partition: PartitionId) -> Result<(), DeviceError>;
 
     /// The SM count of a partition, read back from the device.
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError>;

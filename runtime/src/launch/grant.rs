@@ -1,20 +1,24 @@
 //! Grants: the SM set a tenant holds right now, a mask in device memory that its elastic kernels poll before every tile.
+//!
+//! What stands in a tenant's grant is decided in [`lending`](super::lending), from the ledger; here it is written. A write is one 32-byte copy on
+//! a high-priority stream of the grant's own, so that it overtakes the kernels it steers. It allocates nothing and waits for nothing.
 
 use std::sync::Arc;
-
-use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::device::{Buffer, Device, DeviceError, DevicePtr, PartitionId, Priority, Stream};
 use crate::partition::TpcSet;
 
-/// One tenant's grant. Written by a 32-byte copy on a high-priority stream of its own, so that it overtakes the kernels it steers.
+use super::turn::Turn;
+
+/// One tenant's grant.
 pub struct Grant {
     device: Arc<dyn Device>,
     // Dropped before the mask that its copies write.
     stream: Stream,
     mask: Buffer,
-    /// What was written last.
-    held: Mutex<TpcSet>,
+    turn: Turn,
+    held: Held,
 }
 
 impl Grant {
@@ -26,48 +30,66 @@ impl Grant {
         let mask = Buffer::new(device, size_of::<[u32; 8]>() as u64)?;
         let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
         let all = device.topology().all_tpcs();
-        let grant = Self { device: Arc::clone(device), stream, mask, held: Mutex::new(all) };
-        grant.set(all)?;
+        let grant = Self { device: Arc::clone(device), stream, mask, turn: Turn::new(), held: Held::default() };
+        grant.write(all, grant.device.sm_mask(all)?)?;
         grant.device.synchronize(grant.stream.id())?;
         Ok(grant)
-    }
-
-    /// Grants exactly the SMs of `tpcs`. Kernels in flight follow at their next tile; this does not wait for them.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn set(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
-        let mut bytes = [0; 32];
-        for (target, word) in bytes.chunks_exact_mut(4).zip(self.device.sm_mask(tpcs)?) {
-            target.copy_from_slice(&word.to_le_bytes());
-        }
-        let mut held = self.held.lock();
-        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)?;
-        *held = tpcs;
-        Ok(())
-    }
-
-    /// Grants the SMs of `tpcs` besides those granted already, and waits until every kernel sees them: about 10 us.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn widen(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
-        let held = *self.held.lock();
-        if held.includes(tpcs) {
-            return Ok(());
-        }
-        self.set(held | tpcs)?;
-        self.device.synchronize(self.stream.id())
-    }
-
-    /// What was granted last.
-    pub fn held(&self) -> TpcSet {
-        *self.held.lock()
     }
 
     /// Where kernels poll.
     pub fn ptr(&self) -> DevicePtr {
         self.mask.ptr()
+    }
+
+    /// The TPCs that were written last; kernels see them some microseconds later.
+    pub fn held(&self) -> TpcSet {
+        self.held.get()
+    }
+
+    /// Grants exactly the SMs of `tpcs`, in place of a [`Runtime`](crate::Runtime): it looks after the grants of its tenants itself. Kernels in
+    /// flight follow at their next tile; this does not wait for them.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn set(&self, tpcs: TpcSet) -> Result<(), DeviceError> {
+        self.refresh(|| Some(tpcs), |tpcs| self.device.sm_mask(tpcs))
+    }
+
+    /// Writes what `wanted` says, unless it was written last or `wanted` says nothing. Kernels in flight follow at their next tile; this does
+    /// not wait for them. Where threads meet here, one of them writes for all, and what it writes last was asked for last.
+    ///
+    /// # Errors
+    /// What `mask` or the device says.
+    pub(super) fn refresh(
+        &self,
+        wanted: impl Fn() -> Option<TpcSet>,
+        mask: impl Fn(TpcSet) -> Result<[u32; 8], DeviceError>,
+    ) -> Result<(), DeviceError> {
+        self.turn.run(|| match wanted() {
+            Some(tpcs) if tpcs != self.held() => self.write(tpcs, mask(tpcs)?),
+            _ => Ok(()),
+        })
+    }
+
+    /// Waits until every kernel sees what was written: about 10 us. Never on the launch path.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
+        while self.turn.is_taken() {
+            std::thread::yield_now();
+        }
+        self.device.synchronize(self.stream.id())
+    }
+
+    fn write(&self, tpcs: TpcSet, mask: [u32; 8]) -> Result<(), DeviceError> {
+        let mut bytes = [0; 32];
+        for (target, word) in bytes.chunks_exact_mut(4).zip(mask) {
+            target.copy_from_slice(&word.to_le_bytes());
+        }
+        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)?;
+        self.held.set(tpcs);
+        Ok(())
     }
 }
 
@@ -77,5 +99,37 @@ impl Drop for Grant {
         if let Err(error) = self.device.synchronize(self.stream.id()) {
             tracing::debug!("a grant was given up with its last copy unfinished: {error}");
         }
+    }
+}
+
+/// A set that one thread at a time writes and any may read without a lock: a sequence lock (Boehm, "Can Seqlocks Get Along With Programming
+/// Language Memory Models?", 2012). The version is odd while a write is under way.
+#[derive(Default)]
+struct Held {
+    version: AtomicU32,
+    halves: [AtomicU64; 2],
+}
+
+impl Held {
+    fn get(&self) -> TpcSet {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let [low, high] = [0, 1].map(|half: usize| u128::from(self.halves[half].load(Ordering::Relaxed)));
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return TpcSet::from_bits(high << 64 | low);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn set(&self, tpcs: TpcSet) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        let bits = tpcs.bits();
+        self.halves[0].store(bits as u64, Ordering::Relaxed);
+        self.halves[1].store((bits >> 64) as u64, Ordering::Relaxed);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 }

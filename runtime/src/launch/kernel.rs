@@ -4,7 +4,7 @@ use std::mem::{MaybeUninit, size_of};
 
 use crate::device::{DevicePtr, Sms, Topology};
 
-use super::{KernelKey, LaunchError, TensorMap};
+use super::{EncodedMap, EncodedMaps, KernelKey, LaunchError, TensorMap};
 
 /// The largest parameter struct a kernel may take, bytes (three 128-byte tensor maps and their companions fit).
 pub const MAX_PARAM_BYTES: usize = 768;
@@ -18,8 +18,11 @@ const TENSOR_MAP_ALIGNMENT: usize = 64;
 
 /// A kernel descriptor: shapes and device pointers, nothing about SMs.
 ///
+/// Most kernels implement [`configure`](Kernel::configure) alone. One that takes long to decide (which of many tile shapes is quickest here) may
+/// put the decision into [`choose`](Kernel::choose), which sessions call once for a key and SM count.
+///
 /// # Safety
-/// [`configure`](Kernel::configure) must return parameters of the type that the named `__global__` function takes as its first argument (its
+/// [`configure`](Kernel::configure) and [`configure_as`](Kernel::configure_as) must return parameters of the type that the named `__global__` function takes as its first argument (its
 /// second is a [`TilesArg`]), and every pointer in them must stay valid until the launch has completed.
 pub unsafe trait Kernel {
     /// What the profiler measures this launch as, and the plan places it by.
@@ -33,7 +36,25 @@ pub unsafe trait Kernel {
     /// # Errors
     /// [`LaunchError::Unsupported`] for a shape that the kernel cannot do.
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError>;
+
+    /// What follows from the [`key`](Kernel::key), the SM count and the GPU alone and is worth remembering from one launch to the next. It must
+    /// not depend on anything else of the descriptor: launches with the same key share it.
+    fn choose(&self, _sms: Sms, _gpu: &Topology) -> Choice {
+        Choice::default()
+    }
+
+    /// [`configure`](Kernel::configure), given what [`choose`](Kernel::choose) returned for a kernel of the same key, SM count and GPU.
+    ///
+    /// # Errors
+    /// As [`configure`](Kernel::configure).
+    fn configure_as(&self, _choice: Choice, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.configure(sms, gpu)
+    }
 }
+
+/// A kernel's own note of a decision, see [`Kernel::choose`]; the bits mean what the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Choice(pub u64);
 
 /// The least that a launch must do, whatever the implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -100,17 +121,29 @@ impl Launch {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Params {
-    bytes: [MaybeUninit<u8>; MAX_PARAM_BYTES],
+    bytes: ParamBytes,
     tensor_maps: [Option<(usize, TensorMap)>; MAX_TENSOR_MAPS],
+}
+
+/// A parameter struct as the driver takes it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct ParamBytes([MaybeUninit<u8>; MAX_PARAM_BYTES]);
+
+impl ParamBytes {
+    /// Where the struct begins.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr().cast()
+    }
 }
 
 impl Params {
     /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
     pub fn new<T: Copy + 'static>(args: T) -> Self {
         const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
-        let mut params = Self { bytes: [MaybeUninit::uninit(); MAX_PARAM_BYTES], tensor_maps: [None; MAX_TENSOR_MAPS] };
+        let mut params = Self { bytes: ParamBytes([MaybeUninit::uninit(); MAX_PARAM_BYTES]), tensor_maps: [None; MAX_TENSOR_MAPS] };
         // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
-        unsafe { params.bytes.as_mut_ptr().cast::<T>().write(args) };
+        unsafe { params.bytes.0.as_mut_ptr().cast::<T>().write(args) };
         params
     }
 
@@ -136,19 +169,25 @@ impl Params {
         self.tensor_maps.into_iter().flatten()
     }
 
-    /// Where the struct begins, for the driver.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.bytes.as_ptr().cast()
+    /// The struct with every tensor map in its place, from `maps` or else as `encode` writes it: a back end's part of a launch.
+    ///
+    /// # Errors
+    /// What `encode` returns.
+    #[inline]
+    pub fn encoded<E>(&self, maps: &mut EncodedMaps, mut encode: impl FnMut(&TensorMap) -> Result<EncodedMap, E>) -> Result<ParamBytes, E> {
+        let mut params = self.bytes;
+        for (offset, map) in self.tensor_maps.iter().flatten() {
+            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[*offset..*offset + TENSOR_MAP_BYTES].chunks_exact_mut(8))
+            {
+                target.write_copy_of_slice(&word.to_ne_bytes());
+            }
+        }
+        Ok(params)
     }
 
-    /// Puts an encoded tensor map at `offset`, one of those that [`tensor_maps`](Self::tensor_maps) gives: a back end's part of a launch.
-    ///
-    /// # Panics
-    /// If a map at `offset` would reach beyond the parameters.
-    pub fn set_tensor_map(&mut self, offset: usize, encoded: [u64; TENSOR_MAP_BYTES / 8]) {
-        for (word, target) in encoded.iter().zip(self.bytes[offset..offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
-            target.write_copy_of_slice(&word.to_ne_bytes());
-        }
+    /// The struct of a kernel without tensor maps; none for others.
+    pub fn plain(&self) -> Option<&ParamBytes> {
+        self.tensor_maps[0].is_none().then_some(&self.bytes)
     }
 }
 

@@ -6,17 +6,24 @@
 //! makes a system call on that path, once a kernel key has been seen.
 
 mod capture;
+mod encoded_maps;
 mod error;
 pub mod grant;
+mod graph_cache;
+mod joiner;
 mod kernel;
 mod key;
+pub mod lending;
 mod plan;
 mod session;
 mod tensor_map;
+mod turn;
 
 pub use capture::CapturedGraph;
+pub use encoded_maps::{EncodedMap, EncodedMaps};
 pub use error::LaunchError;
-pub use kernel::{Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, Params, TilesArg, Work};
+pub use graph_cache::{GraphLimits, WorkId};
+pub use kernel::{Choice, Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
+use parking_lot::Mutex;
 
-use crate::device::{PartitionId, Priority, Sms};
-use crate::partition::TpcSet;
+use crate::device::{PartitionId, Priority, Sms, Topology};
+use crate::partition::{PartitionRef, TpcSet};
 use crate::tenant::TenantId;
 
 use super::Fingerprint;
@@ -43,7 +44,9 @@ pub struct Walls {
 /// One tenant's part of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TenantPlan {
-    /// The TPCs that the tenant's elastic kernels may use.
+    /// The TPCs that the tenant has by right.
+    pub owned: TpcSet,
+    /// The TPCs that the tenant's elastic kernels may use while nobody else wants them: owned ones, and those that it may borrow.
     pub grant: TpcSet,
     /// For kernels that were never profiled or never seen when the plan was made.
     pub default: Placement,
@@ -54,6 +57,12 @@ pub struct TenantPlan {
 }
 
 impl TenantPlan {
+    /// Every kernel on the whole GPU, unconfined.
+    pub(super) fn everywhere(gpu: &Topology) -> Self {
+        let all = gpu.all_tpcs();
+        Self { owned: all, grant: all, default: Placement::whole(gpu.sms), kernels: HashMap::new(), walls: Walls::default() }
+    }
+
     /// The placement of a kernel.
     pub fn placement(&self, kernel: Fingerprint) -> Placement {
         self.kernels.get(&kernel).copied().unwrap_or(self.default)
@@ -62,6 +71,13 @@ impl TenantPlan {
     /// Every partition and priority that launches under this plan may use.
     pub fn streams(&self) -> impl Iterator<Item = (PartitionId, Priority)> {
         std::iter::once(&self.default).chain(self.kernels.values()).map(|placement| (placement.partition, placement.priority))
+    }
+
+    /// Whether every kernel is placed as under `other`. Grants do not count: they live in device memory, and act on captured graphs as on
+    /// launches.
+    pub fn places_like(&self, other: &Self) -> bool {
+        let agree = |kernel: &Fingerprint| self.placement(*kernel) == other.placement(*kernel);
+        self.default == other.default && self.kernels.keys().chain(other.kernels.keys()).all(agree)
     }
 }
 
@@ -76,27 +92,46 @@ pub struct Plan {
 
 /// The current plan, shared by the runtime that publishes and the sessions that read it with one atomic load.
 #[derive(Debug, Clone)]
-pub struct PlanCell(Arc<ArcSwap<Plan>>);
+pub struct PlanCell {
+    plan: Arc<ArcSwap<Plan>>,
+    /// The partitions of the plan in force, which stay until the next one is; locked where plans change.
+    partitions: Arc<Mutex<Vec<PartitionRef>>>,
+}
 
 impl PlanCell {
     /// A cell that holds `plan`.
     pub fn new(plan: Plan) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(plan)))
+        Self { plan: Arc::new(ArcSwap::from_pointee(plan)), partitions: Arc::default() }
     }
 
     /// The plan now in force.
     pub fn current(&self) -> Arc<Plan> {
-        self.0.load_full()
+        self.plan.load_full()
     }
 
-    /// Puts `plan` in force; sessions follow at their next launch.
+    /// Puts `plan` in force; sessions follow at their next launch. Its partitions must live as long as the device, or be among those that the
+    /// plan before it was published with.
     pub fn publish(&self, plan: Plan) {
-        self.0.store(Arc::new(plan));
+        let _held = self.partitions.lock();
+        self.plan.store(Arc::new(plan));
+    }
+
+    /// Puts `plan` in force and refers to `partitions`, those that it names, while it is. Returns the references for the plan before it.
+    pub fn publish_on(&self, plan: Plan, partitions: Vec<PartitionRef>) -> Vec<PartitionRef> {
+        let mut held = self.partitions.lock();
+        self.plan.store(Arc::new(plan));
+        std::mem::replace(&mut held, partitions)
+    }
+
+    /// The plan in force, with references to its partitions: between reading the one and the other no plan is published.
+    pub(super) fn in_force(&self) -> (Arc<Plan>, Vec<PartitionRef>) {
+        let held = self.partitions.lock();
+        (self.plan.load_full(), held.clone())
     }
 
     /// A reader that remembers what it last saw, so that reading an unchanged plan is one load and one comparison.
     pub(super) fn reader(&self) -> PlanReader {
-        Cache::new(Arc::clone(&self.0))
+        Cache::new(Arc::clone(&self.plan))
     }
 }
 

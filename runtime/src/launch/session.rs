@@ -3,27 +3,36 @@
 //! A session is one tenant's chain of launches, used by one thread at a time. Launches of a session run one after another, whichever
 //! partitions they go to: when the partition changes, the session *hops*, making the next stream wait for the last one.
 //!
-//! What happens off the hot path, once each: a kernel key seen for the first time gets an index; a symbol its entry point; a new plan the
-//! streams it needs and the placements of all known keys. Everything else is array look-ups.
+//! What happens off the hot path, once each: a kernel key seen for the first time gets an index, and what the kernel chooses for its SM count is
+//! noted; a symbol its entry point; a new plan the streams it needs and the placements of all known keys. Everything else is array look-ups.
+//!
+//! A plan that places this tenant's kernels as the one before changes nothing here, and one that places them as an earlier one finds the graphs
+//! captured then. Where kernels are placed is a *layout*. What only past layouts need (streams, references to partitions) is let go once
+//! no graph needs it and the device has passed the point in the chain at which the session left it: looked at whenever the plan changes.
 
 use std::sync::Arc;
 
 use crate::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
+use crate::partition::PartitionRef;
 use crate::telemetry::Probe;
 use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
+use super::capture::Layout;
 use super::grant::Grant;
+use super::graph_cache::GraphCache;
+use super::joiner::{Growth, Owner, is_long};
+use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
-use super::{CapturedGraph, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TilesArg, Work};
+use super::{CapturedGraph, Choice, Fingerprint, GraphLimits, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work, WorkId};
 
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
-const PROGRESSES: u64 = 2;
+pub(super) const PROGRESSES: usize = 2;
 
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +75,7 @@ pub struct SeenKernel {
 ///
 /// use smidgen_runtime::device::Sms;
 /// use smidgen_runtime::device::sim::{SimConfig, SimDevice};
-/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work};
+/// use smidgen_runtime::launch::{KernelKey, KernelName, LaunchError, OpaqueKernel, Session, Work, WorkId};
 /// use smidgen_runtime::policy::StaticEqual;
 /// use smidgen_runtime::profile::ProfileStore;
 /// use smidgen_runtime::tenant::{Class, TenantSpec};
@@ -90,20 +99,28 @@ pub struct SeenKernel {
 /// request(&mut session)?;
 /// runtime.learn(tenant, session.seen())?;
 ///
-/// let graph = session.capture(request)?;
-/// assert!(session.is_current(&graph)?);
-/// session.replay(&graph)?;
-/// assert_eq!((session.stats().launches, session.stats().replays), (2, 1));
+/// // Captured by the first call, and again only under a plan that places its kernels otherwise.
+/// for _ in 0..3 {
+///     session.replay_or_capture(WorkId(0), request)?;
+/// }
+/// assert_eq!((session.stats().launches, session.stats().replays), (2, 3));
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Session {
     device: Arc<dyn Device>,
     tenant: TenantId,
+    plans: PlanCell,
     reader: PlanReader,
-    /// The plan that `resolved` and `lanes` follow.
+    /// The plan last seen in force, which places this tenant's kernels as `layout` does.
     followed: Option<Arc<Plan>>,
+    /// What `resolved` and `lanes` follow.
+    layout: Arc<Layout>,
+    /// Followed before, and needed by graphs or by launches that may not have ended.
+    left: Vec<LeftLayout>,
+    graphs: GraphCache,
     /// The lane on which the capture in progress began.
     capturing: Option<usize>,
+    launches_before_capture: u64,
     lanes: Vec<Lane>,
     current: usize,
     index: KeyIndex,
@@ -114,9 +131,16 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     grids: Grids,
+    /// What it announces to the runtime that made it.
+    requests: Option<Requests>,
     progress: Buffer,
-    /// Elastic launches so far, captured ones included.
-    elastic_launches: u64,
+    /// Launches enqueued on each tile counter, those of replays included: the epoch of the next one.
+    epochs: [u32; PROGRESSES],
+    /// The same for the capture in progress.
+    captured: [u32; PROGRESSES],
+    growth: Growth,
+    /// The counter of the next elastic launch.
+    next_counter: usize,
     /// Whether the last thing on the current stream is a launch of ours, so that the next may overlap its end.
     follows_launch: bool,
     recording: Option<Vec<Box<dyn Kernel + Send>>>,
@@ -130,6 +154,15 @@ struct Lane {
     priority: Priority,
     stream: Stream,
     event: Event,
+    /// Given back after the stream.
+    _reference: Option<PartitionRef>,
+}
+
+/// A layout that is not followed any more.
+struct LeftLayout {
+    layout: Arc<Layout>,
+    /// Marks the end of the chain at a time when no graph needed the layout; none while one does.
+    unused: Option<Event>,
 }
 
 #[derive(Clone, Copy)]
@@ -137,6 +170,10 @@ struct Resolved {
     sms: Sms,
     priority: Priority,
     lane: usize,
+    /// None before the first launch there.
+    choice: Option<Choice>,
+    /// The entry point launched last.
+    function: Option<(&'static str, FunctionId)>,
 }
 
 impl Session {
@@ -146,12 +183,18 @@ impl Session {
     /// [`LaunchError::Dismissed`] if the plan does not know the tenant; what the device says.
     pub fn new(device: &Arc<dyn Device>, plans: &PlanCell, tenant: TenantId, grant: Arc<Grant>) -> Result<Self, LaunchError> {
         device.bind_thread()?;
+        let layout = Layout { plan: TenantPlan::everywhere(device.topology()), partitions: Vec::new() };
         let mut session = Self {
             device: Arc::clone(device),
             tenant,
+            plans: plans.clone(),
             reader: plans.reader(),
             followed: None,
+            layout: Arc::new(layout),
+            left: Vec::new(),
+            graphs: GraphCache::default(),
             capturing: None,
+            launches_before_capture: 0,
             lanes: Vec::new(),
             current: 0,
             index: KeyIndex::default(),
@@ -160,15 +203,19 @@ impl Session {
             functions: Vec::new(),
             grant,
             grids: Grids::Persistent,
-            progress: Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?,
-            elastic_launches: 0,
+            requests: None,
+            progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
+            epochs: [0; PROGRESSES],
+            captured: [0; PROGRESSES],
+            growth: Growth::new(device)?,
+            next_counter: 0,
             follows_launch: false,
             recording: None,
             stats: SessionStats::default(),
             probe: Probe::default(),
         };
         session.follow_plan()?;
-        device.fill(session.stream(), session.progress.ptr(), 0, PROGRESSES * PROGRESS_BYTES)?;
+        device.fill(session.stream(), session.progress.ptr(), 0, session.progress.bytes())?;
         Ok(session)
     }
 
@@ -177,6 +224,13 @@ impl Session {
     pub(crate) fn observed(mut self, probe: Probe) -> Self {
         self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
         self.probe = probe;
+        self
+    }
+
+    /// The same session, announcing its requests to the runtime that made it.
+    #[must_use]
+    pub(crate) fn announcing(mut self, requests: Requests) -> Self {
+        self.requests = Some(requests);
         self
     }
 
@@ -205,22 +259,42 @@ impl Session {
     pub fn launch_dyn(&mut self, kernel: &dyn Kernel) -> Result<(), LaunchError> {
         self.follow_plan()?;
         let (key, work) = (kernel.key(), kernel.work());
-        let at = self.place(key, work);
+        let at = self.place(key, work)?;
         let placement = self.resolved[at];
-        let mut launch = kernel.configure(placement.sms, self.device.topology())?;
-        if launch.elastic && self.grids == Grids::TilePerBlock {
-            launch.give_each_tile_a_block();
-        }
-        let function = self.function(launch.symbol)?;
+        let choice = match placement.choice {
+            Some(choice) => choice,
+            None => self.choose(at, kernel),
+        };
+        let mut configured = kernel.configure_as(choice, placement.sms, self.device.topology());
+        // By reference: a launch is over a kilobyte, and `?` would copy it.
+        let launch = match &mut configured {
+            Ok(launch) => {
+                if launch.elastic && self.grids == Grids::TilePerBlock {
+                    launch.give_each_tile_a_block();
+                }
+                &*launch
+            }
+            Err(error) => return Err(error.clone()),
+        };
+        let function = match placement.function {
+            Some((symbol, function)) if std::ptr::eq(symbol, launch.symbol) => function,
+            _ => self.function(at, launch.symbol)?,
+        };
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.next_progress() } else { DevicePtr::NULL },
+            progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * PROGRESS_BYTES) } else { DevicePtr::NULL },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
         };
+        let may_grow = launch.elastic && self.capturing.is_none() && is_long(work, placement.sms);
+        if may_grow {
+            self.growth.prepare(self.stream())?;
+            self.follows_launch = false;
+        }
         let overlaps = launch.programmatic && self.follows_launch;
-        let request = LaunchRequest { function, launch: &launch, tiles, priority: placement.priority, overlaps, key, work };
+        let priority = placement.priority;
+        let request = LaunchRequest { function, launch, tiles, priority, overlaps, key, work };
         self.follows_launch = if self.probe.is_due() {
             let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
             self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
@@ -228,6 +302,13 @@ impl Session {
             self.device.launch(self.stream(), &request)?;
             true
         };
+        if may_grow {
+            let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
+            self.growth.remember(Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held });
+        }
+        if launch.elastic {
+            self.count_tiles();
+        }
         self.count(at);
         Ok(())
     }
@@ -238,7 +319,7 @@ impl Session {
     /// As [`launch`](Session::launch); what `enqueue` returns is passed on.
     pub fn launch_opaque<R>(&mut self, kernel: &OpaqueKernel, enqueue: impl FnOnce(StreamId, Sms) -> R) -> Result<R, LaunchError> {
         self.follow_plan()?;
-        let at = self.place(kernel.key, kernel.work);
+        let at = self.place(kernel.key, kernel.work)?;
         let placement = self.resolved[at];
         self.hop(placement.lane)?;
         self.follows_launch = false;
@@ -271,7 +352,9 @@ impl Session {
         let origin = self.current;
         self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
+        self.captured = [0; PROGRESSES];
         self.follows_launch = false;
+        self.launches_before_capture = self.stats.launches;
         Ok(())
     }
 
@@ -284,7 +367,8 @@ impl Session {
         let joined = self.hop(origin);
         let graph = self.end_capture(origin);
         joined?;
-        Ok(CapturedGraph { graph: graph?, plan: self.followed.clone() })
+        let launches = self.stats.launches - self.launches_before_capture;
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured })
     }
 
     fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -294,16 +378,14 @@ impl Session {
         Ok(Graph::end_capture(&self.device, self.stream())?)
     }
 
-    /// Whether `graph` was captured under the plan now in force. If not, capture again: its nodes keep their old partitions.
+    /// Whether `graph` is one of this session's, captured under a plan that places this tenant's kernels as the one now in force. If not,
+    /// capture again: its nodes keep their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
     ///
     /// # Errors
     /// As [`launch`](Session::launch).
     pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
         self.follow_plan()?;
-        Ok(match (&graph.plan, &self.followed) {
-            (Some(captured), Some(followed)) => Arc::ptr_eq(captured, followed),
-            _ => false,
-        })
+        Ok(Arc::ptr_eq(&graph.layout, &self.layout))
     }
 
     /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
@@ -312,11 +394,141 @@ impl Session {
     /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
+        self.settle();
         self.device.replay(graph.graph.id(), self.stream())?;
+        self.replayed(graph.elastic);
+        Ok(())
+    }
+
+    /// Lends what is due, on the way.
+    #[inline]
+    fn settle(&self) {
+        if let Some(requests) = &self.requests {
+            requests.settle();
+        }
+    }
+
+    /// Notes a replay of a graph with so many elastic launches on each counter.
+    #[inline]
+    fn replayed(&mut self, elastic: [u32; PROGRESSES]) {
         self.follows_launch = false;
+        for (epoch, launches) in self.epochs.iter_mut().zip(elastic) {
+            *epoch = epoch.wrapping_add(launches);
+        }
         self.stats.replays += 1;
         self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
+    }
+
+    /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
+    /// stays, that costs one pointer's comparison and a search among this session's work.
+    ///
+    /// # Errors
+    /// As [`replay`](Session::replay).
+    pub fn replay_kept(&mut self, work: WorkId) -> Result<bool, LaunchError> {
+        self.follow_plan()?;
+        self.settle();
+        let Some(graph) = self.graphs.find(work) else { return Ok(false) };
+        let elastic = graph.elastic;
+        self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
+        self.replayed(elastic);
+        Ok(true)
+    }
+
+    /// Captures `body`, as [`capture`](Session::capture) does, and keeps the graph as that of `work` under the plan in force. Plans that come back
+    /// find it again, as long as the [limits](Session::limit_graphs) leave room.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture).
+    pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        let graph = self.capture(body)?;
+        self.graphs.keep(work, graph, &self.layout);
         Ok(())
+    }
+
+    /// Announces that a request begins: a step, a forward pass, whatever is launched next and has somebody waiting for it. TPCs that this tenant
+    /// owns and has lent are taken back before this returns, so that borrowers leave them within one tile; it waits neither for them nor for
+    /// the copies that tell them.
+    ///
+    /// Requests may overlap, in one session and over several of the same tenant: TPCs are lent again once the last one has
+    /// [ended](Session::end_request). Between a tenant's first `end_request` and its next `begin_request` its kernels run beside borrowers.
+    /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
+    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
+    pub fn begin_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        match &mut self.requests {
+            Some(requests) => Ok(requests.begin()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Announces that a request has ended on the device; to be called when its completion was seen. After the last one, and once the
+    /// [hysteresis](crate::Runtime::set_hysteresis) has passed, this tenant's TPCs are lent to whom the plan allows.
+    ///
+    /// Ending more requests than began does no harm: it says that the tenant is idle, which an engine may say at its start. Requests that are
+    /// under way when the session is dropped end then.
+    ///
+    /// # Errors
+    /// [`LaunchError::InCapture`] while a capture is in progress.
+    pub fn end_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        if let Some(requests) = &mut self.requests {
+            requests.end();
+        }
+        Ok(())
+    }
+
+    /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
+    /// To be called while waiting for a launch of milliseconds; whether there was anything to do. It is the last launch of more than 200 us (by
+    /// its least work, at the rates of an H200) that grows, and only if it was made eagerly: in a replayed graph the next kernel takes the
+    /// SMs. If it has ended meanwhile, the second launch ends at once and does no harm.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
+    pub fn grow(&mut self) -> Result<bool, LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        let held = self.grant.held();
+        let Some(owner) = self.growth.growing(held) else { return Ok(false) };
+        // Where the plan places the kernel now: what came back may be no part of the owner's partition.
+        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
+        self.growth.grow(owner, held, partition, self.stream())?;
+        self.follows_launch = false;
+        Ok(true)
+    }
+
+    /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
+    /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture) and [`replay`](Session::replay).
+    pub fn replay_or_capture<E: From<LaunchError>>(
+        &mut self,
+        work: WorkId,
+        body: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.replay_kept(work)? {
+            return Ok(());
+        }
+        let graph = self.capture(body)?;
+        // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
+        self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
+        self.replayed(graph.elastic);
+        self.graphs.keep(work, graph, &self.layout);
+        Ok(())
+    }
+
+    /// Bounds what is kept by [`capture_kept`](Session::capture_kept) from here on.
+    pub fn limit_graphs(&mut self, limits: GraphLimits) {
+        self.graphs.limit(limits, &self.layout);
+    }
+
+    /// Graphs kept, of all plans together.
+    pub fn kept_graphs(&self) -> usize {
+        self.graphs.len()
     }
 
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
@@ -359,20 +571,24 @@ impl Session {
 
     /// The kernel's index.
     #[inline]
-    fn place(&mut self, key: KernelKey, work: Work) -> usize {
+    fn place(&mut self, key: KernelKey, work: Work) -> Result<usize, LaunchError> {
         let fingerprint = key.fingerprint();
         match self.index.find(fingerprint) {
-            Some(at) => at,
+            Some(at) => Ok(at),
             None => self.meet(key, work, fingerprint),
         }
     }
 
-    /// Where the next elastic launch counts its tiles.
+    fn refuse_in_capture(&self) -> Result<(), LaunchError> {
+        if self.capturing.is_some() { Err(LaunchError::InCapture) } else { Ok(()) }
+    }
+
+    /// Counts a launch on the next tile counter, now or at each replay of what is being captured, and moves on to the other one.
     #[inline]
-    fn next_progress(&mut self) -> DevicePtr {
-        let at = self.elastic_launches % PROGRESSES;
-        self.elastic_launches += 1;
-        self.progress.ptr().offset(at * PROGRESS_BYTES)
+    fn count_tiles(&mut self) {
+        let counts = if self.capturing.is_some() { &mut self.captured } else { &mut self.epochs };
+        counts[self.next_counter] = counts[self.next_counter].wrapping_add(1);
+        self.next_counter = (self.next_counter + 1) % PROGRESSES;
     }
 
     /// Counts a launch of the kernel with this index.
@@ -383,29 +599,37 @@ impl Session {
     }
 
     #[cold]
-    fn meet(&mut self, key: KernelKey, work: Work, fingerprint: Fingerprint) -> usize {
+    fn meet(&mut self, key: KernelKey, work: Work, fingerprint: Fingerprint) -> Result<usize, LaunchError> {
+        let resolved = resolve(&self.lanes, self.layout.plan.placement(fingerprint))?;
         let at = self.seen.len();
         self.index.insert(fingerprint, at);
         self.seen.push(SeenKernel { key, work, launches: 0 });
         self.probe.met(key);
-        let resolved = match self.followed.as_ref().and_then(|plan| plan.tenants.get(&self.tenant)) {
-            Some(plan) => resolve(&self.lanes, plan.placement(fingerprint)),
-            None => Resolved { sms: self.device.topology().sms, priority: Priority::Normal, lane: self.current },
-        };
         self.resolved.push(resolved);
-        at
+        Ok(at)
     }
 
-    #[inline]
-    fn function(&mut self, symbol: &'static str) -> Result<FunctionId, DeviceError> {
-        match self.functions.iter().find(|known| std::ptr::eq(known.0, symbol)) {
-            Some(known) => Ok(known.1),
+    #[cold]
+    fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Choice {
+        let resolved = &mut self.resolved[at];
+        let choice = kernel.choose(resolved.sms, self.device.topology());
+        resolved.choice = Some(choice);
+        choice
+    }
+
+    /// The entry point called `symbol`, noted as the one that the kernel with this index uses.
+    #[cold]
+    fn function(&mut self, at: usize, symbol: &'static str) -> Result<FunctionId, DeviceError> {
+        let function = match self.functions.iter().find(|known| std::ptr::eq(known.0, symbol)) {
+            Some(known) => known.1,
             None => {
                 let function = self.device.function(symbol)?;
                 self.functions.push((symbol, function));
-                Ok(function)
+                function
             }
-        }
+        };
+        self.resolved[at].function = Some((symbol, function));
+        Ok(function)
     }
 
     #[inline]
@@ -431,28 +655,96 @@ impl Session {
         let plan = self.reader.load();
         match &self.followed {
             Some(followed) if Arc::ptr_eq(followed, plan) => Ok(()),
-            _ => {
-                let plan = Arc::clone(plan);
-                self.adopt(plan)
-            }
+            _ => self.adopt(),
         }
     }
 
     #[cold]
-    fn adopt(&mut self, plan: Arc<Plan>) -> Result<(), LaunchError> {
+    fn adopt(&mut self) -> Result<(), LaunchError> {
+        let (plan, partitions) = self.plans.in_force();
         let mine = plan.tenants.get(&self.tenant).ok_or(LaunchError::Dismissed)?;
-        for (partition, priority) in mine.streams() {
-            if !self.lanes.iter().any(|lane| lane.partition == partition && lane.priority == priority) {
-                let stream = Stream::new(&self.device, partition, priority)?;
-                self.probe.lane(stream.id(), partition);
-                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)? });
+        if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
+            let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
+            let layout = match left {
+                Some(at) => Arc::clone(&self.left[at].layout),
+                None => {
+                    let used = |partition: &PartitionRef| mine.streams().any(|(used, _)| used == partition.id());
+                    Arc::new(Layout { plan: mine.clone(), partitions: partitions.into_iter().filter(used).collect() })
+                }
+            };
+            let is_first = self.lanes.is_empty();
+            self.make_lanes(&layout)?;
+            // If something fails from here on, the next launch begins anew, whatever the plan is then.
+            self.followed = None;
+            left.map(|at| self.left.swap_remove(at));
+            let before = std::mem::replace(&mut self.layout, layout);
+            if !is_first {
+                self.left.push(LeftLayout { layout: before, unused: None });
             }
-        }
-        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
-            *resolved = resolve(&self.lanes, mine.placement(seen.key.fingerprint()));
+            if self.layout.partitions.iter().any(PartitionRef::is_scarce) {
+                self.graphs.keep_only(&self.layout);
+            }
+            self.graphs.follow(&self.layout);
+            self.let_go()?;
         }
         self.followed = Some(plan);
         Ok(())
+    }
+
+    /// Makes the streams of `layout` that are not there.
+    fn make_lanes(&mut self, layout: &Layout) -> Result<(), LaunchError> {
+        for (partition, priority) in layout.plan.streams() {
+            if !self.lanes.iter().any(|lane| lane.is_for(partition, priority)) {
+                let reference = layout.partitions.iter().find(|reference| reference.id() == partition).cloned();
+                let stream = Stream::new(&self.device, partition, priority)?;
+                self.probe.lane(stream.id(), partition);
+                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of layouts that nothing needs any more, then of the streams that only they used, and finds the placements of all known kernels
+    /// among those that stay.
+    fn let_go(&mut self) -> Result<(), LaunchError> {
+        let stream = self.stream();
+        let mut unneeded = Vec::new();
+        for (at, left) in self.left.iter_mut().enumerate() {
+            let in_graphs = Arc::strong_count(&left.layout) > 1;
+            match &left.unused {
+                _ if in_graphs => left.unused = None,
+                Some(mark) if self.device.query(mark.id())? => unneeded.push(at),
+                Some(_) => {}
+                None => {
+                    let mark = Event::new(&self.device)?;
+                    self.device.record(mark.id(), stream)?;
+                    left.unused = Some(mark);
+                }
+            }
+        }
+        for at in unneeded.into_iter().rev() {
+            self.left.swap_remove(at);
+        }
+        let layouts = || std::iter::once(&self.layout).chain(self.left.iter().map(|left| &left.layout));
+        let needed =
+            |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let current = lanes.swap_remove(self.current);
+        lanes.retain(needed);
+        // The end of the chain is there, whether or not anything else will be.
+        lanes.push(current);
+        self.current = lanes.len() - 1;
+        self.lanes = lanes;
+        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
+            *resolved = resolve(&self.lanes, self.layout.plan.placement(seen.key.fingerprint()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    fn is_for(&self, partition: PartitionId, priority: Priority) -> bool {
+        self.partition == partition && self.priority == priority
     }
 }
 
@@ -473,9 +765,10 @@ impl Drop for Session {
     }
 }
 
-fn resolve(lanes: &[Lane], placement: Placement) -> Resolved {
-    let lane = lanes.iter().position(|lane| lane.partition == placement.partition && lane.priority == placement.priority);
-    Resolved { sms: placement.sms, priority: placement.priority, lane: lane.unwrap_or(0) }
+fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError> {
+    let Placement { sms, partition, priority } = placement;
+    let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
+    Ok(Resolved { sms, priority, lane, choice: None, function: None })
 }
 
 /// Kernel indices by fingerprint: open addressing with linear probing, at most half full.

@@ -1,7 +1,12 @@
 //! The ladder: every partition that plans may use, made before the plan that uses it is published and never on the launch path.
+//!
+//! Partitions are kept after a plan has left them, because policies come back to the same sets. Where there is no room for another, those that
+//! nothing refers to any more go, least recently asked for first. Whoever may still launch into a partition keeps its [`PartitionRef`]: the
+//! plan in force, and sessions for what they follow and have captured.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -9,20 +14,38 @@ use crate::device::{Device, DeviceError, PartitionId, Sms, Topology};
 
 use super::TpcSet;
 
+/// Device memory that a partition takes, bytes: measured on an H200 with driver 580.
+pub const PARTITION_BYTES: u64 = 5_800_000;
+
+/// SMs in one of the driver's co-scheduled groups on compute capability 9.0, within which clusters of up to 8 blocks fit.
+const GROUP_SMS: u16 = 8;
+
 /// The SM counts at which kernels are measured and placed: dense where curves bend, whole TPCs, the last one the whole GPU.
+///
+/// One, two and four TPCs' worth at the bottom, where every further TPC counts; then whole co-scheduled groups up to 80 SMs, so that a rung fits
+/// partitions of either kind; then every second group. The rung before the last leaves the GPU 12 SMs short or more, as the H200's 15
+/// co-scheduled groups do.
 pub fn rungs(topology: &Topology) -> Vec<Sms> {
-    const COUNTS: [u16; 16] = [2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 120];
-    let whole = topology.sms;
-    let mut rungs: Vec<Sms> = COUNTS.into_iter().filter(|&sms| sms < whole.0 && sms % topology.sms_per_tpc == 0).map(Sms).collect();
+    let (whole, tpc) = (topology.sms, topology.sms_per_tpc.max(1));
+    let narrow = [1, 2, 4, 6].map(|tpcs| tpcs * tpc);
+    let groups = (1..=10).map(|groups| groups * GROUP_SMS);
+    let pairs_of_groups = (6..).map(|pairs| pairs * 2 * GROUP_SMS).take_while(|&sms| sms + GROUP_SMS < whole.0);
+    let last = (whole.0.saturating_sub(12)) / GROUP_SMS * GROUP_SMS;
+    let mut rungs: Vec<Sms> = narrow.into_iter().chain(groups).chain(pairs_of_groups).chain([last]).map(Sms).collect();
+    rungs.retain(|&sms| sms < whole && sms.0 > 0 && sms.0.is_multiple_of(tpc));
     rungs.push(whole);
+    rungs.sort_unstable();
+    rungs.dedup();
     rungs
 }
 
 /// A partition that cannot be had.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LadderError {
-    /// The limit on partitions is reached.
-    #[error("{limit} partitions exist already and each takes about 6 MB of device memory; raise the limit or use a coarser policy")]
+    /// As many partitions as may exist are all in use.
+    #[error(
+        "{limit} partitions are in use, by plans and captured graphs, and each takes about 6 MB of device memory; raise the limit or use a coarser policy"
+    )]
     Full {
         /// How many partitions may exist.
         limit: usize,
@@ -32,49 +55,119 @@ pub enum LadderError {
     Device(#[from] DeviceError),
 }
 
+/// A partition that stays as long as this, or a clone of it, is kept.
+#[derive(Debug, Clone)]
+pub struct PartitionRef(Arc<Referenced>);
+
+#[derive(Debug)]
+struct Referenced {
+    id: PartitionId,
+    /// Shared with the ladder and all its partitions.
+    scarce: Arc<AtomicBool>,
+}
+
+impl PartitionRef {
+    /// The partition's number.
+    pub fn id(&self) -> PartitionId {
+        self.0.id
+    }
+
+    /// Whether more than half of the ladder's room was taken by partitions in use when one was last asked for: who keeps references only to
+    /// save work later should let go. The other half is room for the plan in force, the next one, and what sessions cannot let go of yet.
+    pub fn is_scarce(&self) -> bool {
+        self.0.scarce.load(Ordering::Relaxed)
+    }
+}
+
+struct Made {
+    partition: PartitionRef,
+    /// The ladder's clock when it was last asked for.
+    asked: u64,
+}
+
+impl Made {
+    /// Whether nothing but the ladder refers to it. New references are made under the ladder's lock or from one that exists, so that it stays so
+    /// while the lock is held.
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.partition.0) == 1
+    }
+}
+
+#[derive(Default)]
+struct State {
+    made: HashMap<TpcSet, Made>,
+    /// What the device made with another SM count than asked: it would do so again.
+    refused: HashMap<TpcSet, DeviceError>,
+    clock: u64,
+}
+
 /// The partitions made so far, by the TPCs they hold.
 pub struct Ladder {
     device: Arc<dyn Device>,
     limit: usize,
-    /// With the error where the device granted another SM count than asked: it cannot take such a partition back, and asking again would
-    /// only make another.
-    made: Mutex<HashMap<TpcSet, Result<PartitionId, DeviceError>>>,
+    whole: PartitionRef,
+    state: Mutex<State>,
 }
 
 impl Ladder {
     /// An empty ladder that will hold at most `limit` partitions. The whole GPU is always on it and counts for nothing.
     pub fn new(device: Arc<dyn Device>, limit: usize) -> Self {
-        let whole = HashMap::from([(device.topology().all_tpcs(), Ok(PartitionId::WHOLE))]);
-        Self { device, limit, made: Mutex::new(whole) }
+        let whole = PartitionRef(Arc::new(Referenced { id: PartitionId::WHOLE, scarce: Arc::default() }));
+        Self { device, limit, whole, state: Mutex::default() }
     }
 
-    /// The partition over exactly `tpcs`, made if it is not there yet.
+    /// The partition over exactly `tpcs`, made if it is not there. Where the limit is reached, partitions that nothing refers to make room.
     ///
     /// # Errors
-    /// [`LadderError::Full`] beyond the limit; [`DeviceError::ShortPartition`] if the device granted another SM count than asked.
-    pub fn partition(&self, tpcs: TpcSet) -> Result<PartitionId, LadderError> {
-        let mut made = self.made.lock();
-        if let Some(known) = made.get(&tpcs) {
-            return Ok(known.clone()?);
+    /// [`LadderError::Full`] if as many as the limit are in use; [`DeviceError::ShortPartition`] if the device granted another SM count than asked.
+    pub fn partition(&self, tpcs: TpcSet) -> Result<PartitionRef, LadderError> {
+        if tpcs == self.device.topology().all_tpcs() {
+            return Ok(self.whole.clone());
         }
-        if made.len() > self.limit {
-            return Err(LadderError::Full { limit: self.limit });
+        let state = &mut *self.state.lock();
+        state.clock += 1;
+        let in_use = state.made.values().filter(|made| !made.is_unused()).count();
+        self.whole.0.scarce.store(2 * in_use > self.limit, Ordering::Relaxed);
+        if let Some(known) = state.made.get_mut(&tpcs) {
+            known.asked = state.clock;
+            return Ok(known.partition.clone());
         }
+        if let Some(error) = state.refused.get(&tpcs) {
+            return Err(error.clone().into());
+        }
+        self.make_room(state)?;
         let _span = tracing::debug_span!("create partition", ?tpcs).entered();
-        let partition = self.device.create_partition(tpcs)?;
-        let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(partition)?);
-        let made_as_asked = if granted == asked { Ok(partition) } else { Err(DeviceError::ShortPartition { asked, granted }) };
-        made.insert(tpcs, made_as_asked.clone());
-        Ok(made_as_asked?)
+        let id = self.device.create_partition(tpcs)?;
+        let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(id)?);
+        if granted != asked {
+            let error = DeviceError::ShortPartition { asked, granted };
+            state.refused.insert(tpcs, error.clone());
+            self.device.destroy_partition(id)?;
+            return Err(error.into());
+        }
+        let partition = PartitionRef(Arc::new(Referenced { id, scarce: Arc::clone(&self.whole.0.scarce) }));
+        state.made.insert(tpcs, Made { partition: partition.clone(), asked: state.clock });
+        Ok(partition)
     }
 
     /// How many partitions exist besides the whole GPU.
     pub fn len(&self) -> usize {
-        self.made.lock().len() - 1
+        self.state.lock().made.len()
     }
 
     /// Whether only the whole GPU is there.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Destroys partitions that nothing refers to until there is room for another.
+    fn make_room(&self, state: &mut State) -> Result<(), LadderError> {
+        while state.made.len() >= self.limit {
+            let oldest = state.made.iter().filter(|(_, made)| made.is_unused()).min_by_key(|(_, made)| made.asked);
+            let (&tpcs, made) = oldest.ok_or(LadderError::Full { limit: self.limit })?;
+            self.device.destroy_partition(made.partition.id())?;
+            state.made.remove(&tpcs);
+        }
+        Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! Which SMs: sets of TPCs, the ladder of partitions, each made once and never on the launch path, and KRISP's allocation of SMs to kernels.
 //!
-//! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, once, off the launch path; [`krisp`] chooses sets from counts of who
-//! runs where. Nothing in this room launches anything.
+//! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, once, off the launch path; the [`Ledger`](ledger::Ledger) says who owns and
+//! who borrows each TPC; [`krisp`] chooses sets from counts of who runs where. Nothing in this room launches anything.
 
 pub mod krisp;
 mod ladder;
+pub mod ledger;
 mod tpc_set;
 
-pub use ladder::{Ladder, LadderError, rungs};
+pub use ladder::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, rungs};
 pub use tpc_set::TpcSet;

@@ -29,6 +29,16 @@ impl TpcSet {
         Self(self.0 | (Self::below(tpc + 1) & !Self::below(tpc)))
     }
 
+    /// One bit for each TPC, TPC 0 the lowest.
+    pub(crate) const fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// The set of those bits.
+    pub(crate) const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
     /// How many TPCs are in the set.
     pub const fn len(self) -> u16 {
         self.0.count_ones() as u16

@@ -11,9 +11,11 @@
 //! | [`ModelRightsize`] | a part sized to the tenant's whole request | grid, grant, partition | yes |
 //! | [`Krisp::isolated`] | each its own minimum, inside the tenant's region | grid, grant, partition | yes |
 //! | [`Krisp::overlapping`] | each its own minimum, anywhere | grid, partition | yes |
+//! | [`Slo`], the default | the fewest on which its SLO holds, or a share of the rest and what is lent | grid, grant, partition | yes |
 //!
 //! What they have in common:
-//! - Every launch has [`Priority::Normal`]: none of these policies knows classes or objectives.
+//! - Every launch has [`Priority::Normal`], except under `slo`, the only one that knows classes and objectives.
+//! - Nothing is lent, except under `slo`: what a tenant owns is all that it may use.
 //! - Tenants are taken in the order of their numbers, so that their order in the slice decides nothing.
 //! - A tenant of whose request nothing is known (no kernel seen, or none profiled) gets an equal share of the GPU.
 //! - Where a policy keeps tenants apart but they outnumber the TPCs, each gets one TPC, in turn, and some share one: the walls
@@ -35,19 +37,24 @@ mod division;
 mod exclusive;
 mod krisp;
 mod model_rightsize;
+mod slo;
 mod static_equal;
 
 pub use default_sharing::DefaultSharing;
 pub use exclusive::Exclusive;
 pub use krisp::Krisp;
 pub use model_rightsize::ModelRightsize;
+pub use slo::{Ablations, Adjustments, Event, Forecast, Observation, Replanner, Slo, UnknownAblation};
 pub use static_equal::StaticEqual;
 
 /// How much slower than on the whole GPU a right-sized kernel or request may be, unless told otherwise: 2%.
 pub const DEFAULT_TOLERANCE: f64 = 0.02;
 
-/// Every name that [`by_name`] knows.
-pub const NAMES: [&str; 10] = [
+/// The policy that is used where none is named.
+pub const DEFAULT: &str = "slo";
+
+/// Every name that [`by_name`] knows. Behind `slo:` there may be [`Ablations`].
+pub const NAMES: [&str; 11] = [
     "exclusive",
     "default-sharing",
     "static-equal",
@@ -58,9 +65,11 @@ pub const NAMES: [&str; 10] = [
     "krisp-i",
     "krisp-i-packed",
     "krisp-i-distributed",
+    DEFAULT,
 ];
 
-/// The policy of that name, with [`DEFAULT_TOLERANCE`].
+/// The policy of that name, with [`DEFAULT_TOLERANCE`]. `slo:no-borrow,no-bandwidth` is `slo` without two of its parts ([`Ablations::NAMES`]); `+`
+/// may stand for the comma.
 ///
 /// # Errors
 /// [`UnknownPolicy`] lists the names that exist.
@@ -77,16 +86,35 @@ pub fn by_name(name: &str) -> Result<Box<dyn Policy>, UnknownPolicy> {
         "krisp-i" => Box::new(Krisp::isolated()),
         "krisp-i-packed" => Box::new(Krisp::isolated().with_distribution(packed)),
         "krisp-i-distributed" => Box::new(Krisp::isolated().with_distribution(distributed)),
-        _ => return Err(UnknownPolicy { name: name.to_owned() }),
+        _ => Box::new(Slo::default().with_ablations(ablations(name)?)),
     })
+}
+
+/// What the policy of that name does without: nothing, but for `slo:` and names from [`Ablations::NAMES`]. For engines, which launch without
+/// graphs or elastic kernels where an ablation says so.
+///
+/// # Errors
+/// [`UnknownPolicy`] as from [`by_name`].
+pub fn ablations(name: &str) -> Result<Ablations, UnknownPolicy> {
+    match name.strip_prefix("slo:") {
+        Some(list) => Ok(list.parse()?),
+        None if NAMES.contains(&name) => Ok(Ablations::default()),
+        None => Err(UnknownPolicy::Name { name: name.to_owned() }),
+    }
 }
 
 /// A name that no policy has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no policy `{name}`; there are {}", NAMES.join(", "))]
-pub struct UnknownPolicy {
-    /// The name asked for.
-    pub name: String,
+pub enum UnknownPolicy {
+    /// No policy is called that.
+    #[error("there is no policy `{name}`; there are {}", NAMES.join(", "))]
+    Name {
+        /// The name asked for.
+        name: String,
+    },
+    /// The policy has no such part.
+    #[error(transparent)]
+    Ablation(#[from] UnknownAblation),
 }
 
 /// What a policy knows of one kernel of a tenant.
@@ -129,7 +157,9 @@ pub struct DraftPlacement {
 /// Where one tenant's kernels shall run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantDraft {
-    /// The TPCs that elastic kernels may use.
+    /// The TPCs that the tenant has by right.
+    pub owned: TpcSet,
+    /// The TPCs that elastic kernels may use while nobody else wants them: owned ones, and those that the tenant may borrow.
     pub grant: TpcSet,
     /// For every kernel that `kernels` does not name.
     pub default: DraftPlacement,
@@ -182,7 +212,7 @@ impl DraftPlacement {
 impl TenantDraft {
     /// Every kernel on all of `tpcs`.
     fn over(topology: &Topology, tpcs: TpcSet, walls: Walls) -> Self {
-        Self { grant: tpcs, default: DraftPlacement::over(topology, tpcs), kernels: BTreeMap::new(), walls }
+        Self { owned: tpcs, grant: tpcs, default: DraftPlacement::over(topology, tpcs), kernels: BTreeMap::new(), walls }
     }
 }
 

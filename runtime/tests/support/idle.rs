@@ -17,12 +17,20 @@ pub struct Idle {
     next: AtomicU64,
     launched: AtomicU64,
     partitions: AtomicU64,
+    copies: AtomicU64,
+    on_launch: fn(&LaunchRequest<'_>),
 }
 
 impl Idle {
     pub fn new() -> Arc<Self> {
+        Self::that_does(|_| ())
+    }
+
+    /// One that calls `on_launch` at every launch, for what a back end would do there on the host.
+    pub fn that_does(on_launch: fn(&LaunchRequest<'_>)) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { topology: SimConfig::h200().topology, next: AtomicU64::new(1), launched: zero(), partitions: zero() })
+        let topology = SimConfig::h200().topology;
+        Arc::new(Self { topology, next: AtomicU64::new(1), launched: zero(), partitions: zero(), copies: zero(), on_launch })
     }
 
     /// Launches so far.
@@ -33,6 +41,11 @@ impl Idle {
     /// Partitions made so far.
     pub fn partitions(&self) -> u64 {
         self.partitions.load(Ordering::Relaxed)
+    }
+
+    /// Copies to the device so far.
+    pub fn copies(&self) -> u64 {
+        self.copies.load(Ordering::Relaxed)
     }
 
     fn number(&self) -> u64 {
@@ -58,6 +71,7 @@ impl Device for Idle {
     }
     fn free(&self, _: DevicePtr) {}
     fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        self.copies.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
     fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
@@ -76,6 +90,9 @@ impl Device for Idle {
         self.partitions.fetch_add(1, Ordering::Relaxed);
         Ok(PartitionId(self.number() as u32))
     }
+    fn destroy_partition(&self, _: PartitionId) -> Result<(), DeviceError> {
+        Ok(())
+    }
     fn partition_sms(&self, _: PartitionId) -> Result<Sms, DeviceError> {
         Ok(self.topology.sms)
     }
@@ -87,7 +104,7 @@ impl Device for Idle {
     }
     fn destroy_stream(&self, _: StreamId) {}
     fn launch(&self, _: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
-        black_box(request);
+        (self.on_launch)(black_box(request));
         self.launched.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

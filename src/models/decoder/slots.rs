@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use smidgen_runtime::device::{Buffer, DevicePtr, Event, PartitionId, Priority, Stream};
-use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
+use smidgen_runtime::launch::{LaunchError, Session, WorkId};
 
 use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, RowPtrs, SlotInputs};
@@ -47,23 +47,14 @@ pub struct SlotBatch {
     reading: Stream,
     /// The page table as the device has it.
     tables: Vec<u32>,
-    /// For each power of two of slots and each token buffer.
-    decodes: Vec<[DecodeStep; TOKEN_BUFFERS]>,
+    /// For each power of two of slots and each token buffer, whether the step has run since its last capture, so that what another capture of it
+    /// needs is loaded.
+    loaded: Vec<[bool; TOKEN_BUFFERS]>,
     issued: usize,
     /// For each step not read, the slots whose tokens are wanted.
     in_flight: VecDeque<Vec<u32>>,
     /// Tokens of steps that were read early.
     read: VecDeque<Vec<u32>>,
-}
-
-/// How the decode step over some number of slots is issued.
-enum DecodeStep {
-    /// Kernel by kernel: under this plan it has not run, and what it needs may not be loaded.
-    Unknown,
-    /// By capturing it.
-    Loaded,
-    /// By replaying it.
-    Captured(CapturedGraph),
 }
 
 impl SlotBatch {
@@ -96,7 +87,7 @@ impl SlotBatch {
             drawn: [event()?, event()?],
             reading: Stream::new(device, PartitionId::WHOLE, Priority::Normal)?,
             tables,
-            decodes: (0..sizes).map(|_| [DecodeStep::Unknown, DecodeStep::Unknown]).collect(),
+            loaded: vec![[false; TOKEN_BUFFERS]; sizes as usize],
             issued: 0,
             in_flight: VecDeque::new(),
             read: VecDeque::new(),
@@ -112,7 +103,7 @@ impl SlotBatch {
     /// # Errors
     /// What a launch says.
     pub fn prepare(&mut self) -> Result<(), BuildError> {
-        for size in 0..self.decodes.len() {
+        for size in 0..self.loaded.len() {
             let rows = (1 << size).min(self.limits.slots);
             for buffer in 0..TOKEN_BUFFERS {
                 // Once so that everything is loaded, and once to capture it. All slots are idle.
@@ -156,30 +147,23 @@ impl SlotBatch {
         Ok(self.session.device().upload(self.session.stream(), target, &bytes_of_u32(words))?)
     }
 
-    /// Launches a step that only decodes, over the first `rows` slots.
+    /// Launches a step that only decodes, over the first `rows` slots: kernel by kernel the first time under a plan, since what it needs may not be
+    /// loaded, then by capturing it, and from then on by replaying it, also when an earlier plan has come back.
     fn launch_decode(&mut self, rows: u32, buffer: usize) -> Result<(), BuildError> {
-        let at = rows.next_power_of_two().trailing_zeros() as usize;
-        let state = std::mem::replace(&mut self.decodes[at][buffer], DecodeStep::Unknown);
-        let Self { session, decoder, batch, slot_inputs, tokens, limits, .. } = self;
-        let step = SlotStep { rows, slots: limits.slots, inputs: slot_inputs, from: &tokens[buffer], to: &tokens[1 - buffer] };
-        let state = match state {
-            DecodeStep::Captured(graph) if session.is_current(&graph)? => DecodeStep::Captured(graph),
-            DecodeStep::Loaded => DecodeStep::Captured(session.capture(|session| decoder.decode_slots(session, batch, &step))?),
-            DecodeStep::Unknown => {
-                decoder.decode_slots(session, batch, &step)?;
-                DecodeStep::Loaded
-            }
-            DecodeStep::Captured(_) => {
-                // The plan has changed, and the old graph, which is given back, may still run.
-                session.device().synchronize(session.stream())?;
-                decoder.decode_slots(session, batch, &step)?;
-                DecodeStep::Loaded
-            }
-        };
-        if let DecodeStep::Captured(graph) = &state {
-            session.replay(graph)?;
+        let size = rows.next_power_of_two().trailing_zeros() as usize;
+        let work = WorkId((size * TOKEN_BUFFERS + buffer) as u64);
+        let Self { session, decoder, batch, slot_inputs, tokens, limits, loaded, .. } = self;
+        if session.replay_kept(work)? {
+            return Ok(());
         }
-        self.decodes[at][buffer] = state;
+        let step = SlotStep { rows, slots: limits.slots, inputs: slot_inputs, from: &tokens[buffer], to: &tokens[1 - buffer] };
+        let was_loaded = std::mem::replace(&mut loaded[size][buffer], false);
+        if was_loaded {
+            session.replay_or_capture(work, |session| decoder.decode_slots(session, batch, &step))?;
+        } else {
+            decoder.decode_slots(session, batch, &step)?;
+            loaded[size][buffer] = true;
+        }
         Ok(())
     }
 

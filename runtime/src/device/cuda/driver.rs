@@ -5,6 +5,7 @@
 //! Handles are typed, and come from the driver or, as ids, back through the [`Device`](crate::device::Device) contract, whose callers pass
 //! only live ids of that device. The SAFETY lines below rest on that.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
@@ -13,7 +14,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::loader::NEEDED_DRIVER;
 use super::status::{check, describe, error};
 use crate::device::{DeviceError, DevicePtr, EventId, FunctionId, GraphId, StreamId};
-use crate::launch::{Element, Launch, MAX_DIMENSIONS, Swizzle, TensorMap, TilesArg};
+use crate::launch::{Element, EncodedMaps, Launch, MAX_DIMENSIONS, ParamBytes, Params, Swizzle, TensorMap, TilesArg};
 
 /// Every driver function called in this room, by the name that the library exports.
 pub const SYMBOLS: &[&str] = &[
@@ -457,15 +458,31 @@ pub fn kernel_launch(
         attrs: attributes.as_mut_ptr(),
         numAttrs: if overlaps { 2 } else { 1 },
     };
-    let mut params = launch.params;
-    for (offset, map) in launch.params.tensor_maps() {
-        params.set_tensor_map(offset, tensor_map_encode(&map)?.opaque);
-    }
+    let encoded;
+    let params = match launch.params.plain() {
+        Some(plain) => plain,
+        None => {
+            encoded = encode_tensor_maps(&launch.params)?;
+            &encoded
+        }
+    };
     let mut parameters = [params.as_ptr().cast_mut().cast::<c_void>(), ptr::from_ref(tiles).cast_mut().cast::<c_void>()];
     // A `CUkernel` may stand where a `CUfunction` is asked for; it runs in the stream's context, and so in its partition.
     let function = kernel.0.cast::<sys::CUfunc_st>();
     // SAFETY: whoever implemented `Kernel` vouches that the function takes these two parameters; the driver copies them before it returns.
     check("cuLaunchKernelEx", unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), ptr::null_mut()) })
+}
+
+thread_local! {
+    /// Of all devices: encoding names no context. By thread, so that launches need no lock.
+    static ENCODED_MAPS: RefCell<EncodedMaps> = const { RefCell::new(EncodedMaps::new()) };
+}
+
+fn encode_tensor_maps(params: &Params) -> Result<ParamBytes, DeviceError> {
+    let encode = |map: &TensorMap| tensor_map_encode(map).map(|encoded| encoded.opaque);
+    let remembered = ENCODED_MAPS.try_with(|maps| params.encoded(&mut maps.borrow_mut(), encode));
+    // A thread that is ending has no table any more.
+    remembered.unwrap_or_else(|_| params.encoded(&mut EncodedMaps::new(), encode))
 }
 
 /// The driver's description of a matrix. It is made on the host, in well under a microsecond, and names no context.

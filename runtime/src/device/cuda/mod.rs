@@ -186,6 +186,17 @@ impl Device for CudaDevice {
         self.partitions.create(tpcs)
     }
 
+    fn destroy_partition(&self, partition: PartitionId) -> Result<(), DeviceError> {
+        self.context.bind()?;
+        match self.streams.inside(partition) {
+            0 => self.partitions.destroy(partition),
+            left => {
+                let status = format!("{left} streams are left in partition {}; give them back first", partition.0);
+                Err(DeviceError::Driver { call: "cuGreenCtxDestroy", status, sticky: false })
+            }
+        }
+    }
+
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
         self.context.bind()?;
         match partition {
@@ -215,7 +226,7 @@ impl Device for CudaDevice {
             PartitionId::WHOLE => driver::stream_create(level),
             partition => self.partitions.create_stream(partition, level),
         }?;
-        Ok(self.streams.keep(stream).into())
+        Ok(self.streams.keep(partition, stream).into())
     }
 
     fn destroy_stream(&self, stream: StreamId) {

@@ -9,6 +9,7 @@
 //! The driver documents two cases in which a partition's kernels may reach SMs outside it: under MPS with an active-thread percentage, and
 //! on compute capability 9.x once a module that uses dynamic parallelism is loaded (cuda.h, "Green Contexts").
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{CUdevResource, CUdevSmResourceSplit_flags, CUdevice};
@@ -81,6 +82,13 @@ impl GreenContext {
         driver::green_context_stream_create(self.0, priority)
     }
 
+    /// Destroys it now, where dropping it would not tell of an error.
+    fn destroy(self) -> Result<(), DeviceError> {
+        let context = self.0;
+        std::mem::forget(self);
+        driver::green_context_destroy(context)
+    }
+
     fn sms(&self) -> Result<Sms, DeviceError> {
         driver::green_context_sms(self.0).map(topology::sms)
     }
@@ -92,7 +100,7 @@ impl Drop for GreenContext {
     }
 }
 
-/// The partitions of a device, which live as long as it does.
+/// The partitions of a device, which live as long as it does unless they are given back.
 pub struct Partitions {
     device: CUdevice,
     /// An error here is not one of opening the device: under MPS the driver may refuse to split while everything else works.
@@ -100,7 +108,23 @@ pub struct Partitions {
     /// Made when first asked for.
     coscheduled: OnceLock<Result<Split, DeviceError>>,
     /// The lock also keeps to one thread at a time what cuda.h allows only one thread at a time.
-    contexts: Mutex<Vec<GreenContext>>,
+    contexts: Mutex<Contexts>,
+}
+
+/// Green contexts by number. A number is not used again: whoever kept one must never find another partition under it.
+#[derive(Default)]
+struct Contexts {
+    kept: BTreeMap<u32, GreenContext>,
+    /// The number given out last; the whole GPU is number 0.
+    last: u32,
+}
+
+impl Contexts {
+    fn keep(&mut self, context: GreenContext) -> PartitionId {
+        self.last += 1;
+        self.kept.insert(self.last, context);
+        PartitionId(self.last)
+    }
 }
 
 impl Partitions {
@@ -115,8 +139,15 @@ impl Partitions {
     /// A partition over exactly these TPCs.
     pub fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         let mut contexts = self.contexts.lock();
-        contexts.push(self.create_temporary(tpcs)?.0);
-        Ok(last(&contexts))
+        Ok(contexts.keep(self.create_temporary(tpcs)?.0))
+    }
+
+    /// Destroys a partition other than the whole GPU, in which nothing runs and no stream is left.
+    pub fn destroy(&self, partition: PartitionId) -> Result<(), DeviceError> {
+        match self.contexts.lock().kept.remove(&partition.0) {
+            Some(context) => context.destroy(),
+            None => Err(unknown(partition, "cuGreenCtxDestroy")),
+        }
     }
 
     /// A partition of exactly `sms` SMs, the first groups of those that keep large clusters possible.
@@ -128,8 +159,7 @@ impl Partitions {
             return Err(DeviceError::ShortPartition { asked: sms, granted });
         }
         let groups = split.groups[..usize::from(sms.0 / split.sms_per_group().0)].to_vec();
-        contexts.push(self.create_context(groups)?.0);
-        Ok(last(&contexts))
+        Ok(contexts.keep(self.create_context(groups)?.0))
     }
 
     /// A green context over exactly these TPCs that is the caller's own, and how many SMs it has.
@@ -164,15 +194,10 @@ impl Partitions {
         run: impl FnOnce(&GreenContext) -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         let contexts = self.contexts.lock();
-        let context = (partition.0 as usize).checked_sub(1).and_then(|index| contexts.get(index));
-        context.map_or_else(
-            || Err(DeviceError::Driver { call, status: format!("this device has no partition {}", partition.0), sticky: false }),
-            run,
-        )
+        run(contexts.kept.get(&partition.0).ok_or_else(|| unknown(partition, call))?)
     }
 }
 
-/// The number of the partition made last: the whole GPU is number 0, so that the first green context is number 1.
-fn last(contexts: &[GreenContext]) -> PartitionId {
-    PartitionId(contexts.len() as u32)
+fn unknown(partition: PartitionId, call: &'static str) -> DeviceError {
+    DeviceError::Driver { call, status: format!("this device has no partition {}", partition.0), sticky: false }
 }

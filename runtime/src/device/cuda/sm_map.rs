@@ -13,7 +13,7 @@ use super::partition::Partitions;
 use super::status::tolerate;
 use super::stream::Streams;
 use super::{driver, memory};
-use crate::device::{DeviceError, DevicePtr, Sms};
+use crate::device::{DeviceError, DevicePtr, PartitionId, Sms};
 use crate::launch::{Launch, Params, TilesArg};
 use crate::partition::TpcSet;
 
@@ -147,7 +147,8 @@ impl<'a> SmMarker<'a> {
         let (context, sms) = self.partitions.create_temporary(tpcs)?;
         // Dropped before the context, with the stream.
         let streams = Streams::default();
-        let stream = streams.keep(context.create_stream(self.priority)?);
+        // A temporary context has no number, and nobody asks which streams are in it.
+        let stream = streams.keep(PartitionId::WHOLE, context.create_stream(self.priority)?);
         let reached = self.reach_all(stream, sms);
         // A green context must not be destroyed under running kernels, whatever went wrong above.
         driver::stream_synchronize(stream)?;

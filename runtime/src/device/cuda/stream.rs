@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::driver::{self, Event, Stream};
 use super::status::tolerate;
-use crate::device::{DeviceError, Priority, StreamId};
+use crate::device::{DeviceError, PartitionId, Priority, StreamId};
 
 /// The driver's numbers for our three priorities. The lower the number, the sooner blocks are scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,20 +34,25 @@ impl PriorityLevels {
 
 /// The streams of a device that were not given back; they are destroyed when dropped.
 #[derive(Default)]
-pub struct Streams(Mutex<Vec<Stream>>);
+pub struct Streams(Mutex<Vec<(PartitionId, Stream)>>);
 
 impl Streams {
-    /// Keeps `stream` until it is released, or the device closed.
-    pub fn keep(&self, stream: Stream) -> Stream {
-        self.0.lock().push(stream);
+    /// Keeps `stream`, which is in `partition`, until it is released, or the device closed.
+    pub fn keep(&self, partition: PartitionId, stream: Stream) -> Stream {
+        self.0.lock().push((partition, stream));
         stream
+    }
+
+    /// How many streams are in `partition`.
+    pub fn inside(&self, partition: PartitionId) -> usize {
+        self.0.lock().iter().filter(|(inside, _)| *inside == partition).count()
     }
 
     /// Destroys `stream`; the driver finishes what is enqueued on it first. A stream that is not kept here is left alone.
     pub fn release(&self, stream: Stream) -> Result<(), DeviceError> {
         let mut kept = self.0.lock();
-        match kept.iter().position(|&known| StreamId::from(known) == StreamId::from(stream)) {
-            Some(at) => driver::stream_destroy(kept.swap_remove(at)),
+        match kept.iter().position(|&(_, known)| StreamId::from(known) == StreamId::from(stream)) {
+            Some(at) => driver::stream_destroy(kept.swap_remove(at).1),
             None => Ok(()),
         }
     }
@@ -55,7 +60,7 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        for stream in self.0.get_mut().drain(..) {
+        for (_, stream) in self.0.get_mut().drain(..) {
             tolerate(driver::stream_destroy(stream));
         }
     }

@@ -6,7 +6,7 @@
 //!   first; blocks of a persistent kernel end with the kernel.
 //! - Where the tiles do not divide evenly, the blocks that have none in the last wave end a wave early. Without a profile of single tiles, a
 //!   wave is taken to be the latency over the number of waves. This is when others slip in between persistent kernels.
-//! - A block of an elastic kernel leaves, at its next tile, an SM that its grant does not hold. Blocks desynchronise after a few tiles, so
+//! - A block of an elastic kernel leaves, at its next tile, an SM that its grant does not hold, unless it is the last one. Blocks desynchronise after a few tiles, so
 //!   of the blocks that must leave, a quarter goes after each quarter of a tile. The same holds for ending blocks that make room.
 //! - Placement is breadth-first: the emptiest SM first, the first SM of every TPC before the second ones.
 //!
@@ -269,9 +269,7 @@ impl Blocks {
         }
         let (room, used) = (kernel.block_room(), &mut self.used[kernel.space]);
         for sm in (quarter..self.sms).step_by(QUARTERS) {
-            let leaving = if yields { u32::from(kernel.counts[sm]) } else { kernel.unheld_on(sm) };
-            kernel.counts[sm] -= leaving as u8;
-            kernel.resident -= leaving;
+            let leaving = if yields { kernel.end_on(sm) } else { kernel.send_away(sm) };
             used[sm] -= room * leaving as u16;
         }
         kernel.crew_changed();
@@ -365,7 +363,6 @@ impl Blocks {
         }
         let started_before = kernel.started;
         let mut pending = kernel.pending();
-        let mut drained = false;
         while pending > 0 {
             let open = |used: &[u16; MAX_SMS], kernel: &Kernel, sm: usize| used[sm] <= full && kernel.counts[sm] < u8::MAX;
             let Some(emptiest) = candidates.iter().map(|&sm| sm as usize).filter(|&sm| open(used, kernel, sm)).map(|sm| used[sm]).min()
@@ -375,9 +372,6 @@ impl Blocks {
             for &sm in candidates {
                 let sm = sm as usize;
                 if pending > 0 && used[sm] == emptiest && open(used, kernel, sm) {
-                    if kernel.started == 0 {
-                        kernel.block_zero = kernel.owner.is_none().then_some(sm);
-                    }
                     kernel.started += 1;
                     kernel.counts[sm] += 1;
                     kernel.resident += 1;
@@ -392,16 +386,13 @@ impl Blocks {
         }
         // Blocks that started on an SM which the grant does not hold leave at once, and those that still wait follow through the same room.
         if kernel.held.is_some() {
-            for &sm in candidates {
-                let sm = sm as usize;
-                let leaving = kernel.unheld_on(sm);
-                drained |= leaving > 0;
-                kernel.counts[sm] -= leaving as u8;
-                kernel.resident -= leaving;
-                used[sm] -= room * leaving as u16;
-            }
+            let drained = candidates.iter().any(|&sm| kernel.unheld_on(sm.into()) > 0);
             if drained {
                 kernel.started = kernel.spec.grid;
+            }
+            for &sm in candidates {
+                let leaving = kernel.send_away(sm.into());
+                used[usize::from(sm)] -= room * leaving as u16;
             }
         }
         for &sm in candidates {

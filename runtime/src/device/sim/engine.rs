@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{DevicePtr, StreamId};
+use crate::device::{DevicePtr, PartitionId, StreamId};
 
 use super::agenda::{Agenda, Occasion};
 use super::blocks::Blocks;
@@ -36,8 +36,8 @@ pub(super) struct Engine {
     pub(super) now: u64,
     pub(super) memory: Memory,
     pub(super) costs: CostModel,
-    /// SMs of each partition; the first is the whole GPU.
-    pub(super) partitions: Vec<SmSet>,
+    /// SMs of each partition, none where it was given back; the first is the whole GPU.
+    pub(super) partitions: Vec<Option<SmSet>>,
     pub(super) streams: Vec<Stream>,
     pub(super) events: BTreeMap<u64, EventState>,
     pub(super) next_event: u64,
@@ -75,7 +75,7 @@ impl Engine {
         Self {
             memory: Memory::new(topology.memory_bytes),
             costs: CostModel::new(&config),
-            partitions: vec![whole],
+            partitions: vec![Some(whole)],
             streams: Vec::new(),
             events: BTreeMap::new(),
             next_event: 1,
@@ -104,6 +104,28 @@ impl Engine {
         self.blocks.add_space(space);
         self.streams.push(Stream::new(partition, sms, space));
         self.streams.len() - 1
+    }
+
+    /// The SMs of a partition that is there.
+    pub(super) fn partition(&self, partition: PartitionId) -> Option<SmSet> {
+        self.partitions.get(partition.0 as usize).copied().flatten()
+    }
+
+    /// What keeps a partition from being given back.
+    pub(super) fn use_of_partition(&self, partition: PartitionId) -> Option<&'static str> {
+        let inside = |stream: &Stream| stream.partition == partition.0;
+        let has_nodes = |graph: &GraphDef| graph.nodes.iter().any(|node| inside(&self.streams[node.stream]));
+        if self.streams.iter().any(|stream| inside(stream) && !stream.destroyed) {
+            Some("a stream is left in it")
+        } else if self.streams.iter().any(|stream| inside(stream) && !stream.is_idle())
+            || self.runs.iter().flatten().any(|run| has_nodes(&run.graph))
+        {
+            Some("kernels run in it")
+        } else if self.graphs.values().any(|graph| has_nodes(graph)) {
+            Some("a graph has nodes in it")
+        } else {
+            None
+        }
     }
 
     /// Appends an operation to a stream, visible `cost` after what the host issued there before.

@@ -68,8 +68,6 @@ pub(super) struct Kernel {
     pub(super) resident: u32,
     /// Blocks that were ever placed.
     pub(super) started: u32,
-    /// Where the owner's block 0 is, which a grant never sends away.
-    pub(super) block_zero: Option<usize>,
     /// Part of the work that is not done at `as_of`.
     pub(super) left: f64,
     /// Part of the work done in a nanosecond.
@@ -115,7 +113,6 @@ impl Kernel {
             counts: [0; MAX_SMS],
             resident: 0,
             started: 0,
-            block_zero: None,
             left: 1.0,
             rate: 0.0,
             as_of: now,
@@ -209,16 +206,36 @@ impl Kernel {
     /// The SMs that its blocks may stay on.
     pub(super) fn reach(&self) -> SmSet {
         let mut reach = self.held.map_or(self.partition, |held| self.partition.intersection(held));
-        if let Some(sm) = self.block_zero {
+        // The last one stays wherever it is.
+        if self.resident == 1
+            && let Some(sm) = self.counts.iter().position(|&count| count > 0)
+        {
             reach.insert(sm);
         }
         reach
     }
 
-    /// Blocks on `sm` that a grant without it sends away.
+    /// Sends the blocks on `sm` away that the grant does not hold there, but for the last one of an owner: somebody has to finish the tiles. How
+    /// many went.
+    pub(super) fn send_away(&mut self, sm: usize) -> u32 {
+        let unheld = self.unheld_on(sm);
+        let last = self.owner.is_none() && unheld > 0 && unheld == self.resident && self.pending() == 0;
+        let leaving = unheld - u32::from(last);
+        self.counts[sm] -= leaving as u8;
+        self.resident -= leaving;
+        leaving
+    }
+
+    /// Ends the blocks on `sm`. How many there were.
+    pub(super) fn end_on(&mut self, sm: usize) -> u32 {
+        let ending = u32::from(std::mem::take(&mut self.counts[sm]));
+        self.resident -= ending;
+        ending
+    }
+
+    /// Blocks on `sm`, which the grant does not hold.
     pub(super) fn unheld_on(&self, sm: usize) -> u32 {
         let held = self.tail.is_some() || self.held.is_none_or(|held| held.contains(sm));
-        let blocks = u32::from(self.counts[sm]);
-        if held { 0 } else { blocks - u32::from(self.block_zero == Some(sm) && blocks > 0) }
+        if held { 0 } else { u32::from(self.counts[sm]) }
     }
 }

@@ -75,7 +75,7 @@ impl Memory {
         self.capacity - self.used
     }
 
-    /// Takes `bytes` away for good, without an address.
+    /// Takes `bytes` away, without an address.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<(), DeviceError> {
         let free = self.free_bytes();
         if bytes > free {
@@ -83,6 +83,11 @@ impl Memory {
         }
         self.used += bytes;
         Ok(())
+    }
+
+    /// Gives back what [`reserve`](Self::reserve) took.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.used -= bytes;
     }
 
     pub(super) fn allocate(&mut self, bytes: u64) -> Result<DevicePtr, DeviceError> {

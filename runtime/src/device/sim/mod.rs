@@ -197,13 +197,27 @@ impl Device for SimDevice {
         }
         let engine = &mut *self.engine.lock();
         engine.memory.reserve(engine.config.partition_bytes)?;
-        engine.partitions.push(SmSet::of_tpcs(tpcs, self.topology.sms_per_tpc));
+        engine.partitions.push(Some(SmSet::of_tpcs(tpcs, self.topology.sms_per_tpc)));
         Ok(PartitionId(engine.partitions.len() as u32 - 1))
+    }
+
+    fn destroy_partition(&self, partition: PartitionId) -> Result<(), DeviceError> {
+        const CALL: &str = "simDestroyPartition";
+        let engine = &mut *self.engine.lock();
+        if partition == PartitionId::WHOLE || engine.partition(partition).is_none() {
+            return Err(no_partition(partition, CALL));
+        }
+        if let Some(reason) = engine.use_of_partition(partition) {
+            return Err(refused(CALL, format!("partition {} is in use: {reason}", partition.0)));
+        }
+        engine.partitions[partition.0 as usize] = None;
+        engine.memory.release(engine.config.partition_bytes);
+        Ok(())
     }
 
     fn partition_sms(&self, partition: PartitionId) -> Result<Sms, DeviceError> {
         let engine = self.engine.lock();
-        let sms = engine.partitions.get(partition.0 as usize);
+        let sms = engine.partition(partition);
         sms.map(|sms| Sms(sms.len() as u16)).ok_or_else(|| no_partition(partition, "simPartitionSms"))
     }
 
@@ -222,7 +236,7 @@ impl Device for SimDevice {
     /// Every launch names its own priority, which takes precedence over the stream's, so that the latter is not kept.
     fn create_stream(&self, partition: PartitionId, _priority: Priority) -> Result<StreamId, DeviceError> {
         let engine = &mut *self.engine.lock();
-        let sms = engine.partitions.get(partition.0 as usize).copied();
+        let sms = engine.partition(partition);
         let sms = sms.ok_or_else(|| no_partition(partition, "simCreateStream"))?;
         Ok(StreamId(engine.add_stream(partition.0, sms) as u64 + 1))
     }

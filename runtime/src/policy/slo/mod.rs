@@ -1,0 +1,203 @@
+//! `slo`: latency tenants own the fewest SMs that keep their objective, throughput tenants share everything else, and nothing idles.
+//!
+//! A plan is made in five steps. Each is a file, and explains its formula at its top:
+//!
+//! 1. `request`: a tenant's request on `n` SMs takes `L(n)`, the sum over its kernels of launches times measured latency. Kernels that were
+//!    never profiled count for nothing; a tenant of which nothing was profiled counts for an equal share of the GPU.
+//! 2. `contention`: beside others it takes `T(n) = L(n) * slowdown`, since disjoint SMs share L2 and DRAM. The others are taken
+//!    to work all the time, on an equal share of the rest each.
+//! 3. `latency`: each latency tenant owns the least `n` with `T(n)` within its SLO times a margin, 0.9 by default; without
+//!    an SLO the `n` that is worth its SM-time.
+//! 4. `throughput`: the others divide what is left so that the product of their throughputs is greatest, within the bandwidth there is, and
+//!    overlap only if that is predicted to be better for all together.
+//! 5. `placement` and `switches`: each kernel runs in one of few partitions of its tenant; neighbours in a request part only if that saves
+//!    more than the hop costs.
+//!
+//! **Ownership and borrowing.** Owned sets are disjoint. A latency tenant's TPCs are lent while it has no request: every throughput
+//! tenant's grant holds them too, and is narrowed when the owner begins one. The guard: owners run at [`Priority::High`], whoever may
+//! borrow at [`Priority::Normal`], so that a block that waits for a lent SM never goes before its owner's. Only launches that
+//! poll the grant are sized for more than the tenant owns.
+//!
+//! **Planning again.** A [`Replanner`] says when, and with which [`Adjustments`].
+//!
+//! **Limits.** Predictions are averages of a busy tenant: no queueing, no arrival rates, no phases of a request. The margin stands for all of
+//! these, and the replanner corrects it from misses. Power is no part of the model, since profiles do not hold energy. The
+//! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
+
+use std::collections::BTreeMap;
+
+use crate::device::{Priority, Topology};
+use crate::partition::TpcSet;
+use crate::tenant::TenantId;
+
+use super::division::contiguous;
+use super::{Draft, Policy, TenantDemand, TenantDraft};
+
+mod ablation;
+mod contention;
+mod latency;
+mod placement;
+mod replan;
+mod request;
+mod scene;
+mod switches;
+mod throughput;
+
+pub use ablation::{Ablations, UnknownAblation};
+pub use replan::{Adjustments, Event, Observation, Replanner};
+
+use placement::{Rooms, place};
+use scene::Scene;
+
+/// The part of an SLO that a predicted latency may take, unless told otherwise: the rest is for queues, phases and the model's error.
+const MARGIN: f64 = 0.9;
+
+/// What a launch in another partition than the one before loses: kernels alternating between two green contexts in one graph take 0.7 us a node
+/// more than on one stream.
+const HOP_US: f64 = 0.7;
+
+/// Latency tenants first, by their SLOs; throughput tenants share the rest and borrow what is idle.
+///
+/// ```
+/// use smidgen_runtime::policy::{Ablations, Slo};
+///
+/// let without_borrowing = Slo::default().with_ablations(Ablations { no_borrow: true, ..Ablations::default() });
+/// assert!(without_borrowing.ablations().no_borrow);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Slo {
+    ablations: Ablations,
+    adjustments: Adjustments,
+}
+
+/// What the plan is predicted to give one tenant while every other works and nothing is lent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Forecast {
+    /// A request's latency, microseconds, the slowdown included.
+    pub latency_us: f64,
+    /// How many times longer requests take than on the same SMs alone.
+    pub slowdown: f64,
+    /// The latency that was planned for, microseconds: the SLO times the margin.
+    pub limit_us: Option<f64>,
+}
+
+impl Slo {
+    /// Without some of its parts.
+    #[must_use]
+    pub fn with_ablations(self, ablations: Ablations) -> Self {
+        Self { ablations, ..self }
+    }
+
+    /// With corrections from what tenants were seen to do.
+    #[must_use]
+    pub fn with_adjustments(self, adjustments: Adjustments) -> Self {
+        Self { adjustments, ..self }
+    }
+
+    /// What it does without.
+    pub const fn ablations(&self) -> Ablations {
+        self.ablations
+    }
+
+    /// What [`plan`](Policy::plan) is predicted to give each tenant. A tenant of which nothing was profiled is left out.
+    pub fn forecast(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeMap<TenantId, Forecast> {
+        let decided = self.decide(topology, tenants).into_iter();
+        decided.filter_map(|decided| Some((decided.id, decided.forecast?))).collect()
+    }
+
+    fn decide(&self, topology: &Topology, tenants: &[TenantDemand]) -> Vec<Decided> {
+        let scene = Scene::new(topology, tenants, &self.ablations, &self.adjustments);
+        if scene.tenants.is_empty() {
+            return Vec::new();
+        }
+        let parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+        (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts)).collect()
+    }
+
+    fn decide_for(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Decided {
+        let rooms = self.rooms(scene, at, parts);
+        let (draft, us) = place(scene, at, &rooms);
+        let tenant = &scene.tenants[at];
+        let slowdown = scene.slowdown(at, rooms.owned.len());
+        let forecast = us.map(|us| Forecast { latency_us: us * slowdown, slowdown, limit_us: tenant.limit_us });
+        Decided { id: tenant.demand.id, draft, forecast }
+    }
+
+    fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Rooms {
+        let priority = if scene.tenants[at].is_latency() || self.ablations.no_guard { Priority::High } else { Priority::Normal };
+        let alone = Rooms::alone(parts.owned[at], priority, self.ablations.no_switch_budget);
+        if scene.tenants[at].is_latency() {
+            return Rooms { need: parts.needs[at].min(alone.need), ..alone };
+        }
+        if self.ablations.no_borrow {
+            return alone;
+        }
+        let members = scene.tenants.iter().filter(|tenant| !tenant.is_latency()).count();
+        let contested = if parts.windows[at] == parts.owned[at] { 0 } else { parts.shared };
+        Rooms { window: parts.windows[at], lent: parts.lent, sharers: u16::try_from(members).unwrap_or(u16::MAX), contested, ..alone }
+    }
+}
+
+impl Policy for Slo {
+    fn name(&self) -> &'static str {
+        "slo"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        !self.ablations.no_profile
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        self.decide(topology, tenants).into_iter().map(|decided| (decided.id, decided.draft)).collect()
+    }
+}
+
+struct Decided {
+    id: TenantId,
+    draft: TenantDraft,
+    forecast: Option<Forecast>,
+}
+
+/// Who owns what, by tenant.
+struct Parts {
+    owned: Vec<TpcSet>,
+    /// What each uses besides what is lent: what it owns, or more where throughput tenants overlap.
+    windows: Vec<TpcSet>,
+    /// The least TPCs that do, for latency tenants.
+    needs: Vec<u16>,
+    /// All that latency tenants own.
+    lent: TpcSet,
+    /// TPCs that throughput tenants own.
+    shared: u16,
+}
+
+impl Parts {
+    /// Latency tenants' parts first, then throughput tenants', each in the order of their numbers.
+    fn divided(scene: &Scene<'_>) -> Self {
+        let all = 0..scene.tenants.len();
+        let (latency, throughput): (Vec<usize>, Vec<usize>) = all.clone().partition(|&at| scene.tenants[at].is_latency());
+        let needs: Vec<u16> = all.map(|at| if scene.tenants[at].is_latency() { latency::need(scene, at) } else { 1 }).collect();
+        let mut sizes = latency::sizes(scene, &needs);
+        let shared = scene.tpcs() - sizes.iter().sum::<u16>();
+        if !throughput.is_empty() {
+            let parts = throughput::sizes(scene, &throughput, &sizes, shared);
+            throughput.iter().zip(parts).for_each(|(&at, part)| sizes[at] = part);
+        }
+        let order: Vec<usize> = latency.iter().chain(&throughput).copied().collect();
+        let mut owned = vec![TpcSet::EMPTY; sizes.len()];
+        let sorted: Vec<u16> = order.iter().map(|&at| sizes[at]).collect();
+        order.iter().zip(contiguous(scene.topology, &sorted)).for_each(|(&at, part)| owned[at] = part);
+        let mut windows = owned.clone();
+        let parts: Vec<TpcSet> = throughput.iter().map(|&at| owned[at]).collect();
+        throughput.iter().zip(throughput::windows(scene, &throughput, &parts)).for_each(|(&at, window)| windows[at] = window);
+        let lent = latency.iter().fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
+        Self { owned, windows, needs, lent, shared }
+    }
+
+    /// More tenants than TPCs: one TPC each, in turn. Nothing is lent, since every TPC has several owners.
+    fn in_turn(scene: &Scene<'_>) -> Self {
+        let sizes = vec![1; scene.tenants.len()];
+        let owned = contiguous(scene.topology, &sizes);
+        Self { windows: owned.clone(), owned, needs: sizes, lent: TpcSet::EMPTY, shared: 0 }
+    }
+}

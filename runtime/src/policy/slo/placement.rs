@@ -1,0 +1,146 @@
+//! Which partition each kernel of a tenant runs in, among the few that the tenant may use.
+//!
+//! | room | who runs there | what a launch of kernel `k` costs |
+//! |---|---|---|
+//! | the part it owns | everybody | `L_k(n)` |
+//! | a smaller rung inside it | kernels that lose nothing by it, or that leave SMs to others | `1.02 * L_k(n) * (1 + c(n))` |
+//! | its window | throughput tenants, where sets overlap | `L_k(n) * (1 + c(n))` |
+//! | its grant, borrowed TPCs included | elastic kernels of throughput tenants | half `L_k` there, half `L_k` on its part and 0.5 us |
+//!
+//! `c(n) = (others) * n / (2 G)` is what other tenants lose for `n` SMs that a kernel holds of `G` that all of them want: 0 where
+//! sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
+//! 2% is the profiles' own tolerance. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
+//! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. Launches
+//! of less than [`SHORT_US`] are not elastic (docs/decisions/0011), so they could not be taken back, and stay on what their tenant owns.
+
+use crate::device::Priority;
+use crate::partition::TpcSet;
+use crate::policy::{DEFAULT_TOLERANCE, DraftPlacement, TenantDraft, WALLED};
+
+use super::request::Request;
+use super::scene::Scene;
+use super::{HOP_US, switches};
+
+/// Launches below this latency may not poll their grant: kernels decide by their own prediction, at about 20 us.
+const SHORT_US: f64 = 25.0;
+/// What a launch sized for the grant loses while lent TPCs are taken back.
+const LEAVE_US: f64 = 0.5;
+
+/// What one tenant may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rooms {
+    pub(super) owned: TpcSet,
+    /// `owned`, or a wider set that other tenants use too.
+    pub(super) window: TpcSet,
+    /// TPCs of latency tenants, while those do not want them.
+    pub(super) lent: TpcSet,
+    /// The least TPCs that do for the whole request, if `owned` is more.
+    pub(super) need: u16,
+    /// Tenants that borrow, or whose windows overlap, this one included.
+    pub(super) sharers: u16,
+    /// TPCs over which windows overlap.
+    pub(super) contested: u16,
+    pub(super) priority: Priority,
+    /// What a change of partition costs, microseconds.
+    pub(super) hop_us: f64,
+}
+
+/// A tenant's draft, and what a request takes in it undisturbed while nothing is lent, microseconds; none if nothing of it was profiled.
+pub(super) fn place(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> (TenantDraft, Option<f64>) {
+    let over = |tpcs| DraftPlacement { priority: rooms.priority, ..DraftPlacement::over(scene.topology, tpcs) };
+    let mut draft = TenantDraft {
+        owned: rooms.owned,
+        grant: rooms.owned | rooms.window | rooms.lent,
+        default: over(rooms.owned),
+        kernels: Default::default(),
+        walls: WALLED,
+    };
+    let Some(request) = &scene.tenants[tenant].request else { return (draft, None) };
+    let choices = choices(scene, rooms);
+    let mut costs = Vec::with_capacity(request.kernels.len() * choices.len());
+    for (kernel, demand) in request.kernels.iter().enumerate() {
+        let launches = f64::from(demand.launches);
+        costs.extend(choices.iter().map(|choice| launches * choice.cost(scene, request, kernel, rooms)));
+    }
+    let launches: Vec<u32> = request.kernels.iter().map(|kernel| kernel.launches).collect();
+    let assigned = switches::assign(&launches, &costs, rooms.hop_us);
+    let mut us = rooms.hop_us * switches::hops(&launches, &assigned);
+    for (kernel, (&at, demand)) in assigned.iter().zip(&request.kernels).enumerate() {
+        us += f64::from(demand.launches) * request.kernel_us(&scene.sizes, kernel, choices[at].tpcs_kept(rooms));
+        if at > 0 {
+            draft.kernels.insert(demand.kernel, over(choices[at].tpcs(rooms)));
+        }
+    }
+    (draft, Some(us))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Choice {
+    /// The first so many of the TPCs that the tenant owns.
+    Own(u16),
+    Window,
+    Grant,
+}
+
+/// The part that the tenant owns comes first: of equal choices it counts.
+fn choices(scene: &Scene<'_>, rooms: &Rooms) -> Vec<Choice> {
+    let own = rooms.owned.len();
+    let mut choices = vec![Choice::Own(own)];
+    if rooms.window != rooms.owned {
+        choices.push(Choice::Window);
+    }
+    if !(rooms.window | rooms.owned).includes(rooms.lent) {
+        choices.push(Choice::Grant);
+    }
+    if rooms.need < own {
+        choices.push(Choice::Own(rooms.need));
+    }
+    choices.extend(scene.sizes.rungs_below(scene.topology, own).filter(|&rung| rung != rooms.need).map(Choice::Own));
+    choices
+}
+
+impl Choice {
+    fn tpcs(self, rooms: &Rooms) -> TpcSet {
+        match self {
+            Self::Own(tpcs) if tpcs == rooms.owned.len() => rooms.owned,
+            Self::Own(tpcs) => rooms.owned.first(tpcs),
+            Self::Window => rooms.window,
+            Self::Grant => rooms.owned | rooms.window | rooms.lent,
+        }
+    }
+
+    /// How many TPCs are left while nothing is lent.
+    fn tpcs_kept(self, rooms: &Rooms) -> u16 {
+        match self {
+            Self::Own(tpcs) => tpcs,
+            Self::Window | Self::Grant => rooms.window.len(),
+        }
+    }
+
+    /// One launch, in microseconds, what it costs others included.
+    fn cost(self, scene: &Scene<'_>, request: &Request<'_>, kernel: usize, rooms: &Rooms) -> f64 {
+        let us = |tpcs: u16| request.kernel_us(&scene.sizes, kernel, tpcs);
+        let others = f64::from(rooms.sharers - 1);
+        let held = |tpcs: u16| if rooms.contested > 0 { others * 0.5 * f64::from(tpcs) / f64::from(rooms.contested) } else { 0.0 };
+        match self {
+            Self::Own(tpcs) if tpcs == rooms.owned.len() || tpcs == rooms.need => us(tpcs) * (1.0 + held(tpcs)),
+            Self::Own(tpcs) => us(tpcs) * (1.0 + held(tpcs)) * (1.0 + DEFAULT_TOLERANCE),
+            Self::Window => us(rooms.window.len()) * (1.0 + held(rooms.window.len())),
+            Self::Grant if us(self.tpcs(rooms).len()) < SHORT_US => f64::INFINITY,
+            Self::Grant => {
+                let kept = rooms.window.len();
+                let part_of_lent = (rooms.lent - rooms.window).len() / rooms.sharers;
+                let (taken_back, lent) = (us(kept) + LEAVE_US, us(kept + part_of_lent));
+                f64::midpoint(taken_back, lent) * (1.0 + held(kept))
+            }
+        }
+    }
+}
+
+impl Rooms {
+    /// The rooms of a tenant that shares with nobody.
+    pub(super) fn alone(owned: TpcSet, priority: Priority, no_switch_budget: bool) -> Self {
+        let hop_us = if no_switch_budget { 0.0 } else { HOP_US };
+        Self { owned, window: owned, lent: TpcSet::EMPTY, need: owned.len(), sharers: 1, contested: 0, priority, hop_us }
+    }
+}

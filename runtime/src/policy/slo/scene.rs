@@ -1,0 +1,97 @@
+//! What the planner sees: the GPU, the tenants by rising number, and what they would do to each other.
+
+use crate::device::Topology;
+use crate::policy::{TenantDemand, in_order};
+use crate::tenant::Class;
+
+use super::contention::{Contention, Pressure};
+use super::replan::Adjustments;
+use super::request::{Request, Sizes};
+use super::{Ablations, MARGIN};
+
+#[derive(Debug)]
+pub(super) struct Tenant<'a> {
+    pub(super) demand: &'a TenantDemand,
+    /// None if nothing of its request was profiled.
+    pub(super) request: Option<Request<'a>>,
+    /// What its requests must be predicted to take at most, microseconds.
+    pub(super) limit_us: Option<f64>,
+    /// Whether it is a throughput tenant without work.
+    pub(super) idle: bool,
+}
+
+impl Tenant<'_> {
+    pub(super) fn is_latency(&self) -> bool {
+        self.demand.class == Class::Latency
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Scene<'a> {
+    pub(super) topology: &'a Topology,
+    pub(super) sizes: Sizes,
+    pub(super) contention: Contention,
+    pub(super) tenants: Vec<Tenant<'a>>,
+    /// What all tenants would do together with so many TPCs each, by TPCs from 0.
+    together: Vec<Pressure>,
+}
+
+impl<'a> Scene<'a> {
+    pub(super) fn new(topology: &'a Topology, tenants: &'a [TenantDemand], ablations: &Ablations, adjustments: &Adjustments) -> Self {
+        let sizes = Sizes::new(topology);
+        let contention = Contention::new(topology, ablations.no_bandwidth);
+        let seen = |demand: &'a TenantDemand| {
+            let margin = adjustments.margins.get(&demand.id).copied().unwrap_or(MARGIN);
+            let slo = demand.slo.filter(|_| demand.class == Class::Latency);
+            Tenant {
+                demand,
+                request: if ablations.no_profile { None } else { Request::new(&sizes, demand) },
+                limit_us: slo.map(|slo| slo.as_secs_f64() * 1e6 * margin),
+                idle: demand.class == Class::Throughput && adjustments.idle.contains(&demand.id),
+            }
+        };
+        let tenants: Vec<Tenant<'a>> = in_order(tenants).into_iter().map(seen).collect();
+        let mut scene = Self { topology, sizes, contention, tenants, together: Vec::new() };
+        scene.together = (0..=scene.tpcs()).map(|tpcs| (0..scene.tenants.len()).map(|at| scene.pressure(at, tpcs)).sum()).collect();
+        scene
+    }
+
+    /// TPCs of the GPU.
+    pub(super) fn tpcs(&self) -> u16 {
+        self.topology.all_tpcs().len()
+    }
+
+    /// How many tenants there are.
+    pub(super) fn count(&self) -> u16 {
+        u16::try_from(self.tenants.len()).unwrap_or(u16::MAX)
+    }
+
+    /// SMs of so many TPCs.
+    pub(super) fn sms(&self, tpcs: u16) -> f64 {
+        f64::from(tpcs) * f64::from(self.topology.sms_per_tpc)
+    }
+
+    /// What a tenant does to the others while it works on `tpcs` TPCs.
+    pub(super) fn pressure(&self, tenant: usize, tpcs: u16) -> Pressure {
+        self.tenants[tenant].request.as_ref().map_or_else(|| self.contention.unknown(), |request| Pressure::of(request.load(tpcs.max(1))))
+    }
+
+    /// What all others do to a tenant that holds `tpcs` TPCs, if they work all the time and share the rest equally.
+    pub(super) fn neighbours(&self, tenant: usize, tpcs: u16) -> Pressure {
+        let others = self.count().saturating_sub(1);
+        let each = (self.tpcs() - tpcs.min(self.tpcs())).checked_div(others).unwrap_or(0).max(1).min(self.tpcs());
+        self.together[usize::from(each)].without(self.pressure(tenant, each))
+    }
+
+    /// How much longer a tenant's requests take on `tpcs` TPCs beside the others; 1 if nothing of it was profiled.
+    pub(super) fn slowdown(&self, tenant: usize, tpcs: u16) -> f64 {
+        let Some(request) = &self.tenants[tenant].request else { return 1.0 };
+        self.contention.slowdown(request.load(tpcs), self.neighbours(tenant, tpcs))
+    }
+
+    /// A request in one partition of `tpcs` TPCs beside the others, microseconds. None if nothing of it was profiled.
+    pub(super) fn request_us(&self, tenant: usize, tpcs: u16) -> Option<f64> {
+        let request = self.tenants[tenant].request.as_ref()?;
+        Some(request.load(tpcs).us * self.slowdown(tenant, tpcs))
+    }
+}

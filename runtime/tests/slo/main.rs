@@ -1,0 +1,7 @@
+//! What the policy `slo` promises: by example on measured curves, then for all topologies and tenants.
+
+mod ablations;
+mod examples;
+mod models;
+mod promises;
+mod replanning;

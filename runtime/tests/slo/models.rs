@@ -1,0 +1,126 @@
+//! Requests of real models, with curves measured on an H200.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::launch::{Fingerprint, Work};
+use smidgen_runtime::policy::{KernelDemand, TenantDemand};
+use smidgen_runtime::profile::{Curve, Profile};
+use smidgen_runtime::tenant::{Class, TenantId};
+
+/// 132 SMs in 66 TPCs and 8 GPCs.
+pub fn h200() -> Topology {
+    gpu(2, &[9, 9, 8, 8, 8, 8, 8, 8])
+}
+
+pub fn gpu(sms_per_tpc: u16, tpcs_per_gpc: &[u16]) -> Topology {
+    Topology {
+        name: "test".into(),
+        sms: Sms(tpcs_per_gpc.iter().sum::<u16>() * sms_per_tpc),
+        sms_per_tpc,
+        tpcs_per_gpc: tpcs_per_gpc.to_vec(),
+        memory_bytes: 0,
+        l2_bytes: 0,
+        shared_bytes_per_sm: 0,
+        compute_capability: (9, 0),
+        driver_version: 13_000,
+        driver: String::new(),
+    }
+}
+
+/// Launches of one request, in the order in which they first happen.
+const LLAMA_STEP: [(&str, u32); 10] = [
+    ("embed_rms_norm[8x2048]f16", 1),
+    ("gemm[8x3072x2048]f16", 16),
+    ("rotary_cached[8x32x8x64]f16", 16),
+    ("attention_decode[8x32x8x64x256]f16", 16),
+    ("gemm_residual[8x2048x2048]f16", 16),
+    ("rms_norm[8x2048]f16", 32),
+    ("gemm_silu_gate[8x16384x2048]f16", 16),
+    ("gemm_residual[8x2048x8192]f16", 16),
+    ("gemm_f32[8x128256x2048]f16", 1),
+    ("sample_tokens[8x128256]f16", 1),
+];
+const BERT_LARGE: [(&str, u32); 7] = [
+    ("embed_layer_norm[1024x1024]f16", 1),
+    ("gemm_bias[1024x3072x1024]f16", 24),
+    ("attention_bidirectional[8x128x16x16x64]f16", 24),
+    ("gemm_bias_residual[1024x1024x1024]f16", 24),
+    ("layer_norm[1024x1024]f16", 48),
+    ("gemm_bias_gelu[1024x4096x1024]f16", 24),
+    ("gemm_bias_residual[1024x1024x4096]f16", 24),
+];
+
+/// A decode step of Llama-3.2-1B at batch 8, from the published profile.
+pub fn llama_step() -> Vec<KernelDemand> {
+    published(&LLAMA_STEP)
+}
+
+/// BERT-large at batch 8 and sequence 128, from the published profile.
+pub fn bert_large() -> Vec<KernelDemand> {
+    published(&BERT_LARGE)
+}
+
+fn published(launches: &[(&str, u32)]) -> Vec<KernelDemand> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../results/h200/profile-hopper.json");
+    let profile = Profile::read(&path).unwrap();
+    let demand = |&(key, launches): &(&str, u32)| {
+        let measured = &profile.kernels[key];
+        KernelDemand { kernel: key.parse().unwrap(), launches, work: measured.work, curve: measured.curve().map(Arc::new) }
+    };
+    launches.iter().map(demand).collect()
+}
+
+/// BERT-base at batch 8 and sequence 128, of cuBLAS and PyTorch kernels in green contexts of so many SMs, microseconds.
+pub fn bert_base() -> Vec<KernelDemand> {
+    const SMS: [u16; 9] = [8, 16, 32, 64, 72, 96, 120, 128, 132];
+    const KERNELS: [(u32, u64, u64, [f64; 9]); 6] = [
+        (12, gemm_flops(2304, 768), gemm_bytes(2304, 768), [99.0, 50.0, 27.0, 14.3, 14.0, 13.6, 13.6, 8.1, 8.1]),
+        (12, 201_326_592, 6_291_456, [35.0, 19.0, 11.0, 8.0, 8.0, 6.2, 6.2, 6.2, 6.2]),
+        (12, gemm_flops(768, 768), gemm_bytes(768, 768), [52.0, 27.0, 14.0, 7.8, 7.5, 7.4, 7.3, 4.4, 4.4]),
+        (24, 4_718_592, 3_147_776, [37.0, 19.0, 11.0, 6.3, 6.0, 4.9, 4.2, 4.1, 4.1]),
+        (12, gemm_flops(3072, 768), gemm_bytes(3072, 768), [124.0, 63.0, 34.0, 17.5, 17.2, 16.9, 16.9, 9.9, 9.9]),
+        (12, gemm_flops(768, 3072), gemm_bytes(768, 3072), [115.0, 59.0, 34.0, 19.6, 16.1, 16.1, 16.3, 9.9, 9.9]),
+    ];
+    let demand = |(number, (launches, flops, bytes, latencies)): (u64, (u32, u64, u64, [f64; 9]))| KernelDemand {
+        kernel: Fingerprint(number),
+        launches,
+        work: Work { flops, bytes },
+        curve: Curve::new(SMS.map(Sms).into_iter().zip(latencies).collect()).map(Arc::new),
+    };
+    (0..).zip(KERNELS).map(demand).collect()
+}
+
+const fn gemm_flops(n: u64, k: u64) -> u64 {
+    2 * 1024 * n * k
+}
+
+const fn gemm_bytes(n: u64, k: u64) -> u64 {
+    2 * (1024 * k + k * n + 1024 * n)
+}
+
+/// The same request with `times` as much to do in every launch.
+pub fn larger(kernels: Vec<KernelDemand>, times: u32) -> Vec<KernelDemand> {
+    let scale = |kernel: KernelDemand| {
+        let points = kernel.curve.iter().flat_map(|curve| curve.points()).map(|&(sms, us)| (sms, us * f64::from(times))).collect();
+        let work = Work { flops: kernel.work.flops * u64::from(times), bytes: kernel.work.bytes * u64::from(times) };
+        KernelDemand { work, curve: Curve::new(points).map(Arc::new), ..kernel }
+    };
+    kernels.into_iter().map(scale).collect()
+}
+
+pub fn latency_tenant(id: u32, slo_us: Option<u64>, kernels: &[KernelDemand]) -> TenantDemand {
+    TenantDemand { id: TenantId(id), class: Class::Latency, slo: slo_us.map(Duration::from_micros), kernels: kernels.to_vec() }
+}
+
+pub fn throughput_tenant(id: u32, kernels: &[KernelDemand]) -> TenantDemand {
+    TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, kernels: kernels.to_vec() }
+}
+
+/// A request in one partition of so many SMs, undisturbed.
+pub fn request_us(kernels: &[KernelDemand], sms: u16) -> f64 {
+    let us = |kernel: &KernelDemand| f64::from(kernel.launches) * kernel.curve.as_ref().map_or(0.0, |curve| curve.at(Sms(sms)));
+    kernels.iter().map(us).sum()
+}

@@ -1,0 +1,144 @@
+//! When the replanner plans again, and when it does not.
+
+use proptest::prelude::*;
+use smidgen_runtime::policy::{Adjustments, Event, Observation, Policy, Replanner, Slo};
+use smidgen_runtime::tenant::{Class, TenantId};
+
+use crate::models::{bert_large, h200, latency_tenant, llama_step, throughput_tenant};
+
+const CHAT: TenantId = TenantId(1);
+const EMBED: TenantId = TenantId(2);
+
+fn watching(tenants: &[(TenantId, Class)]) -> Replanner {
+    let mut replanner = Replanner::default();
+    for &(tenant, class) in tenants {
+        assert_eq!(replanner.on(Event::Admitted(tenant, class)), Some(Adjustments::default()));
+    }
+    replanner
+}
+
+fn window(replanner: &mut Replanner, tenant: TenantId, requests: u64, missed: u64) -> Option<Adjustments> {
+    replanner.on(Event::Window(&[Observation { tenant, requests, missed }]))
+}
+
+/// How many of `windows` windows in succession changed the plan, and what the last change was.
+fn windows(replanner: &mut Replanner, windows: u32, requests: u64, missed: u64) -> (u32, Option<Adjustments>) {
+    let mut changes = (0, None);
+    for _ in 0..windows {
+        if let Some(adjustments) = window(replanner, CHAT, requests, missed) {
+            changes = (changes.0 + 1, Some(adjustments));
+        }
+    }
+    changes
+}
+
+fn margin(adjustments: Option<Adjustments>) -> Option<f64> {
+    adjustments.and_then(|adjustments| adjustments.margins.get(&CHAT).copied())
+}
+
+#[test]
+fn who_comes_or_goes_is_planned_for_at_once_and_who_is_unknown_is_not() {
+    let mut replanner = watching(&[(CHAT, Class::Latency), (EMBED, Class::Throughput)]);
+    assert_eq!(replanner.on(Event::Dismissed(EMBED)), Some(Adjustments::default()));
+    assert_eq!(replanner.on(Event::Dismissed(EMBED)), None);
+    assert_eq!(window(&mut replanner, EMBED, 1000, 1000), None);
+}
+
+#[test]
+fn misses_in_two_windows_lower_the_margin_and_in_one_do_not() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
+    assert_eq!(window(&mut replanner, CHAT, 1000, 0), None);
+    assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
+    assert_eq!(margin(window(&mut replanner, CHAT, 1000, 100)), Some(0.8));
+}
+
+#[test]
+fn one_miss_in_a_hundred_is_within_a_99th_percentile() {
+    assert_eq!(windows(&mut watching(&[(CHAT, Class::Latency)]), 100, 1000, 10), (0, None));
+}
+
+#[test]
+fn a_tenant_with_few_requests_is_judged_when_there_are_enough() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    // Of 10 requests a window one misses: two verdicts take 20 windows.
+    assert_eq!(windows(&mut replanner, 19, 10, 1), (0, None));
+    assert_eq!(margin(window(&mut replanner, CHAT, 10, 1)), Some(0.8));
+}
+
+#[test]
+fn a_tenant_that_sms_do_not_help_stops_being_planned_for() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    let (changes, last) = windows(&mut replanner, 100, 1000, 1000);
+    assert_eq!((changes, margin(last)), (4, Some(0.5)));
+}
+
+#[test]
+fn the_margin_comes_back_in_the_end_and_every_relapse_doubles_the_wait() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    for calm in [30, 60, 120] {
+        assert_eq!(margin(windows(&mut replanner, 2, 1000, 100).1), Some(0.8));
+        assert_eq!(windows(&mut replanner, calm - 1, 1000, 0), (0, None));
+        assert_eq!(window(&mut replanner, CHAT, 1000, 0), Some(Adjustments::default()));
+    }
+}
+
+#[test]
+fn an_idle_throughput_tenant_gives_its_part_up_after_a_while_and_gets_it_back_at_once() {
+    let mut replanner = watching(&[(CHAT, Class::Throughput)]);
+    for patience in [5, 10, 20] {
+        assert_eq!(windows(&mut replanner, patience - 1, 0, 0), (0, None));
+        let idle = replanner.on(Event::Window(&[])).unwrap();
+        assert!(idle.idle.contains(&CHAT));
+        assert_eq!(windows(&mut replanner, 50, 0, 0), (0, None));
+        assert_eq!(window(&mut replanner, CHAT, 1, 0), Some(Adjustments::default()));
+    }
+}
+
+#[test]
+fn an_idle_latency_tenant_needs_no_other_plan_since_its_sms_are_lent() {
+    assert_eq!(windows(&mut watching(&[(CHAT, Class::Latency)]), 1000, 0, 0), (0, None));
+}
+
+#[test]
+fn adjustments_move_sms() {
+    let tenants = [latency_tenant(1, Some(2375), &llama_step()), throughput_tenant(2, &bert_large()), throughput_tenant(3, &bert_large())];
+    let owned = |adjustments| {
+        let draft = Slo::default().with_adjustments(adjustments).plan(&h200(), &tenants);
+        [1, 2, 3].map(|id| draft[&TenantId(id)].owned.len())
+    };
+    let default = owned(Adjustments::default());
+    let tightened = owned(Adjustments { margins: [(CHAT, 0.8)].into(), ..Adjustments::default() });
+    assert!(tightened[0] > default[0], "{tightened:?} and {default:?}");
+    let idle = owned(Adjustments { idle: [EMBED].into(), ..Adjustments::default() });
+    assert_eq!(idle, [default[0], 1, default[1] + default[2] - 1]);
+}
+
+proptest! {
+    #[test]
+    fn however_a_tenant_swings_the_plan_changes_ever_more_rarely(good in 1_u32..200, bad in 0_u32..10, idle in 0_u32..50) {
+        prop_assume!(bad > 0 || idle > 0);
+        let mut replanner = watching(&[(CHAT, Class::Throughput)]);
+        let (mut seen, mut changes) = (0, 0);
+        while seen < 20_000 {
+            changes += windows(&mut replanner, good, 1000, 0).0;
+            changes += windows(&mut replanner, bad, 1000, 500).0;
+            changes += windows(&mut replanner, idle, 0, 0).0;
+            seen += good + bad + idle;
+        }
+        // Doubling from 30 and from 5 windows to 1024, a few changes for each, and then at most a few in 1024.
+        prop_assert!(changes < 200, "{changes} changes in {seen} windows");
+    }
+
+    #[test]
+    fn no_two_changes_for_misses_follow_each_other_within_two_windows(misses in prop::collection::vec(0_u64..200, 1..300)) {
+        let mut replanner = watching(&[(CHAT, Class::Latency)]);
+        let mut last = None;
+        for (number, missed) in misses.into_iter().enumerate() {
+            if window(&mut replanner, CHAT, 1000, missed).is_some() {
+                prop_assert!(last.is_none_or(|last| number >= last + 2));
+                last = Some(number);
+            }
+        }
+    }
+}
