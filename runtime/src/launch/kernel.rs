@@ -110,8 +110,8 @@ impl Launch {
         if grid == 0 { 1 } else { grid }
     }
 
-    /// Makes a launch with a block for each tile of one whose blocks take tiles in turn.
-    pub(crate) fn give_each_tile_a_block(&mut self) {
+    /// Makes a launch with a block for each tile of one whose blocks take tile after tile: [`Grids::TilePerBlock`]. It is given no `TileProgress` then.
+    pub fn give_each_tile_a_block(&mut self) {
         self.grid = self.tiles.saturating_mul(self.blocks_per_tile).max(self.grid);
         self.elastic = false;
     }
