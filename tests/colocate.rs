@@ -251,7 +251,7 @@ fn a_load_is_a_share_of_what_the_tenant_does_alone_and_an_objective_may_be_relat
         assert!((0.2..0.4).contains(&served), "{served} of what it does alone at a load of 0.3");
     }
     assert!(number(at_rate, "p99_ms") > number(alone, "p99_ms"), "requests that come at random queue");
-    assert!((number(chat, "slo_ms") / number(at_rate, "p99_ms") - 1.5).abs() < 1e-9);
+    assert!((number(chat, "slo_ms") / number(alone, "p99_ms") - 1.5).abs() < 1e-9);
     assert!(alone.get("rate").is_none() && result["alone"][1].get("slo_ms").is_none());
 }
 

@@ -21,7 +21,7 @@ pub struct TenantRequest {
     pub class: Class,
     /// The latency its requests should keep, milliseconds.
     pub slo_ms: Option<f64>,
-    /// The same as a multiple of its 99th percentile alone, which is measured first.
+    /// The same as a multiple of its 99th percentile alone in a closed loop, which is measured first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo_times_alone: Option<f64>,
     /// Sequences in one request; images for a vision model.
