@@ -102,6 +102,7 @@ unsafe impl Kernel for Busy {
             shared_bytes: 0,
             blocks_per_sm: 4,
             tiles: self.tiles,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: self.overlaps,
             params: Params::new(ElasticProbeArgs { executions: self.executions.0, sms: self.sms.0, cycles: CYCLES }),

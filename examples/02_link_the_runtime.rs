@@ -129,6 +129,7 @@ unsafe impl Kernel for Saxpy {
             shared_bytes: 0,
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: false,
             params: Params::new(SaxpyArgs { x: self.x.0, y: self.y.0, count: self.count, a: self.a }),

@@ -95,7 +95,11 @@ fn the_json_has_the_documented_form_and_its_figures_agree() {
     }
 
     let found: Vec<_> = result["policies"].as_array().unwrap().iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
-    assert_eq!(found.join(","), policies);
+    assert_eq!(
+        found.join(","),
+        policies.replace("mps-default", "mps-default,mps-default:tiles"),
+        "MPS runs with both forms of the kernels"
+    );
     for policy in result["policies"].as_array().unwrap() {
         has_keys(policy, &["policy", "tenants", "total_normalised_throughput", "fairness"]);
         let mut total = 0.0;
@@ -194,9 +198,98 @@ fn a_decoder_serves_a_stream_of_requests_beside_another_tenant() {
     }
 }
 
+fn policy<'a>(result: &'a Value, name: &str) -> &'a Value {
+    result["policies"].as_array().unwrap().iter().find(|policy| policy["policy"] == name).unwrap_or_else(|| panic!("no {name}: {result}"))
+}
+
+fn p99_ms(result: &Value, name: &str, tenant: usize) -> f64 {
+    number(&policy(result, name)["tenants"][tenant], "p99_ms")
+}
+
+#[test]
+fn mps_lets_latency_tenants_in_between_the_tiles_of_others_where_it_knows_their_priority() {
+    let folder = TempDir::new().unwrap();
+    let stdout = succeeded(&colocate(folder.path(), &[CHAT, "bulk=bert-large,batch=64"], "mps-default,mps-priority"));
+    names_all(&stdout, &["mps-default:tiles", "mps-priority:tiles"]);
+    assert!(stdout.lines().all(|line| line.contains("SIMULATED")), "{stdout}");
+    let result = json(folder.path());
+    let [default, priority] = ["mps-default:tiles", "mps-priority:tiles"].map(|name| p99_ms(&result, name, 0));
+    assert!(priority < 0.9 * default, "{priority} ms with priority, {default} ms without");
+    let persistent = p99_ms(&result, "mps-priority", 0);
+    assert!(priority < persistent, "{priority} ms between tiles, {persistent} ms beside persistent blocks");
+    names_all(&fs::read_to_string(folder.path().join("out.html")).unwrap(), &["mps-priority:tiles", "SIMULATED"]);
+}
+
+#[test]
+fn mps_percentages_keep_tenants_to_their_part_of_the_sms() {
+    let folder = TempDir::new().unwrap();
+    succeeded(&colocate(folder.path(), &[CHAT, EMBED], "mps-percent,mps-percent:25/75,mps-percent:75/25:tiles"));
+    let result = json(folder.path());
+    let names: Vec<_> = result["policies"].as_array().unwrap().iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
+    assert_eq!(names, ["mps-percent", "mps-percent:tiles", "mps-percent:25/75", "mps-percent:25/75:tiles", "mps-percent:75/25:tiles"]);
+    let sms = |name| [0, 1].map(|tenant| number(&policy(&result, name)["tenants"][tenant], "sms"));
+    assert_eq!((sms("mps-percent"), sms("mps-percent:25/75")), ([66.0, 66.0], [32.0, 98.0]));
+    let throughput = |name| number(&policy(&result, name)["tenants"][1], "throughput");
+    assert!(throughput("mps-percent:25/75") > 1.5 * throughput("mps-percent:75/25:tiles"), "three times the SMs");
+
+    let refused_folder = TempDir::new().unwrap();
+    let line = refused(refused_folder.path(), &colocate(refused_folder.path(), &[CHAT, EMBED], "mps-percent:50/25/25"));
+    names_all(&line, &["mps-percent:50/25/25", "3 tenants", "the run has 2"]);
+}
+
+#[test]
+fn a_load_is_a_share_of_what_the_tenant_does_alone_and_an_objective_may_be_relative() {
+    let folder = TempDir::new().unwrap();
+    let chat = "chat=llama-3.2-1b,class=latency,load=0.3,slo=1.5x";
+    let stdout = succeeded(&colocate(folder.path(), &[chat, EMBED], "default-sharing"));
+    names_all(&stdout, &["alone at its rate"]);
+    let result = json(folder.path());
+    let alone = &result["alone"][0];
+    let [at_rate] = &result["alone_at_rate"].as_array().unwrap()[..] else { panic!("{result}") };
+    let chat = &policy(&result, "default-sharing")["tenants"][0];
+    for tenant in [at_rate, chat] {
+        assert_eq!(tenant["name"], "chat");
+        let load = number(tenant, "rate") / number(alone, "throughput");
+        assert!((load - 0.3).abs() < 1e-9, "a load of {load}");
+        let served = number(tenant, "throughput") / number(alone, "throughput");
+        assert!((0.2..0.4).contains(&served), "{served} of what it does alone at a load of 0.3");
+    }
+    assert!(number(at_rate, "p99_ms") > number(alone, "p99_ms"), "requests that come at random queue");
+    assert!((number(chat, "slo_ms") / number(alone, "p99_ms") - 1.5).abs() < 1e-9);
+    assert!(alone.get("rate").is_none() && result["alone"][1].get("slo_ms").is_none());
+}
+
+#[test]
+fn a_prefill_tenant_saturates_the_gpu_beside_a_decoding_one() {
+    let folder = TempDir::new().unwrap();
+    let prefill = "prefill=mistral-7b,batch=1,seq=8192,phase=prefill";
+    let profile = profile();
+    let args = ["colocate", "--device", "sim", "--duration", "2s", "--json", "out.json", "--profile", profile.to_str().unwrap()];
+    let more = ["--policy", "static-equal", "--tenant", CHAT, "--tenant", prefill];
+    succeeded(&smidgen(folder.path(), &[&args[..], &more].concat()));
+    let result = json(folder.path());
+    let alone = &result["alone"][1];
+    // 7.1 billion weights, 8192 tokens and causal attention over them are 128 TFLOP; the GPU does 640 a second at most.
+    assert!((150.0..1000.0).contains(&number(alone, "p50_ms")), "{alone}");
+    assert!(number(alone, "requests") >= 2.0, "{alone}");
+}
+
+#[test]
+fn four_encoders_share_the_gpu() {
+    let folder = TempDir::new().unwrap();
+    let tenants = ["a", "b", "c", "d"].map(|name| format!("{name}=bert-base,batch=8"));
+    let tenants: Vec<_> = tenants.iter().map(String::as_str).collect();
+    succeeded(&colocate(folder.path(), &tenants, "mps-percent,static-equal"));
+    let result = json(folder.path());
+    for tenant in policy(&result, "mps-percent")["tenants"].as_array().unwrap() {
+        assert_eq!(number(tenant, "sms"), 32.0, "a quarter, in whole TPCs");
+        assert!(number(tenant, "throughput") > 0.0);
+    }
+}
+
 #[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
-    let cases: [(&[&str], &[&str]); 17] = [
+    let cases: [(&[&str], &[&str]); 20] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
@@ -211,6 +304,9 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=llama-3.2-1b,prompt=131072,generate=8"], &["`a`", "131079", "131072", "`prompt` or `generate`"]),
         (&["a=llama-3.2-1b,batch=1000000,chunk=1000000,prompt=131000,generate=8"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=llama-3.2-1b,class=latency,slo=0.1ms,prompt=8,generate=8"], &["`a`", "0.100 ms", "isolated latency", "raise `slo=`"]),
+        (&["a=bert-large,phase=prefill"], &["`a`", "only decoders", "`phase`"]),
+        (&["a=llama-3.2-1b,phase=prefill,seq=131073,batch=1"], &["`a`", "131073", "131072", "smaller `seq`"]),
+        (&["a=llama-3.2-1b,phase=prefill,seq=131072,batch=64"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
         (&["a=bert-large,sms=0"], &["`sms`", "NAME=MODEL"]),
         (&["bert-large"], &["no `=`", "NAME=MODEL"]),
@@ -299,7 +395,7 @@ fn without_gpu(folder: &Path, args: &[&str]) -> Output {
 #[test]
 fn a_run_on_a_gpu_that_is_not_there_is_refused_with_the_remedy() {
     let folder = TempDir::new().unwrap();
-    for policy in ["krisp-i", "static-equal", "time-slice", "mps-default"] {
+    for policy in ["krisp-i", "static-equal", "time-slice", "mps-default", "mps-priority:tiles", "mps-percent"] {
         let args = ["colocate", "--device", "cuda", "--tenant", EMBED, "--policy", policy, "--json", "out.json"];
         let line = refused(folder.path(), &without_gpu(folder.path(), &args));
         names_all(&line, &["no NVIDIA GPU", "driver", "--device sim"]);

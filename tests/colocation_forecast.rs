@@ -8,6 +8,7 @@ use smidgen::colocate::results::{RunResult, TenantResult};
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::Watch;
 use smidgen::colocate::{Run, Where};
+use smidgen::models::DecoderPhase;
 
 /// How far a SIMULATED throughput may be from the measured one.
 const TOLERANCE: f64 = 0.25;
@@ -25,9 +26,12 @@ fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured(
         model: tenant.model.clone(),
         class: tenant.class,
         slo_ms: None,
+        slo_times_alone: None,
         batch: 8,
         seq: 128,
+        phase: DecoderPhase::Decode,
         rate: None,
+        load: None,
         stream: None,
     });
     let run = Run {

@@ -78,6 +78,7 @@ unsafe impl Kernel for Stamp {
             shared_bytes: 160 << 10,
             blocks_per_sm: 1,
             tiles: BLOCKS,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
             params: Params::new(self.stamps.0),

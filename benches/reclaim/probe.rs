@@ -66,6 +66,7 @@ unsafe impl Kernel for Probe {
             shared_bytes: 160 << 10,
             blocks_per_sm,
             tiles: self.tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
             params: Params::new(ElasticProbeArgs { executions: self.executions.0, sms: self.sms.0, cycles: self.cycles }),

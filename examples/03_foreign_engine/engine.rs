@@ -79,6 +79,7 @@ unsafe impl Kernel for BiasRelu {
             shared_bytes: 0,
             blocks_per_sm: BLOCKS_PER_SM,
             tiles,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
             params: Params::new(BiasReluArgs { h: self.h.0, bias: self.bias.0, count, width: HIDDEN }),

@@ -122,6 +122,7 @@ impl CompiledSize {
             shared_bytes: self.shared_bytes,
             blocks_per_sm,
             tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
             params,

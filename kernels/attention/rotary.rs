@@ -142,6 +142,7 @@ impl Rows {
             shared_bytes: 0,
             blocks_per_sm: BLOCKS_PER_SM,
             tiles,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
             params: Params::new(abi::RotaryArgs {

@@ -49,6 +49,7 @@ unsafe impl Kernel for ReadBandwidth {
             shared_bytes: if bulk { READ_BANDWIDTH_SHARED_BYTES } else { 0 },
             blocks_per_sm,
             tiles,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
             params: Params::new(ReadBandwidthArgs { source: self.source.0, sink: self.sink.0, never: 0x9e37_79b9 }),

@@ -141,6 +141,7 @@ impl Gemm {
             shared_bytes: variant.shared_bytes(),
             blocks_per_sm,
             tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
             params: Params::new(self.args()),

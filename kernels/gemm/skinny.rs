@@ -22,7 +22,7 @@ const ALWAYS_SHARED_K: u32 = 4096;
 const DEEP_FROM_SMS: u32 = 60;
 
 /// How long a launch must be to poll the grant, microseconds.
-const LONG_US: f64 = 20.0;
+const LONG_US: f64 = 25.0;
 
 /// Rates at which weights arrive, measured on an H200 (docs/kernels/skinny-gemm.md), GB/s: of one SM, and of the memory.
 const GB_PER_SECOND_OF_SM: f64 = 95.0;
@@ -218,6 +218,7 @@ impl Skinny {
             shared_bytes: self.shared_bytes(),
             blocks_per_sm,
             tiles,
+            blocks_per_tile: self.blocks_in_pair(),
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
             params: Params::new(Args { a: UNUSED, b: UNUSED, gemm: gemm.args() })

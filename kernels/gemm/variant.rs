@@ -206,7 +206,7 @@ impl Variant {
         let efficiency = if resident > 1.0 { alone + (full - alone) * (at_once - 1.0) / (resident - 1.0) } else { full };
         let rounds = (tiles_per_sm / at_once).ceil();
         let epilogue = epilogue_cycles(gemm.epilogue) * f64::from(rows * columns) / f64::from(self.threads());
-        let multiply_adds = f64::from(rows) * f64::from(columns) * f64::from(gemm.k.next_multiple_of(64));
+        let multiply_adds = f64::from(rows) * f64::from(columns) * f64::from(gemm.k.div_ceil(64)) * 64.0;
         tiles_per_sm * multiply_adds / (MULTIPLY_ADDS_PER_CYCLE * efficiency) + rounds * (TILE_CYCLES + epilogue)
     }
 

@@ -190,6 +190,7 @@ impl Warpgroup {
             shared_bytes: shape.shared_bytes(),
             blocks_per_sm: 1,
             tiles,
+            blocks_per_tile: blocks_in_pair,
             elastic,
             programmatic: true,
             params: self.params(gemm),

@@ -127,6 +127,7 @@ impl RowShape {
             shared_bytes: 0,
             blocks_per_sm,
             tiles,
+            blocks_per_tile: 1,
             elastic: outlasts_a_reaction(work, sms),
             programmatic: true,
             params,

@@ -57,6 +57,7 @@ fn launch(symbols: [&'static str; 2], key: &KernelKey, work: Work, sms: Sms, arg
         shared_bytes: 0,
         blocks_per_sm: BLOCKS_PER_SM,
         tiles: args.rows,
+        blocks_per_tile: 1,
         elastic: outlasts_a_reaction(work, sms),
         programmatic: true,
         params: Params::new(args),

@@ -74,6 +74,7 @@ unsafe impl Kernel for RandomWeights {
             shared_bytes: 0,
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
             params: Params::new(args),

@@ -133,6 +133,7 @@ unsafe impl Kernel for Sample {
             shared_bytes: SAMPLE_SHARED_BYTES,
             blocks_per_sm: 1,
             tiles,
+            blocks_per_tile: 1,
             elastic: outlasts_a_reaction(self.work(), sms),
             programmatic: true,
             params: Params::new(args),

@@ -66,6 +66,7 @@ fn launch(symbol: &'static str, key: &KernelKey, rows: Option<u32>, sms: Sms, pa
         shared_bytes: 0,
         blocks_per_sm: BLOCKS_PER_SM,
         tiles,
+        blocks_per_tile: 1,
         elastic: false,
         programmatic: true,
         params,

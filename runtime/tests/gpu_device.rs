@@ -165,8 +165,18 @@ fn launch(
     priority: Priority,
 ) -> Result<(), DeviceError> {
     let params = Params::new(args);
-    let launch =
-        Launch { symbol: "", grid, block: 32, shared_bytes, blocks_per_sm: 1, tiles: grid, elastic: false, programmatic: false, params };
+    let launch = Launch {
+        symbol: "",
+        grid,
+        block: 32,
+        shared_bytes,
+        blocks_per_sm: 1,
+        tiles: grid,
+        blocks_per_tile: 1,
+        elastic: false,
+        programmatic: false,
+        params,
+    };
     let request = LaunchRequest {
         function,
         launch: &launch,

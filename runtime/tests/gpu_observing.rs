@@ -59,6 +59,7 @@ unsafe impl Kernel for Spin {
             shared_bytes: 0,
             blocks_per_sm: 1,
             tiles: 1,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
             params,

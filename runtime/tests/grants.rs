@@ -37,6 +37,7 @@ unsafe impl Kernel for Busy {
             shared_bytes: 0,
             blocks_per_sm: 1,
             tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: false,
             params: Params::new(0_u64),

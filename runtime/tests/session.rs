@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smidgen_runtime::device::sim::KernelTrace;
 use smidgen_runtime::device::{Event, PartitionId, Priority, Sms};
 use smidgen_runtime::launch::grant::Grant;
-use smidgen_runtime::launch::{Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
+use smidgen_runtime::launch::{Grids, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::tenant::TenantId;
 
@@ -342,6 +342,47 @@ fn only_elastic_kernels_are_held_by_the_grant() {
     let trace = house.gpu.trace(&session);
     assert_eq!(trace[1].tpcs, house.all());
     assert!(trace[0].ended - trace[0].started > 2 * (trace[1].ended - trace[1].started), "8 TPCs do the work of 66");
+}
+
+#[test]
+fn with_a_block_for_each_tile_neither_the_grant_nor_the_placement_confines_an_elastic_kernel() {
+    let house = House::new();
+    let narrow = TenantPlan { default: Placement::whole(Sms(10)), ..house.tenant(&[]) };
+    house.publish([(TENANT, narrow)]);
+    let grant = Arc::new(Grant::new(&house.gpu.device).unwrap());
+    let mut session = Session::new(&house.gpu.device, &house.plans, TENANT, Arc::clone(&grant)).unwrap();
+    grant.set(house.small.1).unwrap();
+    house.gpu.device.pass_time(house.gpu.device.now() + std::time::Duration::from_millis(1));
+    session.set_grids(Grids::TilePerBlock);
+    // A kernel too short to be elastic keeps its grid.
+    for kernel in [GEMM.elastic(), NORM] {
+        session.launch(&kernel).unwrap();
+    }
+    session.set_grids(Grids::Persistent);
+    session.launch(&GEMM.elastic()).unwrap();
+    let trace = house.gpu.trace(&session);
+    assert_eq!(trace[0].tpcs, house.all());
+    assert!(trace[1].tpcs.len() <= 10 && trace[2].tpcs.len() <= 10, "{trace:?}");
+}
+
+#[test]
+fn a_kernel_of_high_priority_comes_in_between_the_tiles_of_another_tenant() {
+    let waits = |grids| {
+        let house = House::new();
+        let whole = |priority| TenantPlan { default: Placement { priority, ..Placement::whole(Sms(132)) }, ..house.tenant(&[]) };
+        house.publish([(TENANT, whole(Priority::Low)), (OTHER, whole(Priority::High))]);
+        let [mut long, mut short] = [TENANT, OTHER].map(|tenant| house.session_of(tenant).unwrap());
+        long.set_grids(grids);
+        long.launch(&Fake { bytes: 4_000_000_000, ..GEMM }.elastic()).unwrap();
+        house.gpu.device.pass_time(house.gpu.device.now() + std::time::Duration::from_micros(50));
+        let asked = house.gpu.device.now();
+        short.launch(&NORM).unwrap();
+        house.gpu.device.synchronize(short.stream()).unwrap();
+        house.gpu.device.now() - asked
+    };
+    let [persistent, tiles] = [Grids::Persistent, Grids::TilePerBlock].map(waits);
+    // Four tiles on each SM: a quarter of the long kernel's time is the most that one waits for the next.
+    assert!(2 * tiles < persistent, "{tiles:?} between tiles, {persistent:?} beside persistent blocks");
 }
 
 #[test]

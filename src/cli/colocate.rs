@@ -8,9 +8,11 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
-use smidgen::colocate::spec::{Sharing, TenantRequest};
+use smidgen::colocate::sharing::Sharing;
+use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
+use smidgen::models::DecoderPhase;
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
@@ -37,18 +39,30 @@ impl From<RunDevice> for Where {
     }
 }
 
+/// What `--policy` takes, by every name.
+fn policy_help() -> String {
+    format!(
+        "Policies and baselines, in the order they run: {}. mps-percent gives every tenant an equal percentage of the SMs, mps-percent:40/60 given ones. \
+         Each mps- baseline runs twice, the second time with kernels that have one thread block for each tile; mps-default:tiles is that form alone. slo:no-borrow+no-bandwidth is slo without two \
+         of its parts",
+        Sharing::names().collect::<Vec<_>>().join(", ")
+    )
+}
+
 /// Run tenants side by side on one GPU under several policies, and compare.
 #[derive(Debug, Args)]
 pub struct ColocateArgs {
     /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory. With
-    /// prompt=128,generate=64[,chunk=512] in place of seq, a decoder serves whole requests by continuous batching.
+    /// prompt=128,generate=64[,chunk=512] in place of seq, a decoder serves whole requests by continuous batching; with phase=prefill, a request is
+    /// the prefill of prompts of seq tokens in place of a decode step. load=0.3 is a rate of 0.3 times what the tenant does alone, slo=1.5x an
+    /// objective of 1.5 times its p99 alone, one request after another: both are measured first.
     #[arg(long, required_unless_present = "tenants")]
     tenant: Vec<TenantRequest>,
     /// A TOML file of tenants: tenants = ["NAME=MODEL,...", ...].
     #[arg(long, value_name = "FILE")]
     tenants: Option<PathBuf>,
-    /// Policies, in the order they run. `slo:no-borrow+no-bandwidth` is `slo` without two of its parts.
-    #[arg(long, value_delimiter = ',', default_values = ["mps-default", policy::DEFAULT])]
+    /// Policies and baselines.
+    #[arg(long, value_delimiter = ',', default_values = ["mps-default", policy::DEFAULT], value_name = "NAME", help = policy_help(), long_help = policy_help())]
     policy: Vec<Sharing>,
     /// Time measured for each policy, such as 10s.
     #[arg(long, default_value = "10s", value_parser = seconds)]
@@ -107,7 +121,8 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     let place = args.device.into();
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
-    let mut run = Run { tenants, policies: args.policy, seconds: args.duration, profiles: args.profile, place, watch };
+    let policies = Sharing::with_both_forms(args.policy);
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: args.profile, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     let endpoint =
@@ -135,6 +150,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let place = Where::from(device);
     let tenants = DEMO_TENANTS.iter().map(|tenant| tenant.parse()).collect::<Result<Vec<TenantRequest>, _>>()?;
     let policies = DEMO_POLICIES.iter().map(|policy| policy.parse()).collect::<Result<Vec<Sharing>, _>>()?;
+    let policies = Sharing::with_both_forms(policies);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
     for path in [&json, &html] {
@@ -158,11 +174,18 @@ fn print_unprofiled(run: &Run) {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
-        let (model, batch, seq) = (&tenant.model, tenant.batch, tenant.context());
+        let (model, batch, seq, phase) = (&tenant.model, tenant.batch, tenant.context(), phase_option(tenant.phase));
         println!(
-            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile --model {model} --batch {batch} --seq {seq} -o FILE`, then add `--profile FILE`",
+            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile --model {model} --batch {batch} --seq {seq}{phase} -o FILE`, then add `--profile FILE`",
             kernels.len()
         );
+    }
+}
+
+fn phase_option(phase: DecoderPhase) -> &'static str {
+    match phase {
+        DecoderPhase::Decode => "",
+        DecoderPhase::Prefill => " --phase prefill",
     }
 }
 

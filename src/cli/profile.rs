@@ -7,9 +7,10 @@ use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::profiles;
-use smidgen::colocate::spec::{Sharing, TenantRequest};
+use smidgen::colocate::sharing::Sharing;
+use smidgen::colocate::spec::TenantRequest;
 use smidgen::fatbin::BUILD_HASH;
-use smidgen::models::ModelSource;
+use smidgen::models::{DecoderPhase, ModelSource};
 use smidgen::serve::Workload;
 use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::Runtime;
@@ -39,6 +40,9 @@ pub struct ProfileArgs {
     /// they have, 197 for vit-base-patch16-224.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     seq: u32,
+    /// What a request of a decoder is: one decode step, or the prefill of prompts of --seq tokens.
+    #[arg(long, default_value = "decode", value_name = "decode|prefill")]
+    phase: DecoderPhase,
     /// How much slower than on the whole GPU a kernel may be on its minimum SM count: 0.02 is 2%.
     #[arg(long, default_value_t = 0.02)]
     tolerance: f64,
@@ -60,7 +64,7 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }
     for model in &args.model {
-        let recording = record(&device, model, args.batch, args.seq)?;
+        let recording = record(&device, model, args.phase, args.batch, args.seq)?;
         let profile = sweep(&device, model, &recording, &options, &args.output)?;
         for line in report::table(&profile).lines() {
             println!("{line}");
@@ -75,7 +79,7 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
 pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let needed = policies.iter().any(|sharing| match sharing {
         Sharing::Policy(name) => policy::by_name(name).is_ok_and(|policy| policy.needs_profiles()),
-        Sharing::TimeSlice | Sharing::MpsDefault => false,
+        Sharing::TimeSlice | Sharing::Mps { .. } => false,
     });
     if !needed {
         return Ok(Vec::new());
@@ -87,7 +91,7 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
     let options = Options { rungs: rungs(device.topology()), ..Options::default() };
     let mut made = None;
     for tenant in tenants {
-        let recording = record(&device, &tenant.model, tenant.batch, tenant.context())?;
+        let recording = record(&device, &tenant.model, tenant.phase, tenant.batch, tenant.context())?;
         if !recording.launches.iter().all(|kernel| known.kernel(kernel.key().fingerprint()).is_some()) {
             sweep(&device, &tenant.model, &recording, &options, &path)?;
             made = Some(path.clone());
@@ -105,13 +109,19 @@ struct Recording {
 }
 
 /// Runs one request of `model`.
-fn record(device: &Arc<dyn Device>, model: &str, batch: u32, seq: u32) -> anyhow::Result<Recording> {
+fn record(device: &Arc<dyn Device>, model: &str, phase: DecoderPhase, batch: u32, seq: u32) -> anyhow::Result<Recording> {
     let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let source = ModelSource::find(model)?;
-    let memory_bytes = source.memory_bytes(batch, seq)?;
+    let memory_bytes = match phase {
+        DecoderPhase::Decode => source.memory_bytes(batch, seq),
+        DecoderPhase::Prefill => source.prefill_memory_bytes(batch, seq),
+    }?;
     let tenant = runtime.admit(TenantSpec { name: model.to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
     let mut session = runtime.session(tenant)?;
-    let mut workload = source.workload(&mut session, batch, seq)?;
+    let mut workload = match phase {
+        DecoderPhase::Decode => source.workload(&mut session, batch, seq),
+        DecoderPhase::Prefill => source.prefill(&mut session, batch, seq),
+    }?;
     session.start_recording();
     workload.enqueue(&mut session)?;
     device.synchronize(session.stream())?;

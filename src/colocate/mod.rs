@@ -3,10 +3,11 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`spec`], [`tenants_file`] | read what the user asks for |
+//! | [`sharing`] | the ways of sharing: the runtime's policies by name, and the baselines |
 //! | [`phase`] | runs tenants under one way of sharing and measures them |
 //! | `serving` | serves them side by side, each on its own, so that one's failure is nobody else's |
 //! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
-//! | [`mps`] | the MPS daemon that the baseline `mps-default` needs |
+//! | [`mps`] | the MPS daemon that the baselines `mps-...` need |
 //! | [`profiles`] | the profiles that policies place by |
 //! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
@@ -17,6 +18,7 @@ pub mod profiles;
 pub mod report;
 pub mod results;
 mod serving;
+pub mod sharing;
 pub mod spec;
 pub mod table;
 pub mod tenants_file;
@@ -33,7 +35,8 @@ use smidgen_runtime::profile::{Profile, ProfileError};
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
 use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
-use spec::{Sharing, TenantRequest};
+use sharing::{SharesError, Sharing};
+use spec::TenantRequest;
 use watch::{PhaseWatch, Shown, Watch};
 use worker::WorkerError;
 
@@ -103,6 +106,12 @@ pub enum RunError {
         /// What it has alone.
         alone_ms: f64,
     },
+    /// An objective or a load was asked for by comparison with what the tenant does alone, which is nothing.
+    #[error("tenant `{0}` finished no request alone, so its `load=` or `slo=` cannot be set by that; measure longer with --duration")]
+    NothingMeasured(String),
+    /// Shares of a baseline do not fit.
+    #[error(transparent)]
+    Shares(#[from] SharesError),
     /// A policy needs MPS, which is not there.
     #[error(transparent)]
     Mps(#[from] MpsError),
@@ -112,14 +121,15 @@ impl Run {
     /// Refuses what can be refused before anything is measured.
     ///
     /// # Errors
-    /// [`RunError::SameName`]; [`RunError::Mps`] where a policy needs MPS and it is missing.
+    /// [`RunError::SameName`]; [`RunError::Shares`]; [`RunError::Mps`] where a policy needs MPS and it is missing.
     pub fn check(&self) -> Result<(), RunError> {
         for (at, tenant) in self.tenants.iter().enumerate() {
             if self.tenants[..at].iter().any(|other| other.name == tenant.name) {
                 return Err(RunError::SameName(tenant.name.clone()));
             }
         }
-        if self.place == Where::Cuda && self.policies.contains(&Sharing::MpsDefault) {
+        self.policies.iter().try_for_each(|sharing| sharing.check(self.tenants.len()))?;
+        if self.place == Where::Cuda && self.policies.iter().any(Sharing::needs_mps) {
             mps::find()?;
         }
         Ok(())
@@ -131,13 +141,14 @@ impl Run {
     /// The first phase that fails, by name. Nothing is written.
     pub fn execute(&self, provenance: RunProvenance, mut observe: impl FnMut(&str)) -> Result<RunResult, RunError> {
         self.check()?;
+        let exclusive = Sharing::Policy("exclusive".into());
         let mut alone = Vec::new();
         for tenant in &self.tenants {
             let phase = format!("{} alone", tenant.name);
             observe(&phase);
             // Alone means as fast as it can: at its own rate it would only wait for requests.
             let saturated = TenantRequest { rate: None, ..tenant.clone() };
-            let measured = self.phase(&phase, &Sharing::Policy("exclusive".into()), &[saturated])?;
+            let measured = self.phase(&phase, &exclusive, &[saturated])?;
             // A stream's objective is for its tokens, which come sooner at its own rate than with all slots busy, as they are here.
             if let (Some(slo_ms), Some(result)) = (tenant.slo_ms, measured.first())
                 && result.stream.is_none()
@@ -147,14 +158,46 @@ impl Run {
             }
             alone.extend(measured);
         }
+        let mut alone_at_rate = Vec::new();
+        for tenant in self.with_rates(&alone)?.iter().filter(|tenant| tenant.rate.is_some()) {
+            let phase = format!("{} alone at its rate", tenant.name);
+            observe(&phase);
+            alone_at_rate.extend(self.phase(&phase, &exclusive, std::slice::from_ref(tenant))?);
+        }
+        let tenants = self.with_objectives(&alone)?;
         let mut policies = Vec::new();
         for sharing in &self.policies {
             let phase = sharing.to_string();
             observe(&phase);
-            let tenants = self.phase(&phase, sharing, &self.tenants)?;
+            let tenants = self.phase(&phase, sharing, &tenants)?;
             policies.push(PolicyResult::new(phase, tenants, &alone));
         }
-        Ok(RunResult { provenance, alone, policies })
+        Ok(RunResult { provenance, alone, alone_at_rate, policies })
+    }
+
+    /// The tenants with loads turned into rates, by what each does alone.
+    fn with_rates(&self, alone: &[TenantResult]) -> Result<Vec<TenantRequest>, RunError> {
+        let rated = self.tenants.iter().zip(alone).map(|(tenant, alone)| match tenant.load {
+            Some(_) if alone.throughput <= 0.0 => Err(RunError::NothingMeasured(tenant.name.clone())),
+            Some(load) => Ok(TenantRequest { rate: Some(load * alone.throughput), ..tenant.clone() }),
+            None => Ok(tenant.clone()),
+        });
+        rated.collect()
+    }
+
+    /// The same with relative objectives in milliseconds too: multiples of the 99th percentile alone in a closed loop, that is without queueing; of a
+    /// stream, of the time per output token.
+    fn with_objectives(&self, alone: &[TenantResult]) -> Result<Vec<TenantRequest>, RunError> {
+        let mut tenants = self.with_rates(alone)?;
+        for (tenant, alone) in tenants.iter_mut().zip(alone) {
+            let Some(times) = tenant.slo_times_alone else { continue };
+            let p99_ms = alone.stream.map_or(alone.p99_ms, |stream| stream.per_token_ms[2]);
+            if alone.requests == 0 || p99_ms <= 0.0 {
+                return Err(RunError::NothingMeasured(tenant.name.clone()));
+            }
+            tenant.slo_ms = Some(times * p99_ms);
+        }
+        Ok(tenants)
     }
 
     /// Opens the device that the tenants will run on, checks the profiles against it, and closes it again: workers must not share the GPU with
@@ -175,7 +218,8 @@ impl Run {
 
     /// How many phases [`execute`](Run::execute) goes through.
     pub fn phases(&self) -> usize {
-        self.tenants.len() + self.policies.len()
+        let at_rate = self.tenants.iter().filter(|tenant| tenant.rate.is_some() || tenant.load.is_some()).count();
+        self.tenants.len() + at_rate + self.policies.len()
     }
 
     fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
@@ -218,9 +262,10 @@ impl Run {
     /// # Errors
     /// As [`execute`](Run::execute).
     pub fn predict(&self, measured: &mut RunResult) -> Result<(), RunError> {
+        let tenants = self.with_objectives(&measured.alone)?;
         let simulated = Run { place: Where::Sim, watch: Watch::default(), ..self.clone() };
         for (policy, sharing) in measured.policies.iter_mut().zip(&self.policies) {
-            let predicted = simulated.phase(&policy.policy, sharing, &self.tenants)?;
+            let predicted = simulated.phase(&policy.policy, sharing, &tenants)?;
             let compare = |(predicted, measured): (TenantResult, &TenantResult)| Prediction {
                 error: if measured.throughput > 0.0 { predicted.throughput / measured.throughput - 1.0 } else { f64::NAN },
                 simulated_throughput: predicted.throughput,

@@ -18,7 +18,7 @@ const CONTROL: &str = "nvidia-cuda-mps-control";
 pub enum MpsError {
     /// The program is not on the PATH.
     #[error(
-        "`{CONTROL}` is not on the PATH: policy mps-default needs it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave mps-default out of --policy"
+        "`{CONTROL}` is not on the PATH: policies such as mps-default need it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave those whose names begin with mps- out of --policy"
     )]
     Missing,
     /// It did not start.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::SimDevice;
-use smidgen_runtime::launch::{KernelKey, LaunchError, Session, Walls};
-use smidgen_runtime::policy::{self, DefaultSharing, Policy, UnknownPolicy};
+use smidgen_runtime::launch::{Grids, KernelKey, LaunchError, Session, Walls};
+use smidgen_runtime::policy::UnknownPolicy;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
@@ -15,10 +15,11 @@ use smidgen_runtime::{Runtime, Tenancy};
 
 use super::results::{StreamResult, TenantResult};
 use super::serving::{self, Resident};
-use super::spec::{Sharing, Stream, TenantRequest};
+use super::sharing::Sharing;
+use super::spec::{Stream, TenantRequest};
 use super::watch::{self, Observer, PhaseWatch, Shown, SimulatedKernels, TRACE_EVENTS};
 use crate::kernels::attention::PAGE_TOKENS;
-use crate::models::{self, BuildError, SlotBatch};
+use crate::models::{self, BuildError, DecoderPhase, SlotBatch};
 use crate::serve::batching::{Batching, Limits};
 use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
 
@@ -100,11 +101,8 @@ pub fn run(
     let recorder = watch.metrics.map(|show| (watch::recorder(), show));
     // Of this phase alone: the next one begins at zero.
     let _recording = recorder.as_ref().map(|(recorder, _)| metrics::set_default_local_recorder(recorder));
-    let policy: Box<dyn Policy> = match sharing {
-        Sharing::Policy(name) => policy::by_name(name)?,
-        // A baseline's tenants know nothing of each other: every kernel takes the whole GPU.
-        Sharing::TimeSlice | Sharing::MpsDefault => Box::new(DefaultSharing),
-    };
+    // On a GPU the daemon keeps a process to its percentage of the SMs.
+    let policy = sharing.policy(matches!(device, PhaseDevice::Sim(_)))?;
     let by_profile = policy.needs_profiles();
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::recording(device.device(), policy, profiles, recording);
@@ -114,7 +112,7 @@ pub fn run(
         if let (PhaseDevice::Sim(sim), true) = (device, sharing.is_baseline()) {
             sim.set_process(process as u32);
         }
-        let (tenancy, tenant) = prepare(&runtime, tenant)?;
+        let (tenancy, tenant) = prepare(&runtime, tenant, sharing.grids())?;
         tenancies.push(tenancy);
         prepared.push(tenant);
     }
@@ -177,19 +175,21 @@ pub(super) enum TenantServer {
 }
 
 /// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
-fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
+fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, grids: Grids) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
     let source = models::ModelSource::find(&tenant.model).map_err(build)?;
     let limits = tenant.stream.map(|stream| limits(tenant, stream));
-    let memory_bytes = match limits {
-        Some(limits) => source.serving_memory_bytes(limits),
-        None => source.memory_bytes(tenant.batch, tenant.seq),
+    let memory_bytes = match (limits, tenant.phase) {
+        (Some(limits), _) => source.serving_memory_bytes(limits),
+        (None, DecoderPhase::Decode) => source.memory_bytes(tenant.batch, tenant.seq),
+        (None, DecoderPhase::Prefill) => source.prefill_memory_bytes(tenant.batch, tenant.seq),
     };
     let memory_bytes = memory_bytes.map_err(build)?;
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
     let tenancy = Tenancy::new(runtime, id);
     let mut session = runtime.session(id)?;
+    session.set_grids(grids);
     let (kernels, prepared) = match (tenant.stream, limits) {
         (Some(stream), Some(limits)) => {
             let mut slots = source.slots(session, limits).map_err(build)?;
@@ -200,7 +200,11 @@ fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest) -> Result<(Tenancy<
             (slots.session().seen().to_vec(), Prepared::Stream(Box::new(slots), shape))
         }
         _ => {
-            let mut workload = source.workload(&mut session, tenant.batch, tenant.seq).map_err(build)?;
+            let workload = match tenant.phase {
+                DecoderPhase::Decode => source.workload(&mut session, tenant.batch, tenant.seq),
+                DecoderPhase::Prefill => source.prefill(&mut session, tenant.batch, tenant.seq),
+            };
+            let mut workload = workload.map_err(build)?;
             session.forget_counts();
             workload.enqueue(&mut session).map_err(|source| PhaseError::launch(tenant, source))?;
             runtime.device().synchronize(session.stream()).map_err(|error| PhaseError::launch(tenant, error.into()))?;
@@ -286,6 +290,8 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         p99_ms: latencies.quantile_ms(0.99),
         slowdown: 1.0,
         requests: latencies.count(),
+        rate: tenant.rate,
+        slo_ms: tenant.slo_ms,
         slo_attainment: tenant.slo_ms.map(|_| served.within_slo as f64 / latencies.count().max(1) as f64),
         mean_ms: latencies.mean_ms(),
         quantiles_ms: (0..=100).map(|percent| latencies.quantile_ms(f64::from(percent) / 100.0)).collect(),

@@ -169,6 +169,9 @@ fn table(run: &RunResult, charts: &Charts) -> String {
     }
     html += "<th scope=\"col\" class=\"word\">walls</th></tr></thead>\n";
     html += &group("", "alone", "each tenant by itself", &run.alone);
+    if !run.alone_at_rate.is_empty() {
+        html += &group("", "alone at its rate", "by itself, requests arriving as they do beside others", &run.alone_at_rate);
+    }
     for (at, policy) in run.policies.iter().enumerate() {
         let totals = format!(
             "normalised throughput {} · fairness {} · Jain’s index {}",
@@ -259,6 +262,10 @@ const READING: &str = "<section>\n<h2>How to read this</h2>\n<dl class=\"words\"
     <dt>within SLO</dt><dd>Share of a tenant’s requests that kept its latency objective.</dd>\n\
     <dt>SMs</dt><dd>The most SMs that any kernel of the tenant was placed on.</dd>\n\
     <dt>time-slice, mps-default</dt><dd>Ordinary sharing, without smidgen: each tenant in a process of its own, by turns or under NVIDIA MPS.</dd>\n\
+    <dt>mps-priority</dt><dd>MPS that is told to let latency tenants come first.</dd>\n\
+    <dt>mps-percent</dt><dd>MPS that gives each tenant a fixed percentage of the SMs, equal parts unless the name says which.</dd>\n\
+    <dt>:tiles</dt><dd>The same with kernels of one thread block for each tile, between which others can come in; without it, kernels are persistent. \
+    The headline takes the form that does better.</dd>\n\
     </dl>\n</section>\n";
 
 fn provenance(run: &RunResult) -> String {
@@ -270,7 +277,14 @@ fn provenance(run: &RunResult) -> String {
         ("GPU", format!("{}, {} SMs", Escaped(&provenance.gpu), provenance.sms)),
         ("driver", Escaped(&provenance.driver).to_string()),
         ("date", Escaped(&provenance.date).to_string()),
-        ("measured", format!("{} s for each phase, {} phases", number(provenance.seconds), run.alone.len() + run.policies.len())),
+        (
+            "measured",
+            format!(
+                "{} s for each phase, {} phases",
+                number(provenance.seconds),
+                run.alone.len() + run.alone_at_rate.len() + run.policies.len()
+            ),
+        ),
         ("tenants", models(run)),
     ];
     let rows: String = rows.map(|(term, text)| format!("<dt>{term}</dt><dd>{text}</dd>\n")).concat();

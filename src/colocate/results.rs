@@ -46,6 +46,12 @@ pub struct TenantResult {
     pub slowdown: f64,
     /// Requests finished while measuring.
     pub requests: u64,
+    /// Requests that arrived per second, on average; none in a closed loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// The latency that its requests should keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo_ms: Option<f64>,
     /// Share of the requests within the tenant's SLO; none without one.
     pub slo_attainment: Option<f64>,
     /// Mean latency.
@@ -108,6 +114,9 @@ pub struct RunResult {
     pub provenance: RunProvenance,
     /// Each tenant alone on the GPU.
     pub alone: Vec<TenantResult>,
+    /// Each tenant alone whose requests arrive at a rate, at that rate: what queueing does to it without a neighbour.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alone_at_rate: Vec<TenantResult>,
     /// The same tenants together, one entry a policy.
     pub policies: Vec<PolicyResult>,
 }

@@ -1,15 +1,14 @@
-//! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]`, or with `prompt=128,generate=64` in place of `seq`, and
-//! `--policy P,...`.
+//! What the user asks for: `--tenant NAME=MODEL[,class=latency,slo=5ms,batch=8,seq=128,rate=200/s]`, or with `prompt=128,generate=64` in place of `seq`.
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smidgen_runtime::policy::{self, UnknownAblation};
 use smidgen_runtime::tenant::Class;
+
+use crate::models::{DecoderPhase, UnknownPhase};
 
 /// One tenant as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,13 +21,22 @@ pub struct TenantRequest {
     pub class: Class,
     /// The latency its requests should keep, milliseconds.
     pub slo_ms: Option<f64>,
+    /// The same as a multiple of its 99th percentile alone in a closed loop, which is measured first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo_times_alone: Option<f64>,
     /// Sequences in one request; images for a vision model.
     pub batch: u32,
-    /// Tokens in each sequence: the input's length for an encoder, the context of one decode step for a decoder. Nothing to a vision model, whose
-    /// images all have as many tokens.
+    /// Tokens in each sequence: the input's length for an encoder and for a prefill, the context of one decode step for a decoder. Nothing to a vision
+    /// model, whose images all have as many tokens.
     pub seq: u32,
+    /// What one request of a decoder is.
+    #[serde(default)]
+    pub phase: DecoderPhase,
     /// Requests per second, arriving at random (Poisson); without it the next request follows the last (closed loop).
     pub rate: Option<f64>,
+    /// The same as a share of what it can do alone, which is measured first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<f64>,
     /// Whether a decoder serves whole requests by continuous batching, up to `batch` at a time, instead of one decode step a request. The objective is for
     /// the time per output token then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +76,7 @@ impl Stream {
 /// A `--tenant` that cannot be read.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "--tenant {text}: {problem}; write NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s], with prompt=128,generate=64[,chunk=512] in place of seq for a stream"
+    "--tenant {text}: {problem}; write NAME=MODEL[,class=latency|throughput,slo=5ms|1.5x,batch=8,seq=128,phase=decode|prefill,rate=200/s|load=0.3], with prompt=128,generate=64[,chunk=512] in place of seq for a stream"
 )]
 pub struct TenantRequestError {
     text: String,
@@ -95,9 +103,12 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
         model: model.into(),
         class: Class::Throughput,
         slo_ms: None,
+        slo_times_alone: None,
         batch: 8,
         seq: 128,
+        phase: DecoderPhase::Decode,
         rate: None,
+        load: None,
         stream: None,
     };
     let (mut seq, mut prompt, mut generate, mut chunk) = (None, None, None, None);
@@ -107,15 +118,23 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             "class" if value == "latency" => tenant.class = Class::Latency,
             "class" if value == "throughput" => tenant.class = Class::Throughput,
             "class" => return Err(format!("class `{value}` is neither latency nor throughput")),
-            "slo" => tenant.slo_ms = Some(milliseconds(value)?),
+            "slo" => (tenant.slo_ms, tenant.slo_times_alone) = slo(value)?,
             "batch" => tenant.batch = count(key, value)?,
             "seq" => seq = Some(count(key, value)?),
             "prompt" => prompt = Some(count(key, value)?),
             "generate" => generate = NonZeroU32::new(count(key, value)?),
             "chunk" => chunk = Some(count(key, value)?),
+            "phase" => tenant.phase = value.parse().map_err(|error: UnknownPhase| error.to_string())?,
             "rate" => tenant.rate = Some(rate(value)?),
+            "load" => tenant.load = Some(load(value)?),
             _ => return Err(format!("`{key}` is no property of a tenant")),
         }
+    }
+    if tenant.rate.is_some() && tenant.load.is_some() {
+        return Err("rate and load say the same thing: give one of them".into());
+    }
+    if tenant.phase == DecoderPhase::Prefill && (prompt.is_some() || generate.is_some()) {
+        return Err("a stream has both phases: leave phase out".into());
     }
     match (prompt, generate) {
         (Some(_), Some(_)) if seq.is_some() => return Err("a stream has prompt and generate in place of seq".into()),
@@ -141,6 +160,12 @@ const DEFAULT_CHUNK: u32 = 512;
 /// Requests per second: from one in a quarter of an hour to more than any GPU could start.
 const RATES: RangeInclusive<f64> = 1e-3..=1e6;
 
+/// Shares of what a tenant can do alone; beyond 1 its queue would grow without end.
+const LOADS: RangeInclusive<f64> = 1e-3..=1.0;
+
+/// Multiples of the latency alone.
+const SLO_TIMES: RangeInclusive<f64> = 1.0..=1000.0;
+
 /// Milliseconds: from 1 us to an hour.
 const SLOS_MS: RangeInclusive<f64> = 1e-3..=3.6e6;
 
@@ -155,93 +180,28 @@ fn rate(value: &str) -> Result<f64, String> {
     number.filter(|rate| RATES.contains(rate)).ok_or_else(wrong)
 }
 
+fn load(value: &str) -> Result<f64, String> {
+    let number = value.parse().ok().filter(|load| LOADS.contains(load));
+    number.ok_or_else(|| format!("load `{value}` is no share from {} to {}", LOADS.start(), LOADS.end()))
+}
+
+/// An objective in milliseconds, or as a multiple of the latency alone.
+fn slo(value: &str) -> Result<(Option<f64>, Option<f64>), String> {
+    let Some(times) = value.strip_suffix('x') else { return Ok((Some(milliseconds(value)?), None)) };
+    let times = times.parse().ok().filter(|times| SLO_TIMES.contains(times));
+    let wrong = || format!("slo `{value}` is no multiple from {}x to {}x", SLO_TIMES.start(), SLO_TIMES.end());
+    Ok((None, Some(times.ok_or_else(wrong)?)))
+}
+
 fn milliseconds(value: &str) -> Result<f64, String> {
     let (number, factor) = match (value.strip_suffix("us"), value.strip_suffix("ms"), value.strip_suffix('s')) {
         (Some(number), _, _) => (number, 1e-3),
         (_, Some(number), _) => (number, 1.0),
         (_, _, Some(number)) => (number, 1e3),
-        _ => return Err(format!("slo `{value}` has no unit (us, ms or s)")),
+        _ => return Err(format!("slo `{value}` has no unit (us, ms or s, or x for a multiple of its p99 alone)")),
     };
     let milliseconds = number.parse().ok().map(|number: f64| number * factor);
     milliseconds.filter(|ms| SLOS_MS.contains(ms)).ok_or_else(|| format!("slo `{value}` is not between 1us and 3600s"))
-}
-
-/// How the tenants share the GPU in one phase of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Sharing {
-    /// Each tenant in a process of its own, no MPS: the driver gives each process the GPU in turn.
-    TimeSlice,
-    /// Each tenant in a process of its own under an MPS daemon with default settings.
-    MpsDefault,
-    /// All tenants in one process, placed by a policy of the runtime.
-    Policy(String),
-}
-
-impl Sharing {
-    /// Every name that `--policy` takes.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        ["time-slice", "mps-default"].into_iter().chain(policy::NAMES)
-    }
-
-    /// Whether each tenant has a process of its own.
-    pub fn is_baseline(&self) -> bool {
-        !matches!(self, Self::Policy(_))
-    }
-}
-
-impl fmt::Display for Sharing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TimeSlice => "time-slice",
-            Self::MpsDefault => "mps-default",
-            Self::Policy(name) => name.as_str(),
-        })
-    }
-}
-
-impl From<Sharing> for String {
-    fn from(sharing: Sharing) -> Self {
-        sharing.to_string()
-    }
-}
-
-/// A policy's name that means nothing.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum UnknownPolicy {
-    /// No policy and no baseline is called that.
-    #[error("`{name}` is no policy; choose from {}", Sharing::names().collect::<Vec<_>>().join(", "))]
-    Name {
-        /// The name asked for.
-        name: String,
-    },
-    /// The policy has no such part.
-    #[error(transparent)]
-    Ablation(#[from] UnknownAblation),
-}
-
-impl FromStr for Sharing {
-    type Err = UnknownPolicy;
-
-    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        match text {
-            "time-slice" => Ok(Self::TimeSlice),
-            "mps-default" => Ok(Self::MpsDefault),
-            _ => match policy::ablations(text) {
-                Ok(_) => Ok(Self::Policy(text.into())),
-                Err(policy::UnknownPolicy::Name { name }) => Err(UnknownPolicy::Name { name }),
-                Err(policy::UnknownPolicy::Ablation(ablation)) => Err(ablation.into()),
-            },
-        }
-    }
-}
-
-impl TryFrom<String> for Sharing {
-    type Error = UnknownPolicy;
-
-    fn try_from(text: String) -> Result<Self, UnknownPolicy> {
-        text.parse()
-    }
 }
 
 #[cfg(test)]
@@ -255,6 +215,15 @@ mod tests {
         assert_eq!((tenant.slo_ms, tenant.batch, tenant.seq, tenant.rate), (Some(5.0), 4, 64, Some(200.0)));
         let tenant: TenantRequest = "b=bert-large".parse().unwrap();
         assert_eq!((tenant.class, tenant.batch, tenant.seq, tenant.rate), (Class::Throughput, 8, 128, None));
+        assert_eq!((tenant.phase, tenant.load, tenant.slo_times_alone), (DecoderPhase::Decode, None, None));
+    }
+
+    #[test]
+    fn a_prefill_a_load_and_a_relative_objective_read_as_documented() {
+        let tenant: TenantRequest = "a=mistral-7b,batch=1,seq=8192,phase=prefill".parse().unwrap();
+        assert_eq!((tenant.phase, tenant.batch, tenant.context()), (DecoderPhase::Prefill, 1, 8192));
+        let tenant: TenantRequest = "a=llama-3.2-1b,load=0.3,slo=1.5x".parse().unwrap();
+        assert_eq!((tenant.load, tenant.rate, tenant.slo_ms, tenant.slo_times_alone), (Some(0.3), None, None, Some(1.5)));
     }
 
     #[test]
@@ -285,21 +254,17 @@ mod tests {
             ("a=b,rate=1e-300/s", "rate `1e-300/s`"),
             ("a=b,slo=1e300s", "slo `1e300s`"),
             ("a=b,slo=nans", "slo `nans`"),
+            ("a=b,slo=0.9x", "slo `0.9x`"),
+            ("a=b,slo=nanx", "slo `nanx`"),
+            ("a=b,load=30", "load `30`"),
+            ("a=b,load=0", "load `0`"),
+            ("a=b,load=0.3,rate=5/s", "one of them"),
+            ("a=b,phase=train", "phase `train`"),
+            ("a=b,phase=prefill,prompt=8,generate=8", "leave phase out"),
             ("a=b,batch=4294967295", "batch `4294967295`"),
         ] {
             let error = text.parse::<TenantRequest>().unwrap_err().to_string();
             assert!(error.contains(part) && error.contains(text), "{error}");
         }
-    }
-
-    #[test]
-    fn every_policy_name_is_read_back() {
-        for name in Sharing::names() {
-            assert_eq!(name.parse::<Sharing>().unwrap().to_string(), name);
-        }
-        // A list of policies is separated by commas, so a policy's ablations are not.
-        assert_eq!("slo:no-borrow+no-guard".parse::<Sharing>().unwrap().to_string(), "slo:no-borrow+no-guard");
-        assert!("slo:no-borow".parse::<Sharing>().unwrap_err().to_string().contains("there are no-profile, no-borrow,"));
-        assert!("fair".parse::<Sharing>().unwrap_err().to_string().contains("krisp-i"));
     }
 }

@@ -15,8 +15,9 @@ const TERMINAL: usize = 120;
 const WORDS: usize = 3;
 const STREAM_WORDS: usize = 2;
 
-/// Longer names are cut, so that a line stays within the terminal.
+/// Longer names of tenants are cut, so that a line stays within the terminal. Those of policies are known: only shares can make them longer.
 const LONGEST_NAME: usize = 16;
+const LONGEST_POLICY: usize = 23;
 
 /// A table of every tenant under every policy, and of the totals; another of the tokens of tenants that serve streams. Simulated figures say so on every
 /// line.
@@ -24,7 +25,10 @@ pub fn render(run: &RunResult) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     let mut streams = vec![STREAM_HEAD.map(str::to_owned)];
     rows.extend(run.alone.iter().map(|tenant| row("alone", tenant, None)));
-    streams.extend(run.alone.iter().filter_map(|tenant| stream_row("alone", tenant)));
+    rows.extend(run.alone_at_rate.iter().map(|tenant| row("alone at its rate", tenant, None)));
+    let alone =
+        run.alone.iter().map(|tenant| ("alone", tenant)).chain(run.alone_at_rate.iter().map(|tenant| ("alone at its rate", tenant)));
+    streams.extend(alone.filter_map(|(name, tenant)| stream_row(name, tenant)));
     for policy in &run.policies {
         for (at, tenant) in policy.tenants.iter().enumerate() {
             rows.push(if at == 0 { row(&policy.policy, tenant, Some(policy)) } else { row("", tenant, None) });
@@ -52,8 +56,8 @@ fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [S
     };
     let latency = |ms: f64| if ms > 0.0 { figure(ms, 3) } else { "-".into() };
     [
-        name(policy),
-        name(&tenant.name),
+        name(policy, LONGEST_POLICY),
+        name(&tenant.name, LONGEST_NAME),
         class.to_owned(),
         figure(tenant.throughput, 1),
         latency(tenant.p50_ms),
@@ -69,7 +73,15 @@ fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEA
     let stream = tenant.stream?;
     let [first, _, slow_first] = stream.first_token_ms.map(|ms| figure(ms, 2));
     let [per_token, _, slow_per_token] = stream.per_token_ms.map(|ms| figure(ms, 3));
-    Some([name(policy), name(&tenant.name), figure(stream.tokens_per_second, 1), first, slow_first, per_token, slow_per_token])
+    Some([
+        name(policy, LONGEST_POLICY),
+        name(&tenant.name, LONGEST_NAME),
+        figure(stream.tokens_per_second, 1),
+        first,
+        slow_first,
+        per_token,
+        slow_per_token,
+    ])
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
@@ -82,7 +94,7 @@ fn predictions(policy: &PolicyResult) -> impl Iterator<Item = String> {
     policy.predicted.iter().flatten().map(|prediction| {
         let error = 100.0 * prediction.error;
         let error = if error.is_finite() { format!("{error:+.1}% against the measured figure") } else { "nothing was measured".into() };
-        let (policy, tenant) = (name(&policy.policy), name(&prediction.name));
+        let (policy, tenant) = (name(&policy.policy, LONGEST_POLICY), name(&prediction.name, LONGEST_NAME));
         format!("SIMULATED prediction, {policy}, {tenant}: {} requests/s, {error}", figure(prediction.simulated_throughput, 1))
     })
 }
@@ -98,12 +110,12 @@ fn figure(value: f64, digits: usize) -> String {
 }
 
 /// A name on one line, cut if it is long.
-fn name(text: &str) -> String {
+fn name(text: &str, longest: usize) -> String {
     let plain = text.chars().map(|character| if character.is_control() { ' ' } else { character });
-    if text.chars().count() <= LONGEST_NAME {
+    if text.chars().count() <= longest {
         return plain.collect();
     }
-    plain.take(LONGEST_NAME - 1).chain(['…']).collect()
+    plain.take(longest - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -124,6 +136,8 @@ mod tests {
             p99_ms: latency_ms,
             slowdown: 1.0,
             requests: 0,
+            rate: None,
+            slo_ms: None,
             slo_attainment: None,
             mean_ms: latency_ms,
             quantiles_ms: Vec::new(),
@@ -150,6 +164,7 @@ mod tests {
                 seconds: 1.0,
             },
             alone,
+            alone_at_rate: Vec::new(),
         }
     }
 

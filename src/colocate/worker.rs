@@ -12,15 +12,22 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
+use smidgen_runtime::tenant::Class;
 
 use super::mps::{MpsDaemon, MpsError};
 use super::phase::{self, PhaseDevice, PhaseError};
 use super::results::TenantResult;
-use super::spec::{Sharing, TenantRequest};
+use super::sharing::{MpsLimits, Sharing};
+use super::spec::TenantRequest;
 use super::watch::{PhaseWatch, Shown};
 
 /// The hidden subcommand that a worker process runs.
 pub const SUBCOMMAND: &str = "worker";
+
+/// The environment variables by which an MPS client tells its priority, 0 being the highest and 1 the next, and the most of the SMs it will use. NVIDIA,
+/// "Multi-Process Service", appendix "Environment Variables".
+const PRIORITY: &str = "CUDA_MPS_CLIENT_PRIORITY";
+const PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
 
 /// What a worker shall do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,7 +95,7 @@ pub fn run_phase(
     seconds: f64,
     watch: &PhaseWatch<'_>,
 ) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
-    let daemon = matches!(sharing, Sharing::MpsDefault).then(MpsDaemon::start).transpose()?;
+    let daemon = sharing.needs_mps().then(MpsDaemon::start).transpose()?;
     let measured = run_workers(sharing, tenants, profiles, seconds, watch, daemon.as_ref());
     // An interrupt ends the workers too; it is the reason then, and not their end.
     daemon.as_ref().map_or(Ok(()), MpsDaemon::check_not_interrupted)?;
@@ -106,12 +113,16 @@ fn run_workers(
 ) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
     let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
     let mut workers = Vec::new();
-    for group in groups {
-        let (sharing, tenants, profiles) = (sharing.clone(), group.to_vec(), profiles.to_vec());
+    let count = tenants.len();
+    for (at, group) in groups.into_iter().enumerate() {
+        let environment = group.first().and_then(|tenant| client_environment(sharing, tenant.class, at, count));
+        // A baseline places nothing, and under a percentage the GPU shows fewer SMs than profiles were measured on.
+        let profiles = if sharing.is_baseline() { Vec::new() } else { profiles.to_vec() };
+        let (sharing, tenants) = (sharing.clone(), group.to_vec());
         // The processes of a baseline would each have metrics of their own, which do not make one text.
         let metrics = watch.metrics.is_some() && !sharing.is_baseline();
         let job = Job { sharing, tenants, profiles, seconds, trace: watch.trace, metrics };
-        workers.push(Worker::start(&job, daemon)?);
+        workers.push(Worker::start(&job, daemon, environment)?);
     }
     for worker in &mut workers {
         worker.wait_until_ready()?;
@@ -130,6 +141,17 @@ fn run_workers(
     Ok((results, shown))
 }
 
+/// What tells MPS of one of `count` clients, number `at`.
+fn client_environment(sharing: &Sharing, class: Class, at: usize, count: usize) -> Option<(&'static str, String)> {
+    let Sharing::Mps { limits, .. } = sharing else { return None };
+    match limits {
+        MpsLimits::Default => None,
+        MpsLimits::Priority if class == Class::Latency => Some((PRIORITY, "0".to_owned())),
+        MpsLimits::Priority => Some((PRIORITY, "1".to_owned())),
+        MpsLimits::Percent(_) => limits.percent(at, count).map(|percent| (PERCENTAGE, percent.to_string())),
+    }
+}
+
 /// A worker process, stopped when dropped.
 struct Worker {
     tenant: String,
@@ -139,7 +161,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(job: &Job, daemon: Option<&MpsDaemon>) -> Result<Self, WorkerError> {
+    fn start(job: &Job, daemon: Option<&MpsDaemon>, environment: Option<(&str, String)>) -> Result<Self, WorkerError> {
         let tenant = job.tenants.iter().map(|tenant| format!("`{}`", tenant.name)).collect::<Vec<_>>().join(" and ");
         let pipe = |source| WorkerError::Pipe { tenant: tenant.clone(), source };
         let mut command = Command::new(std::env::current_exe().map_err(pipe)?);
@@ -149,6 +171,8 @@ impl Worker {
             // No daemon of the machine's own shall serve what is measured without MPS: nobody listens in this folder.
             None => command.env("CUDA_MPS_PIPE_DIRECTORY", std::env::temp_dir().join("no-mps-daemon")),
         };
+        // What the user's shell may have set for other programs would make this baseline another one.
+        command.env_remove(PRIORITY).env_remove(PERCENTAGE).envs(environment);
         let mut child = command.spawn().map_err(pipe)?;
         let missing = || pipe(io::ErrorKind::BrokenPipe.into());
         let mut stdin = child.stdin.take().ok_or_else(missing)?;
@@ -242,4 +266,22 @@ fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<(Vec<TenantResul
     };
     let watch = PhaseWatch { trace: job.trace, metrics: job.metrics.then_some(&show) };
     Ok(phase::run(&PhaseDevice::Cuda(device), &job.sharing, &job.tenants, profiles, job.seconds, &watch, gate)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mps_client_is_told_its_priority_or_its_percentage() {
+        let told = |name: &str, class, at, count| {
+            client_environment(&name.parse().unwrap(), class, at, count).map(|(variable, value)| format!("{variable}={value}"))
+        };
+        assert_eq!(told("mps-default:tiles", Class::Latency, 0, 2), None);
+        assert_eq!(told("time-slice", Class::Latency, 0, 2), None);
+        assert_eq!(told("mps-priority", Class::Latency, 1, 2).unwrap(), "CUDA_MPS_CLIENT_PRIORITY=0");
+        assert_eq!(told("mps-priority:tiles", Class::Throughput, 0, 2).unwrap(), "CUDA_MPS_CLIENT_PRIORITY=1");
+        assert_eq!(told("mps-percent", Class::Throughput, 3, 4).unwrap(), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25");
+        assert_eq!(told("mps-percent:40/60", Class::Latency, 1, 2).unwrap(), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=60");
+    }
 }

@@ -7,6 +7,7 @@
 mod deberta;
 mod decoder;
 mod encoder;
+mod phase;
 mod serving;
 mod solo;
 mod tensors;
@@ -23,6 +24,7 @@ use crate::weights::{Weights, WeightsError};
 
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
+pub use phase::{DecoderPhase, UnknownPhase};
 pub use serving::SoloBatch;
 pub use solo::{DeviceSequence, Solo, SoloError};
 pub use vision::{Vision, VisionBatch};
@@ -121,6 +123,24 @@ impl ModelSource {
         }
     }
 
+    /// Device memory that the weights and one prefill of `batch` prompts of `seq` tokens will take, bytes.
+    ///
+    /// # Errors
+    /// [`BuildError::TooLong`] for prompts beyond the model's positions, [`BuildError::Unsupported`] for other models than decoders.
+    pub fn prefill_memory_bytes(&self, batch: u32, seq: u32) -> Result<u64, BuildError> {
+        self.check_length(seq)?;
+        Ok(Decoder::prefill_memory_bytes(self.prefilled()?, batch, seq))
+    }
+
+    /// Requests that are prefills of a decoder: whole prompts of `seq` tokens, `batch` of them as the rows of one matrix, to the first token drawn.
+    ///
+    /// # Errors
+    /// As [`prefill_memory_bytes`](Self::prefill_memory_bytes); what is wrong with the weights, or what the device says.
+    pub fn prefill(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
+        self.check_length(seq)?;
+        workload::prefill(self.prefilled()?, &self.weights, session, batch, seq)
+    }
+
     /// Device memory that the weights and the cache of a decoder's slots will take, bytes.
     ///
     /// # Errors
@@ -143,6 +163,13 @@ impl ModelSource {
         match self.config() {
             ModelConfig::Decoder(config) => Ok(config),
             _ => Err(BuildError::Unsupported("only decoders serve a stream of requests: leave `prompt` and `generate` out")),
+        }
+    }
+
+    fn prefilled(&self) -> Result<&DecoderConfig, BuildError> {
+        match self.config() {
+            ModelConfig::Decoder(config) => Ok(config),
+            _ => Err(BuildError::Unsupported("only decoders have a prefill: leave `phase` out")),
         }
     }
 

@@ -3,7 +3,7 @@
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::decoder::LogitRows;
-use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, Vision, VisionBatch};
+use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, Prompts, Vision, VisionBatch};
 use crate::config::{DecoderConfig, EncoderConfig, VisionConfig};
 use crate::serve::Workload;
 use crate::weights::Weights;
@@ -43,6 +43,26 @@ impl Workload for DecodeWorkload {
     }
 }
 
+/// A prefill: every request computes the same prompts into the same caches.
+struct PrefillWorkload {
+    model: Decoder,
+    batch: DecoderBatch,
+    prompts: Prompts,
+}
+
+impl Workload for PrefillWorkload {
+    fn enqueue(&mut self, session: &mut Session) -> Result<(), LaunchError> {
+        self.model.prefill(session, &self.batch, &self.prompts, LogitRows::Last)?;
+        self.model.sample(session, &self.batch, false)
+    }
+}
+
+/// `batch` sequences of `seq` token ids, mixed so that neighbours differ.
+fn sequences(batch: u32, seq: u32, vocab: usize) -> Vec<Vec<u32>> {
+    let id = |sequence: u32, at: u32| (u64::from(sequence) * 7919 + u64::from(at) * 104_729) % vocab.max(1) as u64;
+    (0..batch).map(|sequence| (0..seq).map(|at| id(sequence, at) as u32).collect()).collect()
+}
+
 pub(super) fn encoder(
     config: &EncoderConfig,
     weights: &Weights,
@@ -51,9 +71,7 @@ pub(super) fn encoder(
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
     let model = Encoder::new(config, weights, session)?;
-    let sequences: Vec<Vec<u32>> =
-        (0..batch).map(|sequence| (0..seq).map(|at| (sequence * 7919 + at * 104_729) % config.vocab as u32).collect()).collect();
-    let batch = model.batch(session, &sequences)?;
+    let batch = model.batch(session, &sequences(batch, seq, config.vocab))?;
     Ok(Box::new(EncoderWorkload { model, batch }))
 }
 
@@ -68,6 +86,19 @@ pub(super) fn decoder(
     let sequences = model.batch(session, batch, seq + 1, batch, LogitRows::Last)?;
     sequences.stand_at(session, &vec![seq; batch as usize])?;
     Ok(Box::new(DecodeWorkload { model, batch: sequences }))
+}
+
+pub(super) fn prefill(
+    config: &DecoderConfig,
+    weights: &Weights,
+    session: &mut Session,
+    batch: u32,
+    seq: u32,
+) -> Result<Box<dyn Workload>, BuildError> {
+    let model = Decoder::new(config, weights, session)?;
+    let prompts = Prompts::new(session, &sequences(batch, seq, config.vocab))?;
+    let batch = model.batch(session, batch, seq, batch * seq, LogitRows::Last)?;
+    Ok(Box::new(PrefillWorkload { model, batch, prompts }))
 }
 
 pub(super) fn vision(

@@ -62,6 +62,7 @@ unsafe impl Kernel for Probe {
             shared_bytes: 0,
             blocks_per_sm,
             tiles: self.tiles,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
             params: Params::new(ElasticProbeArgs { executions: self.executions.ptr().0, sms: self.sms.ptr().0, cycles: self.cycles }),
@@ -154,6 +155,29 @@ fn a_gemm_has_the_same_bits_while_its_grant_changes_at_random() {
         });
         assert!(gpu.download(&c) == undisturbed, "round {round}: the output differs");
         epoch(&gpu);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_block_for_each_tile_gives_the_bits_of_persistent_blocks() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(17);
+    // Large enough to be elastic: blocks in pairs, and few rows, with k shared by two blocks or not.
+    for [m, n, k] in [[4096_u32, 4096, 2048], [2048, 3072, 1024], [8, 128_256, 2048], [8, 8192, 16_384], [32, 28_672, 4096]] {
+        let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
+        let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
+        let c = gpu.poisoned_f16((m * n) as usize);
+        let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE);
+        gpu.run(&gemm, gpu.sms());
+        let persistent = gpu.download(&c);
+        gpu.poison(&c);
+        let mut launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+        launch.give_each_tile_a_block();
+        assert_eq!(launch.grid, launch.tiles * launch.blocks_per_tile);
+        gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { count: launch.tiles, ..TilesArg::default() });
+        gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        assert!(gpu.download(&c) == persistent, "{m} x {n} x {k}: the output differs");
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `run-gpu-tests`, `tests/` | every test target that needs a GPU |
 //! | `run-benches`, `benches/` | the benchmarks |
 //! | `run-reach`, `peers/` | the benchmark that measures ours beside cuBLASLt and PyTorch, and PyTorch's side |
+//! | `run-colocation` | tenants side by side under every policy and baseline, and the same pairs in PyTorch |
 //! | `run-sanitizer` | the GPU tests under compute-sanitizer |
 //! | `run-examples`, `examples/` | the engines that link the runtime, in Rust and in C |
 //! | `profiles/`, `fixtures/` | what these read; the scripts name the folder in `SMIDGEN_FIXTURES` and the command in `SMIDGEN_BIN` |
@@ -27,10 +28,11 @@ const LARGEST_BYTES: u64 = 60_000_000;
 /// Engines that link the runtime; the kernels of other examples are those of `smidgen`.
 const EXAMPLES: [&str; 2] = ["02_link_the_runtime", "03_foreign_engine"];
 
-const SCRIPTS: [(&str, &str); 5] = [
+const SCRIPTS: [(&str, &str); 6] = [
     ("run-gpu-tests", include_str!("bundle/run-gpu-tests")),
     ("run-benches", include_str!("bundle/run-benches")),
     ("run-reach", include_str!("bundle/run-reach")),
+    ("run-colocation", include_str!("bundle/run-colocation")),
     ("run-sanitizer", include_str!("bundle/run-sanitizer")),
     ("run-examples", include_str!("bundle/run-examples")),
 ];

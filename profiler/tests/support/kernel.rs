@@ -36,6 +36,7 @@ unsafe impl Kernel for ScriptedKernel {
             shared_bytes: self.instance,
             blocks_per_sm: 2,
             tiles: TILES,
+            blocks_per_tile: 1,
             elastic: true,
             programmatic: false,
             params: Params::new(0_u64),

@@ -249,6 +249,7 @@ unsafe fn read(launch: &smidgen_launch, sms: Sms) -> Result<Launch, Failure> {
         shared_bytes: launch.shared_bytes,
         blocks_per_sm: launch.blocks_per_sm,
         tiles: launch.tiles,
+        blocks_per_tile: 1,
         elastic: launch.flags & SMIDGEN_LAUNCH_ELASTIC != 0,
         programmatic: launch.flags & SMIDGEN_LAUNCH_PROGRAMMATIC != 0,
         params: Params::new(params),

@@ -65,6 +65,17 @@ pub struct Work {
     pub bytes: u64,
 }
 
+/// Which grid elastic kernels are launched with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Grids {
+    /// No more blocks than fit at once: they take tile after tile, and a grant may take their SMs from them.
+    #[default]
+    Persistent,
+    /// One block for each tile (or as many as do a tile together), which ends with it: the hardware hands out SMs anew at every tile, by priority.
+    /// Nothing is counted and no grant is polled, so that grants do not confine such launches.
+    TilePerBlock,
+}
+
 /// A configured launch.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch {
@@ -80,6 +91,8 @@ pub struct Launch {
     pub blocks_per_sm: u32,
     /// Tiles to be done. An elastic kernel's blocks take them from a counter; others stride over them.
     pub tiles: u32,
+    /// Blocks that do a tile together, side by side in the grid: 2 for kernels whose blocks work in pairs (clusters), else 1.
+    pub blocks_per_tile: u32,
     /// Whether blocks take tiles from a counter and poll the grant before each. Launches much shorter than a reaction would take need not.
     pub elastic: bool,
     /// Whether every thread waits (`griddepcontrol.wait`) before it touches what earlier launches write, so that this launch's blocks
@@ -95,6 +108,12 @@ impl Launch {
         let resident = sms.get() * blocks_per_sm;
         let grid = if tiles < resident { tiles } else { resident };
         if grid == 0 { 1 } else { grid }
+    }
+
+    /// Makes a launch with a block for each tile of one whose blocks take tile after tile: [`Grids::TilePerBlock`]. It is given no `TileProgress` then.
+    pub fn give_each_tile_a_block(&mut self) {
+        self.grid = self.tiles.saturating_mul(self.blocks_per_tile).max(self.grid);
+        self.elastic = false;
     }
 }
 

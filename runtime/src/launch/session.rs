@@ -26,7 +26,7 @@ use super::graph_cache::GraphCache;
 use super::joiner::{Growth, Owner, is_long};
 use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
-use super::{CapturedGraph, Choice, Fingerprint, GraphLimits, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work, WorkId};
+use super::{CapturedGraph, Choice, Fingerprint, GraphLimits, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work, WorkId};
 
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
@@ -130,6 +130,7 @@ pub struct Session {
     /// Entry points by symbol. Few, so a scan finds them.
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
+    grids: Grids,
     /// What it announces to the runtime that made it.
     requests: Option<Requests>,
     progress: Buffer,
@@ -201,6 +202,7 @@ impl Session {
             resolved: Vec::new(),
             functions: Vec::new(),
             grant,
+            grids: Grids::Persistent,
             requests: None,
             progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
             epochs: [0; PROGRESSES],
@@ -232,6 +234,11 @@ impl Session {
         self
     }
 
+    /// Launches elastic kernels with `grids` from here on; graphs that were captured keep theirs.
+    pub fn set_grids(&mut self, grids: Grids) {
+        self.grids = grids;
+    }
+
     /// Launches `kernel` where the current plan places it.
     ///
     /// # Errors
@@ -258,10 +265,15 @@ impl Session {
             Some(choice) => choice,
             None => self.choose(at, kernel),
         };
-        let configured = kernel.configure_as(choice, placement.sms, self.device.topology());
+        let mut configured = kernel.configure_as(choice, placement.sms, self.device.topology());
         // By reference: a launch is over a kilobyte, and `?` would copy it.
-        let launch = match &configured {
-            Ok(launch) => launch,
+        let launch = match &mut configured {
+            Ok(launch) => {
+                if launch.elastic && self.grids == Grids::TilePerBlock {
+                    launch.give_each_tile_a_block();
+                }
+                &*launch
+            }
             Err(error) => return Err(error.clone()),
         };
         let function = match placement.function {

@@ -86,6 +86,7 @@ fn launches_that_no_gpu_could_run_are_refused() {
         shared_bytes: 0,
         blocks_per_sm: 1,
         tiles: 0,
+        blocks_per_tile: 1,
         elastic: true,
         programmatic: false,
         params: Params::new(0_u8),

@@ -103,6 +103,7 @@ impl Gpu {
             shared_bytes: 0,
             blocks_per_sm: job.blocks_per_sm,
             tiles: job.tiles,
+            blocks_per_tile: 1,
             elastic: job.elastic,
             programmatic: false,
             params: Params::new(0_u32),

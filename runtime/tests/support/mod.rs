@@ -80,6 +80,7 @@ unsafe impl Kernel for Fake {
             shared_bytes: 0,
             blocks_per_sm: 1,
             tiles: TILES,
+            blocks_per_tile: 1,
             elastic: self.elastic,
             programmatic: false,
             params: Params::new(0_u32),

@@ -106,6 +106,14 @@ impl Decoder {
         2 * (tables + config.layers as u64 * (layer + cache) + rows)
     }
 
+    /// Device memory of the weights and of a prefill of `batch` prompts of `seq` tokens, bytes.
+    pub fn prefill_memory_bytes(config: &DecoderConfig, batch: u32, seq: u32) -> u64 {
+        let columns = 2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate;
+        // Beside the activations, each row has its token, its position and its sequence's number.
+        let row = 2 * columns as u64 + 12;
+        Self::memory_bytes(config, batch, seq) + u64::from(batch) * u64::from(seq) * row
+    }
+
     /// Launches the forward pass over whole prompts: fills the caches, and leaves the logits of the wanted rows.
     ///
     /// # Errors

@@ -179,6 +179,7 @@ impl<'a> SmMarker<'a> {
             shared_bytes: 0,
             blocks_per_sm: BLOCKS_PER_SM,
             tiles: grid,
+            blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
             params: Params::new(self.marks.0),
