@@ -204,5 +204,5 @@ fn plan(device: &Arc<dyn Device>, default: Placement, placements: impl Iterator<
     let kernels = placements.map(|(key, placement)| (key.fingerprint(), placement)).collect();
     let all = device.topology().all_tpcs();
     let tenant = TenantPlan { owned: all, grant: all, default, kernels, walls: Walls::default() };
-    Plan { policy: "fixed", tenants: HashMap::from([(TENANT, tenant)]) }
+    Plan { policy: "fixed", tenants: HashMap::from([(TENANT, tenant)]), ..Plan::default() }
 }

@@ -109,7 +109,7 @@ fn session(device: &Arc<dyn Device>) -> Result<Session, LaunchError> {
     let default = Placement::whole(device.topology().sms);
     let all = device.topology().all_tpcs();
     let tenant = TenantPlan { owned: all, grant: all, default, kernels: HashMap::new(), walls: Walls::default() };
-    let plans = PlanCell::new(Plan { policy: "whole", tenants: HashMap::from([(TenantId(0), tenant)]) });
+    let plans = PlanCell::new(Plan { policy: "whole", tenants: HashMap::from([(TenantId(0), tenant)]), ..Plan::default() });
     Session::new(device, &plans, TenantId(0), Arc::new(Grant::new(device)?))
 }
 

@@ -69,8 +69,8 @@ struct Decode : DecodeArithmetic<D> {
     __device__ void keep(DecodeNumbers &numbers, bool more) {
         while (more) {
             if (lane == 0) shared.next = numbers.next();
-            __syncthreads(); // partial results are there
-            __syncthreads(); // they are in the workspace, and shared.finished says what they are of
+            roles_meet<THREADS>(); // partial results are there
+            roles_meet<THREADS>(); // they are in the workspace, and shared.finished says what they are of
             const DecodeItem item = shared.finished;
             more = shared.more;
             if (item.chunks > 1) this->combine_if_last(item, shared.room);
@@ -119,7 +119,7 @@ struct Decode : DecodeArithmetic<D> {
                                     [&](int head, int column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
                 more = ahead_is_next;
                 if (more) queries = read_queries(ahead);
-                __syncthreads(); // all four partial results are there, and the number of the item after the next
+                roles_meet<THREADS>(); // all four partial results are there, and the number of the item after the next
                 next = shared.next;
                 if (threadIdx.x == 0) {
                     shared.finished = item;
@@ -134,7 +134,7 @@ struct Decode : DecodeArithmetic<D> {
                     item.page = max(item.chunk * int(args.pages_per_chunk), item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
                     ahead_is_next = false;
                 }
-                __syncthreads(); // the slot may be filled again
+                roles_meet<THREADS>(); // the slot may be filled again
             }
             slot = slot + 1 == STAGES ? 0 : slot + 1;
         }

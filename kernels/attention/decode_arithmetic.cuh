@@ -141,6 +141,12 @@ class DecodeNumbers {
 };
 
 
+// All THREADS of a block whose warps have different roles meet, each where it is: __syncthreads() would want all of them at one place in the code.
+template <int THREADS>
+__device__ __forceinline__ void roles_meet() {
+    asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory");
+}
+
 // The arithmetic of one block, wherever its keys and values lie in shared memory.
 template <int D>
 struct DecodeArithmetic {

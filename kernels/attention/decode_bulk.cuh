@@ -85,7 +85,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             DecodeItems items(args);
             DecodeNumbers numbers(tiles, items.count());
             produce(items, numbers);
-            __syncthreads(); // everything that was taken is finished
+            roles_meet<THREADS>(); // everything that was taken is finished
             if (lane == 0) numbers.leave();
         } else {
             if (warp == KEEPER) {
@@ -93,7 +93,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             } else {
                 attend_to_all();
             }
-            __syncthreads();
+            roles_meet<THREADS>();
         }
     }
 

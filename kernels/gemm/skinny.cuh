@@ -64,7 +64,7 @@ struct SkinnyGemm {
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     uint32_t first_k, steps;
-    uint32_t stages, sums_place, full, empty, landed, landing_free, partner;
+    uint32_t stages, sums_place, full, empty, landed, landing_free, my_sm;
     TileBoard<Shape::PAIR> board;
 
     __device__ SkinnyGemm(const SkinnyGemmArgs &args, const Tiles &tiles, uint8_t *shared)
@@ -83,7 +83,7 @@ struct SkinnyGemm {
         empty = full + Shape::STAGES * 8;
         landed = empty + Shape::STAGES * 8;
         landing_free = landed + 8;
-        partner = landing_free + 8 + TILE_BOARD_BYTES;
+        my_sm = landing_free + 8 + TILE_BOARD_BYTES;
     }
 
     __device__ void initialise_barriers() const {
@@ -98,18 +98,17 @@ struct SkinnyGemm {
         mbarrier_init_fence();
     }
 
-    // Waits until both blocks have come this far; the partner's SM.
-    __device__ uint32_t meet() const {
+    // Waits until both blocks have come this far.
+    __device__ void meet() const {
         if (Shape::PAIR == 1) {
             __syncthreads();
-            return sm_id();
+            return;
         }
-        if (threadIdx.x == 0) store_in_cluster(in_block(partner, 1 - rank), sm_id());
+        if (threadIdx.x == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(my_sm), "r"(sm_id()) : "memory");
         cluster_barrier();
-        uint32_t sm;
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(sm) : "r"(partner) : "memory");
-        return sm;
     }
+
+    __device__ uint32_t partner_sm() const { return Shape::PAIR == 1 ? sm_id() : load_in_cluster(in_block(my_sm, 1 - rank)); }
 
     __device__ bool is_elastic() const { return tiles.progress != 0; }
 
@@ -117,10 +116,10 @@ struct SkinnyGemm {
     __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
 
     // One thread.
-    __device__ void take_tiles(uint32_t partner_sm) const {
+    __device__ void take_tiles() const {
         const uint32_t workers = gridDim.x / Shape::PAIR;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm);
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
             board.take_tiles(queue, workers, tiles.count, 1);
         } else {
             board.follow(workers, tiles.count);
@@ -319,14 +318,14 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
         tma_prefetch(args.b);
         gemm.initialise_barriers();
     }
-    const uint32_t partner_sm = gemm.meet();
+    gemm.meet();
     const uint32_t warp = threadIdx.x / 32;
     if (warp < 4 * Shape::GROUPS) {
         gemm.consume(warp / 4);
     } else if (warp == 4 * Shape::GROUPS) {
         gemm.produce();
     } else if (gemm.is_elastic() && threadIdx.x % 32 == 0) {
-        gemm.take_tiles(partner_sm);
+        gemm.take_tiles();
     }
     // Neither block may end while the other still writes to its memory.
     if (Shape::PAIR > 1) cluster_barrier();

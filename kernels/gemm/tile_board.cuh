@@ -96,10 +96,15 @@ class TileBoard {
 
     __device__ void write(const Position &at, uint32_t tile) const {
         mbarrier_wait(empty_ + at.stage * 8, at.parity ^ 1);
-        for (uint32_t block = 0; block < PAIR; ++block) {
-            const uint32_t barrier = in_block(full_ + at.stage * 8, block);
-            mbarrier_arrive_expect_in_cluster(barrier, 4);
-            store_async(in_block(tiles_ + at.stage * 4, block), tile, barrier);
+        if constexpr (PAIR == 1) {
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(tiles_ + at.stage * 4), "r"(tile) : "memory");
+            mbarrier_arrive(full_ + at.stage * 8);
+        } else {
+            for (uint32_t block = 0; block < PAIR; ++block) {
+                const uint32_t barrier = in_block(full_ + at.stage * 8, block);
+                mbarrier_arrive_expect_in_cluster(barrier, 4);
+                store_async(in_block(tiles_ + at.stage * 4, block), tile, barrier);
+            }
         }
     }
 

@@ -106,7 +106,7 @@ struct WarpgroupGemm {
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     const uint32_t steps;
-    uint32_t stages, staging, biases, full, empty, residual_full, turn, partner;
+    uint32_t stages, staging, biases, full, empty, residual_full, turn, my_sm;
     TileBoard<Shape::PAIR> board;
 
     __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
@@ -119,7 +119,7 @@ struct WarpgroupGemm {
         empty = full + Shape::STAGES * 8;
         residual_full = empty + Shape::STAGES * 8;
         turn = residual_full + 2 * Shape::CONSUMERS * 8;
-        partner = turn + Shape::CONSUMERS * 8 + TILE_BOARD_BYTES;
+        my_sm = turn + Shape::CONSUMERS * 8 + TILE_BOARD_BYTES;
     }
 
     __device__ void initialise_barriers() const {
@@ -134,12 +134,13 @@ struct WarpgroupGemm {
         mbarrier_init_fence();
     }
 
-    // Waits until both blocks have come this far; the partner's SM.
-    __device__ uint32_t exchange_sm() const {
-        if (threadIdx.x == 0) store_in_cluster(in_block(partner, Shape::PAIR - 1 - rank), sm_id());
+    // Waits until both blocks have come this far.
+    __device__ void meet() const {
+        if (threadIdx.x == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(my_sm), "r"(sm_id()) : "memory");
         cluster_barrier();
-        return load_shared(partner);
     }
+
+    __device__ uint32_t partner_sm() const { return load_in_cluster(in_block(my_sm, Shape::PAIR - 1 - rank)); }
 
     __device__ bool is_elastic() const { return tiles.progress != 0; }
 
@@ -155,10 +156,10 @@ struct WarpgroupGemm {
     }
 
     // One thread.
-    __device__ void take_tiles(uint32_t partner_sm) const {
+    __device__ void take_tiles() const {
         const uint32_t workers = gridDim.x / Shape::PAIR;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm);
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
             // Consumers that take turns each want to hear of the end.
             board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1);
         } else {
@@ -451,13 +452,13 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, co
         tma_prefetch(args.c);
         gemm.initialise_barriers();
     }
-    const uint32_t partner_sm = gemm.exchange_sm();
+    gemm.meet();
     const uint32_t warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         if (Shape::MOVES_REGISTERS) registers_shrink<40>();
         if (threadIdx.x / 32 == 0) gemm.template produce<true>();
         if (threadIdx.x / 32 == 1) gemm.template produce<false>();
-        if (threadIdx.x == 64 && gemm.is_elastic()) gemm.take_tiles(partner_sm);
+        if (threadIdx.x == 64 && gemm.is_elastic()) gemm.take_tiles();
     } else {
         if (Shape::MOVES_REGISTERS) registers_grow<232>();
         gemm.consume(warpgroup - 1);

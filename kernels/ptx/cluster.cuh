@@ -36,9 +36,12 @@ __device__ __forceinline__ void mbarrier_arrive_expect_in_cluster(uint32_t barri
     asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Stores a word in any block's shared memory, at an address of in_block(); seen after a cluster_barrier().
-__device__ __forceinline__ void store_in_cluster(uint32_t target, uint32_t word) {
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
+// A word of any block's shared memory, at an address of in_block(): what was stored there before a cluster_barrier(). Blocks must have met once before any
+// of them touches another's memory, which may belong to a block that has not started.
+__device__ __forceinline__ uint32_t load_in_cluster(uint32_t source) {
+    uint32_t word;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(source) : "memory");
+    return word;
 }
 
 // Stores a word in any block's shared memory and completes 4 bytes of that block's barrier. Both addresses are of in_block().

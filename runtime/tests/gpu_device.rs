@@ -471,7 +471,9 @@ fn events_order_streams_of_different_partitions_and_measure_time() {
     gpu.cuda.wait(fast, end.id()).unwrap();
     gpu.launch_echo(fast, &late, 0).unwrap();
     gpu.cuda.record(after.id(), fast).unwrap();
-    assert!(!gpu.cuda.query(after.id()).unwrap(), "the second stream waits for the first");
+    // Under a sanitizer a launch returns when it has ended.
+    let at_once = std::env::var_os("SMIDGEN_SANITIZED").is_some();
+    assert!(at_once || !gpu.cuda.query(after.id()).unwrap(), "the second stream waits for the first");
 
     while !gpu.cuda.query(after.id()).unwrap() {
         gpu.cuda.pass_time(gpu.cuda.now() + Duration::from_micros(1));
