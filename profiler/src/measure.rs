@@ -31,6 +31,9 @@ pub(crate) const MOST_SAMPLES: u32 = 10_000;
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
+/// Launches that overlap must not count on one counter.
+const PROGRESSES: u64 = 2;
+
 /// A stream inside the partition of one rung: the first TPCs in the driver's order, the same ones for every kernel.
 pub(crate) struct Lane {
     pub(crate) sms: Sms,
@@ -75,10 +78,10 @@ struct Configured {
 }
 
 impl Bench {
-    /// A bench whose tile counter is cleared.
+    /// A bench whose tile counters are cleared.
     pub(crate) fn new(device: &Arc<dyn Device>, lane: &Lane, most_samples: u32) -> Result<Self, DeviceError> {
-        let progress = Buffer::new(device, PROGRESS_BYTES)?;
-        device.fill(lane.stream, progress.ptr(), 0, PROGRESS_BYTES)?;
+        let progress = Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?;
+        device.fill(lane.stream, progress.ptr(), 0, progress.bytes())?;
         device.synchronize(lane.stream)?;
         let marks = (0..=most_samples).map(|_| Event::new(device)).collect::<Result<_, _>>()?;
         Ok(Self { device: Arc::clone(device), progress, marks })
@@ -93,7 +96,7 @@ impl Bench {
         let configured = instances.iter().map(|kernel| self.configure(*kernel, lane.sms)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         // Eagerly once: code is loaded at a kernel's first launch, which must not fall into a capture.
         for launch in &configured {
-            self.launch(lane, launch, false).map_err(|error| failed(error.into()))?;
+            self.launch(lane, launch, 0).map_err(|error| failed(error.into()))?;
         }
         let trial = self.capture(lane, &configured, FEWEST_LAUNCHES, 1).map_err(|error| failed(error.into()))?;
         let trial_us = self.replays(&trial, 1, 2).map_err(|error| failed(error.into()))?;
@@ -118,12 +121,14 @@ impl Bench {
         Ok(Configured { function: self.device.function(launch.symbol)?, launch, key: kernel.key(), work: kernel.work() })
     }
 
-    /// Launches as a session does: a counter for elastic kernels only, and over the end of the launch before where the kernel allows it.
-    fn launch(&self, lane: &Lane, configured: &Configured, follows_launch: bool) -> Result<(), DeviceError> {
+    /// Launches as a session does, `at` launches after the first of a chain: counters in turn for elastic kernels only, and over the end of the launch
+    /// before where the kernel allows it.
+    fn launch(&self, lane: &Lane, configured: &Configured, at: usize) -> Result<(), DeviceError> {
         let Configured { function, launch, key, work } = configured;
-        let progress = if launch.elastic { self.progress.ptr() } else { DevicePtr::NULL };
+        let counter = self.progress.ptr().offset(at as u64 % PROGRESSES * PROGRESS_BYTES);
+        let progress = if launch.elastic { counter } else { DevicePtr::NULL };
         let tiles = TilesArg { progress, grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
-        let overlaps = follows_launch && launch.programmatic;
+        let overlaps = at > 0 && launch.programmatic;
         let request = LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, overlaps, key: *key, work: *work };
         self.device.launch(lane.stream, &request)
     }
@@ -131,7 +136,7 @@ impl Bench {
     fn capture(&self, lane: &Lane, configured: &[Configured], launches: u32, samples: u32) -> Result<Point, DeviceError> {
         self.device.begin_capture(lane.stream)?;
         let mut chain = configured.iter().cycle().take(launches as usize).enumerate();
-        let launched = chain.try_for_each(|(at, launch)| self.launch(lane, launch, at > 0));
+        let launched = chain.try_for_each(|(at, launch)| self.launch(lane, launch, at));
         // Also after a refused launch: the stream must not stay in capture.
         let graph = Graph::end_capture(&self.device, lane.stream);
         launched?;

@@ -118,7 +118,6 @@ impl From<AdmitError> for Failure {
             AdmitError::NoSms { .. } => smidgen_status::PARTITION,
             AdmitError::TooMany => smidgen_status::ARGUMENT,
             AdmitError::ImpossibleSlo { .. } => smidgen_status::IMPOSSIBLE_SLO,
-            AdmitError::TooMany => smidgen_status::ARGUMENT,
             AdmitError::Unknown(_) => smidgen_status::UNKNOWN_TENANT,
         };
         Self::new(status, error.to_string())
