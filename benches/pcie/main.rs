@@ -320,7 +320,7 @@ fn write(results: &Results) -> Result<()> {
     for pressure in pressures {
         let curves = alone.into_iter().chain(results.rows.iter().filter(|row| row.pressure == pressure));
         let curves: Vec<(&str, &[f64])> = curves.map(|row| (row.way, &row.times_ms[..])).collect();
-        let mib = pressure * BLOCK >> 20;
+        let mib = (pressure * BLOCK) >> 20;
         let title = format!("BERT-base beside {pressure} threads that copy {mib} MiB: ms");
         fs::write(folder.join(format!("pcie-{pressure}.svg")), plot::cdf(&title, &curves))?;
     }

@@ -3,6 +3,8 @@
 use scale::{Scale, number, tick};
 use svg::{Anchor, Point, Svg};
 
+// Its tests are compiled here too, and not run.
+#[allow(unused_imports)]
 #[path = "../../src/colocate/report/scale.rs"]
 #[allow(dead_code)] // The report of a colocation run, whose module this is, uses all of it.
 mod scale;

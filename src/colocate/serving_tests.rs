@@ -36,6 +36,7 @@ unsafe impl Kernel for Fake {
             block: 128,
             shared_bytes: 0,
             blocks_per_sm: 1,
+            blocks_per_tile: 1,
             tiles: 132,
             elastic: false,
             programmatic: false,
