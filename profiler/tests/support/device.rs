@@ -67,7 +67,7 @@ struct State {
     graphs: HashMap<u64, Vec<Seen>>,
     replays: HashMap<(u64, Sms), u64>,
     replayed: Vec<Vec<Seen>>,
-    cleared: Vec<DevicePtr>,
+    cleared: Vec<(DevicePtr, u64)>,
     allocations: HashMap<u64, u64>,
     handles: u64,
 }
@@ -108,7 +108,7 @@ impl ScriptedDevice {
 
     /// Whether `ptr` was set to zero.
     pub fn was_cleared(&self, ptr: DevicePtr) -> bool {
-        self.state().cleared.contains(&ptr)
+        self.state().cleared.iter().any(|&(start, bytes)| (start.0..start.0 + bytes).contains(&ptr.0))
     }
 
     /// Graphs, events and allocations that were not given back.
@@ -183,7 +183,7 @@ impl Device for ScriptedDevice {
     fn fill(&self, _: StreamId, target: DevicePtr, value: u8, bytes: u64) -> Result<(), DeviceError> {
         let mut state = self.state();
         if value == 0 && state.allocations.get(&target.0) == Some(&bytes) {
-            state.cleared.push(target);
+            state.cleared.push((target, bytes));
         }
         Ok(())
     }
