@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::device::{
-    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
+    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
 use crate::partition::PartitionRef;
 use crate::telemetry::Probe;
@@ -26,13 +26,19 @@ use super::graph_cache::GraphCache;
 use super::joiner::{Growth, Owner, is_long};
 use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
-use super::{CapturedGraph, Choice, Fingerprint, GraphLimits, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work, WorkId};
+use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work};
+
+mod graphs;
+mod key_index;
+mod requests;
+
+use key_index::KeyIndex;
 
 /// Bytes of a `TileProgress`, see kernels/abi.h.
 const PROGRESS_BYTES: u64 = 16;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
-pub(super) const PROGRESSES: usize = 2;
+pub(in crate::launch) const PROGRESSES: usize = 2;
 
 /// A launch of a kernel that is not ours: a library call that takes a stream. It gets a partition's stream, not a grid.
 #[derive(Debug, Clone, Copy)]
@@ -327,235 +333,6 @@ impl Session {
         Ok(enqueue(self.stream(), placement.sms))
     }
 
-    /// Runs `body` with its launches captured instead of run. Every kernel in it must have been launched before, so that nothing has to be
-    /// loaded while capturing.
-    ///
-    /// # Errors
-    /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
-    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
-    pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
-        self.begin_capture()?;
-        let done = body(self);
-        // Also after a failure: a stream that is left capturing takes no work any more.
-        let graph = self.finish_capture();
-        done?;
-        Ok(graph?)
-    }
-
-    /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
-    /// captured, until [`finish_capture`](Session::finish_capture).
-    ///
-    /// # Errors
-    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
-    pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
-        self.follow_plan()?;
-        let origin = self.current;
-        self.device.begin_capture(self.stream())?;
-        self.capturing = Some(origin);
-        self.captured = [0; PROGRESSES];
-        self.follows_launch = false;
-        self.launches_before_capture = self.stats.launches;
-        Ok(())
-    }
-
-    /// Ends the capture in progress, also when it fails.
-    ///
-    /// # Errors
-    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
-    pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
-        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
-        let joined = self.hop(origin);
-        let graph = self.end_capture(origin);
-        joined?;
-        let launches = self.stats.launches - self.launches_before_capture;
-        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured })
-    }
-
-    fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
-        self.capturing = None;
-        self.follows_launch = false;
-        self.current = origin;
-        Ok(Graph::end_capture(&self.device, self.stream())?)
-    }
-
-    /// Whether `graph` is one of this session's, captured under a plan that places this tenant's kernels as the one now in force. If not,
-    /// capture again: its nodes keep their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
-    ///
-    /// # Errors
-    /// As [`launch`](Session::launch).
-    pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
-        self.follow_plan()?;
-        Ok(Arc::ptr_eq(&graph.layout, &self.layout))
-    }
-
-    /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
-    ///
-    /// # Errors
-    /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
-    pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
-        self.follow_plan()?;
-        self.settle();
-        self.device.replay(graph.graph.id(), self.stream())?;
-        self.replayed(graph.elastic);
-        Ok(())
-    }
-
-    /// Lends what is due, on the way.
-    #[inline]
-    fn settle(&self) {
-        if let Some(requests) = &self.requests {
-            requests.settle();
-        }
-    }
-
-    /// Notes a replay of a graph with so many elastic launches on each counter.
-    #[inline]
-    fn replayed(&mut self, elastic: [u32; PROGRESSES]) {
-        self.follows_launch = false;
-        for (epoch, launches) in self.epochs.iter_mut().zip(elastic) {
-            *epoch = epoch.wrapping_add(launches);
-        }
-        self.stats.replays += 1;
-        self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
-    }
-
-    /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
-    /// stays, that costs one pointer's comparison and a search among this session's work.
-    ///
-    /// # Errors
-    /// As [`replay`](Session::replay).
-    pub fn replay_kept(&mut self, work: WorkId) -> Result<bool, LaunchError> {
-        self.follow_plan()?;
-        self.settle();
-        let Some(graph) = self.graphs.find(work) else { return Ok(false) };
-        let elastic = graph.elastic;
-        self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
-        self.replayed(elastic);
-        Ok(true)
-    }
-
-    /// Captures `body`, as [`capture`](Session::capture) does, and keeps the graph as that of `work` under the plan in force. Plans that come back
-    /// find it again, as long as the [limits](Session::limit_graphs) leave room.
-    ///
-    /// # Errors
-    /// As [`capture`](Session::capture).
-    pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
-        let graph = self.capture(body)?;
-        self.graphs.keep(work, graph, &self.layout);
-        Ok(())
-    }
-
-    /// Announces that a request begins: a step, a forward pass, whatever is launched next and has somebody waiting for it. TPCs that this tenant
-    /// owns and has lent are taken back before this returns, so that borrowers leave them within one tile; it waits neither for them nor for
-    /// the copies that tell them.
-    ///
-    /// Requests may overlap, in one session and over several of the same tenant: TPCs are lent again once the last one has
-    /// [ended](Session::end_request). Between a tenant's first `end_request` and its next `begin_request` its kernels run beside borrowers.
-    /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
-    ///
-    /// # Errors
-    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
-    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
-    pub fn begin_request(&mut self) -> Result<(), LaunchError> {
-        self.refuse_in_capture()?;
-        self.follow_plan()?;
-        match &mut self.requests {
-            Some(requests) => Ok(requests.begin()?),
-            None => Ok(()),
-        }
-    }
-
-    /// Announces that a request has ended on the device; to be called when its completion was seen. After the last one, and once the
-    /// [hysteresis](crate::Runtime::set_hysteresis) has passed, this tenant's TPCs are lent to whom the plan allows.
-    ///
-    /// Ending more requests than began does no harm: it says that the tenant is idle, which an engine may say at its start. Requests that are
-    /// under way when the session is dropped end then.
-    ///
-    /// # Errors
-    /// [`LaunchError::InCapture`] while a capture is in progress.
-    pub fn end_request(&mut self) -> Result<(), LaunchError> {
-        self.refuse_in_capture()?;
-        if let Some(requests) = &mut self.requests {
-            requests.end();
-        }
-        Ok(())
-    }
-
-    /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
-    /// To be called while waiting for a launch of milliseconds; whether there was anything to do. It is the last launch of more than 200 us (by
-    /// its least work, at the rates of an H200) that grows, and only if it was made eagerly: in a replayed graph the next kernel takes the
-    /// SMs. If it has ended meanwhile, the second launch ends at once and does no harm.
-    ///
-    /// # Errors
-    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
-    pub fn grow(&mut self) -> Result<bool, LaunchError> {
-        self.refuse_in_capture()?;
-        self.follow_plan()?;
-        let held = self.grant.held();
-        let Some(owner) = self.growth.growing(held) else { return Ok(false) };
-        // Where the plan places the kernel now: what came back may be no part of the owner's partition.
-        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
-        self.growth.grow(owner, held, partition, self.stream())?;
-        self.follows_launch = false;
-        Ok(true)
-    }
-
-    /// Marks the end of the chain in `event`: what is launched so far comes before it.
-    ///
-    /// # Errors
-    /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
-    pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
-        if self.capturing.is_some() {
-            return Err(LaunchError::Capturing);
-        }
-        self.follow_plan()?;
-        Ok(self.device.record(event.id(), self.stream())?)
-    }
-
-    /// Makes what is launched from here on wait for `event`, which another stream has recorded.
-    ///
-    /// # Errors
-    /// [`LaunchError::Capturing`] during a capture; what the device says.
-    pub fn wait_for(&mut self, event: &Event) -> Result<(), LaunchError> {
-        if self.capturing.is_some() {
-            return Err(LaunchError::Capturing);
-        }
-        self.device.wait(self.stream(), event.id())?;
-        self.follows_launch = false;
-        Ok(())
-    }
-
-    /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
-    /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
-    ///
-    /// # Errors
-    /// As [`capture`](Session::capture) and [`replay`](Session::replay).
-    pub fn replay_or_capture<E: From<LaunchError>>(
-        &mut self,
-        work: WorkId,
-        body: impl FnOnce(&mut Self) -> Result<(), E>,
-    ) -> Result<(), E> {
-        if self.replay_kept(work)? {
-            return Ok(());
-        }
-        let graph = self.capture(body)?;
-        // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
-        self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
-        self.replayed(graph.elastic);
-        self.graphs.keep(work, graph, &self.layout);
-        Ok(())
-    }
-
-    /// Bounds what is kept by [`capture_kept`](Session::capture_kept) from here on.
-    pub fn limit_graphs(&mut self, limits: GraphLimits) {
-        self.graphs.limit(limits, &self.layout);
-    }
-
-    /// Graphs kept, of all plans together.
-    pub fn kept_graphs(&self) -> usize {
-        self.graphs.len()
-    }
-
     /// The stream that holds the end of the chain: copies and events that should follow the launches so far go here. It is valid while the
     /// session lives.
     pub fn stream(&self) -> StreamId {
@@ -794,54 +571,4 @@ fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError
     let Placement { sms, partition, priority } = placement;
     let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
     Ok(Resolved { sms, priority, lane, choice: None, function: None })
-}
-
-/// Kernel indices by fingerprint: open addressing with linear probing, at most half full.
-#[derive(Default)]
-struct KeyIndex {
-    /// Fingerprint and index; an index of `u32::MAX` marks a free slot.
-    slots: Vec<(Fingerprint, u32)>,
-    len: usize,
-}
-
-impl KeyIndex {
-    const FREE: u32 = u32::MAX;
-
-    #[inline]
-    fn find(&self, fingerprint: Fingerprint) -> Option<usize> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut at = fingerprint.0 as usize & mask;
-        loop {
-            let (key, index) = self.slots[at];
-            if index == Self::FREE {
-                return None;
-            }
-            if key == fingerprint {
-                return Some(index as usize);
-            }
-            at = (at + 1) & mask;
-        }
-    }
-
-    fn insert(&mut self, fingerprint: Fingerprint, index: usize) {
-        if self.len * 2 >= self.slots.len() {
-            let larger = vec![(Fingerprint(0), Self::FREE); (self.slots.len() * 2).max(64)];
-            for (key, index) in std::mem::replace(&mut self.slots, larger) {
-                if index != Self::FREE {
-                    self.put(key, index);
-                }
-            }
-        }
-        self.put(fingerprint, index as u32);
-        self.len += 1;
-    }
-
-    fn put(&mut self, fingerprint: Fingerprint, index: u32) {
-        let mask = self.slots.len() - 1;
-        let mut at = fingerprint.0 as usize & mask;
-        while self.slots[at].1 != Self::FREE {
-            at = (at + 1) & mask;
-        }
-        self.slots[at] = (fingerprint, index);
-    }
 }

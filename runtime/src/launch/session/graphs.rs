@@ -1,0 +1,158 @@
+//! A session's graphs: launches captured instead of run, replayed, and kept for the plans that place them alike.
+
+use std::sync::Arc;
+
+use super::{PROGRESSES, Session};
+use crate::device::Graph;
+use crate::launch::{CapturedGraph, GraphLimits, LaunchError, WorkId};
+
+impl Session {
+    /// Runs `body` with its launches captured instead of run. Every kernel in it must have been launched before, so that nothing has to be
+    /// loaded while capturing.
+    ///
+    /// # Errors
+    /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
+    pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
+        self.begin_capture()?;
+        let done = body(self);
+        // Also after a failure: a stream that is left capturing takes no work any more.
+        let graph = self.finish_capture();
+        done?;
+        Ok(graph?)
+    }
+
+    /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
+    /// captured, until [`finish_capture`](Session::finish_capture).
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
+    pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
+        self.follow_plan()?;
+        let origin = self.current;
+        self.device.begin_capture(self.stream())?;
+        self.capturing = Some(origin);
+        self.captured = [0; PROGRESSES];
+        self.follows_launch = false;
+        self.launches_before_capture = self.stats.launches;
+        Ok(())
+    }
+
+    /// Ends the capture in progress, also when it fails.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
+    pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
+        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        let joined = self.hop(origin);
+        let graph = self.end_capture(origin);
+        joined?;
+        let launches = self.stats.launches - self.launches_before_capture;
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured })
+    }
+
+    pub(super) fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
+        self.capturing = None;
+        self.follows_launch = false;
+        self.current = origin;
+        Ok(Graph::end_capture(&self.device, self.stream())?)
+    }
+
+    /// Whether `graph` is one of this session's, captured under a plan that places this tenant's kernels as the one now in force. If not,
+    /// capture again: its nodes keep their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
+    ///
+    /// # Errors
+    /// As [`launch`](Session::launch).
+    pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
+        self.follow_plan()?;
+        Ok(Arc::ptr_eq(&graph.layout, &self.layout))
+    }
+
+    /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
+    pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
+        self.follow_plan()?;
+        self.settle();
+        self.device.replay(graph.graph.id(), self.stream())?;
+        self.replayed(graph.elastic);
+        Ok(())
+    }
+
+    /// Lends what is due, on the way.
+    #[inline]
+    pub(super) fn settle(&self) {
+        if let Some(requests) = &self.requests {
+            requests.settle();
+        }
+    }
+
+    /// Notes a replay of a graph with so many elastic launches on each counter.
+    #[inline]
+    pub(super) fn replayed(&mut self, elastic: [u32; PROGRESSES]) {
+        self.follows_launch = false;
+        for (epoch, launches) in self.epochs.iter_mut().zip(elastic) {
+            *epoch = epoch.wrapping_add(launches);
+        }
+        self.stats.replays += 1;
+        self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
+    }
+
+    /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
+    /// stays, that costs one pointer's comparison and a search among this session's work.
+    ///
+    /// # Errors
+    /// As [`replay`](Session::replay).
+    pub fn replay_kept(&mut self, work: WorkId) -> Result<bool, LaunchError> {
+        self.follow_plan()?;
+        self.settle();
+        let Some(graph) = self.graphs.find(work) else { return Ok(false) };
+        let elastic = graph.elastic;
+        self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
+        self.replayed(elastic);
+        Ok(true)
+    }
+
+    /// Captures `body`, as [`capture`](Session::capture) does, and keeps the graph as that of `work` under the plan in force. Plans that come back
+    /// find it again, as long as the [limits](Session::limit_graphs) leave room.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture).
+    pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        let graph = self.capture(body)?;
+        self.graphs.keep(work, graph, &self.layout);
+        Ok(())
+    }
+
+    /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
+    /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture) and [`replay`](Session::replay).
+    pub fn replay_or_capture<E: From<LaunchError>>(
+        &mut self,
+        work: WorkId,
+        body: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.replay_kept(work)? {
+            return Ok(());
+        }
+        let graph = self.capture(body)?;
+        // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
+        self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
+        self.replayed(graph.elastic);
+        self.graphs.keep(work, graph, &self.layout);
+        Ok(())
+    }
+
+    /// Bounds what is kept by [`capture_kept`](Session::capture_kept) from here on.
+    pub fn limit_graphs(&mut self, limits: GraphLimits) {
+        self.graphs.limit(limits, &self.layout);
+    }
+
+    /// Graphs kept, of all plans together.
+    pub fn kept_graphs(&self) -> usize {
+        self.graphs.len()
+    }
+}

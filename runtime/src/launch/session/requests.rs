@@ -1,0 +1,87 @@
+//! What a session tells and asks between launches: that a request begins or ends, that a long launch may grow, and events of other streams.
+
+use super::Session;
+use crate::device::Event;
+use crate::launch::LaunchError;
+
+impl Session {
+    /// Announces that a request begins: a step, a forward pass, whatever is launched next and has somebody waiting for it. TPCs that this tenant
+    /// owns and has lent are taken back before this returns, so that borrowers leave them within one tile; it waits neither for them nor for
+    /// the copies that tell them.
+    ///
+    /// Requests may overlap, in one session and over several of the same tenant: TPCs are lent again once the last one has
+    /// [ended](Session::end_request). Between a tenant's first `end_request` and its next `begin_request` its kernels run beside borrowers.
+    /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
+    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
+    pub fn begin_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        match &mut self.requests {
+            Some(requests) => Ok(requests.begin()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Announces that a request has ended on the device; to be called when its completion was seen. After the last one, and once the
+    /// [hysteresis](crate::Runtime::set_hysteresis) has passed, this tenant's TPCs are lent to whom the plan allows.
+    ///
+    /// Ending more requests than began does no harm: it says that the tenant is idle, which an engine may say at its start. Requests that are
+    /// under way when the session is dropped end then.
+    ///
+    /// # Errors
+    /// [`LaunchError::InCapture`] while a capture is in progress.
+    pub fn end_request(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
+        if let Some(requests) = &mut self.requests {
+            requests.end();
+        }
+        Ok(())
+    }
+
+    /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
+    /// To be called while waiting for a launch of milliseconds; whether there was anything to do. It is the last launch of more than 200 us (by
+    /// its least work, at the rates of an H200) that grows, and only if it was made eagerly: in a replayed graph the next kernel takes the
+    /// SMs. If it has ended meanwhile, the second launch ends at once and does no harm.
+    ///
+    /// # Errors
+    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
+    pub fn grow(&mut self) -> Result<bool, LaunchError> {
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        let held = self.grant.held();
+        let Some(owner) = self.growth.growing(held) else { return Ok(false) };
+        // Where the plan places the kernel now: what came back may be no part of the owner's partition.
+        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
+        self.growth.grow(owner, held, partition, self.stream())?;
+        self.follows_launch = false;
+        Ok(true)
+    }
+
+    /// Marks the end of the chain in `event`: what is launched so far comes before it.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
+    pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.follow_plan()?;
+        Ok(self.device.record(event.id(), self.stream())?)
+    }
+
+    /// Makes what is launched from here on wait for `event`, which another stream has recorded.
+    ///
+    /// # Errors
+    /// [`LaunchError::Capturing`] during a capture; what the device says.
+    pub fn wait_for(&mut self, event: &Event) -> Result<(), LaunchError> {
+        if self.capturing.is_some() {
+            return Err(LaunchError::Capturing);
+        }
+        self.device.wait(self.stream(), event.id())?;
+        self.follows_launch = false;
+        Ok(())
+    }
+}
