@@ -65,6 +65,8 @@ typedef struct SkinnyGemmArgs {
     TensorMap a; // all rows by 64 columns
     TensorMap b; // a tile's rows by 64 columns
     GemmArgs gemm;
+    uint32_t norms_rows; // 1: each row of A counts divided by the root of epsilon and the mean of its squares
+    float epsilon;
 } SkinnyGemmArgs;
 
 // The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.

@@ -176,6 +176,9 @@ pub struct SkinnyGemmArgs {
     #[doc = " a tile's rows by 64 columns"]
     pub b: TensorMap,
     pub gemm: GemmArgs,
+    #[doc = " 1: each row of A counts divided by the root of epsilon and the mean of its squares"]
+    pub norms_rows: u32,
+    pub epsilon: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -184,6 +187,8 @@ const _: () = {
     ["Offset of field: SkinnyGemmArgs::a"][::std::mem::offset_of!(SkinnyGemmArgs, a) - 0usize];
     ["Offset of field: SkinnyGemmArgs::b"][::std::mem::offset_of!(SkinnyGemmArgs, b) - 128usize];
     ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 256usize];
+    ["Offset of field: SkinnyGemmArgs::norms_rows"][::std::mem::offset_of!(SkinnyGemmArgs, norms_rows) - 344usize];
+    ["Offset of field: SkinnyGemmArgs::epsilon"][::std::mem::offset_of!(SkinnyGemmArgs, epsilon) - 348usize];
 };
 #[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
 #[repr(C)]

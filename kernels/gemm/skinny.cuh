@@ -13,8 +13,12 @@
 //
 // A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
+// Rows of A may be normed on the way, as a decoder does before it projects: with the norm's weight in B already, rms_norm(a) * b^T is (a * b^T) divided by the
+// root of the mean of a's squares. A passes through shared memory anyway; while the tensor cores multiply a stage, the consumers add up its squares, in
+// a worker's first tile alone, since A is the same in all. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
+//
 // Bits: a sum is added up in the order of k, in two halves where blocks work in pairs, which follows from the problem alone; STAGES, the grid and who takes
-// which tile have no influence.
+// which tile have no influence. The same holds for the squares, each thread's in the order of k.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -43,9 +47,12 @@ struct SkinnyShape {
     static constexpr int B_BYTES = COLUMNS * 128, A_BYTES = ROWS * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
     // Of one row of A, in floats: eight rows' quads then lie in different banks.
     static constexpr int SUMS_PITCH = 64 + 4, GROUP_SUMS_BYTES = ROWS * SUMS_PITCH * 4;
+    // A consumer's sums of squares, each of eight threads: sum i is of row i % ROWS of A.
+    static constexpr int SQUARES = ROWS > 16 ? ROWS : 16, GROUP_SQUARES_BYTES = PAIR * SQUARES * 4;
     static constexpr int BARRIERS = 2 * STAGES + 2;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
-    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * GROUP_SUMS_BYTES + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
+    static constexpr int SHARED_BYTES =
+        1024 + STAGES * STAGE_BYTES + GROUPS * (GROUP_SUMS_BYTES + GROUP_SQUARES_BYTES) + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
     static_assert(SHARED_BYTES <= 228 * 1024 / BLOCKS_PER_SM - 1024);
 };
 
@@ -58,13 +65,18 @@ struct SkinnyGemm {
     // Pairs cut k at a multiple of this, whatever their stages.
     static constexpr uint32_t SHARE_K = 256;
     static_assert(Shape::PAIR == 1 || SHARE_K % STAGE_K == 0);
+    // Of a stage's rows of A, in units of 16 bytes, a thread squares every 128th: one row's, or two rows' in turn.
+    static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::ROWS / 16, SQUARED_ROWS = Shape::SQUARES / 16;
+    using Squares = float2[SQUARED_ROWS];
+    // Whatever the stages, a thread's chunks must be the same.
+    static_assert(CHUNKS % SQUARED_ROWS == 0 && Shape::A_BYTES * Shape::K_BLOCKS % (128 * 16) == 0);
 
     const GemmArgs &args;
     const SkinnyGemmArgs &all;
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     uint32_t first_k, steps;
-    uint32_t stages, sums_place, full, empty, landed, landing_free, my_sm;
+    uint32_t stages, sums_place, squares_place, full, empty, landed, landing_free, my_sm;
     TileBoard<Shape::PAIR> board;
 
     __device__ SkinnyGemm(const SkinnyGemmArgs &args, const Tiles &tiles, uint8_t *shared)
@@ -73,13 +85,15 @@ struct SkinnyGemm {
           tiles(tiles),
           rank(Shape::PAIR > 1 ? cluster_rank() : 0),
           stages(swizzle_aligned(shared)),
-          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * Shape::GROUP_SUMS_BYTES + Shape::BARRIERS * 8) {
+          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * (Shape::GROUP_SUMS_BYTES + Shape::GROUP_SQUARES_BYTES) +
+                Shape::BARRIERS * 8) {
         const uint32_t k = args.gemm.k;
         const uint32_t share = Shape::PAIR == 1 ? k : (k + Shape::PAIR * SHARE_K - 1) / (Shape::PAIR * SHARE_K) * SHARE_K;
         first_k = rank * share;
         steps = first_k < k ? (min(share, k - first_k) + STAGE_K - 1) / STAGE_K : 0;
         sums_place = stages + Shape::STAGES * Shape::STAGE_BYTES;
-        full = sums_place + Shape::GROUPS * Shape::GROUP_SUMS_BYTES;
+        squares_place = sums_place + Shape::GROUPS * Shape::GROUP_SUMS_BYTES;
+        full = squares_place + Shape::GROUPS * Shape::GROUP_SQUARES_BYTES;
         empty = full + Shape::STAGES * 8;
         landed = empty + Shape::STAGES * 8;
         landing_free = landed + 8;
@@ -89,7 +103,7 @@ struct SkinnyGemm {
     __device__ void initialise_barriers() const {
         for (int i = 0; i < Shape::STAGES; ++i) {
             mbarrier_init(full + i * 8, 1);
-            mbarrier_init(empty + i * 8, Shape::GROUPS);
+            mbarrier_init(empty + i * 8, Shape::GROUPS * 4);
         }
         // Consumers and producers read, consumers finish.
         board.initialise(Shape::PAIR * (Shape::GROUPS + 1), Shape::PAIR * Shape::GROUPS);
@@ -215,11 +229,18 @@ struct SkinnyGemm {
             }
             if (tile >= tiles.count) break;
             float sums[REGISTERS] = {};
-            multiply(sums, at, group, thread);
+            const bool squares_a = all.norms_rows && round == 0;
+            if (squares_a) {
+                Squares squares = {};
+                multiply(sums, at, group, thread, [&](uint32_t stage) { add_squares(squares, stage, thread); });
+                put_squares(squares, group, thread);
+            } else {
+                multiply(sums, at, group, thread, [](uint32_t) {});
+            }
             if (Shape::PAIR > 1 && rank == 1) {
                 send(sums, round);
             } else {
-                if (Shape::PAIR > 1) receive(sums, round);
+                if (Shape::PAIR > 1) receive(sums, round, squares_a);
                 finish_tile(sums, tile, group, thread);
             }
         }
@@ -230,7 +251,10 @@ struct SkinnyGemm {
         }
     }
 
-    __device__ __forceinline__ void multiply(float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread) const {
+    // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together.
+    template <typename Meanwhile>
+    __device__ __forceinline__ void multiply(
+        float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread, Meanwhile meanwhile) const {
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
             mbarrier_wait(full + at.stage * 8, at.parity);
@@ -242,11 +266,60 @@ struct SkinnyGemm {
                 for (int slice = 0; slice < 4; ++slice) wgmma_m64k16<Shape::ROWS>(sums, b + slice * 2, a + slice * 2, true);
             }
             wgmma_commit();
+            meanwhile(at.stage);
             // At once, not a step later as where arithmetic is the bound: the stage is wanted for bytes.
             wgmma_wait<0>();
-            if (thread == 0) mbarrier_arrive(empty + at.stage * 8);
+            if (thread % 32 == 0) mbarrier_arrive(empty + at.stage * 8);
             at.advance();
         }
+    }
+
+    // The swizzle moves elements within their row only, so whose squares a thread adds up follows from the place alone.
+    __device__ __forceinline__ void add_squares(Squares &squares, uint32_t stage, uint32_t thread) const {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const uint4 chunk = load_chunk(a_place(stage, 0) + (i * 128 + thread) * 16);
+            const __half2 *pairs = reinterpret_cast<const __half2 *>(&chunk);
+            float2 &mine = squares[i % SQUARED_ROWS];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 pair = __half22float2(pairs[j]);
+                mine.x = __fmaf_rn(pair.x, pair.x, mine.x);
+                mine.y = __fmaf_rn(pair.y, pair.y, mine.y);
+            }
+        }
+        // The stage may then be given back by one lane.
+        __syncwarp();
+    }
+
+    // Adds up the squares of eight threads, which all have the same rows, and leaves them in the first block's shared memory.
+    __device__ __forceinline__ void put_squares(const Squares &squares, uint32_t group, uint32_t thread) const {
+#pragma unroll
+        for (int i = 0; i < SQUARED_ROWS; ++i) {
+            float sum = squares[i].x + squares[i].y;
+#pragma unroll
+            for (int distance = 1; distance < 8; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            if (thread % 8 != 0) continue;
+            const uint32_t target = squares_place + group * Shape::GROUP_SQUARES_BYTES + (rank * Shape::SQUARES + i * 16 + thread / 8) * 4;
+            if (rank == 0) {
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sum) : "memory");
+            } else {
+                store_async(in_block(target, 0), __float_as_uint(sum), in_block(landed, 0));
+            }
+        }
+    }
+
+    // What norms row `row` of A, when both blocks' squares are there: 1 over the root of their mean.
+    __device__ __forceinline__ float norm_of_row(uint32_t group, uint32_t row) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Shape::PAIR * Shape::SQUARES; i += Shape::ROWS) {
+            float squares;
+            const uint32_t place = squares_place + group * Shape::GROUP_SQUARES_BYTES + (row + i) * 4;
+            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(squares) : "r"(place) : "memory");
+            sum += squares;
+        }
+        return rsqrtf(__fmaf_rn(sum, 1.0f / static_cast<float>(args.k), all.epsilon));
     }
 
     // Where four of a thread's sums go from the second block to the first: to the same thread there.
@@ -263,8 +336,10 @@ struct SkinnyGemm {
         }
     }
 
-    __device__ __forceinline__ void receive(float (&sums)[REGISTERS], uint32_t round) const {
-        if (threadIdx.x == 0) mbarrier_arrive_expect(landed, Shape::COLUMNS * Shape::ROWS * 4);
+    __device__ __forceinline__ void receive(float (&sums)[REGISTERS], uint32_t round, bool with_squares) const {
+        if (threadIdx.x == 0) {
+            mbarrier_arrive_expect(landed, Shape::COLUMNS * Shape::ROWS * 4 + (with_squares ? Shape::GROUPS * Shape::SQUARES * 4 : 0));
+        }
         mbarrier_wait(landed, round & 1);
 #pragma unroll
         for (int i = 0; i < REGISTERS; i += 4) {
@@ -291,7 +366,11 @@ struct SkinnyGemm {
         const uint32_t quad = thread % 16 * 4;
 #pragma unroll 1
         for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
-            const float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+            float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+            if (all.norms_rows) {
+                const float norm = norm_of_row(group, a_row);
+                total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
+            }
             finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
@@ -301,6 +380,12 @@ struct SkinnyGemm {
         float4 sums;
         asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w) : "r"(place) : "memory");
         return sums;
+    }
+
+    static __device__ __forceinline__ uint4 load_chunk(uint32_t place) {
+        uint4 chunk;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(chunk.x), "=r"(chunk.y), "=r"(chunk.z), "=r"(chunk.w) : "r"(place) : "memory");
+        return chunk;
     }
 
     // All threads of one consumer meet. Barrier 0 is the block's.

@@ -19,7 +19,7 @@ const MOST_SHARED_TILES: u32 = 128;
 const ALWAYS_SHARED_K: u32 = 4096;
 
 /// SMs from which a pair's blocks have one each: the memory's rate is then divided among so many that one block takes in its part.
-const DEEP_FROM_SMS: u32 = 60;
+const DEEP_FROM_SMS: Sms = Sms(60);
 
 /// How long a launch must be to poll the grant, microseconds.
 const LONG_US: f64 = 25.0;
@@ -111,12 +111,17 @@ impl Skinny {
         let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
         let blocks = match shares_k {
             false => Blocks::Single,
-            true if sms.get() < DEEP_FROM_SMS => Blocks::Pair,
+            true if sms < DEEP_FROM_SMS => Blocks::Pair,
             true => Blocks::DeepPair,
         };
         let skinny = Self { rows, blocks };
         let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && Variant::Skinny(*skinny).blocks_per_sm(gpu) > 0;
         Some(skinny).filter(fits)
+    }
+
+    /// Whether problems like `gemm` are done here, however many SMs there are.
+    pub(super) fn is_chosen_at_any_sms(gemm: &Gemm, gpu: &Topology) -> bool {
+        [Sms(1), DEEP_FROM_SMS].into_iter().all(|sms| Self::choose(gemm, sms, gpu).is_some())
     }
 
     pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
@@ -178,8 +183,9 @@ impl Skinny {
         let shape = self.shape();
         let rows = self.rows.count();
         let stages = shape.stages * shape.k_blocks * (64 * shape.groups + rows) * 128;
-        let sums = shape.groups * rows * (64 + 4) * 4;
-        1024 + stages + sums + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
+        let sums = rows * (64 + 4) * 4;
+        let squares = self.blocks_in_pair() * if rows > 16 { rows } else { 16 } * 4;
+        1024 + stages + shape.groups * (sums + squares) + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
     }
 
     /// Blocks for which an SM has registers: the kernels' launch bounds.
@@ -211,6 +217,13 @@ impl Skinny {
         };
         let a = operand(gemm.a, [gemm.m, gemm.k], gemm.lda, rows);
         let b = operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, columns);
+        let args = Args {
+            a: UNUSED,
+            b: UNUSED,
+            gemm: gemm.args(),
+            norms_rows: u32::from(gemm.row_norm.is_some()),
+            epsilon: gemm.row_norm.map_or(0.0, |norm| norm.epsilon),
+        };
         Launch {
             symbol: self.symbol(),
             grid: tiles.clamp(1, workers) * self.blocks_in_pair(),
@@ -221,8 +234,7 @@ impl Skinny {
             blocks_per_tile: self.blocks_in_pair(),
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
-            params: Params::new(Args { a: UNUSED, b: UNUSED, gemm: gemm.args() })
-                .with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
+            params: Params::new(args).with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
         }
     }
 }
