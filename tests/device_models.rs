@@ -69,7 +69,7 @@ fn every_encoder_and_vision_preset_is_a_workload() {
 
 /// How often a step of `rows` sequences launches a kernel whose name begins so.
 fn launches_of_step(model: &str, rows: u32, kernel: &str) -> u32 {
-    let source = source(&fixture(model));
+    let source = if fixture(model).is_dir() { source(&fixture(model)) } else { ModelSource::find(model).unwrap() };
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: model.into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
@@ -90,6 +90,16 @@ fn products_of_few_rows_norm_them_and_products_of_many_have_a_norm_before_them()
     // Rows of 36 halves, which no skinny kernel takes.
     assert_eq!(launches("mistral", 1), [0, 4, 1]);
     assert_eq!(launches_of_step("gpt2", 1, "rms_norm"), 0);
+}
+
+#[test]
+fn a_layer_of_few_rows_is_five_launches_where_heads_are_whole_tiles() {
+    // 24 layers; the embedding, the norm before a head that is the embedding, the head, and the draw.
+    assert_eq!(launches_of_step("qwen2-0.5b", 8, ""), 24 * 5 + 4);
+    assert_eq!(launches_of_step("qwen2-0.5b", 8, "rms_norm_gemm_bias_rotary_cached"), 24);
+    assert_eq!(launches_of_step("qwen2-0.5b", 33, ""), 24 * 8 + 3);
+    // Heads of 8 columns.
+    assert_eq!(launches_of_step("llama-tied", 8, "rotary_cached"), 2);
 }
 
 #[test]

@@ -10,10 +10,12 @@ use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, Lau
 
 use super::abi;
 
+mod qkv;
 mod skinny;
 mod variant;
 mod warpgroup;
 
+pub use qkv::QkvProduct;
 pub use skinny::Skinny;
 pub use variant::Variant;
 pub use warpgroup::Warpgroup;
@@ -269,7 +271,7 @@ impl Gemm {
     }
 }
 
-// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY_ENTRY and
+// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY and
 // gemm_unaligned); that the pointers stay valid is for whoever makes the descriptor to see to.
 unsafe impl Kernel for Gemm {
     /// `[m x n x k]`, named by the norm of the rows and the epilogue.

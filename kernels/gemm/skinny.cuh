@@ -17,16 +17,21 @@
 // root of the mean of a's squares. A passes through shared memory anyway; while the tensor cores multiply a stage, the consumers add up its squares, in
 // a worker's first tile alone, since A is the same in all. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
 //
+// The columns of a product may be heads of queries, keys and values, which the epilogue rotates and writes to where attention reads them (heads.cuh). Those
+// kernels are compiled apart, and differ in which 64 rows of B are a tile, and in what is done to the sums.
+//
 // Bits: a sum is added up in the order of k, in two halves where blocks work in pairs, which follows from the problem alone; STAGES, the grid and who takes
 // which tile have no influence. The same holds for the squares, each thread's in the order of k.
 #pragma once
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "abi.h"
 #include "elastic.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/heads.cuh"
 #include "gemm/tile_board.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/elect.cuh"
@@ -58,7 +63,8 @@ struct SkinnyShape {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-template <typename Shape>
+// ROTATES: columns are heads.
+template <typename Shape, bool ROTATES>
 struct SkinnyGemm {
     static constexpr int REGISTERS = Shape::ROWS / 2;  // of a thread's sums
     static constexpr uint32_t STAGE_K = 64 * Shape::K_BLOCKS;
@@ -68,20 +74,29 @@ struct SkinnyGemm {
     // Of a stage's rows of A, in units of 16 bytes, a thread squares every 128th: one row's, or two rows' in turn.
     static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::ROWS / 16, SQUARED_ROWS = Shape::SQUARES / 16;
     using Squares = float2[SQUARED_ROWS];
+    // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
+    // copy.
+    static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
+    struct TileRows {
+        uint32_t first[COPIES];
+    };
+    using HeadsIfAny = std::conditional_t<ROTATES, Heads<Shape::ROWS>, NoHeads>;
     // Whatever the stages, a thread's chunks must be the same.
     static_assert(CHUNKS % SQUARED_ROWS == 0 && Shape::A_BYTES * Shape::K_BLOCKS % (128 * 16) == 0);
 
     const GemmArgs &args;
     const SkinnyGemmArgs &all;
+    const RotaryArgs *const rotary;  // none unless columns are heads
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     uint32_t first_k, steps;
     uint32_t stages, sums_place, squares_place, full, empty, landed, landing_free, my_sm;
     TileBoard<Shape::PAIR> board;
 
-    __device__ SkinnyGemm(const SkinnyGemmArgs &args, const Tiles &tiles, uint8_t *shared)
+    __device__ SkinnyGemm(const SkinnyGemmArgs &args, const RotaryArgs *rotary, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm),
           all(args),
+          rotary(rotary),
           tiles(tiles),
           rank(Shape::PAIR > 1 ? cluster_rank() : 0),
           stages(swizzle_aligned(shared)),
@@ -147,12 +162,13 @@ struct SkinnyGemm {
         // The tile that this worker would have if all started at one time: somebody will want it soon.
         if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
         uint32_t done = 0, tile = next_tile(slot, done);
+        TileRows rows = rows_of(tile);
         // Weights do not come from an earlier launch, so they need not wait for one.
         const uint32_t ahead = args.constant_b && tile < tiles.count ? min(steps, static_cast<uint32_t>(Shape::STAGES)) : 0;
         if (elect_one()) {
             for (uint32_t step = 0; step < ahead; ++step) {
                 mbarrier_expect(full + step * 8, Shape::K_BLOCKS * Shape::B_BYTES);
-                fetch_b(step, step, tile);
+                fetch_b(step, step, rows);
             }
         }
         __syncwarp();
@@ -167,13 +183,14 @@ struct SkinnyGemm {
                 if (elect_one()) {
                     const bool both = step >= fetched;
                     mbarrier_arrive_expect(full + at.stage * 8, both ? Shape::STAGE_BYTES : Shape::K_BLOCKS * Shape::A_BYTES);
-                    if (both) fetch_b(at.stage, step, tile);
+                    if (both) fetch_b(at.stage, step, rows);
                     fetch_a(at.stage, step);
                 }
                 __syncwarp();
                 at.advance();
             }
             tile = next_tile(slot, ++done);
+            rows = rows_of(tile);
         }
     }
 
@@ -184,18 +201,39 @@ struct SkinnyGemm {
 
     __device__ void prefetch(uint32_t tile) const {
         if (tile < tiles.count && elect_one()) {
+            const TileRows rows = rows_of(tile);
             for (uint32_t block = 0; block < min(steps, static_cast<uint32_t>(Shape::STAGES)) * Shape::K_BLOCKS; ++block) {
-                tma_prefetch_to_l2(all.b, first_k + block * 64, tile * Shape::COLUMNS);
+                const uint32_t k = first_k + block * 64;
+#pragma unroll
+                for (int copy = 0; copy < COPIES; ++copy) {
+                    if constexpr (ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
+                    if constexpr (!ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
+                }
             }
         }
         __syncwarp();
     }
 
-    __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, uint32_t tile) const {
+    __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, const TileRows &rows) const {
 #pragma unroll
         for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-            tma_load(b_place(stage, block), all.b, full + stage * 8, first_k + step * STAGE_K + block * 64, tile * Shape::COLUMNS);
+            const uint32_t k = first_k + step * STAGE_K + block * 64;
+#pragma unroll
+            for (int copy = 0; copy < COPIES; ++copy) {
+                const uint32_t target = b_place(stage, block) + copy * (Shape::B_BYTES / COPIES);
+                if constexpr (ROTATES) tma_load(target, all.b, full + stage * 8, k, rows.first[copy], 0);
+                if constexpr (!ROTATES) tma_load(target, all.b, full + stage * 8, k, rows.first[copy]);
+            }
         }
+    }
+
+    __device__ __forceinline__ TileRows rows_of(uint32_t tile) const {
+        TileRows rows;
+#pragma unroll
+        for (int copy = 0; copy < COPIES; ++copy) {
+            rows.first[copy] = ROTATES ? HeadTile(*rotary, tile * COPIES + copy).first_row(*rotary) : tile * Shape::COLUMNS;
+        }
+        return rows;
     }
 
     __device__ __forceinline__ void fetch_a(uint32_t stage, uint32_t step) const {
@@ -218,7 +256,9 @@ struct SkinnyGemm {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
+        HeadsIfAny heads(rotary, args.bias, thread);
         wait_for_earlier_launches();
+        if (rank == 0) heads.begin();
         for (uint32_t round = 0;; ++round) {
             uint32_t tile = counted_tile(round);
             if (is_elastic()) {
@@ -228,6 +268,7 @@ struct SkinnyGemm {
                 slot.advance();
             }
             if (tile >= tiles.count) break;
+            if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             float sums[REGISTERS] = {};
             const bool squares_a = all.norms_rows && round == 0;
             if (squares_a) {
@@ -241,7 +282,7 @@ struct SkinnyGemm {
                 send(sums, round);
             } else {
                 if (Shape::PAIR > 1) receive(sums, round, squares_a);
-                finish_tile(sums, tile, group, thread);
+                finish_tile(sums, tile, group, thread, heads);
             }
         }
         if (is_elastic()) {
@@ -352,7 +393,8 @@ struct SkinnyGemm {
     }
 
     // Sums lie as the product does, 64 rows of B by ROWS of A; C wants the converse.
-    __device__ __forceinline__ void finish_tile(const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread) const {
+    __device__ __forceinline__ void finish_tile(
+        const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread, const HeadsIfAny &heads) const {
         const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
         const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
         // The last tile's sums, and those that landed, have been read.
@@ -363,17 +405,34 @@ struct SkinnyGemm {
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sums[i]) : "memory");
         }
         named_barrier(group);
-        const uint32_t quad = thread % 16 * 4;
-#pragma unroll 1
-        for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
-            float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
-            if (all.norms_rows) {
-                const float norm = norm_of_row(group, a_row);
-                total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
+        if constexpr (ROTATES) {
+#pragma unroll
+            for (int pass = 0; pass < Shape::ROWS / 8; ++pass) {
+                const uint32_t a_row = heads.row(pass), pair = place + (a_row * Shape::SUMS_PITCH + heads.pair()) * 4;
+                if (a_row >= args.m) break;
+                const float norm = all.norms_rows ? norm_of_row(group, a_row) : 1.0f;
+                const float2 low = load_pair(pair), high = load_pair(pair + TILE_PAIRS * 4);
+                heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
             }
-            finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+        } else {
+            const uint32_t quad = thread % 16 * 4;
+#pragma unroll 1
+            for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
+                float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+                if (all.norms_rows) {
+                    const float norm = norm_of_row(group, a_row);
+                    total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
+                }
+                finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+            }
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
+    }
+
+    static __device__ __forceinline__ float2 load_pair(uint32_t place) {
+        float2 pair;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(place) : "memory");
+        return pair;
     }
 
     static __device__ __forceinline__ float4 load_sums(uint32_t place) {
@@ -392,10 +451,10 @@ struct SkinnyGemm {
     static __device__ __forceinline__ void named_barrier(uint32_t group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 };
 
-template <typename Shape>
-__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Tiles &tiles) {
+template <typename Shape, bool ROTATES>
+__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const RotaryArgs *rotary, const Tiles &tiles) {
     extern __shared__ __align__(128) uint8_t shared[];
-    const SkinnyGemm<Shape> gemm(args, tiles, shared);
+    const SkinnyGemm<Shape, ROTATES> gemm(args, rotary, tiles, shared);
     // The next launch's weights can be under way while this one finishes.
     if (!gemm.is_elastic()) let_next_launch_come();
     if (threadIdx.x == 0) {
@@ -419,7 +478,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
 #else
 
 // Other architectures have neither wgmma nor pairs of blocks; the host never launches these kernels there.
-template <typename Shape>
-__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &, const Tiles &) {}
+template <typename Shape, bool ROTATES>
+__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &, const RotaryArgs *, const Tiles &) {}
 
 #endif

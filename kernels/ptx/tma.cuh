@@ -35,6 +35,10 @@ __device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");
 }
 
+__device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y, uint32_t z) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x), "r"(y), "r"(z) : "memory");
+}
+
 // To each block of the cluster whose bit is set in `blocks`: a tile comes to the same place in its shared memory, and told to its own barrier.
 __device__ __forceinline__ void tma_load_multicast(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint16_t blocks) {
     asm volatile(

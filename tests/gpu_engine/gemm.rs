@@ -417,7 +417,7 @@ fn a_row_that_is_no_number_or_all_zeros_does_not_reach_other_normed_rows() {
         match row {
             2 | 5 => assert!(output.iter().all(|value| value.is_nan()), "row {row}"),
             3 => assert!(output.iter().all(|value| value.to_f32() == 0.0), "row {row}"),
-            _ => assert_close(&format!("row {row}"), output.iter().map(|value| value.to_f64()), reference, 1e-3),
+            _ => assert_close(format!("row {row}"), output.iter().map(|value| value.to_f64()), reference, 1e-3),
         }
     }
 }

@@ -25,7 +25,7 @@ use super::tensors::{Loader, ptr};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
-use crate::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm};
+use crate::kernels::gemm::{Epilogue, Gemm, QkvProduct, Residual, RowNorm};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::sampling::Sample;
 use crate::weights::{LayerParameter, Parameter, Weights};
@@ -93,6 +93,21 @@ enum Rows {
     Picked(DevicePtr),
 }
 
+/// Where the tokens of a pass stand, row by row.
+struct RowPlaces {
+    rows: u32,
+    positions: DevicePtr,
+    /// Rows of the page table.
+    sequence_of: DevicePtr,
+}
+
+/// Where attention reads new keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeysFrom {
+    Cache,
+    Rows,
+}
+
 impl Decoder {
     /// Puts the weights on the device.
     ///
@@ -147,7 +162,8 @@ impl Decoder {
         let rows = prompts.rows;
         session.launch(&self.embed(session, batch, rows, 0..rows, prompts.ids.ptr(), prompts.positions.ptr()))?;
         for (at, layer) in self.layers.iter().enumerate() {
-            self.project_and_rotate(session, at, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
+            let places = RowPlaces { rows, positions: prompts.positions.ptr(), sequence_of: prompts.sequence_of.ptr() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Rows)?;
             session.launch(&AttentionPrefill {
                 heads: self.heads(),
                 sequences: batch.sequences,
@@ -180,7 +196,8 @@ impl Decoder {
         let rows = batch.sequences;
         session.launch(&self.embed(session, batch, rows, 0..rows, batch.tokens.ptr(), batch.positions.ptr()))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, at, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
+            let places = RowPlaces { rows, positions: batch.positions.ptr(), sequence_of: batch.numbers.ptr() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             session.launch(&AttentionDecode {
                 heads: self.heads(),
                 sequences: rows,
@@ -267,18 +284,17 @@ impl Decoder {
         norm.is_none() && product.can_norm_rows(session.device().topology())
     }
 
-    /// Launches `product`, of the residual stream, of its normed rows instead.
-    fn launch_normed(
+    /// `product`, of the residual stream, made one of its normed rows; where it does not norm them itself, their norm is launched.
+    fn normed(
         &self,
         session: &mut Session,
         batch: &DecoderBatch,
         rows: Rows,
         norm: Option<&NormWeights>,
         product: Gemm,
-    ) -> Result<(), LaunchError> {
+    ) -> Result<Gemm, LaunchError> {
         if !matches!(rows, Rows::Picked(_)) && self.norms_rows(session, norm, &product) {
-            let row_norm = Some(RowNorm { epsilon: self.config.norm_epsilon });
-            return session.launch(&Gemm { row_norm, ..product });
+            return Ok(Gemm { row_norm: Some(RowNorm { epsilon: self.config.norm_epsilon }), ..product });
         }
         let weights = norm.unwrap_or(&self.unit_norm);
         match rows {
@@ -286,7 +302,7 @@ impl Decoder {
             Rows::Picked(index) => session.launch(&self.norm(batch, product.m, index, weights))?,
             Rows::Normed => {}
         }
-        session.launch(&Gemm { a: batch.normed.ptr(), ..product })
+        Ok(Gemm { a: batch.normed.ptr(), ..product })
     }
 
     /// The norm of the residual stream, of all its rows or those picked by `index`.
@@ -314,26 +330,32 @@ impl Decoder {
     }
 
     /// Query, key and value projections of the normed rows in the layer `at`, rotation where positions are rotary, and keys and values into the cache.
+    /// Keys and values remain in `batch.qkv` too, unless attention is said to read them from the cache.
     fn project_and_rotate(
         &self,
         session: &mut Session,
         at: usize,
         batch: &DecoderBatch,
-        rows: u32,
-        positions: DevicePtr,
-        sequence_of: DevicePtr,
+        places: &RowPlaces,
+        attention_reads: KeysFrom,
     ) -> Result<(), LaunchError> {
+        let &RowPlaces { rows, positions, sequence_of } = places;
         let (layer, cache) = (&self.layers[at], batch.cache(&batch.caches[at]));
         let input = if at == 0 { Rows::Normed } else { Rows::First };
-        self.launch_normed(session, batch, input, layer.attention_norm.as_ref(), self.qkv_product(layer, batch, rows))?;
-        let (heads, qkv, qkv_stride) = (self.heads(), batch.qkv.ptr(), self.heads().qkv_width());
-        match &self.inverse_frequencies {
-            None => session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of }),
-            Some(frequencies) => {
-                let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
-                session.launch(&Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of })
-            }
+        let product = self.normed(session, batch, input, layer.attention_norm.as_ref(), self.qkv_product(layer, batch, rows))?;
+        let (heads, qkv, qkv_stride) = (self.heads(), product.c, product.ldc);
+        let Some(frequencies) = &self.inverse_frequencies else {
+            session.launch(&product)?;
+            return session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of });
+        };
+        let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
+        let rotary = Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of };
+        let both = QkvProduct { product, rotary };
+        if attention_reads == KeysFrom::Cache && both.can_be_one_launch(session.device().topology()) {
+            return session.launch(&both);
         }
+        session.launch(&product)?;
+        session.launch(&rotary)
     }
 
     /// Output projection, norm and feed-forward block of a layer, each added to the residual stream.
@@ -359,7 +381,8 @@ impl Decoder {
             added(&layer.attention_output_bias),
         ))?;
         let up = Gemm::new([rows, up_rows, hidden], x, up.ptr(), batch.inner.ptr(), activated);
-        self.launch_normed(session, batch, Rows::First, layer.mlp_norm.as_ref(), up)?;
+        let up = self.normed(session, batch, Rows::First, layer.mlp_norm.as_ref(), up)?;
+        session.launch(&up)?;
         session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))
     }
 
@@ -369,7 +392,8 @@ impl Decoder {
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
         let epilogue = Epilogue::PlainF32 { scale: 1.0 };
         let product = Gemm::new([count, vocabulary, hidden], batch.x.ptr(), head.ptr(), batch.logits.ptr(), epilogue);
-        self.launch_normed(session, batch, rows, self.norm.as_ref(), product)
+        let product = self.normed(session, batch, rows, self.norm.as_ref(), product)?;
+        session.launch(&product)
     }
 
     fn heads(&self) -> Heads {

@@ -15,7 +15,7 @@ use smidgen_runtime::launch::{LaunchError, Session, WorkId};
 
 use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, RowPtrs, SlotInputs};
-use super::{Decoder, Layer, Rows};
+use super::{Decoder, KeysFrom, Layer, RowPlaces, Rows};
 use crate::kernels::attention::{AttentionChunk, AttentionDecode, KvCache, PAGE_TOKENS};
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
@@ -311,7 +311,8 @@ impl Decoder {
         let rows = step.rows;
         session.launch(&self.embed(session, batch, rows, 0..rows, step.from.ptr(), step.positions()))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, at, batch, rows, step.positions(), step.table_rows())?;
+            let places = RowPlaces { rows, positions: step.positions(), sequence_of: step.table_rows() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             session.launch(&self.attend_slots(layer, batch, batch.cache(cache), rows, step.lengths()))?;
             self.finish_layer(session, layer, batch, rows)?;
         }
@@ -329,7 +330,8 @@ impl Decoder {
         let positions = ptrs.positions.offset(4 * u64::from(*decode_rows));
         session.launch(&self.embed(session, batch, rows, *decode_rows..rows, ptrs.ids, positions))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, at, batch, rows, ptrs.positions, ptrs.table_rows)?;
+            let places = RowPlaces { rows, positions: ptrs.positions, sequence_of: ptrs.table_rows };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             if *decode_rows > 0 {
                 session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
