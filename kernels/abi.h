@@ -38,6 +38,38 @@ typedef struct ElasticProbeArgs {
     uint32_t cycles;     // how long a tile takes
 } ElasticProbeArgs;
 
+// ---- attention/: the KV cache, and rotary positions ----
+
+// Tokens of one page of the KV cache.
+#define KV_PAGE_TOKENS 64
+
+// One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS.
+typedef struct KvPages {
+    uint64_t keys;       // f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache
+    uint64_t values;     // the same
+    uint64_t page_table; // u32 [sequences, pages_per_sequence]
+    uint32_t pages_per_sequence;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+} KvPages;
+
+// Pieces of a row, of one or eight pairs each, that a block of the rotary kernel does at a time.
+#define ROTARY_PIECES_PER_TILE 256
+
+// Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
+typedef struct RotaryArgs {
+    KvPages cache;
+    uint64_t qkv;                 // f16 [rows, qkv_stride]
+    uint64_t positions;           // u32 [rows]
+    uint64_t inverse_frequencies; // f32 [head_dim / 2], or 0 where nothing is rotated
+    uint64_t sequence_of;         // u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache
+    uint32_t rows;
+    uint32_t heads;
+    uint32_t qkv_stride;
+    uint32_t tiles_per_row;
+    uint32_t vectorised; // whether half heads may be accessed eight elements at a time
+} RotaryArgs;
+
 // ---- gemm/ ----
 
 // C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32.
@@ -65,7 +97,15 @@ typedef struct SkinnyGemmArgs {
     TensorMap a; // all rows by 64 columns
     TensorMap b; // a tile's rows by 64 columns
     GemmArgs gemm;
+    uint32_t norms_rows; // 1: each row of A counts divided by the root of epsilon and the mean of its squares
+    float epsilon;
 } SkinnyGemmArgs;
+
+// The same where columns are heads, see gemm/heads.cuh.
+typedef struct SkinnyQkvArgs {
+    SkinnyGemmArgs product; // its b is [halves of a head, rows, k], in boxes of 2 halves, 32 rows and 64 columns
+    RotaryArgs rotary;
+} SkinnyQkvArgs;
 
 // The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B.
 typedef struct WarpgroupGemmArgs {
@@ -142,19 +182,6 @@ typedef struct AttentionDisentangledArgs {
 #define ATTENTION_DISENTANGLED_D64_SHARED_BYTES 114688
 #define ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES 112640
 
-// Tokens of one page of the KV cache.
-#define KV_PAGE_TOKENS 64
-
-// One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS.
-typedef struct KvPages {
-    uint64_t keys;       // f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache
-    uint64_t values;     // the same
-    uint64_t page_table; // u32 [sequences, pages_per_sequence]
-    uint32_t pages_per_sequence;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-} KvPages;
-
 // The most pages whose keys are summed by one block of decode attention.
 #define DECODE_MOST_PAGES_PER_CHUNK 32
 // Columns (a sequence's key heads, for up to 8 query heads each) that one decode launch may have.
@@ -229,23 +256,6 @@ typedef struct AttentionChunkArgs {
 #define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
 #define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
 #define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
-
-// Pieces of a row, of one or eight pairs each, that a block of the rotary kernel does at a time.
-#define ROTARY_PIECES_PER_TILE 256
-
-// Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one.
-typedef struct RotaryArgs {
-    KvPages cache;
-    uint64_t qkv;                 // f16 [rows, qkv_stride]
-    uint64_t positions;           // u32 [rows]
-    uint64_t inverse_frequencies; // f32 [head_dim / 2], or 0 where nothing is rotated
-    uint64_t sequence_of;         // u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache
-    uint32_t rows;
-    uint32_t heads;
-    uint32_t qkv_stride;
-    uint32_t tiles_per_row;
-    uint32_t vectorised; // whether half heads may be accessed eight elements at a time
-} RotaryArgs;
 
 // ---- norm/ ----
 

@@ -1,10 +1,11 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const KV_PAGE_TOKENS: u32 = 64;
+pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
 pub const ATTENTION_DISENTANGLED_D64_SHARED_BYTES: u32 = 114688;
 pub const ATTENTION_DISENTANGLED_WGMMA_SHARED_BYTES: u32 = 112640;
-pub const KV_PAGE_TOKENS: u32 = 64;
 pub const DECODE_MOST_PAGES_PER_CHUNK: u32 = 32;
 pub const DECODE_MAX_COUNTERS: u32 = 32768;
 pub const ATTENTION_PREFILL_D32_SHARED_BYTES: u32 = 20496;
@@ -39,7 +40,6 @@ pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
-pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const SAMPLE_SEGMENT: u32 = 256;
 pub const SAMPLE_BINS: u32 = 1024;
 pub const SAMPLE_SHARED_BYTES: u32 = 71680;
@@ -114,6 +114,66 @@ const _: () = {
     ["Offset of field: ElasticProbeArgs::sms"][::std::mem::offset_of!(ElasticProbeArgs, sms) - 8usize];
     ["Offset of field: ElasticProbeArgs::cycles"][::std::mem::offset_of!(ElasticProbeArgs, cycles) - 16usize];
 };
+#[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvPages {
+    #[doc = " f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache"]
+    pub keys: u64,
+    #[doc = " the same"]
+    pub values: u64,
+    #[doc = " u32 [sequences, pages_per_sequence]"]
+    pub page_table: u64,
+    pub pages_per_sequence: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KvPages"][::std::mem::size_of::<KvPages>() - 40usize];
+    ["Alignment of KvPages"][::std::mem::align_of::<KvPages>() - 8usize];
+    ["Offset of field: KvPages::keys"][::std::mem::offset_of!(KvPages, keys) - 0usize];
+    ["Offset of field: KvPages::values"][::std::mem::offset_of!(KvPages, values) - 8usize];
+    ["Offset of field: KvPages::page_table"][::std::mem::offset_of!(KvPages, page_table) - 16usize];
+    ["Offset of field: KvPages::pages_per_sequence"][::std::mem::offset_of!(KvPages, pages_per_sequence) - 24usize];
+    ["Offset of field: KvPages::kv_heads"][::std::mem::offset_of!(KvPages, kv_heads) - 28usize];
+    ["Offset of field: KvPages::head_dim"][::std::mem::offset_of!(KvPages, head_dim) - 32usize];
+};
+#[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RotaryArgs {
+    pub cache: KvPages,
+    #[doc = " f16 [rows, qkv_stride]"]
+    pub qkv: u64,
+    #[doc = " u32 [rows]"]
+    pub positions: u64,
+    #[doc = " f32 [head_dim / 2], or 0 where nothing is rotated"]
+    pub inverse_frequencies: u64,
+    #[doc = " u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache"]
+    pub sequence_of: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub qkv_stride: u32,
+    pub tiles_per_row: u32,
+    #[doc = " whether half heads may be accessed eight elements at a time"]
+    pub vectorised: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 96usize];
+    ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
+    ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
+    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
+    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 48usize];
+    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 56usize];
+    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 64usize];
+    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
+    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
+    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
+    ["Offset of field: RotaryArgs::tiles_per_row"][::std::mem::offset_of!(RotaryArgs, tiles_per_row) - 84usize];
+    ["Offset of field: RotaryArgs::vectorised"][::std::mem::offset_of!(RotaryArgs, vectorised) - 88usize];
+};
 #[doc = " C = epilogue(A * B^T), see gemm/epilogue.cuh. A: [m, k], B: [n, k], both FP16 and row-major; C: [m, n], FP16 or FP32."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -176,6 +236,9 @@ pub struct SkinnyGemmArgs {
     #[doc = " a tile's rows by 64 columns"]
     pub b: TensorMap,
     pub gemm: GemmArgs,
+    #[doc = " 1: each row of A counts divided by the root of epsilon and the mean of its squares"]
+    pub norms_rows: u32,
+    pub epsilon: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -184,6 +247,24 @@ const _: () = {
     ["Offset of field: SkinnyGemmArgs::a"][::std::mem::offset_of!(SkinnyGemmArgs, a) - 0usize];
     ["Offset of field: SkinnyGemmArgs::b"][::std::mem::offset_of!(SkinnyGemmArgs, b) - 128usize];
     ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 256usize];
+    ["Offset of field: SkinnyGemmArgs::norms_rows"][::std::mem::offset_of!(SkinnyGemmArgs, norms_rows) - 344usize];
+    ["Offset of field: SkinnyGemmArgs::epsilon"][::std::mem::offset_of!(SkinnyGemmArgs, epsilon) - 348usize];
+};
+#[doc = " The same where columns are heads, see gemm/heads.cuh."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct SkinnyQkvArgs {
+    #[doc = " its b is [halves of a head, rows, k], in boxes of 2 halves, 32 rows and 64 columns"]
+    pub product: SkinnyGemmArgs,
+    pub rotary: RotaryArgs,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SkinnyQkvArgs"][::std::mem::size_of::<SkinnyQkvArgs>() - 512usize];
+    ["Alignment of SkinnyQkvArgs"][::std::mem::align_of::<SkinnyQkvArgs>() - 64usize];
+    ["Offset of field: SkinnyQkvArgs::product"][::std::mem::offset_of!(SkinnyQkvArgs, product) - 0usize];
+    ["Offset of field: SkinnyQkvArgs::rotary"][::std::mem::offset_of!(SkinnyQkvArgs, rotary) - 384usize];
 };
 #[doc = " The same for kernels that leave copying to Hopper's copy engine. Blocks work in pairs, whose two tiles share the rows of A or of B."]
 #[repr(C)]
@@ -348,31 +429,6 @@ const _: () = {
         [::std::mem::offset_of!(AttentionDisentangledArgs, output_stride) - 76usize];
     ["Offset of field: AttentionDisentangledArgs::scale"][::std::mem::offset_of!(AttentionDisentangledArgs, scale) - 80usize];
 };
-#[doc = " One layer's keys and values of past tokens. Position p of sequence b lies in page page_table[b][p / KV_PAGE_TOKENS], at p % KV_PAGE_TOKENS."]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct KvPages {
-    #[doc = " f16 [pages, kv_heads, KV_PAGE_TOKENS, head_dim], or 0 where there is no cache"]
-    pub keys: u64,
-    #[doc = " the same"]
-    pub values: u64,
-    #[doc = " u32 [sequences, pages_per_sequence]"]
-    pub page_table: u64,
-    pub pages_per_sequence: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of KvPages"][::std::mem::size_of::<KvPages>() - 40usize];
-    ["Alignment of KvPages"][::std::mem::align_of::<KvPages>() - 8usize];
-    ["Offset of field: KvPages::keys"][::std::mem::offset_of!(KvPages, keys) - 0usize];
-    ["Offset of field: KvPages::values"][::std::mem::offset_of!(KvPages, values) - 8usize];
-    ["Offset of field: KvPages::page_table"][::std::mem::offset_of!(KvPages, page_table) - 16usize];
-    ["Offset of field: KvPages::pages_per_sequence"][::std::mem::offset_of!(KvPages, pages_per_sequence) - 24usize];
-    ["Offset of field: KvPages::kv_heads"][::std::mem::offset_of!(KvPages, kv_heads) - 28usize];
-    ["Offset of field: KvPages::head_dim"][::std::mem::offset_of!(KvPages, head_dim) - 32usize];
-};
 #[doc = " One query row per sequence, against the keys and values of the sequence's cache."]
 #[repr(C)]
 #[repr(align(64))]
@@ -466,41 +522,6 @@ const _: () = {
     ["Offset of field: AttentionChunkArgs::output_stride"][::std::mem::offset_of!(AttentionChunkArgs, output_stride) - 104usize];
     ["Offset of field: AttentionChunkArgs::window"][::std::mem::offset_of!(AttentionChunkArgs, window) - 108usize];
     ["Offset of field: AttentionChunkArgs::scale"][::std::mem::offset_of!(AttentionChunkArgs, scale) - 112usize];
-};
-#[doc = " Rotates query and key heads in place, and copies the rotated keys and the values to the cache where there is one."]
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct RotaryArgs {
-    pub cache: KvPages,
-    #[doc = " f16 [rows, qkv_stride]"]
-    pub qkv: u64,
-    #[doc = " u32 [rows]"]
-    pub positions: u64,
-    #[doc = " f32 [head_dim / 2], or 0 where nothing is rotated"]
-    pub inverse_frequencies: u64,
-    #[doc = " u32 [rows]: the sequence in the page table that a row belongs to; not read without a cache"]
-    pub sequence_of: u64,
-    pub rows: u32,
-    pub heads: u32,
-    pub qkv_stride: u32,
-    pub tiles_per_row: u32,
-    #[doc = " whether half heads may be accessed eight elements at a time"]
-    pub vectorised: u32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of RotaryArgs"][::std::mem::size_of::<RotaryArgs>() - 96usize];
-    ["Alignment of RotaryArgs"][::std::mem::align_of::<RotaryArgs>() - 8usize];
-    ["Offset of field: RotaryArgs::cache"][::std::mem::offset_of!(RotaryArgs, cache) - 0usize];
-    ["Offset of field: RotaryArgs::qkv"][::std::mem::offset_of!(RotaryArgs, qkv) - 40usize];
-    ["Offset of field: RotaryArgs::positions"][::std::mem::offset_of!(RotaryArgs, positions) - 48usize];
-    ["Offset of field: RotaryArgs::inverse_frequencies"][::std::mem::offset_of!(RotaryArgs, inverse_frequencies) - 56usize];
-    ["Offset of field: RotaryArgs::sequence_of"][::std::mem::offset_of!(RotaryArgs, sequence_of) - 64usize];
-    ["Offset of field: RotaryArgs::rows"][::std::mem::offset_of!(RotaryArgs, rows) - 72usize];
-    ["Offset of field: RotaryArgs::heads"][::std::mem::offset_of!(RotaryArgs, heads) - 76usize];
-    ["Offset of field: RotaryArgs::qkv_stride"][::std::mem::offset_of!(RotaryArgs, qkv_stride) - 80usize];
-    ["Offset of field: RotaryArgs::tiles_per_row"][::std::mem::offset_of!(RotaryArgs, tiles_per_row) - 84usize];
-    ["Offset of field: RotaryArgs::vectorised"][::std::mem::offset_of!(RotaryArgs, vectorised) - 88usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]

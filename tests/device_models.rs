@@ -5,11 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use half::f16;
+use safetensors::tensor::Dtype;
 use serde_json::json;
 use smidgen::generate::{Continue, Sampling};
 use smidgen::kernels::attention::PAGE_TOKENS;
 use smidgen::models::{BuildError, ModelSource, Solo, SoloBatch, SoloError};
 use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
+use smidgen::weights::{LayerParameter, Parameter, Weights};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
@@ -19,7 +22,7 @@ use smidgen_runtime::tenant::{Class, TenantSpec};
 
 mod tiny_models;
 
-use tiny_models::{Copy, DECODERS, ENCODERS, fixture, fixture_ids};
+use tiny_models::{Copy, DECODERS, ENCODERS, OwnedTensor, fixture, fixture_ids};
 
 fn device() -> Arc<dyn Device> {
     SimDevice::new(SimConfig::h200())
@@ -62,6 +65,65 @@ fn every_encoder_and_vision_preset_is_a_workload() {
         let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
         source.workload(&mut session, 3, 77).unwrap().enqueue(&mut session).unwrap();
     }
+}
+
+/// How often a step of `rows` sequences launches a kernel whose name begins so.
+fn launches_of_step(model: &str, rows: u32, kernel: &str) -> u32 {
+    let source = if fixture(model).is_dir() { source(&fixture(model)) } else { ModelSource::find(model).unwrap() };
+    let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+    let spec = TenantSpec { name: model.into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+    let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
+    let mut workload = source.workload(&mut session, rows, 20).unwrap();
+    session.forget_counts();
+    workload.enqueue(&mut session).unwrap();
+    session.seen().iter().filter(|seen| seen.key.name().starts_with(kernel)).map(|seen| seen.launches).sum()
+}
+
+#[test]
+fn products_of_few_rows_norm_them_and_products_of_many_have_a_norm_before_them() {
+    let launches = |model, rows| ["rms_norm_gemm", "rms_norm", "embed_rms_norm"].map(|kernel| launches_of_step(model, rows, kernel));
+    // Two layers, each with two norms, and one before the head: the product's own where the head is not the embedding.
+    assert_eq!(launches("llama-tied", 32), [4, 5, 0]);
+    assert_eq!(launches("llama-untied", 32), [5, 5, 0]);
+    // The embedding makes the first one.
+    assert_eq!(launches("llama-untied", 33), [0, 4, 1]);
+    // Rows of 36 halves, which no skinny kernel takes.
+    assert_eq!(launches("mistral", 1), [0, 4, 1]);
+    assert_eq!(launches_of_step("gpt2", 1, "rms_norm"), 0);
+}
+
+#[test]
+fn a_layer_of_few_rows_is_five_launches_where_heads_are_whole_tiles() {
+    // 24 layers; the embedding, the norm before a head that is the embedding, the head, and the draw.
+    assert_eq!(launches_of_step("qwen2-0.5b", 8, ""), 24 * 5 + 4);
+    assert_eq!(launches_of_step("qwen2-0.5b", 8, "rms_norm_gemm_bias_rotary_cached"), 24);
+    assert_eq!(launches_of_step("qwen2-0.5b", 33, ""), 24 * 8 + 3);
+    // Heads of 8 columns.
+    assert_eq!(launches_of_step("llama-tied", 8, "rotary_cached"), 2);
+}
+
+#[test]
+fn a_weight_takes_its_norm_before_it_is_rounded_and_is_refused_where_it_overflows() {
+    let norm = |factor: f32| {
+        let scale = move |tensor: &OwnedTensor| match tensor.name.ends_with("0.input_layernorm.weight") {
+            true => tensor.encoded(Dtype::F32, |x| (x * factor).to_le_bytes()),
+            false => tensor.clone(),
+        };
+        Copy::of("llama-tied").edit_tensors(move |all| all.iter().map(scale).collect())
+    };
+    let model = norm(1.0);
+    let weights = Weights::open(model.path()).unwrap();
+    let (query, scales) = (Parameter::layer(0, LayerParameter::QueryWeight), Parameter::layer(0, LayerParameter::AttentionNormWeight));
+    let (query_values, scales) = (weights.f32(query).unwrap(), weights.f32(scales).unwrap());
+    let expected: Vec<f16> =
+        query_values.chunks(scales.len()).flat_map(|row| row.iter().zip(&scales).map(|(w, scale)| f16::from_f32(w * scale))).collect();
+    assert_eq!(weights.f16_with_scaled_columns(query, &scales).unwrap(), expected);
+    assert_ne!(weights.f16(query).unwrap(), expected);
+
+    let huge = norm(1e7);
+    let Err(error) = Solo::load(&device(), &source(huge.path()), 1, 8) else { panic!("products beyond f16 were accepted") };
+    let message = error.to_string();
+    assert!(message.contains("0.self_attn.q_proj.weight") && message.contains("beyond the largest f16"), "{message}");
 }
 
 #[test]

@@ -10,8 +10,7 @@
 // Memory bound: each query and key is read and written once, each value read once where there is a cache. A tile is ROTARY_PIECES_PER_TILE pieces of
 // one row: a piece is WIDTH halves of a head's first half and WIDTH of its second. A lane has two of them under way before it needs an angle.
 // Each warp computes the row's d/2 angles for itself, so warps never wait for each other.
-#include <cuda_fp16.h>
-
+#include "attention/rotary.cuh"
 #include "elastic.cuh"
 
 namespace {
@@ -23,40 +22,19 @@ constexpr int MAX_PAIRS = 128; // heads of up to 256 columns
 // A head of 80 columns has 40 pairs, which a warp computes in two rounds.
 __device__ void compute_angles(float2 *angles, const RotaryArgs &args, uint32_t position) {
     const float *const inverse_frequencies = reinterpret_cast<const float *>(args.inverse_frequencies);
-    for (int i = threadIdx.x % 32; i < args.cache.head_dim / 2; i += 32) {
-        float2 angle;
-        sincosf(float(position) * inverse_frequencies[i], &angle.y, &angle.x);
-        angles[i] = angle;
-    }
+    for (int i = threadIdx.x % 32; i < args.cache.head_dim / 2; i += 32) angles[i] = angle_of(position, inverse_frequencies[i]);
 }
 
 __device__ void rotate(__half &low, __half &high, float2 angle) {
-    const float x = __half2float(low), y = __half2float(high);
-    low = __float2half_rn(x * angle.x - y * angle.y);
-    high = __float2half_rn(y * angle.x + x * angle.y);
+    const float2 turned = rotated(make_float2(__half2float(low), __half2float(high)), angle);
+    low = __float2half_rn(turned.x);
+    high = __float2half_rn(turned.y);
 }
 
 // WIDTH halves that one access moves.
 template <int WIDTH>
 struct alignas(WIDTH * sizeof(__half)) Halves {
     __half of[WIDTH];
-};
-
-// The row of both pools that a row's first key head and value head go to; beyond them, a head is KV_PAGE_TOKENS rows further.
-struct CacheRow {
-    size_t first;
-    bool exists;
-
-    // A position past the capacity has no place in the cache; writing it would damage another sequence's pages.
-    __device__ CacheRow(const RotaryArgs &args, uint32_t row, uint32_t position) : first(0), exists(false) {
-        const KvPages &pages = args.cache;
-        const uint32_t page = position / KV_PAGE_TOKENS;
-        if (pages.keys == 0 || page >= pages.pages_per_sequence) return;
-        const size_t sequence = reinterpret_cast<const uint32_t *>(args.sequence_of)[row];
-        const size_t number = reinterpret_cast<const uint32_t *>(pages.page_table)[sequence * pages.pages_per_sequence + page];
-        first = number * pages.kv_heads * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS;
-        exists = true;
-    }
 };
 
 // Pieces of heads of an odd size end with a single column, which is its own second half; rotation does not know such heads.

@@ -52,7 +52,12 @@ pub struct CacheWrite {
 }
 
 impl Rotary {
-    fn check(&self) -> Result<(), LaunchError> {
+    /// As the kernels have it; to be called after `check`.
+    pub(in super::super) fn args(&self) -> abi::RotaryArgs {
+        self.rows().args()
+    }
+
+    pub(in super::super) fn check(&self) -> Result<(), LaunchError> {
         let odd = !self.heads.head_dim.is_multiple_of(2);
         let reason = odd.then(|| format!("a head of {} columns has no halves to rotate: the head size must be even", self.heads.head_dim));
         self.rows().check(&self.key(), reason)
@@ -133,7 +138,6 @@ impl Rows {
 
     /// Blocks stride over the tiles; to be called after `check`.
     fn launch(&self, sms: Sms) -> Launch {
-        let none = KvCache { keys: DevicePtr::NULL, values: DevicePtr::NULL, page_table: DevicePtr::NULL, pages_per_sequence: 0 };
         let tiles = self.tiles().unwrap_or(u32::MAX);
         Launch {
             symbol: "rotary",
@@ -145,18 +149,23 @@ impl Rows {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
-            params: Params::new(abi::RotaryArgs {
-                cache: self.cache.unwrap_or(none).args(self.heads),
-                qkv: self.qkv.0,
-                positions: self.positions.0,
-                inverse_frequencies: self.inverse_frequencies.unwrap_or(DevicePtr::NULL).0,
-                sequence_of: self.sequence_of.0,
-                rows: self.rows,
-                heads: self.heads.heads,
-                qkv_stride: self.qkv_stride,
-                tiles_per_row: self.tiles_per_row(),
-                vectorised: u32::from(self.vectorised()),
-            }),
+            params: Params::new(self.args()),
+        }
+    }
+
+    fn args(&self) -> abi::RotaryArgs {
+        let none = KvCache { keys: DevicePtr::NULL, values: DevicePtr::NULL, page_table: DevicePtr::NULL, pages_per_sequence: 0 };
+        abi::RotaryArgs {
+            cache: self.cache.unwrap_or(none).args(self.heads),
+            qkv: self.qkv.0,
+            positions: self.positions.0,
+            inverse_frequencies: self.inverse_frequencies.unwrap_or(DevicePtr::NULL).0,
+            sequence_of: self.sequence_of.0,
+            rows: self.rows,
+            heads: self.heads.heads,
+            qkv_stride: self.qkv_stride,
+            tiles_per_row: self.tiles_per_row(),
+            vectorised: u32::from(self.vectorised()),
         }
     }
 }

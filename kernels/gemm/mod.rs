@@ -10,10 +10,12 @@ use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, Lau
 
 use super::abi;
 
+mod qkv;
 mod skinny;
 mod variant;
 mod warpgroup;
 
+pub use qkv::QkvProduct;
 pub use skinny::Skinny;
 pub use variant::Variant;
 pub use warpgroup::Warpgroup;
@@ -70,6 +72,14 @@ pub struct Residual {
     pub stride: u32,
 }
 
+/// Rows of `A` are normed before they are multiplied: each counts divided by `sqrt(mean of its squares + epsilon)`. An RMS norm's weight belongs into `B`,
+/// whose columns it scales.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowNorm {
+    /// Added to the mean of the squares.
+    pub epsilon: f32,
+}
+
 /// `C[m, n] = epilogue(A[m, k] * B[n, k]^T)`. Strides count elements from one row to the next.
 ///
 /// Any shape and stride works. Rows of `A` and `B` that all begin on 16 bytes (pointers multiples of 16, strides multiples of 8) are several
@@ -94,6 +104,8 @@ pub struct Gemm {
     pub c: DevicePtr,
     /// Stride of `c`.
     pub ldc: u32,
+    /// What is done to rows of `A` first. Only where [`can_norm_rows`](Self::can_norm_rows) says so.
+    pub row_norm: Option<RowNorm>,
     /// What is done to the sums.
     pub epilogue: Epilogue,
 }
@@ -102,7 +114,13 @@ impl Gemm {
     /// A product of matrices without gaps between their rows.
     pub const fn new([m, n, k]: [u32; 3], a: DevicePtr, b: DevicePtr, c: DevicePtr, epilogue: Epilogue) -> Self {
         let ldc = if epilogue.is_gate() { n / 2 } else { n };
-        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, epilogue }
+        Self { m, n, k, a, lda: k, b, ldb: k, c, ldc, row_norm: None, epilogue }
+    }
+
+    /// Whether the kernel that does this problem, at any SM count, can norm the rows of `A`: the skinny ones do. Elsewhere a norm of its own costs little
+    /// beside the product.
+    pub fn can_norm_rows(&self, gpu: &Topology) -> bool {
+        Skinny::is_chosen_at_any_sms(self, gpu)
     }
 
     /// The launch of one variant, where [`Kernel::configure`] would choose: to measure variants against each other.
@@ -119,6 +137,9 @@ impl Gemm {
     fn launch_of(&self, variant: Variant, is_elastic: bool, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         if !variant.can_do(self, gpu) {
             return Err(self.unsupported(format!("{variant:?} takes other row counts or alignments")));
+        }
+        if self.row_norm.is_some() && !matches!(variant, Variant::Skinny(_)) {
+            return Err(self.unsupported(format!("{variant:?} does not norm rows of A: launch a norm before a product without one")));
         }
         let tiles = u32::try_from(variant.tiles(self)).map_err(|_| self.unsupported("more than 2^32 tiles".to_owned()))?;
         let blocks_per_sm = variant.blocks_per_sm(gpu);
@@ -250,33 +271,30 @@ impl Gemm {
     }
 }
 
-// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY_ENTRY and
+// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY and
 // gemm_unaligned); that the pointers stay valid is for whoever makes the descriptor to see to.
 unsafe impl Kernel for Gemm {
-    /// `[m x n x k]`, named by the epilogue.
+    /// `[m x n x k]`, named by the norm of the rows and the epilogue.
     fn key(&self) -> KernelKey {
-        const PLAIN: KernelName = KernelName::new("gemm");
-        const PLAIN_F32: KernelName = KernelName::new("gemm_f32");
-        const BIAS: KernelName = KernelName::new("gemm_bias");
-        const BIAS_GELU: KernelName = KernelName::new("gemm_bias_gelu");
-        const BIAS_GELU_TANH: KernelName = KernelName::new("gemm_bias_gelu_tanh");
-        const BIAS_RELU: KernelName = KernelName::new("gemm_bias_relu");
-        const RESIDUAL: KernelName = KernelName::new("gemm_residual");
-        const BIAS_RESIDUAL: KernelName = KernelName::new("gemm_bias_residual");
-        const SILU_GATE: KernelName = KernelName::new("gemm_silu_gate");
-        const BIAS_SILU_GATE: KernelName = KernelName::new("gemm_bias_silu_gate");
-        let name = match self.epilogue {
-            Epilogue::Plain { .. } => PLAIN,
-            Epilogue::PlainF32 { .. } => PLAIN_F32,
-            Epilogue::Bias(_) => BIAS,
-            Epilogue::BiasGelu(_) => BIAS_GELU,
-            Epilogue::BiasGeluTanh(_) => BIAS_GELU_TANH,
-            Epilogue::BiasRelu(_) => BIAS_RELU,
-            Epilogue::Residual(_) => RESIDUAL,
-            Epilogue::BiasResidual(..) => BIAS_RESIDUAL,
-            Epilogue::SiluGate => SILU_GATE,
-            Epilogue::BiasSiluGate(_) => BIAS_SILU_GATE,
+        /// Without and with a norm of the rows of `A`.
+        macro_rules! names {
+            ($name:literal) => {
+                const { [KernelName::new($name), KernelName::new(concat!("rms_norm_", $name))] }
+            };
+        }
+        let names = match self.epilogue {
+            Epilogue::Plain { .. } => names!("gemm"),
+            Epilogue::PlainF32 { .. } => names!("gemm_f32"),
+            Epilogue::Bias(_) => names!("gemm_bias"),
+            Epilogue::BiasGelu(_) => names!("gemm_bias_gelu"),
+            Epilogue::BiasGeluTanh(_) => names!("gemm_bias_gelu_tanh"),
+            Epilogue::BiasRelu(_) => names!("gemm_bias_relu"),
+            Epilogue::Residual(_) => names!("gemm_residual"),
+            Epilogue::BiasResidual(..) => names!("gemm_bias_residual"),
+            Epilogue::SiluGate => names!("gemm_silu_gate"),
+            Epilogue::BiasSiluGate(_) => names!("gemm_bias_silu_gate"),
         };
+        let name = names[usize::from(self.row_norm.is_some())];
         KernelKey::new(name, [self.m, self.n, self.k])
     }
 
@@ -288,7 +306,9 @@ unsafe impl Kernel for Gemm {
         let c_halves = if matches!(self.epilogue, Epilogue::PlainF32 { .. }) { 2 } else { 1 };
         let added = self.bias().map_or(0, |_| n).saturating_add(self.residual().map_or(0, |_| area(m, n)));
         let elements = area(m + n, k).saturating_add(c.saturating_mul(c_halves)).saturating_add(added);
-        Work { flops: area(m, n).saturating_mul(k).saturating_mul(2), bytes: elements.saturating_mul(2) }
+        let squared = self.row_norm.map_or(0, |_| area(m, k));
+        let multiply_adds = area(m, n).saturating_mul(k).saturating_add(squared);
+        Work { flops: multiply_adds.saturating_mul(2), bytes: elements.saturating_mul(2) }
     }
 
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
@@ -319,10 +339,32 @@ mod tests {
         Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)
     }
 
+    const NORM: Option<RowNorm> = Some(RowNorm { epsilon: 1e-5 });
+
     #[test]
     fn the_key_names_the_epilogue_and_the_shape() {
         let gelu = Gemm { epilogue: Epilogue::BiasGelu(DevicePtr(64)), ..gemm([1024, 3072, 768]) };
         assert_eq!(gelu.key().to_string(), "gemm_bias_gelu[1024x3072x768]f16");
+        let normed = Gemm { row_norm: NORM, epilogue: Epilogue::SiluGate, ..gemm([8, 16_384, 2048]) };
+        assert_eq!(normed.key().to_string(), "rms_norm_gemm_silu_gate[8x16384x2048]f16");
+        assert_ne!(normed.key().fingerprint(), Gemm { row_norm: None, ..normed }.key().fingerprint());
+    }
+
+    #[test]
+    fn rows_are_normed_where_a_skinny_kernel_does_the_problem_and_refused_elsewhere() {
+        let ampere = Topology { compute_capability: (8, 0), ..h200() };
+        let few = Gemm { row_norm: NORM, ..gemm([32, 6144, 4096]) };
+        let unaligned = Gemm { a: DevicePtr(258), ..few };
+        let many = Gemm { m: 33, ..few };
+        for (problem, gpu, can) in [(few, h200(), true), (unaligned, h200(), false), (many, h200(), false), (few, ampere, false)] {
+            assert_eq!(problem.can_norm_rows(&gpu), can, "{problem:?}");
+            for sms in [1, 2, 59, 60, 132] {
+                match problem.configure(Sms(sms), &gpu) {
+                    Ok(launch) => assert!(can && launch.symbol.contains("skinny"), "{launch:?}"),
+                    Err(error) => assert!(!can && error.to_string().contains("does not norm rows of A"), "{error}"),
+                }
+            }
+        }
     }
 
     #[test]
@@ -414,6 +456,8 @@ mod tests {
     fn work_counts_each_operand_once() {
         let work = Gemm { epilogue: Epilogue::Bias(DevicePtr(64)), ..gemm([2, 3, 5]) }.work();
         assert_eq!(work, Work { flops: 2 * 2 * 3 * 5, bytes: 2 * (2 * 5 + 3 * 5 + 2 * 3 + 3) });
+        let normed = Gemm { row_norm: NORM, ..gemm([2, 3, 5]) }.work();
+        assert_eq!(normed, Work { flops: 2 * (2 * 3 * 5 + 2 * 5), bytes: 2 * (2 * 5 + 3 * 5 + 2 * 3) });
         let gate = |epilogue| Gemm::new([2, 4, 5], DevicePtr(0), DevicePtr(0), DevicePtr(0), epilogue).work().bytes;
         assert_eq!(gate(Epilogue::SiluGate), 2 * (10 + 20 + 4));
         assert_eq!(gate(Epilogue::BiasSiluGate(DevicePtr(64))), 2 * (10 + 20 + 4 + 4));

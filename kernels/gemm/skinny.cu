@@ -8,12 +8,17 @@
 #define SHARING_K(SHAPE)
 #endif
 
-// Entry point gemm_skinny_<name>(SkinnyGemmArgs, Tiles) of one shape, for all epilogues: an epilogue is a few instructions once a tile.
+// Entry points of one shape: gemm_skinny_<name>(SkinnyGemmArgs, Tiles), for all epilogues, since an epilogue is a few instructions once a tile; and
+// gemm_skinny_<name>_rotary(SkinnyQkvArgs, Tiles), for products whose columns are heads.
 #define GEMM_SKINNY(NAME, ...)                                                                                                               \
     using Skinny##NAME = SkinnyShape<__VA_ARGS__>;                                                                                           \
     extern "C" __global__ void SHARING_K(Skinny##NAME) __launch_bounds__(Skinny##NAME::THREADS, Skinny##NAME::BLOCKS_PER_SM)                 \
         gemm_skinny_##NAME(const __grid_constant__ SkinnyGemmArgs args, const __grid_constant__ Tiles tiles) {                               \
-        gemm_skinny<Skinny##NAME>(args, tiles);                                                                                              \
+        gemm_skinny<Skinny##NAME, false>(args, nullptr, tiles);                                                                              \
+    }                                                                                                                                        \
+    extern "C" __global__ void SHARING_K(Skinny##NAME) __launch_bounds__(Skinny##NAME::THREADS, Skinny##NAME::BLOCKS_PER_SM)                 \
+        gemm_skinny_##NAME##_rotary(const __grid_constant__ SkinnyQkvArgs args, const __grid_constant__ Tiles tiles) {                       \
+        gemm_skinny<Skinny##NAME, true>(args.product, &args.rotary, tiles);                                                                  \
     }
 
 // rows, pair, groups, k blocks, stages, blocks per SM

@@ -14,16 +14,25 @@
 //
 // A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
+// Rows of A may be normed on the way, as a decoder does before it projects: with the norm's weight in B already, rms_norm(a) * b^T is (a * b^T) divided by the
+// root of the mean of a's squares. A passes through shared memory anyway; while the tensor cores multiply a stage, the consumers add up its squares, in
+// a worker's first tile alone, since A is the same in all. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
+//
+// The columns of a product may be heads of queries, keys and values, which the epilogue rotates and writes to where attention reads them (heads.cuh). Those
+// kernels are compiled apart, and differ in which 64 rows of B are a tile, and in what is done to the sums.
+//
 // Bits: a sum is added up in the order of k, in two halves where blocks work in pairs, which follows from the problem alone; STAGES, the grid and who takes
-// which tile have no influence.
+// which tile have no influence. The same holds for the squares, each thread's in the order of k.
 #pragma once
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "abi.h"
 #include "elastic.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/heads.cuh"
 #include "gemm/tile_board.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/elect.cuh"
@@ -44,43 +53,63 @@ struct SkinnyShape {
     static constexpr int B_BYTES = COLUMNS * 128, A_BYTES = ROWS * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
     // Of one row of A, in floats: eight rows' quads then lie in different banks.
     static constexpr int SUMS_PITCH = 64 + 4, GROUP_SUMS_BYTES = ROWS * SUMS_PITCH * 4;
+    // A consumer's sums of squares, each of eight threads: sum i is of row i % ROWS of A.
+    static constexpr int SQUARES = ROWS > 16 ? ROWS : 16, GROUP_SQUARES_BYTES = PAIR * SQUARES * 4;
     static constexpr int BARRIERS = 2 * STAGES + 2;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
-    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * GROUP_SUMS_BYTES + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
+    static constexpr int SHARED_BYTES =
+        1024 + STAGES * STAGE_BYTES + GROUPS * (GROUP_SUMS_BYTES + GROUP_SQUARES_BYTES) + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
     static_assert(SHARED_BYTES <= 228 * 1024 / BLOCKS_PER_SM - 1024);
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-template <typename Shape>
+// ROTATES: columns are heads.
+template <typename Shape, bool ROTATES>
 struct SkinnyGemm {
     static constexpr int REGISTERS = Shape::ROWS / 2;  // of a thread's sums
     static constexpr uint32_t STAGE_K = 64 * Shape::K_BLOCKS;
     // Pairs cut k at a multiple of this, whatever their stages.
     static constexpr uint32_t SHARE_K = 256;
     static_assert(Shape::PAIR == 1 || SHARE_K % STAGE_K == 0);
+    // Of a stage's rows of A, in units of 16 bytes, a thread squares every 128th: one row's, or two rows' in turn.
+    static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::ROWS / 16, SQUARED_ROWS = Shape::SQUARES / 16;
+    using Squares = float2[SQUARED_ROWS];
+    // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
+    // copy.
+    static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
+    struct TileRows {
+        uint32_t first[COPIES];
+    };
+    using HeadsIfAny = std::conditional_t<ROTATES, Heads<Shape::ROWS>, NoHeads>;
+    // Whatever the stages, a thread's chunks must be the same.
+    static_assert(CHUNKS % SQUARED_ROWS == 0 && Shape::A_BYTES * Shape::K_BLOCKS % (128 * 16) == 0);
 
     const GemmArgs &args;
     const SkinnyGemmArgs &all;
+    const RotaryArgs *const rotary;  // none unless columns are heads
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     uint32_t first_k, steps;
-    uint32_t stages, sums_place, full, empty, landed, landing_free, my_sm;
+    uint32_t stages, sums_place, squares_place, full, empty, landed, landing_free, my_sm;
     TileBoard<Shape::PAIR> board;
 
-    __device__ SkinnyGemm(const SkinnyGemmArgs &args, const Tiles &tiles, uint8_t *shared)
+    __device__ SkinnyGemm(const SkinnyGemmArgs &args, const RotaryArgs *rotary, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm),
           all(args),
+          rotary(rotary),
           tiles(tiles),
           rank(Shape::PAIR > 1 ? cluster_rank() : 0),
           stages(swizzle_aligned(shared)),
-          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * Shape::GROUP_SUMS_BYTES + Shape::BARRIERS * 8) {
+          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * (Shape::GROUP_SUMS_BYTES + Shape::GROUP_SQUARES_BYTES) +
+                Shape::BARRIERS * 8) {
         const uint32_t k = args.gemm.k;
         const uint32_t share = Shape::PAIR == 1 ? k : (k + Shape::PAIR * SHARE_K - 1) / (Shape::PAIR * SHARE_K) * SHARE_K;
         first_k = rank * share;
         steps = first_k < k ? (min(share, k - first_k) + STAGE_K - 1) / STAGE_K : 0;
         sums_place = stages + Shape::STAGES * Shape::STAGE_BYTES;
-        full = sums_place + Shape::GROUPS * Shape::GROUP_SUMS_BYTES;
+        squares_place = sums_place + Shape::GROUPS * Shape::GROUP_SUMS_BYTES;
+        full = squares_place + Shape::GROUPS * Shape::GROUP_SQUARES_BYTES;
         empty = full + Shape::STAGES * 8;
         landed = empty + Shape::STAGES * 8;
         landing_free = landed + 8;
@@ -90,7 +119,7 @@ struct SkinnyGemm {
     __device__ void initialise_barriers() const {
         for (int i = 0; i < Shape::STAGES; ++i) {
             mbarrier_init(full + i * 8, 1);
-            mbarrier_init(empty + i * 8, Shape::GROUPS);
+            mbarrier_init(empty + i * 8, Shape::GROUPS * 4);
         }
         // Consumers and producers read, consumers finish.
         board.initialise(Shape::PAIR * (Shape::GROUPS + 1), Shape::PAIR * Shape::GROUPS);
@@ -134,12 +163,13 @@ struct SkinnyGemm {
         // The tile that this worker would have if all started at one time: somebody will want it soon.
         if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
         uint32_t done = 0, tile = next_tile(slot, done);
+        TileRows rows = rows_of(tile);
         // Weights do not come from an earlier launch, so they need not wait for one.
         const uint32_t ahead = args.constant_b && tile < tiles.count ? min(steps, static_cast<uint32_t>(Shape::STAGES)) : 0;
         if (elect_one()) {
             for (uint32_t step = 0; step < ahead; ++step) {
                 mbarrier_expect(full + step * 8, Shape::K_BLOCKS * Shape::B_BYTES);
-                fetch_b(step, step, tile);
+                fetch_b(step, step, rows);
             }
         }
         __syncwarp();
@@ -154,13 +184,14 @@ struct SkinnyGemm {
                 if (elect_one()) {
                     const bool both = step >= fetched;
                     mbarrier_arrive_expect(full + at.stage * 8, both ? Shape::STAGE_BYTES : Shape::K_BLOCKS * Shape::A_BYTES);
-                    if (both) fetch_b(at.stage, step, tile);
+                    if (both) fetch_b(at.stage, step, rows);
                     fetch_a(at.stage, step);
                 }
                 __syncwarp();
                 at.advance();
             }
             tile = next_tile(slot, ++done);
+            rows = rows_of(tile);
         }
     }
 
@@ -171,18 +202,39 @@ struct SkinnyGemm {
 
     __device__ void prefetch(uint32_t tile) const {
         if (tile < tiles.count && elect_one()) {
+            const TileRows rows = rows_of(tile);
             for (uint32_t block = 0; block < min(steps, static_cast<uint32_t>(Shape::STAGES)) * Shape::K_BLOCKS; ++block) {
-                tma_prefetch_to_l2(all.b, first_k + block * 64, tile * Shape::COLUMNS);
+                const uint32_t k = first_k + block * 64;
+#pragma unroll
+                for (int copy = 0; copy < COPIES; ++copy) {
+                    if constexpr (ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
+                    if constexpr (!ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
+                }
             }
         }
         __syncwarp();
     }
 
-    __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, uint32_t tile) const {
+    __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, const TileRows &rows) const {
 #pragma unroll
         for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-            tma_load_once(b_place(stage, block), all.b, full + stage * 8, first_k + step * STAGE_K + block * 64, tile * Shape::COLUMNS);
+            const uint32_t k = first_k + step * STAGE_K + block * 64;
+#pragma unroll
+            for (int copy = 0; copy < COPIES; ++copy) {
+                const uint32_t target = b_place(stage, block) + copy * (Shape::B_BYTES / COPIES);
+                if constexpr (ROTATES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0);
+                if constexpr (!ROTATES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy]);
+            }
         }
+    }
+
+    __device__ __forceinline__ TileRows rows_of(uint32_t tile) const {
+        TileRows rows;
+#pragma unroll
+        for (int copy = 0; copy < COPIES; ++copy) {
+            rows.first[copy] = ROTATES ? HeadTile(*rotary, tile * COPIES + copy).first_row(*rotary) : tile * Shape::COLUMNS;
+        }
+        return rows;
     }
 
     __device__ __forceinline__ void fetch_a(uint32_t stage, uint32_t step) const {
@@ -205,7 +257,9 @@ struct SkinnyGemm {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
+        HeadsIfAny heads(rotary, args.bias, thread);
         wait_for_earlier_launches();
+        if (rank == 0) heads.begin();
         for (uint32_t round = 0;; ++round) {
             uint32_t tile = counted_tile(round);
             if (is_elastic()) {
@@ -215,13 +269,21 @@ struct SkinnyGemm {
                 slot.advance();
             }
             if (tile >= tiles.count) break;
+            if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             float sums[REGISTERS] = {};
-            multiply(sums, at, group, thread);
+            const bool squares_a = all.norms_rows && round == 0;
+            if (squares_a) {
+                Squares squares = {};
+                multiply(sums, at, group, thread, [&](uint32_t stage) { add_squares(squares, stage, thread); });
+                put_squares(squares, group, thread);
+            } else {
+                multiply(sums, at, group, thread, [](uint32_t) {});
+            }
             if (Shape::PAIR > 1 && rank == 1) {
                 send(sums, round);
             } else {
-                if (Shape::PAIR > 1) receive(sums, round);
-                finish_tile(sums, tile, group, thread);
+                if (Shape::PAIR > 1) receive(sums, round, squares_a);
+                finish_tile(sums, tile, group, thread, heads);
             }
         }
         if (is_elastic()) {
@@ -231,7 +293,10 @@ struct SkinnyGemm {
         }
     }
 
-    __device__ __forceinline__ void multiply(float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread) const {
+    // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together.
+    template <typename Meanwhile>
+    __device__ __forceinline__ void multiply(
+        float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread, Meanwhile meanwhile) const {
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
             mbarrier_wait(full + at.stage * 8, at.parity);
@@ -243,11 +308,60 @@ struct SkinnyGemm {
                 for (int slice = 0; slice < 4; ++slice) wgmma_m64k16<Shape::ROWS>(sums, b + slice * 2, a + slice * 2, true);
             }
             wgmma_commit();
+            meanwhile(at.stage);
             // At once, not a step later as where arithmetic is the bound: the stage is wanted for bytes.
             wgmma_wait<0>();
-            if (thread == 0) mbarrier_arrive(empty + at.stage * 8);
+            if (thread % 32 == 0) mbarrier_arrive(empty + at.stage * 8);
             at.advance();
         }
+    }
+
+    // The swizzle moves elements within their row only, so whose squares a thread adds up follows from the place alone.
+    __device__ __forceinline__ void add_squares(Squares &squares, uint32_t stage, uint32_t thread) const {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) {
+            const uint4 chunk = load_chunk(a_place(stage, 0) + (i * 128 + thread) * 16);
+            const __half2 *pairs = reinterpret_cast<const __half2 *>(&chunk);
+            float2 &mine = squares[i % SQUARED_ROWS];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 pair = __half22float2(pairs[j]);
+                mine.x = __fmaf_rn(pair.x, pair.x, mine.x);
+                mine.y = __fmaf_rn(pair.y, pair.y, mine.y);
+            }
+        }
+        // The stage may then be given back by one lane.
+        __syncwarp();
+    }
+
+    // Adds up the squares of eight threads, which all have the same rows, and leaves them in the first block's shared memory.
+    __device__ __forceinline__ void put_squares(const Squares &squares, uint32_t group, uint32_t thread) const {
+#pragma unroll
+        for (int i = 0; i < SQUARED_ROWS; ++i) {
+            float sum = squares[i].x + squares[i].y;
+#pragma unroll
+            for (int distance = 1; distance < 8; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            if (thread % 8 != 0) continue;
+            const uint32_t target = squares_place + group * Shape::GROUP_SQUARES_BYTES + (rank * Shape::SQUARES + i * 16 + thread / 8) * 4;
+            if (rank == 0) {
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sum) : "memory");
+            } else {
+                store_async(in_block(target, 0), __float_as_uint(sum), in_block(landed, 0));
+            }
+        }
+    }
+
+    // What norms row `row` of A, when both blocks' squares are there: 1 over the root of their mean.
+    __device__ __forceinline__ float norm_of_row(uint32_t group, uint32_t row) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Shape::PAIR * Shape::SQUARES; i += Shape::ROWS) {
+            float squares;
+            const uint32_t place = squares_place + group * Shape::GROUP_SQUARES_BYTES + (row + i) * 4;
+            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(squares) : "r"(place) : "memory");
+            sum += squares;
+        }
+        return rsqrtf(__fmaf_rn(sum, 1.0f / static_cast<float>(args.k), all.epsilon));
     }
 
     // Where four of a thread's sums go from the second block to the first: to the same thread there.
@@ -264,8 +378,10 @@ struct SkinnyGemm {
         }
     }
 
-    __device__ __forceinline__ void receive(float (&sums)[REGISTERS], uint32_t round) const {
-        if (threadIdx.x == 0) mbarrier_arrive_expect(landed, Shape::COLUMNS * Shape::ROWS * 4);
+    __device__ __forceinline__ void receive(float (&sums)[REGISTERS], uint32_t round, bool with_squares) const {
+        if (threadIdx.x == 0) {
+            mbarrier_arrive_expect(landed, Shape::COLUMNS * Shape::ROWS * 4 + (with_squares ? Shape::GROUPS * Shape::SQUARES * 4 : 0));
+        }
         mbarrier_wait(landed, round & 1);
 #pragma unroll
         for (int i = 0; i < REGISTERS; i += 4) {
@@ -278,7 +394,8 @@ struct SkinnyGemm {
     }
 
     // Sums lie as the product does, 64 rows of B by ROWS of A; C wants the converse.
-    __device__ __forceinline__ void finish_tile(const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread) const {
+    __device__ __forceinline__ void finish_tile(
+        const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread, const HeadsIfAny &heads) const {
         const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
         const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
         // The last tile's sums, and those that landed, have been read.
@@ -289,13 +406,34 @@ struct SkinnyGemm {
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sums[i]) : "memory");
         }
         named_barrier(group);
-        const uint32_t quad = thread % 16 * 4;
+        if constexpr (ROTATES) {
+#pragma unroll
+            for (int pass = 0; pass < Shape::ROWS / 8; ++pass) {
+                const uint32_t a_row = heads.row(pass), pair = place + (a_row * Shape::SUMS_PITCH + heads.pair()) * 4;
+                if (a_row >= args.m) break;
+                const float norm = all.norms_rows ? norm_of_row(group, a_row) : 1.0f;
+                const float2 low = load_pair(pair), high = load_pair(pair + TILE_PAIRS * 4);
+                heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
+            }
+        } else {
+            const uint32_t quad = thread % 16 * 4;
 #pragma unroll 1
-        for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
-            const float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
-            finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+            for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
+                float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+                if (all.norms_rows) {
+                    const float norm = norm_of_row(group, a_row);
+                    total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
+                }
+                finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+            }
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
+    }
+
+    static __device__ __forceinline__ float2 load_pair(uint32_t place) {
+        float2 pair;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(place) : "memory");
+        return pair;
     }
 
     static __device__ __forceinline__ float4 load_sums(uint32_t place) {
@@ -304,14 +442,20 @@ struct SkinnyGemm {
         return sums;
     }
 
+    static __device__ __forceinline__ uint4 load_chunk(uint32_t place) {
+        uint4 chunk;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(chunk.x), "=r"(chunk.y), "=r"(chunk.z), "=r"(chunk.w) : "r"(place) : "memory");
+        return chunk;
+    }
+
     // All threads of one consumer meet. Barrier 0 is the block's.
     static __device__ __forceinline__ void named_barrier(uint32_t group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 };
 
-template <typename Shape>
-__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Tiles &tiles) {
+template <typename Shape, bool ROTATES>
+__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const RotaryArgs *rotary, const Tiles &tiles) {
     extern __shared__ __align__(128) uint8_t shared[];
-    const SkinnyGemm<Shape> gemm(args, tiles, shared);
+    const SkinnyGemm<Shape, ROTATES> gemm(args, rotary, tiles, shared);
     // The next launch's weights can be under way while this one finishes.
     if (!gemm.is_elastic()) let_next_launch_come();
     if (threadIdx.x == 0) {
@@ -335,7 +479,7 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ti
 #else
 
 // Other architectures have neither wgmma nor pairs of blocks; the host never launches these kernels there.
-template <typename Shape>
-__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &, const Tiles &) {}
+template <typename Shape, bool ROTATES>
+__device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &, const RotaryArgs *, const Tiles &) {}
 
 #endif

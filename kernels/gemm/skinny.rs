@@ -6,9 +6,10 @@
 use std::fmt;
 use std::mem::offset_of;
 
-use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
+use super::super::attention::Rotary;
 use super::warpgroup::TILE_BOARD_BYTES;
 use super::{Gemm, Variant, abi};
 
@@ -19,7 +20,10 @@ const MOST_SHARED_TILES: u32 = 128;
 const ALWAYS_SHARED_K: u32 = 4096;
 
 /// SMs from which a pair's blocks have one each: the memory's rate is then divided among so many that one block takes in its part.
-const DEEP_FROM_SMS: u32 = 60;
+const DEEP_FROM_SMS: Sms = Sms(60);
+
+/// Pairs of a head that are in one tile of a product whose columns are heads.
+pub(super) const PAIRS_OF_TILE: u32 = 32;
 
 /// How long a launch must be to poll the grant, microseconds.
 const LONG_US: f64 = 25.0;
@@ -111,12 +115,17 @@ impl Skinny {
         let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
         let blocks = match shares_k {
             false => Blocks::Single,
-            true if sms.get() < DEEP_FROM_SMS => Blocks::Pair,
+            true if sms < DEEP_FROM_SMS => Blocks::Pair,
             true => Blocks::DeepPair,
         };
         let skinny = Self { rows, blocks };
         let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && Variant::Skinny(*skinny).blocks_per_sm(gpu) > 0;
         Some(skinny).filter(fits)
+    }
+
+    /// Whether problems like `gemm` are done here, however many SMs there are.
+    pub(super) fn is_chosen_at_any_sms(gemm: &Gemm, gpu: &Topology) -> bool {
+        [Sms(1), DEEP_FROM_SMS].into_iter().all(|sms| Self::choose(gemm, sms, gpu).is_some())
     }
 
     pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
@@ -155,16 +164,26 @@ impl Skinny {
 
     /// The entry point, for every epilogue.
     pub(super) const fn symbol(self) -> &'static str {
+        self.symbols()[0]
+    }
+
+    /// The same, and that of products whose columns are heads.
+    const fn symbols(self) -> [&'static str; 2] {
+        macro_rules! with_rotary {
+            ($name:literal) => {
+                [concat!("gemm_skinny_", $name), concat!("gemm_skinny_", $name, "_rotary")]
+            };
+        }
         match (self.rows, self.blocks) {
-            (Rows::Eight, Blocks::Single) => "gemm_skinny_8x64",
-            (Rows::Eight, Blocks::Pair) => "gemm_skinny_8x64_pair",
-            (Rows::Eight, Blocks::DeepPair) => "gemm_skinny_8x64_deep_pair",
-            (Rows::Sixteen, Blocks::Single) => "gemm_skinny_16x64",
-            (Rows::Sixteen, Blocks::Pair) => "gemm_skinny_16x64_pair",
-            (Rows::Sixteen, Blocks::DeepPair) => "gemm_skinny_16x64_deep_pair",
-            (Rows::ThirtyTwo, Blocks::Single) => "gemm_skinny_32x128",
-            (Rows::ThirtyTwo, Blocks::Pair) => "gemm_skinny_32x64_pair",
-            (Rows::ThirtyTwo, Blocks::DeepPair) => "gemm_skinny_32x64_deep_pair",
+            (Rows::Eight, Blocks::Single) => with_rotary!("8x64"),
+            (Rows::Eight, Blocks::Pair) => with_rotary!("8x64_pair"),
+            (Rows::Eight, Blocks::DeepPair) => with_rotary!("8x64_deep_pair"),
+            (Rows::Sixteen, Blocks::Single) => with_rotary!("16x64"),
+            (Rows::Sixteen, Blocks::Pair) => with_rotary!("16x64_pair"),
+            (Rows::Sixteen, Blocks::DeepPair) => with_rotary!("16x64_deep_pair"),
+            (Rows::ThirtyTwo, Blocks::Single) => with_rotary!("32x128"),
+            (Rows::ThirtyTwo, Blocks::Pair) => with_rotary!("32x64_pair"),
+            (Rows::ThirtyTwo, Blocks::DeepPair) => with_rotary!("32x64_deep_pair"),
         }
     }
 
@@ -178,8 +197,9 @@ impl Skinny {
         let shape = self.shape();
         let rows = self.rows.count();
         let stages = shape.stages * shape.k_blocks * (64 * shape.groups + rows) * 128;
-        let sums = shape.groups * rows * (64 + 4) * 4;
-        1024 + stages + sums + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
+        let sums = rows * (64 + 4) * 4;
+        let squares = self.blocks_in_pair() * if rows > 16 { rows } else { 16 } * 4;
+        1024 + stages + shape.groups * (sums + squares) + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
     }
 
     /// Blocks for which an SM has registers: the kernels' launch bounds.
@@ -199,20 +219,37 @@ impl Skinny {
 
     /// The launch of a problem that [`can_do`](Self::can_do) allows, on a GPU where a block fits.
     pub(super) fn launch(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
+        let b = operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, self.tile().1);
+        self.launch_with(self.symbol(), Params::new(args(gemm)), b, gemm, sms, gpu)
+    }
+
+    /// The launch of a product whose columns are heads, of sizes that [`PAIRS_OF_TILE`] divides half of.
+    pub(super) fn launch_rotary(self, gemm: &Gemm, rotary: &Rotary, sms: Sms, gpu: &Topology) -> Launch {
+        let half = rotary.heads.head_dim / 2;
+        let stride = 2 * u64::from(gemm.ldb);
+        // Rows of a lower half, and of each head the rows of the upper half that they are turned with.
+        let b = TensorMap {
+            dimensions: 3,
+            sizes: [u64::from(gemm.k), u64::from(gemm.n - half), 2, 1],
+            strides: [stride, stride * u64::from(half), 0],
+            tile: [64, PAIRS_OF_TILE, 2, 1],
+            ..operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 0)
+        };
+        let params = Params::new(abi::SkinnyQkvArgs { product: args(gemm), rotary: rotary.args() });
+        self.launch_with(self.symbols()[1], params, b, gemm, sms, gpu)
+    }
+
+    /// `params` are, or begin with, a `SkinnyGemmArgs`.
+    fn launch_with(self, symbol: &'static str, params: Params, b: TensorMap, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
         use abi::SkinnyGemmArgs as Args;
-        const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
+        const { assert!(offset_of!(abi::SkinnyQkvArgs, product) == 0) };
         let blocks_per_sm = Variant::Skinny(self).blocks_per_sm(gpu);
-        let (rows, columns) = self.tile();
         let tiles = self.tiles(gemm);
         // A pair needs two SMs, or the room of two blocks on one.
         let workers = (sms.get() * blocks_per_sm / self.blocks_in_pair()).max(1);
-        let operand = |ptr, [rows, columns]: [u32; 2], stride, tile| {
-            TensorMap::matrix(ptr, Element::F16, [rows, columns], stride, [tile, 64], Swizzle::Bytes128)
-        };
-        let a = operand(gemm.a, [gemm.m, gemm.k], gemm.lda, rows);
-        let b = operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, columns);
+        let a = operand(gemm.a, [gemm.m, gemm.k], gemm.lda, self.rows());
         Launch {
-            symbol: self.symbol(),
+            symbol,
             grid: tiles.clamp(1, workers) * self.blocks_in_pair(),
             block: self.threads(),
             shared_bytes: self.shared_bytes(),
@@ -221,10 +258,26 @@ impl Skinny {
             blocks_per_tile: self.blocks_in_pair(),
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
-            params: Params::new(Args { a: UNUSED, b: UNUSED, gemm: gemm.args() })
-                .with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
+            params: params.with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
         }
     }
+}
+
+/// Without the tensor maps.
+fn args(gemm: &Gemm) -> abi::SkinnyGemmArgs {
+    const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
+    abi::SkinnyGemmArgs {
+        a: UNUSED,
+        b: UNUSED,
+        gemm: gemm.args(),
+        norms_rows: u32::from(gemm.row_norm.is_some()),
+        epsilon: gemm.row_norm.map_or(0.0, |norm| norm.epsilon),
+    }
+}
+
+/// Tiles of `tile_rows` rows and 64 columns of an operand.
+fn operand(ptr: DevicePtr, extents: [u32; 2], stride: u32, tile_rows: u32) -> TensorMap {
+    TensorMap::matrix(ptr, Element::F16, extents, stride, [tile_rows, 64], Swizzle::Bytes128)
 }
 
 /// How long the launch will take on `sms` SMs, roughly, microseconds.
@@ -235,8 +288,6 @@ fn predicted_us(gemm: &Gemm, sms: Sms) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use smidgen_runtime::device::DevicePtr;
-
     use super::super::super::testing::h200;
     use super::super::Epilogue;
     use super::*;

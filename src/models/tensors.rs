@@ -36,6 +36,11 @@ impl<'a> Loader<'a> {
 
     /// Parameters one below the other, as one matrix or vector.
     pub(super) fn stacked(&mut self, parameters: &[Parameter]) -> Result<Buffer, BuildError> {
+        self.stacked_with_norm(parameters, None)
+    }
+
+    /// The same of matrices, with the weight of the norm before them, if one is given, multiplied into their columns.
+    pub(super) fn stacked_with_norm(&mut self, parameters: &[Parameter], norm: Option<Parameter>) -> Result<Buffer, BuildError> {
         if self.weights.as_random().is_some() {
             let elements: u64 = parameters.iter().map(|&parameter| self.elements(parameter)).sum();
             let buffer = Buffer::new(self.session.device(), 2 * elements)?;
@@ -48,9 +53,18 @@ impl<'a> Loader<'a> {
         }
         let mut values = Vec::new();
         for &parameter in parameters {
-            values.extend(self.weights.f16(parameter)?);
+            values.extend(self.values(parameter, norm)?);
         }
         self.upload(&values)
+    }
+
+    /// A parameter that is not random, its columns multiplied by the norm's weight. Random norms need no such thing: their weights are 1
+    /// ([`weights::RandomWeights`]).
+    fn values(&self, parameter: Parameter, norm: Option<Parameter>) -> Result<Vec<f16>, BuildError> {
+        Ok(match norm {
+            None => self.weights.f16(parameter)?,
+            Some(norm) => self.weights.f16_with_scaled_columns(parameter, &self.weights.f32(norm)?)?,
+        })
     }
 
     /// The queries', keys' and values' rows one below the other, of a weight that has them head by head ([`LayerParameter::HeadwiseQkvWeight`]).
@@ -77,8 +91,9 @@ impl<'a> Loader<'a> {
         self.upload(&regrouped)
     }
 
-    /// Two matrices of the same shape row by row in turn, or two vectors element by element: the layout of the gated GEMM epilogues.
-    pub(super) fn interleaved(&mut self, even: Parameter, odd: Parameter) -> Result<Buffer, BuildError> {
+    /// Two matrices of the same shape row by row in turn, or two vectors element by element: the layout of the gated GEMM epilogues. With the weight
+    /// of the norm before them, if one is given, multiplied into the matrices' columns.
+    pub(super) fn interleaved(&mut self, even: Parameter, odd: Parameter, norm: Option<Parameter>) -> Result<Buffer, BuildError> {
         let (rows, columns) = self.extent(even);
         if self.weights.as_random().is_some() {
             let buffer = Buffer::new(self.session.device(), 4 * rows * columns)?;
@@ -86,7 +101,7 @@ impl<'a> Loader<'a> {
             self.random(odd, buffer.ptr().offset(2 * columns), 2 * columns)?;
             return Ok(buffer);
         }
-        let (even, odd) = (self.weights.f16(even)?, self.weights.f16(odd)?);
+        let (even, odd) = (self.values(even, norm)?, self.values(odd, norm)?);
         let rows = even.chunks_exact(columns as usize).zip(odd.chunks_exact(columns as usize));
         let values: Vec<f16> = rows.flat_map(|(even, odd)| even.iter().chain(odd)).copied().collect();
         self.upload(&values)

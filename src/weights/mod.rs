@@ -135,6 +135,29 @@ impl Weights {
         }
     }
 
+    /// A matrix as [`Weights::f16`] gives it, each column multiplied by an element of `scales` before it is rounded.
+    ///
+    /// # Errors
+    /// As [`Weights::f16`]; the element that overflows is the product.
+    pub fn f16_with_scaled_columns(&self, parameter: Parameter, scales: &[f32]) -> Result<Vec<f16>, WeightsError> {
+        let values = self.f32(parameter)?;
+        let mut overflow = None;
+        let scaled = values.iter().zip(scales.iter().cycle()).map(|(value, scale)| {
+            let product = value * scale;
+            if product.abs() > f16::MAX.to_f32() {
+                overflow.get_or_insert(product);
+            }
+            f16::from_f32(product)
+        });
+        let scaled = scaled.collect();
+        match (overflow, &self.source) {
+            (Some(value), Source::Checkpoint { checkpoint, .. }) => {
+                Err(WeightsError::Overflow { path: checkpoint.path().to_owned(), tensor: self.tensor_name(parameter)?, value })
+            }
+            _ => Ok(scaled),
+        }
+    }
+
     fn check(&self, parameter: Parameter) -> Result<(), WeightsError> {
         match &self.source {
             Source::Random(_) => Ok(()),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use half::f16;
 use rayon::prelude::*;
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Skinny, Variant, Warpgroup};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Skinny, Variant, Warpgroup};
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
@@ -95,14 +95,29 @@ impl Problem {
         Self { gemm, finish, a, b, bias, residual, residual_stride, scale, c, _operands: operands }
     }
 
+    /// With rows of `A` that are normed, and of very different size, so that a row normed by another's squares is wrong. The smallest ones' squares are of
+    /// the size of epsilon.
+    fn with_normed_rows(mut self, gpu: &Gpu) -> Self {
+        for (row, factor) in self.a.chunks_mut(self.gemm.lda as usize).zip([1.0, 32.0, 1.0 / 64.0, 8.0, 0.25].iter().cycle()) {
+            row.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * factor));
+        }
+        self._operands[0] = gpu.upload_f16(&self.a);
+        self.gemm = Gemm { a: self._operands[0].ptr(), row_norm: Some(RowNorm { epsilon: 1e-4 }), ..self.gemm };
+        self
+    }
+
     /// `C` by its definition, row by row, without the gaps.
     fn reference(&self) -> Vec<f64> {
         let Gemm { m, n, k, lda, ldb, .. } = self.gemm;
         let row_of = |row: usize| {
+            let a = &self.a[row * lda as usize..][..k as usize];
+            let norm = self.gemm.row_norm.map_or(1.0, |norm| {
+                let mean = a.iter().map(|a| a.to_f64() * a.to_f64()).sum::<f64>() / f64::from(k);
+                1.0 / (mean + f64::from(norm.epsilon)).sqrt()
+            });
             let sum = move |column: usize| -> f64 {
-                let a = &self.a[row * lda as usize..][..k as usize];
                 let b = &self.b[column * ldb as usize..][..k as usize];
-                f64::from(self.scale) * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>()
+                norm * f64::from(self.scale) * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>()
             };
             (0..self.finish.columns(n) as usize).map(move |column| {
                 let biased = || sum(column) + self.bias[column].to_f64();
@@ -339,6 +354,76 @@ fn few_rows_are_right_at_every_epilogue_and_length_of_k() {
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn few_normed_rows_are_right_at_every_epilogue_and_length_of_k() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(8);
+    for finish in Finish::ALL {
+        for rows in [1, 2, 7, 8, 9, 16, 17, 31, 32] {
+            // Less than a step, one and a bit, the second block of a pair without any, many rounds of a ring.
+            for k in [8, 248, 264, 2048, 5000] {
+                // One tile; many, of which each worker has one; so many that workers have several.
+                let columns = *random.pick(&[1, 31, 257, 1000, 9000]);
+                let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, columns, k]), [0, 0, 0, 0], finish);
+                let problem = problem.with_normed_rows(&gpu);
+                if !problem.gemm.can_norm_rows(gpu.device().topology()) {
+                    return;
+                }
+                gpu.run(&problem.gemm, *random.pick(&gpu.sm_counts()));
+                problem.check(&gpu.download(&problem.c), &problem.reference());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn normed_rows_have_the_same_bits_at_every_sm_count() {
+    let gpu = Gpu::open();
+    if gpu.device().topology().compute_capability != (9, 0) {
+        return;
+    }
+    let mut random = Random::new(9);
+    // Pairs and single blocks, few tiles and many, short launches and such as poll their grant.
+    for (finish, shape) in [
+        (Finish::Plain, [8, 3072, 2048]),
+        (Finish::SiluGate, [8, 16_384, 2048]),
+        (Finish::SiluGate, [1, 28_672, 4096]),
+        (Finish::Bias, [13, 3000, 3584]),
+        (Finish::BiasSiluGate, [32, 9000, 1016]),
+        (Finish::Bias, [32, 2050, 1016]),
+    ] {
+        let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish).with_normed_rows(&gpu);
+        let outputs = gpu.assert_same_bits_at_every_sm_count(&problem.gemm, &[&problem.c]);
+        problem.check(&outputs[0], &problem.reference());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_row_that_is_no_number_or_all_zeros_does_not_reach_other_normed_rows() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(10);
+    let mut problem = Problem::new(&gpu, &mut random, [8, 192, 512], [0; 4], Finish::Plain).with_normed_rows(&gpu);
+    if !problem.gemm.can_norm_rows(gpu.device().topology()) {
+        return;
+    }
+    problem.a[2 * 512 + 17] = f16::NAN;
+    problem.a[3 * 512..4 * 512].fill(f16::ZERO);
+    problem.a[5 * 512 + 400] = f16::INFINITY;
+    let a = gpu.upload_f16(&problem.a);
+    gpu.run(&Gemm { a: a.ptr(), ..problem.gemm }, gpu.sms());
+    let (output, reference) = (gpu.download_f16(&problem.c), problem.reference());
+    for (row, (output, reference)) in output.chunks(192).zip(reference.chunks(192)).enumerate() {
+        match row {
+            2 | 5 => assert!(output.iter().all(|value| value.is_nan()), "row {row}"),
+            3 => assert!(output.iter().all(|value| value.to_f32() == 0.0), "row {row}"),
+            _ => assert_close(format!("row {row}"), output.iter().map(|value| value.to_f64()), reference, 1e-3),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits() {
     let gpu = Gpu::open();
     if gpu.device().topology().compute_capability != (9, 0) {
@@ -354,21 +439,26 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
         (Finish::Bias, [20, 129, 264]),
         (Finish::PlainF32, [1, 8200, 96]),
     ] {
-        let problem = Problem::new(&gpu, &mut random, [rows, n, k], [0; 4], finish);
-        let reference = problem.reference();
-        // Pairs give the same bits whatever the depth of their rings.
-        let mut first = HashMap::new();
-        for skinny in Skinny::ALL.into_iter().filter(|skinny| rows <= skinny.rows()) {
-            for sms in [Sms(2), Sms(gpu.sms())] {
-                gpu.poison(&problem.c);
-                let variant = Variant::Skinny(skinny);
-                let launch = problem.gemm.configure_variant(variant, sms, gpu.device().topology()).expect("a kernel that fits");
-                gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
-                let bytes = gpu.download(&problem.c);
-                problem.check(&bytes, &reference);
-                let same = first.entry((skinny.rows(), skinny.shares_k())).or_insert_with(|| bytes.clone());
-                assert!(*same == bytes, "{skinny} on {sms} SMs differs for {}", problem.gemm.key());
-            }
+        let plain = Problem::new(&gpu, &mut random, [rows, n, k], [0; 4], finish);
+        assert_skinny_kernels_agree(&gpu, &plain);
+        assert_skinny_kernels_agree(&gpu, &plain.with_normed_rows(&gpu));
+    }
+}
+
+/// Fails unless every skinny kernel with enough rows is right, and those that share k give the same bits whatever the depth of their rings.
+fn assert_skinny_kernels_agree(gpu: &Gpu, problem: &Problem) {
+    let reference = problem.reference();
+    let mut first = HashMap::new();
+    for skinny in Skinny::ALL.into_iter().filter(|skinny| problem.gemm.m <= skinny.rows()) {
+        for sms in [Sms(2), Sms(gpu.sms())] {
+            gpu.poison(&problem.c);
+            let variant = Variant::Skinny(skinny);
+            let launch = problem.gemm.configure_variant(variant, sms, gpu.device().topology()).expect("a kernel that fits");
+            gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
+            let bytes = gpu.download(&problem.c);
+            problem.check(&bytes, &reference);
+            let same = first.entry((skinny.rows(), skinny.shares_k())).or_insert_with(|| bytes.clone());
+            assert!(*same == bytes, "{skinny} on {sms} SMs differs for {}", problem.gemm.key());
         }
     }
 }

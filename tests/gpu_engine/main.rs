@@ -17,6 +17,7 @@ mod decode;
 mod elastic;
 mod gemm;
 mod models;
+mod qkv;
 mod rotary;
 mod rowwise;
 mod sampling;

@@ -15,10 +15,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use smidgen::batch::RaggedBatch;
-use smidgen::config::ModelConfig;
+use smidgen::config::{DecoderConfig, ModelConfig};
 use smidgen::generate::{Generation, Sampling};
 use smidgen::models::{BuildError, ModelSource, Solo};
+use smidgen::presets;
 use smidgen::reference::Reference;
+use smidgen::weights::Weights;
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::LaunchError;
 use smidgen_runtime::partition::{PARTITION_BYTES, TpcSet};
@@ -129,6 +131,41 @@ fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
         }
         if let Some(at) = generated.iter().zip(&tokens).position(|(ours, theirs)| ours != theirs) {
             note(&format!("{name}: a tie at token {at}, where the generations part"));
+        }
+    }
+}
+
+/// The small models' heads are smaller than a tile of the products that rotate them: these are not. Up to 32 sequences a step norms and rotates in its
+/// products, beyond it does so apart.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_step_after_a_prefill_computes_what_the_cpu_reference_computes() {
+    let device = open();
+    let ModelConfig::Decoder(llama) = presets::LLAMA_3_2_1B else { unreachable!() };
+    for (head_dim, tied_embeddings) in [(64, true), (128, false)] {
+        let (hidden, heads, kv_heads, layers, vocab) = (512, 4, 2, 2, 1001);
+        let config =
+            DecoderConfig { hidden, heads, kv_heads, head_dim, layers, vocab, tied_embeddings, intermediate: 768, ..llama.clone() };
+        let weights = Weights::random(ModelConfig::Decoder(config), 5);
+        let Reference::Decoder(reference) = Reference::load(&weights).expect("weights") else { unreachable!() };
+        let mut random = Random::new(9);
+        for sequences in [1, 3, 12, 32, 33] {
+            let lengths = (0..sequences).map(|at| [1, 70, 7, 64, 63][at % 5]);
+            let prompts: Vec<Vec<u32>> = lengths.map(|length| (0..length).map(|_| random.between(0, vocab as u32 - 1)).collect()).collect();
+            let output = Tenant::new(&runtime(&device, Exclusive), &weights, &prompts).run().expect("a prefill and a step");
+            let logits: Vec<f32> = output.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            let (after_prefill, after_step) = logits.split_at(sequences * vocab);
+            let mut expected = [Vec::new(), Vec::new()];
+            for (prompt, logits) in prompts.iter().zip(after_prefill.chunks_exact(vocab)) {
+                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let drawn = logits.iter().position(|&logit| logit == largest).expect("a token") as u32;
+                let mut sequence = reference.start();
+                expected[0].extend(sequence.extend(prompt).expect("a prompt that fits"));
+                expected[1].extend(sequence.extend(&[drawn]).expect("a token that fits"));
+            }
+            let what = format!("{sequences} sequences, heads of {head_dim}");
+            assert_rows_close(&format!("prefill of {what}"), after_prefill, &expected[0], vocab);
+            assert_rows_close(&format!("step of {what}"), after_step, &expected[1], vocab);
         }
     }
 }

@@ -5,12 +5,18 @@
 //! variance, and has a plain feed-forward block; the others turn queries and keys by their positions, norm by the mean square, and gate. A sliding
 //! window is the attention kernels' business: keys that left it stay in the cache and are not read.
 //!
+//! Weights of RMS norms are multiplied into the projections after them when the model is loaded, so that a projection of few rows can norm them itself
+//! ([`Decoder::norms_rows`] decides); docs/decisions/0018.
+//!
 //! Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Touvron et al., "Llama 2", 2023.
 
 mod batch;
 mod inputs;
 mod slots;
 
+use std::ops::Range;
+
+use half::f16;
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
@@ -19,12 +25,11 @@ use super::tensors::{Loader, ptr};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
-use crate::kernels::gemm::{Epilogue, Gemm, Residual};
+use crate::kernels::gemm::{Epilogue, Gemm, QkvProduct, Residual, RowNorm};
 use crate::kernels::norm::{Norm, NormKind};
 use crate::kernels::sampling::Sample;
 use crate::weights::{LayerParameter, Parameter, Weights};
 
-use batch::Cache;
 pub use batch::{DecoderBatch, LogitRows, Prompts};
 pub use slots::SlotBatch;
 
@@ -38,7 +43,10 @@ pub struct Decoder {
     inverse_frequencies: Option<Buffer>,
     /// None where the token embedding is the head.
     head: Option<Buffer>,
-    norm: NormWeights,
+    /// Of the last norm; none where they are in the head.
+    norm: Option<NormWeights>,
+    /// Of the norms whose weights are in the projections after them: ones.
+    unit_norm: NormWeights,
     layers: Vec<Layer>,
 }
 
@@ -53,12 +61,14 @@ struct Layer {
     window: u32,
     /// Factor of the attention scores.
     scale: f32,
-    attention_norm: NormWeights,
+    /// None where they are in the projections.
+    attention_norm: Option<NormWeights>,
     qkv: Buffer,
     qkv_bias: Option<Buffer>,
     attention_output: Buffer,
     attention_output_bias: Option<Buffer>,
-    mlp_norm: NormWeights,
+    /// None where they are in the projection.
+    mlp_norm: Option<NormWeights>,
     up: UpProjection,
     down: Buffer,
     down_bias: Option<Buffer>,
@@ -72,6 +82,32 @@ enum UpProjection {
     Plain { weight: Buffer, bias: Buffer, activated: fn(DevicePtr) -> Epilogue },
 }
 
+/// Which rows of the residual stream a product is of.
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    /// The first ones.
+    First,
+    /// The first ones, whose norm the embedding has made.
+    Normed,
+    /// Those that an index in device memory picks.
+    Picked(DevicePtr),
+}
+
+/// Where the tokens of a pass stand, row by row.
+struct RowPlaces {
+    rows: u32,
+    positions: DevicePtr,
+    /// Rows of the page table.
+    sequence_of: DevicePtr,
+}
+
+/// Where attention reads new keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeysFrom {
+    Cache,
+    Rows,
+}
+
 impl Decoder {
     /// Puts the weights on the device.
     ///
@@ -83,13 +119,17 @@ impl Decoder {
             Positions::Learned => (Some(loader.load(Parameter::PositionEmbedding)?), None),
             Positions::Rotary(rope) => (None, Some(loader.upload_f32(&rope.inverse_frequencies(config.head_dim))?)),
         };
+        let head_norm = folds_norms(config).then_some(Parameter::FinalNormWeight);
         Ok(Self {
             config: config.clone(),
             words: loader.load(Parameter::TokenEmbedding)?,
             positions,
             inverse_frequencies,
-            head: (!config.tied_embeddings).then(|| loader.load(Parameter::OutputHead)).transpose()?,
-            norm: NormWeights::load(&mut loader, config, Parameter::FinalNormWeight, Parameter::FinalNormBias)?,
+            head: (!config.tied_embeddings).then(|| loader.stacked_with_norm(&[Parameter::OutputHead], head_norm)).transpose()?,
+            norm: (config.tied_embeddings || head_norm.is_none())
+                .then(|| NormWeights::load(&mut loader, config, Parameter::FinalNormWeight, Parameter::FinalNormBias))
+                .transpose()?,
+            unit_norm: NormWeights { weight: loader.upload(&vec![f16::ONE; config.hidden])?, bias: None },
             layers: (0..config.layers).map(|index| Layer::load(&mut loader, config, index)).collect::<Result<_, _>>()?,
         })
     }
@@ -120,9 +160,10 @@ impl Decoder {
     /// What a launch says.
     pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
         let rows = prompts.rows;
-        session.launch(&self.embed(batch, [0, rows], prompts.ids.ptr(), prompts.positions.ptr()))?;
-        for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, layer, cache, batch, rows, prompts.positions.ptr(), prompts.sequence_of.ptr())?;
+        session.launch(&self.embed(session, batch, rows, 0..rows, prompts.ids.ptr(), prompts.positions.ptr()))?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            let places = RowPlaces { rows, positions: prompts.positions.ptr(), sequence_of: prompts.sequence_of.ptr() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Rows)?;
             session.launch(&AttentionPrefill {
                 heads: self.heads(),
                 sequences: batch.sequences,
@@ -139,11 +180,11 @@ impl Decoder {
                 starts: prompts.starts.ptr(),
                 lengths: prompts.lengths.ptr(),
             })?;
-            self.finish_layer(session, at, batch, rows)?;
+            self.finish_layer(session, layer, batch, rows)?;
         }
         match wanted {
-            LogitRows::All => self.logits(session, batch, rows, DevicePtr::NULL),
-            LogitRows::Last => self.logits(session, batch, batch.sequences, prompts.last_rows.ptr()),
+            LogitRows::All => self.logits(session, batch, rows, Rows::First),
+            LogitRows::Last => self.logits(session, batch, batch.sequences, Rows::Picked(prompts.last_rows.ptr())),
         }
     }
 
@@ -153,9 +194,10 @@ impl Decoder {
     /// What a launch says.
     pub fn step(&self, session: &mut Session, batch: &DecoderBatch) -> Result<(), LaunchError> {
         let rows = batch.sequences;
-        session.launch(&self.embed(batch, [0, rows], batch.tokens.ptr(), batch.positions.ptr()))?;
+        session.launch(&self.embed(session, batch, rows, 0..rows, batch.tokens.ptr(), batch.positions.ptr()))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, layer, cache, batch, rows, batch.positions.ptr(), batch.numbers.ptr())?;
+            let places = RowPlaces { rows, positions: batch.positions.ptr(), sequence_of: batch.numbers.ptr() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             session.launch(&AttentionDecode {
                 heads: self.heads(),
                 sequences: rows,
@@ -170,9 +212,9 @@ impl Decoder {
                 lengths: batch.lengths.ptr(),
                 workspace: batch.workspace.ptr(),
             })?;
-            self.finish_layer(session, at, batch, rows)?;
+            self.finish_layer(session, layer, batch, rows)?;
         }
-        self.logits(session, batch, rows, DevicePtr::NULL)
+        self.logits(session, batch, rows, Rows::First)
     }
 
     /// Launches the draw of each sequence's next token from its logits. With `advance`, the sequences then stand one token further on.
@@ -199,29 +241,34 @@ impl Decoder {
         self.config.vocab
     }
 
-    /// The embeddings of `count` tokens, with their positions where those are learned: the rows from `first` on of the residual stream, and the
-    /// first layer's norm of them.
-    fn embed(&self, batch: &DecoderBatch, [first, count]: [u32; 2], ids: DevicePtr, positions: DevicePtr) -> Embed {
+    /// The embeddings of the tokens `part` of a pass over `rows`, with their positions where those are learned: those rows of the residual stream, and
+    /// the first layer's norm of them where its projection does not norm them.
+    fn embed(&self, session: &Session, batch: &DecoderBatch, rows: u32, part: Range<u32>, ids: DevicePtr, positions: DevicePtr) -> Embed {
         let config = &self.config;
-        let from_first = |buffer: &Buffer| buffer.ptr().offset(2 * u64::from(first) * config.hidden as u64);
-        let norm = self.layers.first().map(|layer| EmbedNorm {
-            kind: self.norm_kind(),
-            weight: layer.attention_norm.weight.ptr(),
-            bias: ptr(layer.attention_norm.bias.as_ref()),
-            epsilon: config.norm_epsilon,
-        });
+        let from_first = |buffer: &Buffer| buffer.ptr().offset(2 * u64::from(part.start) * config.hidden as u64);
+        let norm_of = |layer: &Layer| {
+            let norm = layer.attention_norm.as_ref();
+            let weights = norm.unwrap_or(&self.unit_norm);
+            (!self.norms_rows(session, norm, &self.qkv_product(layer, batch, rows))).then(|| EmbedNorm {
+                kind: self.norm_kind(),
+                weight: weights.weight.ptr(),
+                bias: ptr(weights.bias.as_ref()),
+                epsilon: config.norm_epsilon,
+            })
+        };
+        let norm = self.layers.first().and_then(norm_of);
         let table = |table: &Buffer| PositionTable { positions, table: table.ptr(), entries: config.max_positions as u32 };
         Embed {
-            rows: count,
+            rows: part.len() as u32,
             width: config.hidden as u32,
             vocabulary: config.vocab as u32,
             ids,
             words: self.words.ptr(),
             positions: self.positions.as_ref().map(table),
             type_table: DevicePtr::NULL,
-            sum: from_first(&batch.x),
+            sum: norm.map_or(DevicePtr::NULL, |_| from_first(&batch.x)),
             norm,
-            y: from_first(&batch.normed),
+            y: from_first(if norm.is_some() { &batch.normed } else { &batch.x }),
         }
     }
 
@@ -230,6 +277,32 @@ impl Decoder {
             DecoderNorm::Layer => NormKind::Layer,
             DecoderNorm::Rms => NormKind::Rms,
         }
+    }
+
+    /// Whether `product`, of the residual stream, norms its rows itself: where no weights of the norm are left, and the kernel that does the product can.
+    fn norms_rows(&self, session: &Session, norm: Option<&NormWeights>, product: &Gemm) -> bool {
+        norm.is_none() && product.can_norm_rows(session.device().topology())
+    }
+
+    /// `product`, of the residual stream, made one of its normed rows; where it does not norm them itself, their norm is launched.
+    fn normed(
+        &self,
+        session: &mut Session,
+        batch: &DecoderBatch,
+        rows: Rows,
+        norm: Option<&NormWeights>,
+        product: Gemm,
+    ) -> Result<Gemm, LaunchError> {
+        if !matches!(rows, Rows::Picked(_)) && self.norms_rows(session, norm, &product) {
+            return Ok(Gemm { row_norm: Some(RowNorm { epsilon: self.config.norm_epsilon }), ..product });
+        }
+        let weights = norm.unwrap_or(&self.unit_norm);
+        match rows {
+            Rows::First => session.launch(&self.norm(batch, product.m, DevicePtr::NULL, weights))?,
+            Rows::Picked(index) => session.launch(&self.norm(batch, product.m, index, weights))?,
+            Rows::Normed => {}
+        }
+        Ok(Gemm { a: batch.normed.ptr(), ..product })
     }
 
     /// The norm of the residual stream, of all its rows or those picked by `index`.
@@ -249,36 +322,46 @@ impl Decoder {
         }
     }
 
-    /// Query, key and value projections of the normed rows, rotation where positions are rotary, and keys and values into the cache.
-    #[expect(clippy::too_many_arguments, reason = "prefill and step differ in the last two alone")]
+    /// Queries, keys and values of `rows` rows of the residual stream.
+    fn qkv_product(&self, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Gemm {
+        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
+        let shape = [rows, self.heads().qkv_width(), self.config.hidden as u32];
+        Gemm::new(shape, batch.x.ptr(), layer.qkv.ptr(), batch.qkv.ptr(), epilogue)
+    }
+
+    /// Query, key and value projections of the normed rows in the layer `at`, rotation where positions are rotary, and keys and values into the cache.
+    /// Keys and values remain in `batch.qkv` too, unless attention is said to read them from the cache.
     fn project_and_rotate(
         &self,
         session: &mut Session,
-        layer: &Layer,
-        cache: &Cache,
+        at: usize,
         batch: &DecoderBatch,
-        rows: u32,
-        positions: DevicePtr,
-        sequence_of: DevicePtr,
+        places: &RowPlaces,
+        attention_reads: KeysFrom,
     ) -> Result<(), LaunchError> {
-        let (normed, qkv) = (batch.normed.ptr(), batch.qkv.ptr());
-        let epilogue = layer.qkv_bias.as_ref().map_or(Epilogue::NONE, |bias| Epilogue::Bias(bias.ptr()));
-        session.launch(&Gemm::new([rows, self.heads().qkv_width(), self.config.hidden as u32], normed, layer.qkv.ptr(), qkv, epilogue))?;
-        let (heads, qkv_stride, cache) = (self.heads(), self.heads().qkv_width(), batch.cache(cache));
-        match &self.inverse_frequencies {
-            None => session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of }),
-            Some(frequencies) => {
-                let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
-                session.launch(&Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of })
-            }
+        let &RowPlaces { rows, positions, sequence_of } = places;
+        let (layer, cache) = (&self.layers[at], batch.cache(&batch.caches[at]));
+        let input = if at == 0 { Rows::Normed } else { Rows::First };
+        let product = self.normed(session, batch, input, layer.attention_norm.as_ref(), self.qkv_product(layer, batch, rows))?;
+        let (heads, qkv, qkv_stride) = (self.heads(), product.c, product.ldc);
+        let Some(frequencies) = &self.inverse_frequencies else {
+            session.launch(&product)?;
+            return session.launch(&CacheWrite { heads, rows, qkv, qkv_stride, positions, cache, sequence_of });
+        };
+        let (inverse_frequencies, cache) = (frequencies.ptr(), Some(cache));
+        let rotary = Rotary { heads, rows, qkv, qkv_stride, positions, inverse_frequencies, cache, sequence_of };
+        let both = QkvProduct { product, rotary };
+        if attention_reads == KeysFrom::Cache && both.can_be_one_launch(session.device().topology()) {
+            return session.launch(&both);
         }
+        session.launch(&product)?;
+        session.launch(&rotary)
     }
 
-    /// Output projection, norm and feed-forward block of the layer `at`, each added to the residual stream; then the next layer's norm.
-    fn finish_layer(&self, session: &mut Session, at: usize, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
-        let layer = &self.layers[at];
+    /// Output projection, norm and feed-forward block of a layer, each added to the residual stream.
+    fn finish_layer(&self, session: &mut Session, layer: &Layer, batch: &DecoderBatch, rows: u32) -> Result<(), LaunchError> {
         let (hidden, inner) = (self.config.hidden as u32, self.config.intermediate as u32);
-        let (x, normed) = (batch.x.ptr(), batch.normed.ptr());
+        let x = batch.x.ptr();
         let residual = Residual { ptr: x, stride: hidden };
         let added = |bias: &Option<Buffer>| match bias {
             Some(bias) => Epilogue::BiasResidual(bias.ptr(), residual),
@@ -297,28 +380,31 @@ impl Decoder {
             x,
             added(&layer.attention_output_bias),
         ))?;
-        session.launch(&self.norm(batch, rows, DevicePtr::NULL, &layer.mlp_norm))?;
-        session.launch(&Gemm::new([rows, up_rows, hidden], normed, up.ptr(), batch.inner.ptr(), activated))?;
-        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))?;
-        match self.layers.get(at + 1) {
-            Some(next) => session.launch(&self.norm(batch, rows, DevicePtr::NULL, &next.attention_norm)),
-            None => Ok(()),
-        }
+        let up = Gemm::new([rows, up_rows, hidden], x, up.ptr(), batch.inner.ptr(), activated);
+        let up = self.normed(session, batch, Rows::First, layer.mlp_norm.as_ref(), up)?;
+        session.launch(&up)?;
+        session.launch(&Gemm::new([rows, hidden, inner], batch.inner.ptr(), layer.down.ptr(), x, added(&layer.down_bias)))
     }
 
-    /// Final norm and head over `rows` rows of the residual stream: the first ones, or those that `index` picks.
-    fn logits(&self, session: &mut Session, batch: &DecoderBatch, rows: u32, index: DevicePtr) -> Result<(), LaunchError> {
-        session.launch(&self.norm(batch, rows, index, &self.norm))?;
+    /// Final norm and head over `count` rows of the residual stream.
+    fn logits(&self, session: &mut Session, batch: &DecoderBatch, count: u32, rows: Rows) -> Result<(), LaunchError> {
         let head = self.head.as_ref().unwrap_or(&self.words);
         let (vocabulary, hidden) = (self.config.vocab as u32, self.config.hidden as u32);
         let epilogue = Epilogue::PlainF32 { scale: 1.0 };
-        session.launch(&Gemm::new([rows, vocabulary, hidden], batch.normed.ptr(), head.ptr(), batch.logits.ptr(), epilogue))
+        let product = Gemm::new([count, vocabulary, hidden], batch.x.ptr(), head.ptr(), batch.logits.ptr(), epilogue);
+        let product = self.normed(session, batch, rows, self.norm.as_ref(), product)?;
+        session.launch(&product)
     }
 
     fn heads(&self) -> Heads {
         let config = &self.config;
         Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 }
     }
+}
+
+/// Whether weights of norms are multiplied into the projections after them: those of RMS norms, which shift nothing.
+fn folds_norms(config: &DecoderConfig) -> bool {
+    config.norm == DecoderNorm::Rms
 }
 
 impl Layer {
@@ -332,12 +418,15 @@ impl Layer {
         Ok(Self {
             window: config.window(index).map_or(0, |window| window as u32),
             scale: config.score_scale(index),
-            attention_norm: NormWeights::load(loader, config, at(P::AttentionNormWeight), at(P::AttentionNormBias))?,
-            qkv: loader.stacked(&[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)])?,
+            attention_norm: NormWeights::load_unfolded(loader, config, at(P::AttentionNormWeight), at(P::AttentionNormBias))?,
+            qkv: loader.stacked_with_norm(
+                &[at(P::QueryWeight), at(P::KeyWeight), at(P::ValueWeight)],
+                folds_norms(config).then_some(at(P::AttentionNormWeight)),
+            )?,
             qkv_bias,
             attention_output: loader.load(at(P::AttentionOutputWeight))?,
             attention_output_bias,
-            mlp_norm: NormWeights::load(loader, config, at(P::FeedForwardNormWeight), at(P::FeedForwardNormBias))?,
+            mlp_norm: NormWeights::load_unfolded(loader, config, at(P::FeedForwardNormWeight), at(P::FeedForwardNormBias))?,
             up: UpProjection::load(loader, config, index)?,
             down: loader.load(at(P::DownWeight))?,
             down_bias,
@@ -350,20 +439,31 @@ impl NormWeights {
         let bias = (config.norm == DecoderNorm::Layer).then(|| loader.load(bias)).transpose()?;
         Ok(Self { weight: loader.load(weight)?, bias })
     }
+
+    /// The same of a norm before projections, which take its weights where they can.
+    fn load_unfolded(
+        loader: &mut Loader<'_>,
+        config: &DecoderConfig,
+        weight: Parameter,
+        bias: Parameter,
+    ) -> Result<Option<Self>, BuildError> {
+        (!folds_norms(config)).then(|| Self::load(loader, config, weight, bias)).transpose()
+    }
 }
 
 impl UpProjection {
     fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
         use LayerParameter as P;
         let at = |parameter| Parameter::layer(index, parameter);
+        let norm = folds_norms(config).then_some(at(P::FeedForwardNormWeight));
         if config.gated {
             if config.activation != Activation::Silu {
                 return Err(BuildError::Unsupported(
                     "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
                 ));
             }
-            let bias = config.mlp_bias.then(|| loader.interleaved(at(P::GateBias), at(P::UpBias))).transpose()?;
-            return Ok(Self::Gated { weight: loader.interleaved(at(P::GateWeight), at(P::UpWeight))?, bias });
+            let bias = config.mlp_bias.then(|| loader.interleaved(at(P::GateBias), at(P::UpBias), None)).transpose()?;
+            return Ok(Self::Gated { weight: loader.interleaved(at(P::GateWeight), at(P::UpWeight), norm)?, bias });
         }
         let activated = match config.activation {
             Activation::Gelu => Epilogue::BiasGelu,
@@ -378,6 +478,6 @@ impl UpProjection {
         if !config.mlp_bias {
             return Err(BuildError::Unsupported("the plain feed-forward kernels add a bias, and this model has none; use `--device cpu`"));
         }
-        Ok(Self::Plain { weight: loader.load(at(P::UpWeight))?, bias: loader.load(at(P::UpBias))?, activated })
+        Ok(Self::Plain { weight: loader.stacked_with_norm(&[at(P::UpWeight)], norm)?, bias: loader.load(at(P::UpBias))?, activated })
     }
 }

@@ -15,7 +15,7 @@ use smidgen_runtime::launch::{LaunchError, Session, WorkId};
 
 use super::batch::{DecoderBatch, Room};
 use super::inputs::{RowInputs, RowPtrs, SlotInputs};
-use super::{Decoder, Layer};
+use super::{Decoder, KeysFrom, Layer, RowPlaces, Rows};
 use crate::kernels::attention::{AttentionChunk, AttentionDecode, KvCache, PAGE_TOKENS};
 use crate::kernels::sampling::Sample;
 use crate::models::BuildError;
@@ -309,13 +309,14 @@ impl Decoder {
     /// Every slot's token goes into its pages, and the next one is drawn.
     fn decode_slots(&self, session: &mut Session, batch: &DecoderBatch, step: &SlotStep<'_>) -> Result<(), LaunchError> {
         let rows = step.rows;
-        session.launch(&self.embed(batch, [0, rows], step.from.ptr(), step.positions()))?;
+        session.launch(&self.embed(session, batch, rows, 0..rows, step.from.ptr(), step.positions()))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, layer, cache, batch, rows, step.positions(), step.table_rows())?;
+            let places = RowPlaces { rows, positions: step.positions(), sequence_of: step.table_rows() };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             session.launch(&self.attend_slots(layer, batch, batch.cache(cache), rows, step.lengths()))?;
-            self.finish_layer(session, at, batch, rows)?;
+            self.finish_layer(session, layer, batch, rows)?;
         }
-        self.logits(session, batch, rows, DevicePtr::NULL)?;
+        self.logits(session, batch, rows, Rows::First)?;
         session.launch(&self.draw_slots(batch, step))
     }
 
@@ -324,22 +325,23 @@ impl Decoder {
         let MixedRows { decode_rows, prefill_rows, draws, ptrs, .. } = mixed;
         let rows = decode_rows + prefill_rows;
         if *decode_rows > 0 {
-            session.launch(&self.embed(batch, [0, *decode_rows], step.from.ptr(), step.positions()))?;
+            session.launch(&self.embed(session, batch, rows, 0..*decode_rows, step.from.ptr(), step.positions()))?;
         }
         let positions = ptrs.positions.offset(4 * u64::from(*decode_rows));
-        session.launch(&self.embed(batch, [*decode_rows, *prefill_rows], ptrs.ids, positions))?;
+        session.launch(&self.embed(session, batch, rows, *decode_rows..rows, ptrs.ids, positions))?;
         for (at, (layer, cache)) in self.layers.iter().zip(&batch.caches).enumerate() {
-            self.project_and_rotate(session, layer, cache, batch, rows, ptrs.positions, ptrs.table_rows)?;
+            let places = RowPlaces { rows, positions: ptrs.positions, sequence_of: ptrs.table_rows };
+            self.project_and_rotate(session, at, batch, &places, KeysFrom::Cache)?;
             if *decode_rows > 0 {
                 session.launch(&self.attend_slots(layer, batch, batch.cache(cache), *decode_rows, step.lengths()))?;
             }
             session.launch(&self.attend_prefills(layer, batch, batch.cache(cache), mixed))?;
-            self.finish_layer(session, at, batch, rows)?;
+            self.finish_layer(session, layer, batch, rows)?;
         }
         if !draws {
             return Ok(());
         }
-        self.logits(session, batch, step.rows, ptrs.last_rows)?;
+        self.logits(session, batch, step.rows, Rows::Picked(ptrs.last_rows))?;
         session.launch(&self.draw_slots(batch, step))
     }
 
