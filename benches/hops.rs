@@ -116,7 +116,7 @@ fn chain(device: &Arc<dyn Device>, overlaps: bool) -> Result<[Duration; 2]> {
     let place = |from: u16| -> Result<Placement> {
         let tpcs = TpcSet::range(from, from + half);
         let partition = device.create_partition(tpcs)?;
-        Ok(Placement { sms: device.topology().sms_of(tpcs), partition, priority: Priority::Normal })
+        Ok(Placement { sms: device.topology().sms_of(tpcs), partition, priority: Priority::Normal, borrows: false })
     };
     let halves = [place(0)?, place(half)?];
     let tiles = halves[0].sms.get();

@@ -44,8 +44,11 @@ fn main() -> ExitCode {
     #[cfg(feature = "cuda-13000")]
     {
         let (name, value) = smidgen_runtime::device::cuda::MAX_CONNECTIONS;
-        // SAFETY: no other thread runs yet.
-        unsafe { std::env::set_var(name, value) };
+        // A worker has been told what suits its phase.
+        if std::env::var_os(name).is_none() || !std::env::args().any(|argument| argument == worker::SUBCOMMAND) {
+            // SAFETY: no other thread runs yet.
+            unsafe { std::env::set_var(name, value) };
+        }
     }
     let filter = EnvFilter::try_from_env("SMIDGEN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()

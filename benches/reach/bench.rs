@@ -111,7 +111,7 @@ impl Bench {
     /// clusters run too.
     pub fn lane(&self, sms: u16) -> Result<Lane> {
         let partition = if sms == self.all_sms() { PartitionId::WHOLE } else { self.cuda.create_coscheduled_partition(Sms(sms))? };
-        let placement = Placement { sms: Sms(sms), partition, priority: Priority::Normal };
+        let placement = Placement { sms: Sms(sms), partition, priority: Priority::Normal, borrows: false };
         let walls = Walls { grid: true, grant: false, partition: sms < self.all_sms() };
         let all = self.device.topology().all_tpcs();
         let tenant = TenantPlan { owned: all, grant: all, default: placement, kernels: HashMap::new(), walls };

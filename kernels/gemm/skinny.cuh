@@ -9,7 +9,8 @@
 //    one more warp takes tiles, where the launch is elastic
 //
 // A stage's hand-over costs about 300 cycles in the producer and as many in a consumer, whatever its size (docs/kernels/skinny-gemm.md), so stages are large.
-// The rows of A beyond m read as zeros and cost nothing; its m rows are read again for every tile, from L2.
+// The rows of A beyond m read as zeros and cost nothing; its m rows are read again for every tile, from L2. B is read once, and must not push out of L2
+// what other tenants' kernels read again.
 //
 // A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
@@ -180,7 +181,7 @@ struct SkinnyGemm {
     __device__ __forceinline__ void fetch_b(uint32_t stage, uint32_t step, uint32_t tile) const {
 #pragma unroll
         for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-            tma_load(b_place(stage, block), all.b, full + stage * 8, first_k + step * STAGE_K + block * 64, tile * Shape::COLUMNS);
+            tma_load_once(b_place(stage, block), all.b, full + stage * 8, first_k + step * STAGE_K + block * 64, tile * Shape::COLUMNS);
         }
     }
 

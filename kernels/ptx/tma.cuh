@@ -30,6 +30,14 @@ __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, 
                  : "memory");
 }
 
+// The same of what is read once: neighbours keep what they have in L2.
+__device__ __forceinline__ void tma_load_once(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+                     target),
+                 "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(L2_EVICT_FIRST)
+                 : "memory");
+}
+
 // Brings a tile to L2 only, and tells nobody.
 __device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y) {
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");

@@ -36,6 +36,7 @@ fn tenants(gpu: &Topology) -> Vec<TenantDemand> {
         id: TenantId(id),
         class: if id < 3 { Class::Latency } else { Class::Throughput },
         slo: (id < 2).then(|| Duration::from_millis(60)),
+        rate: (id == 1).then_some(5.0),
         kernels: (0..KERNELS).map(|number| kernel(gpu, number + KERNELS * u64::from(id))).collect(),
     };
     (0..TENANTS).map(tenant).collect()

@@ -68,7 +68,7 @@ const KERNELS: [Fake; 4] = [Fake::new("gemm").elastic(), Fake::new("attention").
 /// The first three kernels on partitions of their own.
 fn plan() -> Plan {
     let placed = |(at, kernel): (u32, &Fake)| {
-        let placement = Placement { sms: Sms(8), partition: PartitionId(at), priority: Priority::Normal };
+        let placement = Placement { sms: Sms(8), partition: PartitionId(at), priority: Priority::Normal, borrows: false };
         (kernel.key().fingerprint(), placement)
     };
     let kernels: HashMap<Fingerprint, Placement> = (1..).zip(&KERNELS[..3]).map(placed).collect();

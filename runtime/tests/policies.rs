@@ -51,7 +51,7 @@ fn kernel(number: u64, launches: u32, minimum: u16, us: f64) -> KernelDemand {
 }
 
 fn tenant(id: u32, kernels: &[KernelDemand]) -> TenantDemand {
-    TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, kernels: kernels.to_vec() }
+    TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, rate: None, kernels: kernels.to_vec() }
 }
 
 /// The SMs of each tenant's default placement, by rising tenant number.

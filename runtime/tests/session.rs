@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smidgen_runtime::device::sim::KernelTrace;
 use smidgen_runtime::device::{Event, PartitionId, Priority, Sms};
 use smidgen_runtime::launch::grant::Grant;
-use smidgen_runtime::launch::{Grids, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
+use smidgen_runtime::launch::{Grids, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::tenant::TenantId;
 
@@ -38,7 +38,7 @@ impl House {
     }
 
     fn placement(&self, (partition, tpcs): (PartitionId, TpcSet)) -> Placement {
-        Placement { sms: self.gpu.device.topology().sms_of(tpcs), partition, priority: Priority::Normal }
+        Placement { sms: self.gpu.device.topology().sms_of(tpcs), partition, priority: Priority::Normal, borrows: false }
     }
 
     /// A tenant whose kernels are placed as listed, and on the whole GPU where not.
@@ -445,4 +445,44 @@ fn a_session_that_is_given_up_finishes_its_launches_and_returns_all_it_had() {
     assert_eq!(house.gpu.sim.take_trace().len(), 3);
     assert_eq!(house.gpu.free_bytes(), free);
     assert!(house.gpu.device.synchronize(stream).is_err(), "the stream is gone");
+}
+
+#[test]
+fn only_launches_that_poll_the_grant_run_where_the_plan_would_have_them_borrow() {
+    let house = House::new();
+    const ELASTIC: Fake = GEMM.elastic();
+    let opaque = OpaqueKernel { key: LOOKUP.key(), work: LOOKUP.work() };
+    let borrowed = Placement { borrows: true, ..house.placement(house.large) };
+    let plan = TenantPlan {
+        owned: house.small.1,
+        default: house.placement(house.small),
+        kernels: [ELASTIC.key(), NORM.key(), LOOKUP.key()].map(|key| (key.fingerprint(), borrowed)).into(),
+        ..house.tenant(&[])
+    };
+    house.publish([(TENANT, plan)]);
+    let mut session = house.session_of(TENANT).unwrap();
+    session.launch(&ELASTIC).unwrap();
+    session.launch(&NORM).unwrap();
+    session.launch_opaque(&opaque, |_, sms| assert_eq!(sms, Sms(16))).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1), ("norm", house.small.1)]);
+
+    // Without elasticity nothing can be taken back from anybody.
+    let mut session = house.session_of(TENANT).unwrap();
+    session.set_grids(Grids::Fixed);
+    session.launch(&ELASTIC).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
+}
+
+#[test]
+fn an_eager_session_launches_its_requests_kernel_by_kernel() {
+    let house = House::new();
+    let mut session = house.session(&[]);
+    session.launch_eagerly();
+    let request = |session: &mut Session| -> Result<(), LaunchError> { session.launch(&GEMM) };
+    session.capture_kept(WorkId(0), request).unwrap();
+    assert_eq!((session.stats().launches, session.kept_graphs()), (0, 0));
+    for _ in 0..2 {
+        session.replay_or_capture(WorkId(0), request).unwrap();
+    }
+    assert_eq!((session.stats().launches, session.stats().replays, session.kept_graphs()), (2, 0, 0));
 }

@@ -164,7 +164,7 @@ impl Run {
             observe(&phase);
             alone_at_rate.extend(self.phase(&phase, &exclusive, std::slice::from_ref(tenant))?);
         }
-        let tenants = self.with_objectives(&alone)?;
+        let tenants = self.with_objectives(&alone, &alone_at_rate)?;
         let mut policies = Vec::new();
         for sharing in &self.policies {
             let phase = sharing.to_string();
@@ -185,12 +185,13 @@ impl Run {
         rated.collect()
     }
 
-    /// The same with relative objectives in milliseconds too: multiples of the 99th percentile alone in a closed loop, that is without queueing; of a
-    /// stream, of the time per output token.
-    fn with_objectives(&self, alone: &[TenantResult]) -> Result<Vec<TenantRequest>, RunError> {
+    /// The same with relative objectives in milliseconds too: multiples of the 99th percentile alone, in a closed loop or at the tenant's own rate, that is
+    /// with its own queueing; of a stream, of the time per output token.
+    fn with_objectives(&self, alone: &[TenantResult], alone_at_rate: &[TenantResult]) -> Result<Vec<TenantRequest>, RunError> {
         let mut tenants = self.with_rates(alone)?;
         for (tenant, alone) in tenants.iter_mut().zip(alone) {
             let Some(times) = tenant.slo_times_alone else { continue };
+            let alone = alone_at_rate.iter().find(|at_rate| at_rate.name == alone.name).unwrap_or(alone);
             let p99_ms = alone.stream.map_or(alone.p99_ms, |stream| stream.per_token_ms[2]);
             if alone.requests == 0 || p99_ms <= 0.0 {
                 return Err(RunError::NothingMeasured(tenant.name.clone()));
@@ -262,7 +263,7 @@ impl Run {
     /// # Errors
     /// As [`execute`](Run::execute).
     pub fn predict(&self, measured: &mut RunResult) -> Result<(), RunError> {
-        let tenants = self.with_objectives(&measured.alone)?;
+        let tenants = self.with_objectives(&measured.alone, &measured.alone_at_rate)?;
         let simulated = Run { place: Where::Sim, watch: Watch::default(), ..self.clone() };
         for (policy, sharing) in measured.policies.iter_mut().zip(&self.policies) {
             let predicted = simulated.phase(&policy.policy, sharing, &tenants)?;

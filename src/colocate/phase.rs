@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::SimDevice;
-use smidgen_runtime::launch::{Grids, KernelKey, LaunchError, Session, Walls};
+use smidgen_runtime::launch::{KernelKey, LaunchError, Session, Walls};
 use smidgen_runtime::policy::UnknownPolicy;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
@@ -25,6 +25,9 @@ use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, Stream
 
 /// Load before and after the measured window, so that nobody is measured beside a neighbour that has not started or has finished.
 const SHOULDER: Duration = Duration::from_millis(300);
+
+/// Load before the measured window where a policy adapts its plan to objectives: what is measured is what it settles on.
+const SETTLING: Duration = Duration::from_millis(2500);
 
 /// A phase that could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +107,7 @@ pub fn run(
     // On a GPU the daemon keeps a process to its percentage of the SMs.
     let policy = sharing.policy(matches!(device, PhaseDevice::Sim(_)))?;
     let by_profile = policy.needs_profiles();
+    let adapts = policy.adapts() && tenants.iter().any(|tenant| tenant.slo_ms.is_some());
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::recording(device.device(), policy, profiles, recording);
     let mut tenancies = Vec::new();
@@ -112,7 +116,7 @@ pub fn run(
         if let (PhaseDevice::Sim(sim), true) = (device, sharing.is_baseline()) {
             sim.set_process(process as u32);
         }
-        let (tenancy, tenant) = prepare(&runtime, tenant, sharing.grids())?;
+        let (tenancy, tenant) = prepare(&runtime, tenant, sharing)?;
         tenancies.push(tenancy);
         prepared.push(tenant);
     }
@@ -131,7 +135,7 @@ pub fn run(
     }
     gate()?;
     let start = runtime.device().now();
-    let from = start + SHOULDER;
+    let from = start + if adapts { SETTLING } else { SHOULDER };
     let until = from + Duration::from_secs_f64(seconds);
     let window = Window { from, until, end: until + SHOULDER };
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
@@ -175,7 +179,7 @@ pub(super) enum TenantServer {
 }
 
 /// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
-fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, grids: Grids) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
+fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
     let source = models::ModelSource::find(&tenant.model).map_err(build)?;
     let limits = tenant.stream.map(|stream| limits(tenant, stream));
@@ -188,8 +192,13 @@ fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, grids: Grids) -> Re
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
     let tenancy = Tenancy::new(runtime, id);
+    // A stream's rate is of requests, and its objective of tokens.
+    runtime.expect_rate(id, tenant.rate.filter(|_| tenant.stream.is_none()))?;
     let mut session = runtime.session(id)?;
-    session.set_grids(grids);
+    session.set_grids(sharing.grids());
+    if sharing.is_eager() {
+        session.launch_eagerly();
+    }
     let (kernels, prepared) = match (tenant.stream, limits) {
         (Some(stream), Some(limits)) => {
             let mut slots = source.slots(session, limits).map_err(build)?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use smidgen_runtime::device::{Priority, Topology};
 use smidgen_runtime::launch::Grids;
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{self, DefaultSharing, Draft, Policy, TenantDemand};
+use smidgen_runtime::policy::{self, Ablations, DefaultSharing, Draft, Policy, TenantDemand};
 use smidgen_runtime::tenant::Class;
 
 /// What a name ends with where kernels have a block for each tile.
@@ -64,7 +64,20 @@ impl Sharing {
     pub fn grids(&self) -> Grids {
         match self {
             Self::Mps { grids, .. } => *grids,
+            Self::Policy(_) if self.ablations().no_elasticity => Grids::Fixed,
             Self::TimeSlice | Self::Policy(_) => Grids::Persistent,
+        }
+    }
+
+    /// Whether requests are launched kernel by kernel instead of being replayed.
+    pub fn is_eager(&self) -> bool {
+        self.ablations().no_graphs
+    }
+
+    fn ablations(&self) -> Ablations {
+        match self {
+            Self::Policy(name) => policy::ablations(name).unwrap_or_default(),
+            Self::TimeSlice | Self::Mps { .. } => Ablations::default(),
         }
     }
 
@@ -292,7 +305,10 @@ mod tests {
     }
 
     fn demands(classes: &[Class]) -> Vec<TenantDemand> {
-        (0..).zip(classes).map(|(id, &class)| TenantDemand { id: TenantId(id), class, slo: None, kernels: Vec::new() }).collect()
+        (0..)
+            .zip(classes)
+            .map(|(id, &class)| TenantDemand { id: TenantId(id), class, slo: None, rate: None, kernels: Vec::new() })
+            .collect()
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const TRACE_EVENTS: usize = 1 << 15;
 /// Time between two looks at the metrics and at the kernel times.
 const INTERVAL: Duration = Duration::from_millis(250);
 
+/// Time in which tenants are judged, on the device's clock: so simulated runs are the same each time.
+const WINDOW: Duration = Duration::from_millis(250);
+
 /// The timelines of phases, with their names, as they come in.
 pub type Timelines = Arc<Mutex<Vec<(String, Trace)>>>;
 
@@ -81,13 +84,14 @@ pub struct PhaseWatch<'a> {
     pub metrics: Option<&'a (dyn Fn(String) + Sync)>,
 }
 
-/// Looks after a runtime four times a second while it serves: shows its metrics, and lets it correct its profiles.
+/// Looks after a runtime four times a second while it serves: shows its metrics, lets it correct its profiles and adapt its plan.
 pub(super) struct Observer<'a> {
     runtime: &'a Runtime,
     recorder: Option<(&'a PrometheusRecorder, &'a (dyn Fn(String) + Sync))>,
     /// On the simulator, where a timeline is kept.
     pub(super) simulated: Option<SimulatedKernels<'a>>,
     last: Instant,
+    next_window: Duration,
 }
 
 /// A recorder for a phase's metrics.
@@ -97,13 +101,20 @@ pub(super) fn recorder() -> PrometheusRecorder {
 
 impl<'a> Observer<'a> {
     pub(super) fn new(runtime: &'a Runtime, recorder: Option<(&'a PrometheusRecorder, &'a (dyn Fn(String) + Sync))>) -> Self {
-        Self { runtime, recorder, simulated: None, last: Instant::now() }
+        Self { runtime, recorder, simulated: None, last: Instant::now(), next_window: runtime.device().now() + WINDOW }
     }
 
     /// Looks if it is time to.
     pub(super) fn poll(&mut self) {
         if let Some(kernels) = &mut self.simulated {
             kernels.take();
+        }
+        let now = self.runtime.device().now();
+        if now >= self.next_window {
+            self.next_window = now + WINDOW;
+            if let Err(error) = self.runtime.adapt() {
+                tracing::warn!("the plan could not follow what tenants were seen to do: {error}");
+            }
         }
         if self.last.elapsed() >= INTERVAL {
             self.look();

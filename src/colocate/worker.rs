@@ -29,6 +29,10 @@ pub const SUBCOMMAND: &str = "worker";
 const PRIORITY: &str = "CUDA_MPS_CLIENT_PRIORITY";
 const PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
 
+/// How many hardware queues an MPS client asks for, as in `CUDA_DEVICE_MAX_CONNECTIONS`. Clients share what there is: four that ask for 32 each were refused
+/// their context, out of memory. A client here has one tenant, whose launches run one after another.
+const CONNECTIONS: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "4");
+
 /// What a worker shall do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -167,7 +171,7 @@ impl Worker {
         let mut command = Command::new(std::env::current_exe().map_err(pipe)?);
         command.arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         match daemon {
-            Some(daemon) => command.envs(daemon.environment()),
+            Some(daemon) => command.envs(daemon.environment()).env(CONNECTIONS.0, CONNECTIONS.1),
             // No daemon of the machine's own shall serve what is measured without MPS: nobody listens in this folder.
             None => command.env("CUDA_MPS_PIPE_DIRECTORY", std::env::temp_dir().join("no-mps-daemon")),
         };

@@ -197,6 +197,7 @@ impl Server {
             self.lending = Lending::Working;
             self.session.begin_request()?;
         }
+        self.log.begun();
         self.session.replay_or_capture(REQUEST, |session| self.workload.enqueue(session))?;
         let record = self.session.device().record(self.done.id(), self.session.stream());
         record.map_err(|error: DeviceError| error.into())

@@ -158,6 +158,7 @@ impl<E: Executor> StreamServer<E> {
         } {
             let arrival = self.arrivals.next(now);
             self.batching.submit(self.shape.request(self.submitted), arrival)?;
+            self.log.begun();
             self.submitted += 1;
             self.arrivals.advance();
         }

@@ -9,7 +9,7 @@ use smidgen::kernels::abi::ElasticProbeArgs;
 use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{Buffer, DevicePtr, Graph, PartitionId, Priority, Sms, StreamId, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, TilesArg, Walls, Work};
+use smidgen_runtime::launch::{Grids, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, TilesArg, Walls, Work};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
@@ -173,7 +173,7 @@ fn a_block_for_each_tile_gives_the_bits_of_persistent_blocks() {
         let persistent = gpu.download(&c);
         gpu.poison(&c);
         let mut launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
-        launch.give_each_tile_a_block();
+        launch.take_form(Grids::TilePerBlock);
         assert_eq!(launch.grid, launch.tiles * launch.blocks_per_tile);
         gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { count: launch.tiles, ..TilesArg::default() });
         gpu.device().synchronize(gpu.stream()).expect("the kernel runs");

@@ -74,6 +74,9 @@ pub enum Grids {
     /// One block for each tile (or as many as do a tile together), which ends with it: the hardware hands out SMs anew at every tile, by priority.
     /// Nothing is counted and no grant is polled, so that grants do not confine such launches.
     TilePerBlock,
+    /// As many blocks as fit at once, which stride over the tiles: what elastic kernels are without their elasticity. Nothing is counted and no grant is
+    /// polled.
+    Fixed,
 }
 
 /// A configured launch.
@@ -110,9 +113,15 @@ impl Launch {
         if grid == 0 { 1 } else { grid }
     }
 
-    /// Makes a launch with a block for each tile of one whose blocks take tile after tile: [`Grids::TilePerBlock`]. It is given no `TileProgress` then.
-    pub fn give_each_tile_a_block(&mut self) {
-        self.grid = self.tiles.saturating_mul(self.blocks_per_tile).max(self.grid);
+    /// Gives an elastic launch the form of `grids`; others have none to choose. A launch that is not elastic is given no `TileProgress`.
+    #[inline]
+    pub fn take_form(&mut self, grids: Grids) {
+        if !self.elastic || grids == Grids::Persistent {
+            return;
+        }
+        if grids == Grids::TilePerBlock {
+            self.grid = self.tiles.saturating_mul(self.blocks_per_tile).max(self.grid);
+        }
         self.elastic = false;
     }
 }

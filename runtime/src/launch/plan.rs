@@ -21,12 +21,15 @@ pub struct Placement {
     pub partition: PartitionId,
     /// Its order among blocks that wait for an SM.
     pub priority: Priority,
+    /// Whether it reaches beyond what the tenant has by right. Only launches that poll the grant may run there, since SMs can be taken back from no
+    /// others: those run at the tenant's default placement.
+    pub borrows: bool,
 }
 
 impl Placement {
     /// The whole GPU at normal priority.
     pub const fn whole(sms: Sms) -> Self {
-        Self { sms, partition: PartitionId::WHOLE, priority: Priority::Normal }
+        Self { sms, partition: PartitionId::WHOLE, priority: Priority::Normal, borrows: false }
     }
 }
 

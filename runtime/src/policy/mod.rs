@@ -139,6 +139,8 @@ pub struct TenantDemand {
     pub class: Class,
     /// Its objective.
     pub slo: Option<Duration>,
+    /// Requests a second that arrive at random; none where they come one after another, or nobody knows.
+    pub rate: Option<f64>,
     /// Its kernels, in the order in which a request first launches them. Empty until a request has run.
     pub kernels: Vec<KernelDemand>,
 }
@@ -189,6 +191,16 @@ pub trait Policy: Send + Sync {
 
     /// Whether the policy places kernels by their measured curves, so that tenants should be profiled first.
     fn needs_profiles(&self) -> bool;
+
+    /// Whether plans follow [`Adjustments`] from what tenants were seen to do.
+    fn adapts(&self) -> bool {
+        false
+    }
+
+    /// Plans with `adjustments` from here on, where it [adapts](Policy::adapts).
+    fn adjust(&mut self, adjustments: Adjustments) {
+        let _ = adjustments;
+    }
 
     /// A draft with one entry for each tenant. Equal inputs give equal drafts; no tenant gets an empty set.
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft;

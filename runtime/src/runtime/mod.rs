@@ -24,7 +24,7 @@ use crate::device::{Device, DeviceError, Sms};
 use crate::launch::lending::{Lending, Terms};
 use crate::launch::{Placement, Plan, PlanCell, TenantPlan};
 use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
-use crate::policy::{Draft, DraftPlacement, Policy, TenantDraft};
+use crate::policy::{Draft, DraftPlacement, Event, Policy, Replanner, TenantDraft};
 use crate::profile::{Corrections, ProfileStore};
 use crate::telemetry::{Recording, Telemetry};
 use crate::tenant::TenantId;
@@ -102,6 +102,8 @@ pub struct Runtime {
 
 struct State {
     policy: Box<dyn Policy>,
+    /// What tenants were seen to do, as far as it changes plans.
+    replanner: Replanner,
     profiles: Arc<ProfileStore>,
     /// What kernel times seen so far say against the profiles.
     corrections: Corrections,
@@ -132,7 +134,14 @@ impl Runtime {
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
         let capacity = watched.free_bytes().unwrap_or(device.topology().memory_bytes);
-        let state = State { policy, profiles, corrections: Corrections::default(), tenants: BTreeMap::new(), next: 0 };
+        let state = State {
+            policy,
+            replanner: Replanner::default(),
+            profiles,
+            corrections: Corrections::default(),
+            tenants: BTreeMap::new(),
+            next: 0,
+        };
         Self { bare: device, device: watched, loss, capacity, ladder, plans, telemetry, lending, transfers, state: Mutex::new(state) }
     }
 
@@ -175,6 +184,8 @@ impl Runtime {
     pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.policy, policy);
+        let adjustments = state.replanner.adjustments();
+        state.policy.adjust(adjustments);
         self.replan(&state).inspect_err(|_| state.policy = before)
     }
 
@@ -230,7 +241,8 @@ impl Runtime {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => new.insert(self.ladder.partition(placement.tpcs)?),
             };
-            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority })
+            let borrows = draft.walls.grant && !draft.owned.includes(placement.tpcs);
+            Ok::<_, LadderError>(Placement { sms: placement.sms, partition: partition.id(), priority: placement.priority, borrows })
         };
         // Asked before the plan is in force: what cannot be granted must not be planned for.
         self.device.sm_mask(draft.owned | draft.grant)?;
@@ -249,6 +261,12 @@ impl Runtime {
 }
 
 impl State {
+    /// Lets the policy know what `event` means for plans from here on. Whether it is time to make one.
+    fn take_in(&mut self, event: Event<'_>) -> bool {
+        let adjustments = self.replanner.on(event).filter(|_| self.policy.adapts());
+        adjustments.map(|adjustments| self.policy.adjust(adjustments)).is_some()
+    }
+
     fn terms(&self, plan: &Plan) -> Vec<Terms> {
         Terms::of(self.tenants.iter().filter_map(|(id, admitted)| Some((&admitted.membership, plan.tenants.get(id)?))))
     }

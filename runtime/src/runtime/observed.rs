@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::device::Sms;
 use crate::launch::{Fingerprint, KernelKey, Plan, SeenKernel};
 use crate::partition::TpcSet;
-use crate::policy::KernelDemand;
+use crate::policy::{Event, KernelDemand};
 use crate::profile::{Curve, DriftReport, KernelDrift};
 use crate::tenant::TenantId;
 
@@ -64,6 +64,23 @@ impl Runtime {
             self.replan(state)?;
         }
         Ok(Some(DriftReport { kernels, replanned }))
+    }
+
+    /// Tells the policy how tenants have fared since the last call, and plans again where that calls for it: a latency tenant that misses its SLO is planned
+    /// for with a larger margin, a throughput tenant without work gives its SMs up ([`Replanner`](crate::policy::Replanner)). Whether there is a
+    /// new plan. Call it a few times a second, from a thread that is not serving; it knows what engines tell
+    /// [`RequestLog`](crate::telemetry::RequestLog)s.
+    ///
+    /// # Errors
+    /// If no such plan can be made; the old one stays in force.
+    pub fn adapt(&self) -> Result<bool, AdmitError> {
+        let observed = self.telemetry.take_observations();
+        let state = &mut *self.state.lock();
+        let due = state.take_in(Event::Window(&observed));
+        if due {
+            self.replan(state)?;
+        }
+        Ok(due)
     }
 
     /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all

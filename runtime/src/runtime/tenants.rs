@@ -17,7 +17,7 @@ use crate::device::{Device, Sms};
 use crate::launch::lending::{Membership, Requests};
 use crate::launch::{Plan, SeenKernel, Session};
 use crate::partition::TpcSet;
-use crate::policy::{KernelDemand, TenantDemand};
+use crate::policy::{Event, KernelDemand, TenantDemand};
 use crate::tenant::{Class, Share, TenantId, TenantSpec};
 use crate::transfer::Uploader;
 
@@ -35,6 +35,8 @@ pub(super) struct Admitted {
     /// Those TPCs, while it runs.
     pub(super) region: TpcSet,
     pub(super) kernels: Vec<KernelDemand>,
+    /// Requests a second that it was said to expect.
+    rate: Option<f64>,
     account: Arc<Account>,
     /// The device as its sessions see it.
     device: Arc<dyn Device>,
@@ -76,13 +78,17 @@ impl Runtime {
         let account = Arc::<Account>::default();
         let device = Watched::new(Arc::clone(&self.bare), Arc::clone(&self.loss), format!("tenant `{}`", spec.name), Arc::clone(&account));
         let membership = self.lending.admit()?.ok_or(AdmitError::TooMany)?;
-        let (paused, share, region, kernels) = (false, None, TpcSet::EMPTY, Vec::new());
+        let (paused, share, region, kernels, rate) = (false, None, TpcSet::EMPTY, Vec::new(), None);
         let id = TenantId(state.next);
         state.next += 1;
         self.telemetry.admitted(id, &spec);
-        state.tenants.insert(id, Admitted { spec, membership: Arc::clone(&membership), paused, share, region, kernels, account, device });
+        state.take_in(Event::Admitted(id, spec.class));
+        state
+            .tenants
+            .insert(id, Admitted { spec, membership: Arc::clone(&membership), paused, share, region, kernels, rate, account, device });
         self.replan(&state).inspect_err(|_| {
             state.tenants.remove(&id);
+            state.take_in(Event::Dismissed(id));
             self.lending.dismiss(&membership);
             self.telemetry.dismissed(id);
         })?;
@@ -143,6 +149,18 @@ impl Runtime {
         Ok(())
     }
 
+    /// Tells how many requests a second the tenant is to expect, arriving at random, and plans again: its objective then includes their waiting for each
+    /// other. `None`, the default, stands for requests that come one after another. Rates that are no positive number count as `None`.
+    ///
+    /// # Errors
+    /// As [`learn`](Runtime::learn).
+    pub fn expect_rate(&self, tenant: TenantId, per_second: Option<f64>) -> Result<(), AdmitError> {
+        self.change(tenant, |_, admitted| {
+            admitted.rate = per_second.filter(|rate| rate.is_finite() && *rate > 0.0);
+            Ok(())
+        })
+    }
+
     /// Promises the tenant a number of SMs, or lets the policy decide again, and plans again. What it gains or loses counts from its next launch; elastic
     /// kernels in flight leave SMs that went to others at their next tile. Other tenants with a share keep the very SMs they have.
     ///
@@ -200,6 +218,7 @@ impl Runtime {
         self.lending.dismiss(&gone.membership);
         self.transfers.forget(tenant);
         self.telemetry.dismissed(tenant);
+        state.take_in(Event::Dismissed(tenant));
         self.replan(&state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
             others.tenants.remove(&tenant);
@@ -241,11 +260,16 @@ impl Runtime {
         let mut state = self.state.lock();
         let mut changed = state.tenant(tenant)?.clone();
         change(&state, &mut changed)?;
+        let replanner = state.replanner.clone();
+        // What was seen of it so far was seen of another tenant, as it were.
+        state.take_in(Event::Admitted(tenant, changed.spec.class));
         let before = state.tenants.insert(tenant, changed);
         self.replan(&state).inspect_err(|_| {
             if let Some(before) = before {
                 state.tenants.insert(tenant, before);
             }
+            state.policy.adjust(replanner.adjustments());
+            state.replanner = replanner;
         })
     }
 
@@ -278,7 +302,7 @@ impl State {
 
 impl Admitted {
     pub(super) fn demand(&self, id: TenantId) -> TenantDemand {
-        TenantDemand { id, class: self.spec.class, slo: self.spec.slo, kernels: self.kernels.clone() }
+        TenantDemand { id, class: self.spec.class, slo: self.spec.slo, rate: self.rate, kernels: self.kernels.clone() }
     }
 
     /// Device memory that nobody else can have.

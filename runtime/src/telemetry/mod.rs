@@ -29,8 +29,10 @@ use parking_lot::Mutex;
 
 use crate::device::{Device, DeviceError, Sms, StreamId};
 use crate::launch::{Fingerprint, KernelKey};
+use crate::policy::Observation;
 use crate::tenant::{TenantId, TenantSpec};
 use metrics::{Counts, RuntimeMetrics, TenantMetrics};
+use probe::Pulse;
 use sampler::SamplePool;
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
 
@@ -84,6 +86,7 @@ struct Tenant {
     /// Kernels of its requests, in the order first met.
     met: Vec<KernelKey>,
     counts: Arc<Counts>,
+    pulse: Arc<Pulse>,
     metrics: TenantMetrics,
 }
 
@@ -167,9 +170,9 @@ impl Telemetry {
     pub(crate) fn request_log(&self, tenant: TenantId) -> RequestLog {
         let mut state = self.state.lock();
         let Some(known) = state.tenants.get(&tenant) else { return RequestLog::default() };
-        let metrics = known.metrics.requests();
+        let (metrics, pulse) = (known.metrics.requests(), Arc::clone(&known.pulse));
         let ring = self.ring(&mut state, tenant);
-        RequestLog::new(Arc::clone(&self.tracing), ring, metrics)
+        RequestLog::new(Arc::clone(&self.tracing), ring, metrics, pulse)
     }
 
     /// A new ring of `tenant`, if there is a timeline.
@@ -186,7 +189,7 @@ impl Telemetry {
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
         let metrics = TenantMetrics::new(&spec.name);
         metrics.set_objective(spec.slo);
-        let tenant_ = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), metrics };
+        let tenant_ = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
         self.state.lock().tenants.insert(tenant, tenant_);
     }
 
@@ -225,6 +228,11 @@ impl Telemetry {
             let event = Event { at: self.device.now(), what: Happening::Grant { owned, held, borrowed } };
             push_bounded(&mut self.state.lock().events, (tenant, event), self.recording.events);
         }
+    }
+
+    /// What became of every tenant's requests since the last call.
+    pub(crate) fn take_observations(&self) -> Vec<Observation> {
+        self.state.lock().tenants.iter().map(|(&tenant, known)| known.pulse.take(tenant)).collect()
     }
 
     /// Brings the metrics of `tenant` up to date.

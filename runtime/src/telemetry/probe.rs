@@ -1,11 +1,12 @@
 //! The session's side: what it tells, and the one branch that this costs it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::device::{Device, DeviceError, LaunchRequest, PartitionId, Sms, StreamId};
 use crate::launch::{KernelKey, SessionStats};
+use crate::policy::Observation;
 use crate::tenant::TenantId;
 
 use super::Telemetry;
@@ -133,17 +134,51 @@ impl Probe {
     }
 }
 
+/// What became of one tenant's requests since somebody last looked.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    under_way: AtomicU64,
+    answered: AtomicU64,
+    missed: AtomicU64,
+    /// Whether the engine ever told of a request.
+    is_felt: AtomicBool,
+}
+
+impl Pulse {
+    fn answered(&self, kept: bool) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.missed.fetch_add(u64::from(!kept), Ordering::Relaxed);
+        // Engines need not tell when work begins.
+        let one_less = |under_way: u64| under_way.checked_sub(1);
+        let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        self.is_felt.store(true, Ordering::Relaxed);
+    }
+
+    /// What happened since the last call. Of an engine that tells nothing, the tenant is taken to be at work.
+    pub(super) fn take(&self, tenant: TenantId) -> Observation {
+        let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
+        let [requests, missed] = [&self.answered, &self.missed].map(|count| count.swap(0, Ordering::Relaxed));
+        Observation { tenant, requests, missed, working }
+    }
+}
+
 /// What an engine tells of one tenant's requests through: one for each thread that answers them. The default records nothing.
 #[derive(Default)]
 pub struct RequestLog {
     tracing: Arc<AtomicBool>,
     ring: Option<Arc<Ring>>,
     metrics: Option<RequestMetrics>,
+    pulse: Arc<Pulse>,
 }
 
 impl RequestLog {
-    pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics) -> Self {
-        Self { tracing, ring, metrics: Some(metrics) }
+    pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics, pulse: Arc<Pulse>) -> Self {
+        Self { tracing, ring, metrics: Some(metrics), pulse }
+    }
+
+    /// Work on a request begins. An engine whose requests may take longer than a second should say so, or a throughput tenant may be taken to be idle.
+    pub fn begun(&mut self) {
+        self.pulse.under_way.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `kept` says whether the tenant's objective was kept.
@@ -152,6 +187,7 @@ impl RequestLog {
         if let Some(metrics) = &self.metrics {
             metrics.answered(took, kept);
         }
+        self.pulse.answered(kept);
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {

@@ -112,15 +112,18 @@ pub fn larger(kernels: Vec<KernelDemand>, times: u32) -> Vec<KernelDemand> {
 }
 
 pub fn latency_tenant(id: u32, slo_us: Option<u64>, kernels: &[KernelDemand]) -> TenantDemand {
-    TenantDemand { id: TenantId(id), class: Class::Latency, slo: slo_us.map(Duration::from_micros), kernels: kernels.to_vec() }
+    TenantDemand { id: TenantId(id), class: Class::Latency, slo: slo_us.map(Duration::from_micros), rate: None, kernels: kernels.to_vec() }
 }
 
 pub fn throughput_tenant(id: u32, kernels: &[KernelDemand]) -> TenantDemand {
-    TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, kernels: kernels.to_vec() }
+    TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, rate: None, kernels: kernels.to_vec() }
 }
+
+/// What a launch takes besides its kernel, microseconds: `GAP_US` of the policy.
+pub const GAP_US: f64 = 0.6;
 
 /// A request in one partition of so many SMs, undisturbed.
 pub fn request_us(kernels: &[KernelDemand], sms: u16) -> f64 {
-    let us = |kernel: &KernelDemand| f64::from(kernel.launches) * kernel.curve.as_ref().map_or(0.0, |curve| curve.at(Sms(sms)));
+    let us = |kernel: &KernelDemand| f64::from(kernel.launches) * kernel.curve.as_ref().map_or(0.0, |curve| curve.at(Sms(sms)) + GAP_US);
     kernels.iter().map(us).sum()
 }

@@ -120,6 +120,9 @@ impl Session {
     /// # Errors
     /// As [`capture`](Session::capture).
     pub fn capture_kept<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        if self.eager {
+            return Ok(());
+        }
         let graph = self.capture(body)?;
         self.graphs.keep(work, graph, &self.layout);
         Ok(())
@@ -135,6 +138,10 @@ impl Session {
         work: WorkId,
         body: impl FnOnce(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
+        if self.eager {
+            self.settle();
+            return body(self);
+        }
         if self.replay_kept(work)? {
             return Ok(());
         }

@@ -137,6 +137,8 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     grids: Grids,
+    /// Whether kept graphs are done without.
+    eager: bool,
     /// What it announces to the runtime that made it.
     requests: Option<Requests>,
     progress: Buffer,
@@ -175,6 +177,8 @@ struct LeftLayout {
 struct Resolved {
     sms: Sms,
     priority: Priority,
+    /// Whether only elastic launches may run there.
+    borrows: bool,
     lane: usize,
     /// None before the first launch there.
     choice: Option<Choice>,
@@ -209,6 +213,7 @@ impl Session {
             functions: Vec::new(),
             grant,
             grids: Grids::Persistent,
+            eager: false,
             requests: None,
             progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
             epochs: [0; PROGRESSES],
@@ -245,6 +250,11 @@ impl Session {
         self.grids = grids;
     }
 
+    /// Makes [`replay_or_capture`](Session::replay_or_capture) launch its body each time from here on, for comparison: nothing is captured to be kept.
+    pub fn launch_eagerly(&mut self) {
+        self.eager = true;
+    }
+
     /// Launches `kernel` where the current plan places it.
     ///
     /// # Errors
@@ -266,18 +276,20 @@ impl Session {
         self.follow_plan()?;
         let (key, work) = (kernel.key(), kernel.work());
         let at = self.place(key, work)?;
-        let placement = self.resolved[at];
+        let mut placement = self.resolved[at];
         let choice = match placement.choice {
             Some(choice) => choice,
-            None => self.choose(at, kernel),
+            None => {
+                let choice = self.choose(at, kernel)?;
+                placement = self.resolved[at];
+                choice
+            }
         };
         let mut configured = kernel.configure_as(choice, placement.sms, self.device.topology());
         // By reference: a launch is over a kilobyte, and `?` would copy it.
         let launch = match &mut configured {
             Ok(launch) => {
-                if launch.elastic && self.grids == Grids::TilePerBlock {
-                    launch.give_each_tile_a_block();
-                }
+                launch.take_form(self.grids);
                 &*launch
             }
             Err(error) => return Err(error.clone()),
@@ -326,6 +338,9 @@ impl Session {
     pub fn launch_opaque<R>(&mut self, kernel: &OpaqueKernel, enqueue: impl FnOnce(StreamId, Sms) -> R) -> Result<R, LaunchError> {
         self.follow_plan()?;
         let at = self.place(kernel.key, kernel.work)?;
+        if self.resolved[at].borrows {
+            self.keep_home(at)?;
+        }
         let placement = self.resolved[at];
         self.hop(placement.lane)?;
         self.follows_launch = false;
@@ -412,11 +427,25 @@ impl Session {
     }
 
     #[cold]
-    fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Choice {
-        let resolved = &mut self.resolved[at];
-        let choice = kernel.choose(resolved.sms, self.device.topology());
-        resolved.choice = Some(choice);
-        choice
+    fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Result<Choice, LaunchError> {
+        let mut choice = kernel.choose(self.resolved[at].sms, self.device.topology());
+        if self.resolved[at].borrows {
+            let mut launch = kernel.configure_as(choice, self.resolved[at].sms, self.device.topology())?;
+            launch.take_form(self.grids);
+            if !launch.elastic {
+                self.keep_home(at)?;
+                choice = kernel.choose(self.resolved[at].sms, self.device.topology());
+            }
+        }
+        self.resolved[at].choice = Some(choice);
+        Ok(choice)
+    }
+
+    /// Places the kernel with this index where its tenant's SMs are its own: whoever lent others could not take them back from it.
+    #[cold]
+    fn keep_home(&mut self, at: usize) -> Result<(), LaunchError> {
+        self.resolved[at] = resolve(&self.lanes, self.layout.plan.default)?;
+        Ok(())
     }
 
     /// The entry point called `symbol`, noted as the one that the kernel with this index uses.
@@ -568,7 +597,7 @@ impl Drop for Session {
 }
 
 fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError> {
-    let Placement { sms, partition, priority } = placement;
+    let Placement { sms, partition, priority, borrows } = placement;
     let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
-    Ok(Resolved { sms, priority, lane, choice: None, function: None })
+    Ok(Resolved { sms, priority, borrows, lane, choice: None, function: None })
 }

@@ -18,9 +18,9 @@ pub struct Ablations {
     pub no_guard: bool,
     /// A change of partition between two kernels is predicted to cost nothing.
     pub no_switch_budget: bool,
-    /// For the engine: launch every request eagerly. The policy itself plans the same.
+    /// For whoever launches: every request kernel by kernel ([`Session::launch_eagerly`](crate::launch::Session::launch_eagerly)). The policy itself plans the same.
     pub no_graphs: bool,
-    /// For whoever launches: no kernel is elastic. The policy itself plans the same.
+    /// For whoever launches: no kernel polls its grant ([`Grids::Fixed`](crate::launch::Grids::Fixed)). The policy itself plans the same.
     pub no_elasticity: bool,
 }
 

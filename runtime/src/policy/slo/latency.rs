@@ -1,7 +1,7 @@
 //! How many TPCs each latency tenant owns.
 //!
 //! With `T(n)` a request's predicted latency on `n` TPCs, the sum of its kernels' latencies times the slowdown beside the others:
-//! - with an SLO, the least `n` with `T(n) <= SLO * margin`; where there is none, best effort: the least `n` on which `T(n)` is within 10% of the
+//! - with an SLO, the least `n` with `Q(T(n)) <= SLO * margin`, `Q` being [queueing](super::queue) at the tenant's rate; where there is none, best effort: the least `n` on which `T(n)` is within 10% of the
 //!   least there is, since the last SMs buy little and the SLO is missed anyway;
 //! - without one, the `n` with the least `n * T(n)^3`, the knee chosen by cost: the SM-time `n * T` that a request takes from the others,
 //!   times the square of what its user waits. (`T^2` instead would let a decoding tenant wait 30% longer for half of its SMs.) Where there are
@@ -13,6 +13,7 @@
 
 use crate::policy::division::{Claim, proportional};
 
+use super::queue::with_waiting;
 use super::scene::Scene;
 
 /// How much slower than it could be a request is planned for if its SLO is out of reach.
@@ -50,10 +51,12 @@ pub(super) fn need(scene: &Scene<'_>, tenant: usize) -> u16 {
         return (scene.tpcs() / (others + 1)).max(1);
     }
     let request_us: Vec<f64> = (1..=most).map(|tpcs| predicted(tpcs).unwrap_or(f64::INFINITY)).collect();
-    let least_within = |limit: f64| (1..=most).zip(&request_us).find(|(_, us)| **us <= limit).map(|(tpcs, _)| tpcs);
+    let rate = scene.tenants[tenant].demand.rate;
+    let least_within =
+        |limit: f64, rate| (1..=most).zip(&request_us).find(|(_, us)| with_waiting(**us, rate) <= limit).map(|(tpcs, _)| tpcs);
     if let Some(limit) = scene.tenants[tenant].limit_us {
         let best = request_us.iter().copied().fold(f64::INFINITY, f64::min);
-        return least_within(limit).or_else(|| least_within(best * BEST_EFFORT)).unwrap_or(most);
+        return least_within(limit, rate).or_else(|| least_within(best * BEST_EFFORT, None)).unwrap_or(most);
     }
     let cost = |(tpcs, us): (u16, &f64)| (tpcs, f64::from(tpcs) * us.powi(3));
     let costs = (1..=most).zip(&request_us).map(cost);
@@ -79,7 +82,8 @@ fn grant_wishes(wishes: &[usize], needs: &[u16], free: u16, sizes: &mut [u16]) -
 fn hand_out_the_rest(scene: &Scene<'_>, sizes: &mut [u16]) {
     let claims: Vec<_> = sizes.iter().map(|&size| Some(Claim { weight: size.into(), enough: u16::MAX })).collect();
     for (at, grown) in proportional(scene.tpcs(), &claims).into_iter().enumerate() {
-        let within = |limit| scene.request_us(at, grown).is_none_or(|us| us <= limit);
+        let rate = scene.tenants[at].demand.rate;
+        let within = |limit| scene.request_us(at, grown).is_none_or(|us| with_waiting(us, rate) <= limit);
         if grown > sizes[at] && scene.tenants[at].limit_us.is_none_or(within) {
             sizes[at] = grown;
         }

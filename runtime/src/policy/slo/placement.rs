@@ -11,7 +11,8 @@
 //! sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
 //! 2% is the profiles' own tolerance. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
 //! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. Launches
-//! of less than [`SHORT_US`] are not elastic (docs/decisions/0011), so they could not be taken back, and stay on what their tenant owns.
+//! of less than [`SHORT_US`] are hardly elastic (docs/decisions/0011), so SMs could not be taken back from them: they stay on what their tenant owns. Where a
+//! kernel decides otherwise than predicted here, its session sends it home ([`Placement::borrows`](crate::launch::Placement)).
 
 use crate::device::Priority;
 use crate::partition::TpcSet;
@@ -21,7 +22,7 @@ use super::request::Request;
 use super::scene::Scene;
 use super::{HOP_US, switches};
 
-/// Launches below this latency may not poll their grant: kernels decide by their own prediction, at about 20 us.
+/// Launches below this latency are taken not to poll their grant: kernels decide by their own prediction, at about 20 us.
 const SHORT_US: f64 = 25.0;
 /// What a launch sized for the grant loses while lent TPCs are taken back.
 const LEAVE_US: f64 = 0.5;
@@ -49,7 +50,7 @@ pub(super) struct Rooms {
 pub(super) fn place(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> (TenantDraft, Option<f64>) {
     let over = |tpcs| DraftPlacement { priority: rooms.priority, ..DraftPlacement::over(scene.topology, tpcs) };
     let mut draft = TenantDraft {
-        owned: rooms.owned,
+        owned: rooms.owned | rooms.window,
         grant: rooms.owned | rooms.window | rooms.lent,
         default: over(rooms.owned),
         kernels: Default::default(),

@@ -1,20 +1,20 @@
 //! When to plan again, and with what corrections: a small state machine beside the policy, never on the launch path.
 //!
 //! Plans are computed from profiles, and tenants then show what profiles do not: queues, phases, idleness. A [`Replanner`] is told who comes
-//! and goes, and once a second or so ([`Window`](Event::Window)) how many requests each tenant finished and how many missed their SLO. It
+//! and goes, and a few times a second ([`Window`](Event::Window)) how many requests each tenant finished and how many missed their SLO. It
 //! answers with the [`Adjustments`] to plan with, or with nothing.
 //!
 //! | what is seen of a tenant | what changes | when |
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
-//! | more than 1% of its requests miss | its margin goes one step down: its part is sized for less than its SLO | after 2 windows in succession |
+//! | clearly more than 1% of its requests miss | its margin goes one step down: its part is sized for less than its SLO | after 2 windows in succession |
 //! | none misses | its margin goes one step up, towards the default | after `calm` windows in succession, at first 30 |
-//! | it finishes nothing | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
+//! | it finishes nothing, and has nothing to do | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
 //! | it works again | it gets its part back | at once |
 //!
 //! **Hysteresis.** A step up that is followed by a step down doubles `calm`, and idleness that ends doubles `patience`, each up to 1024 windows: a
 //! tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
-//! 1024 windows in the end. Windows with few requests are added up until they hold 100, so that one slow request changes nothing.
+//! 1024 windows in the end. After each change two windows are not judged: sessions capture their graphs anew, and requests wait for that. Windows with few requests are added up until they hold 100, so that one slow request changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,14 +23,16 @@ use crate::tenant::{Class, TenantId};
 use super::MARGIN;
 
 /// Margins, from the default down. Below the last one a tenant cannot be helped by SMs.
-const MARGINS: [f64; 5] = [MARGIN, 0.8, 0.7, 0.6, 0.5];
+const MARGINS: [f64; 7] = [MARGIN, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35];
 /// Requests that a verdict on misses needs.
 const ENOUGH_REQUESTS: u64 = 100;
 /// One miss in so many requests is tolerated: the SLO is one of the 99th percentile.
-const TOLERATED: u64 = 100;
+const TOLERATED: f64 = 100.0;
 const BAD_WINDOWS: u32 = 2;
 const CALM_WINDOWS: u32 = 30;
 const IDLE_WINDOWS: u32 = 5;
+/// Windows after a change in which latencies say nothing of the new plan yet.
+const SETTLING_WINDOWS: u32 = 2;
 const MOST_WINDOWS: u32 = 1024;
 
 /// What a plan is made with besides topology, tenants and profiles.
@@ -51,6 +53,8 @@ pub struct Observation {
     pub requests: u64,
     /// How many of them took longer than its SLO.
     pub missed: u64,
+    /// Whether it has unfinished ones: then it is not idle, however long they take.
+    pub working: bool,
 }
 
 /// What a [`Replanner`] is told.
@@ -68,6 +72,8 @@ pub enum Event<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Replanner {
     tenants: BTreeMap<TenantId, Watched>,
+    /// Windows that are not judged any more.
+    settling: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -99,6 +105,9 @@ impl Replanner {
             Event::Dismissed(tenant) => self.tenants.remove(&tenant).is_some(),
             Event::Window(observed) => self.window(observed),
         };
+        if changed {
+            self.settling = SETTLING_WINDOWS;
+        }
         changed.then(|| self.adjustments())
     }
 
@@ -113,14 +122,17 @@ impl Replanner {
     }
 
     fn window(&mut self, observed: &[Observation]) -> bool {
+        let judged = self.settling == 0;
+        self.settling = self.settling.saturating_sub(1);
         let mut changed = false;
         for (tenant, watched) in &mut self.tenants {
             let of_tenant = observed.iter().filter(|observation| observation.tenant == *tenant);
-            let sum = |(requests, missed): (u64, u64), one: &Observation| {
-                (requests.saturating_add(one.requests), missed.saturating_add(one.missed))
+            let sum = |(requests, missed, working): (u64, u64, bool), one: &Observation| {
+                (requests.saturating_add(one.requests), missed.saturating_add(one.missed), working || one.working)
             };
-            let (requests, missed) = of_tenant.fold((0, 0), sum);
-            changed |= watched.work(requests) | watched.misses(requests, missed);
+            let (requests, missed, working) = of_tenant.fold((0, 0, false), sum);
+            changed |= watched.work(requests > 0 || working);
+            changed |= judged && watched.misses(requests, missed);
         }
         changed
     }
@@ -144,14 +156,14 @@ impl Watched {
     }
 
     /// Whether the tenant became idle or ceased to be.
-    fn work(&mut self, requests: u64) -> bool {
+    fn work(&mut self, works: bool) -> bool {
         // What a latency tenant owns is lent while it idles, with no other plan.
         if self.class == Class::Latency {
             return false;
         }
         let was_idle = self.idle;
-        self.quiet = if requests == 0 { self.quiet.saturating_add(1) } else { 0 };
-        self.idle = if was_idle { requests == 0 } else { self.quiet >= self.patience };
+        self.quiet = if works { 0 } else { self.quiet.saturating_add(1) };
+        self.idle = if was_idle { !works } else { self.quiet >= self.patience };
         if was_idle && !self.idle {
             self.patience = doubled(self.patience);
         }
@@ -165,7 +177,7 @@ impl Watched {
         if self.requests < ENOUGH_REQUESTS {
             return false;
         }
-        let bad = self.missed > self.requests / TOLERATED;
+        let bad = self.missed as f64 > certainly_more(self.requests as f64 / TOLERATED);
         let good = self.missed == 0;
         (self.requests, self.missed) = (0, 0);
         self.bad = if bad { self.bad + 1 } else { 0 };
@@ -198,6 +210,11 @@ impl Watched {
         self.step -= 1;
         true
     }
+}
+
+/// How many of `expected` misses are too many to be chance: two standard deviations more, of counts that are Poisson's.
+fn certainly_more(expected: f64) -> f64 {
+    expected + 2.0 * expected.sqrt()
 }
 
 fn doubled(windows: u32) -> u32 {

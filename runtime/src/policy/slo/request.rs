@@ -5,6 +5,7 @@ use crate::partition::rungs;
 use crate::policy::{KernelDemand, TenantDemand};
 use crate::profile::Curve;
 
+use super::GAP_US;
 use super::contention::{Load, read_rate};
 
 /// The sizes at which requests are tabulated: the ladder's rungs, and between them every whole TPC.
@@ -64,7 +65,7 @@ pub(super) struct Request<'a> {
     pub(super) kernels: Vec<&'a KernelDemand>,
     /// For each kernel, the least SM-time in which any measured size did it, SM-microseconds a launch.
     pub(super) least_sm_us: Vec<f64>,
-    /// Latencies of one launch by kernel and rung, kernel after kernel.
+    /// Latencies of one launch by kernel and rung, kernel after kernel, the gap before the next one included.
     latencies: Vec<f64>,
     /// The request by TPCs.
     loads: Vec<Load>,
@@ -113,9 +114,9 @@ fn append(curve: &Curve, rungs: &[Rung], latencies: &mut Vec<f64>) {
     let points = curve.points();
     // Profiles are measured at the rungs, so that there is mostly nothing to look up.
     if points.len() == rungs.len() && points.iter().zip(rungs).all(|(point, rung)| point.0 == rung.sms) {
-        latencies.extend(points.iter().map(|point| point.1));
+        latencies.extend(points.iter().map(|point| point.1 + GAP_US));
     } else {
-        latencies.extend(rungs.iter().map(|rung| curve.at(rung.sms)));
+        latencies.extend(rungs.iter().map(|rung| curve.at(rung.sms) + GAP_US));
     }
 }
 
