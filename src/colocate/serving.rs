@@ -92,12 +92,19 @@ pub(super) fn in_virtual_time<'a>(runtime: &Runtime, residents: Vec<Resident<'a>
 
 /// Lets time pass until something may have changed: what the device does, or that a tenant has been idle for so long that its SMs are lent.
 fn pass_time(runtime: &Runtime, until: Duration) {
-    let due = runtime.settle().unwrap_or_else(|error| {
+    let due = lend(runtime);
+    runtime.device().pass_time(due.map_or(until, |due| until.min(due)));
+    // Before anybody looks: who was lent SMs may grow.
+    lend(runtime);
+}
+
+/// Lends what is due, and says when more will be.
+fn lend(runtime: &Runtime) -> Option<Duration> {
+    runtime.settle().unwrap_or_else(|error| {
         // It is another tenant's grant, and its next launch tells.
         tracing::debug!("a grant was not widened: {error}");
         None
-    });
-    runtime.device().pass_time(due.map_or(until, |due| until.min(due)));
+    })
 }
 
 fn panicked<T>(request: &TenantRequest) -> Result<T, PhaseError> {

@@ -180,6 +180,8 @@ struct Resolved {
     priority: Priority,
     /// Whether only elastic launches may run there.
     borrows: bool,
+    /// Whether a launch polls the grant even where it is too short for that by itself.
+    polls: bool,
     lane: usize,
     /// None before the first launch there.
     choice: Option<Choice>,
@@ -291,6 +293,7 @@ impl Session {
         // By reference: a launch is over a kilobyte, and `?` would copy it.
         let launch = match &mut configured {
             Ok(launch) => {
+                launch.elastic |= placement.polls;
                 launch.take_form(self.grids);
                 &*launch
             }
@@ -436,15 +439,26 @@ impl Session {
     fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Result<Choice, LaunchError> {
         let mut choice = kernel.choose(self.resolved[at].sms, self.device.topology());
         if self.resolved[at].borrows {
-            let mut launch = kernel.configure_as(choice, self.resolved[at].sms, self.device.topology())?;
-            launch.take_form(self.grids);
-            if !launch.elastic {
+            self.resolved[at].polls = self.polls_where_it_borrows(at, kernel, choice)?;
+            if !self.resolved[at].polls {
                 self.keep_home(at)?;
                 choice = kernel.choose(self.resolved[at].sms, self.device.topology());
             }
         }
         self.resolved[at].choice = Some(choice);
         Ok(choice)
+    }
+
+    /// Whether a launch polls the grant, or can be made to: one that is too short for it on all of its grant may be long on the SMs that it is left with,
+    /// where the same entry point does poll.
+    fn polls_where_it_borrows(&self, at: usize, kernel: &dyn Kernel, choice: Choice) -> Result<bool, LaunchError> {
+        let gpu = self.device.topology();
+        let borrowing = kernel.configure_as(choice, self.resolved[at].sms, gpu)?;
+        if self.grids != Grids::Persistent || borrowing.elastic {
+            return Ok(self.grids == Grids::Persistent);
+        }
+        let home = kernel.configure(self.layout.plan.default.sms, gpu)?;
+        Ok(home.elastic && std::ptr::eq(home.symbol, borrowing.symbol))
     }
 
     /// Places the kernel with this index where its tenant's SMs are its own: whoever lent others could not take them back from it.
@@ -605,5 +619,5 @@ impl Drop for Session {
 fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError> {
     let Placement { sms, partition, priority, borrows } = placement;
     let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
-    Ok(Resolved { sms, priority, borrows, lane, choice: None, function: None })
+    Ok(Resolved { sms, priority, borrows, polls: false, lane, choice: None, function: None })
 }

@@ -11,7 +11,7 @@
 //! sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
 //! 2% is the profiles' own tolerance. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
 //! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. Launches
-//! of less than [`SHORT_US`] are hardly elastic (docs/decisions/0011), so SMs could not be taken back from them: they stay on what their tenant owns. Where a
+//! of less than [`SHORT_US`] on what the tenant keeps are hardly elastic (docs/decisions/0011), so SMs could not be taken back from them: they stay on what their tenant owns. Where a
 //! kernel decides otherwise than predicted here, its session sends it home ([`Placement::borrows`](crate::launch::Placement)).
 
 use crate::device::Priority;
@@ -24,6 +24,8 @@ use super::{HOP_US, switches};
 
 /// Launches below this latency are taken not to poll their grant: kernels decide by their own prediction, at about 20 us.
 const SHORT_US: f64 = 25.0;
+/// What polling costs a launch that is short on all of its grant: its first tile comes from a counter.
+const POLLING_US: f64 = 2.0;
 /// What a launch sized for the grant loses while lent TPCs are taken back.
 const LEAVE_US: f64 = 0.5;
 
@@ -127,12 +129,12 @@ impl Choice {
             Self::Own(tpcs) if tpcs == rooms.owned.len() || tpcs == rooms.need => us(tpcs) * (1.0 + held(tpcs)),
             Self::Own(tpcs) => us(tpcs) * (1.0 + held(tpcs)) * (1.0 + DEFAULT_TOLERANCE),
             Self::Window => us(rooms.window.len()) * (1.0 + held(rooms.window.len())),
-            Self::Grant if us(self.tpcs(rooms).len()) < SHORT_US => f64::INFINITY,
+            Self::Grant if us(rooms.window.len()) < SHORT_US => f64::INFINITY,
             Self::Grant => {
                 let kept = rooms.window.len();
                 let part_of_lent = (rooms.lent - rooms.window).len() / rooms.sharers;
                 let (taken_back, lent) = (us(kept) + LEAVE_US, us(kept + part_of_lent));
-                f64::midpoint(taken_back, lent) * (1.0 + held(kept))
+                (POLLING_US + f64::midpoint(taken_back, lent)) * (1.0 + held(kept))
             }
         }
     }
