@@ -62,11 +62,11 @@ const BULK_SIZES: [CompiledSize; 6] = {
 /// lets it, and that one may have been let by the one before, and so on back to the nearest launch that itself waits for all earlier ones before it lets
 /// the next one come. From that launch on, that one included, none may write `lengths`, the page table, or a cached row but the last of each sequence.
 /// Launches before that one may have written anything, and so may copies, which no launch overlaps.
-/// All kernels of this crate wait first, but for products of few rows (`kernels/gemm/skinny.cuh`) and this one, where they are not elastic. The models here keep to it
-/// since each step begins with an [`Embed`](super::super::embedding::Embed), which waits first and writes none of it.
+/// All kernels of this crate wait first, but for products of few rows (`kernels/gemm/skinny.cuh`) and this one, where they are not elastic. The models
+/// here keep to it since each step begins with an [`Embed`](super::super::embedding::Embed), which waits first and writes none of it.
 ///
-/// **Elastic** is a launch that is long and has more chunks than blocks run at once. With one chunk for each block there is nothing left to leave to others, and
-/// counting would cost 4 us of 35.
+/// **Elastic** is a launch that is long and has more chunks than blocks run at once. With one chunk for each block there is nothing left to leave to
+/// others, and counting would cost 4 us of 39.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionDecode {
     /// How a row is divided.
