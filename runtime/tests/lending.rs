@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use smidgen_runtime::device::{Priority, Sms, Topology};
 use smidgen_runtime::launch::lending::{DEFAULT_HYSTERESIS, Holdings};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Walls, Work};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Walls, Work, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
@@ -464,6 +464,48 @@ fn a_long_launch_grows_onto_what_a_new_plan_gives_its_tenant() {
     assert!(stays.grow().unwrap());
     let trace = house.gpu.trace(&stays);
     assert_eq!(trace.iter().map(|kernel| kernel.tpcs).collect::<Vec<_>>(), [TpcSet::range(0, 33), TpcSet::range(33, 66)]);
+}
+
+#[test]
+fn a_long_launch_of_a_replay_grows_and_what_the_replay_has_left_behind_does_not() {
+    let house = House::new();
+    let (borrower, mut batch) = house.admit(Class::Throughput);
+    let (_, mut latency) = house.idle_owner();
+    let brief = Busy { name: "brief", us: 20, tiles_per_sm: 10 };
+    batch.launch(&LONG).unwrap();
+    // Two of them on each counter, with another kernel between.
+    let pass = |session: &mut Session| -> Result<(), LaunchError> {
+        for kernel in [LONG, LONG, brief, LONG, LONG] {
+            session.launch(&kernel)?;
+        }
+        Ok(())
+    };
+    batch.launch(&brief).unwrap();
+    batch.capture_kept(WorkId(1), pass).unwrap();
+    batch.replay_or_capture(WorkId(1), pass).unwrap();
+    house.wait(&batch);
+
+    house.gpu.sim.take_trace();
+    batch.replay_or_capture(WorkId(1), pass).unwrap();
+    let mut grown = 0;
+    for _ in 0..20 {
+        house.pass(Duration::from_micros(150));
+        latency.begin_request().unwrap();
+        house.pass(REACTION);
+        assert!(!batch.grow().unwrap(), "nothing came back yet");
+        house.pass(Duration::from_micros(100));
+        latency.end_request().unwrap();
+        house.lend();
+        assert_eq!(house.has(borrower).granted, ALL);
+        grown += u32::from(batch.grow().unwrap());
+    }
+    house.wait(&batch);
+    let trace = house.gpu.sim.take_trace();
+    let joined = trace.iter().filter(|kernel| kernel.tpcs == FIRST).count() as u32;
+    assert!(grown > 4 && joined == grown, "{grown} joiners launched, {joined} ran");
+    let owners: Vec<_> = trace.iter().filter(|kernel| kernel.tpcs != FIRST).collect();
+    assert_eq!(owners.iter().map(|kernel| kernel.symbol).collect::<Vec<_>>(), ["long", "long", "brief", "long", "long"]);
+    assert!(owners.windows(2).all(|pair| pair[0].ended <= pair[1].started));
 }
 
 #[test]

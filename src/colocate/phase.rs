@@ -27,7 +27,7 @@ use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, Stream
 const SHOULDER: Duration = Duration::from_millis(300);
 
 /// Load before the measured window where a policy adapts its plan to objectives: what is measured is what it settles on.
-const SETTLING: Duration = Duration::from_millis(2500);
+const SETTLING: Duration = Duration::from_secs(4);
 
 /// A phase that could not be run.
 #[derive(Debug, thiserror::Error)]

@@ -151,6 +151,7 @@ impl Server {
     pub fn step(&mut self) -> Result<Step, LaunchError> {
         if let Some(scheduled) = self.in_flight {
             if !self.session.device().query(self.done.id())? {
+                self.session.grow()?;
                 return Ok(Step::Busy);
             }
             self.in_flight = None;

@@ -15,6 +15,7 @@ mod kernel;
 mod key;
 pub mod lending;
 mod plan;
+pub(crate) mod progress;
 mod session;
 mod tensor_map;
 mod turn;

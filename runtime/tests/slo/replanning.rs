@@ -59,7 +59,7 @@ fn misses_in_two_windows_lower_the_margin_and_in_one_do_not() {
     assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
     assert_eq!(window(&mut replanner, CHAT, 1000, 0), None);
     assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
-    assert_eq!(margin(window(&mut replanner, CHAT, 1000, 100)), Some(0.8));
+    assert_eq!(margin(window(&mut replanner, CHAT, 1000, 100)), Some(0.87));
 }
 
 #[test]
@@ -72,21 +72,21 @@ fn a_tenant_with_few_requests_is_judged_when_there_are_enough() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
     // Of 10 requests a window one misses: two verdicts take 20 windows.
     assert_eq!(windows(&mut replanner, 19, 10, 1), (0, None));
-    assert_eq!(margin(window(&mut replanner, CHAT, 10, 1)), Some(0.8));
+    assert_eq!(margin(window(&mut replanner, CHAT, 10, 1)), Some(0.87));
 }
 
 #[test]
 fn a_tenant_that_sms_do_not_help_stops_being_planned_for() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
     let (changes, last) = windows(&mut replanner, 100, 1000, 1000);
-    assert_eq!((changes, margin(last)), (6, Some(0.35)));
+    assert_eq!((changes, margin(last)), (9, Some(0.35)));
 }
 
 #[test]
 fn the_margin_comes_back_in_the_end_and_every_relapse_doubles_the_wait() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
     for calm in [30, 60, 120] {
-        assert_eq!(margin(windows(&mut replanner, 2, 1000, 100).1), Some(0.8));
+        assert_eq!(margin(windows(&mut replanner, 2, 1000, 100).1), Some(0.87));
         settle(&mut replanner);
         assert_eq!(windows(&mut replanner, calm - 1, 1000, 0), (0, None));
         assert_eq!(window(&mut replanner, CHAT, 1000, 0), Some(Adjustments::default()));

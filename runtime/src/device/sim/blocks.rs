@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::device::Priority;
+use crate::launch::progress::TileProgress;
 
 use super::config::SimConfig;
 use super::contention::Demand;
@@ -231,6 +232,16 @@ impl Blocks {
             }
         }
         self.chains.retain(|&progress, chain| chain.owner.is_some() || !(address..end).contains(&progress));
+    }
+
+    /// The tile counters in the `bytes` bytes from `address` on, each with where it lies.
+    pub(super) fn progress(&self, address: u64, bytes: u64) -> impl Iterator<Item = (u64, TileProgress)> {
+        let end = address.saturating_add(bytes);
+        self.chains.range(address..end).map(|(&at, chain)| {
+            let owner = chain.owner.and_then(|owner| self.kernel(owner)).filter(|owner| owner.started > 0);
+            let left = owner.map_or(0, |owner| owner.spec.grid.saturating_sub(owner.resident));
+            (at, TileProgress { epoch: chain.epoch, left: left.min(u32::from(u16::MAX)) as u16 })
+        })
     }
 
     fn regrant(&mut self, id: usize, held: SmSet, now: u64) {

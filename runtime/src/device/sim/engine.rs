@@ -423,4 +423,15 @@ impl Engine {
             self.events.remove(&event);
         }
     }
+
+    /// Puts the tile counters that lie in `target`, read from `address` on, in their places there.
+    pub(super) fn read_progress(&self, address: u64, target: &mut [u8]) {
+        for (at, progress) in self.blocks.progress(address, target.len() as u64) {
+            let first = (at - address) as usize;
+            let bytes = progress.to_bytes();
+            for (target, byte) in target[first..].iter_mut().zip(bytes) {
+                *target = byte;
+            }
+        }
+    }
 }

@@ -222,6 +222,7 @@ impl Device for SimDevice {
         engine.enqueue(index, Op::Read { bytes: target.len() as u64 }, engine.config.launch_cost);
         drain(engine, index, CALL)?;
         engine.memory.read(source.0, target);
+        engine.read_progress(source.0, target);
         Ok(())
     }
 

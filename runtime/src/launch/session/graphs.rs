@@ -33,6 +33,7 @@ impl Session {
         self.device.begin_capture(self.stream())?;
         self.capturing = Some(origin);
         self.captured = [0; PROGRESSES];
+        self.captured_long.clear();
         self.follows_launch = false;
         self.launches_before_capture = self.stats.launches;
         Ok(())
@@ -48,7 +49,8 @@ impl Session {
         let graph = self.end_capture(origin);
         joined?;
         let launches = self.stats.launches - self.launches_before_capture;
-        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured })
+        let long = std::mem::take(&mut self.captured_long).into();
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured, long })
     }
 
     pub(super) fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -76,6 +78,7 @@ impl Session {
         self.follow_plan()?;
         self.settle();
         self.device.replay(graph.graph.id(), self.stream())?;
+        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
         self.replayed(graph.elastic);
         Ok(())
     }
@@ -110,6 +113,7 @@ impl Session {
         let Some(graph) = self.graphs.find(work) else { return Ok(false) };
         let elastic = graph.elastic;
         self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
+        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
         self.replayed(elastic);
         Ok(true)
     }
@@ -148,6 +152,7 @@ impl Session {
         let graph = self.capture(body)?;
         // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
         self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
+        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
         self.replayed(graph.elastic);
         self.graphs.keep(work, graph, &self.layout);
         Ok(())

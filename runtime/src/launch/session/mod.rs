@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId,
 };
-use crate::partition::PartitionRef;
+use crate::partition::{PartitionRef, TpcSet};
 use crate::telemetry::Probe;
 use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
@@ -23,9 +23,10 @@ use crate::tenant::TenantId;
 use super::capture::Layout;
 use super::grant::Grant;
 use super::graph_cache::GraphCache;
-use super::joiner::{Growth, Owner, is_long};
+use super::joiner::{Growth, Owner, is_long, is_long_in_a_graph};
 use super::lending::Requests;
 use super::plan::{Placement, Plan, PlanCell, PlanReader};
+use super::progress::TileProgress;
 use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work};
 
 mod graphs;
@@ -34,8 +35,7 @@ mod requests;
 
 use key_index::KeyIndex;
 
-/// Bytes of a `TileProgress`, see kernels/abi.h.
-const PROGRESS_BYTES: u64 = 16;
+const PROGRESS_BYTES: u64 = TileProgress::BYTES as u64;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
 pub(in crate::launch) const PROGRESSES: usize = 2;
@@ -146,6 +146,7 @@ pub struct Session {
     epochs: [u32; PROGRESSES],
     /// The same for the capture in progress.
     captured: [u32; PROGRESSES],
+    captured_long: Vec<(usize, Owner)>,
     growth: Growth,
     /// The counter of the next elastic launch.
     next_counter: usize,
@@ -218,6 +219,7 @@ impl Session {
             progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
             epochs: [0; PROGRESSES],
             captured: [0; PROGRESSES],
+            captured_long: Vec::new(),
             growth: Growth::new(device)?,
             next_counter: 0,
             follows_launch: false,
@@ -323,6 +325,10 @@ impl Session {
         if may_grow {
             let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
             self.growth.remember(Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held });
+        } else if self.capturing.is_some() && launch.elastic && is_long_in_a_graph(work, placement.sms) {
+            let (epoch, held) = (self.captured[self.next_counter], TpcSet::EMPTY);
+            let owner = Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held };
+            self.captured_long.push((self.next_counter, owner));
         }
         if launch.elastic {
             self.count_tiles();
