@@ -56,6 +56,17 @@ const BULK_SIZES: [CompiledSize; 6] = {
 /// ([`Rotary`](super::Rotary) or [`CacheWrite`](super::CacheWrite) wrote them). A sequence of length 0 gets no output, and costs next to nothing.
 ///
 /// The launch depends on the capacity of the page table and not on the lengths, so a captured graph stays valid while the sequences grow.
+///
+/// **What launches before it may write.** On Hopper it reads `lengths`, the page table and the cached keys and values before earlier launches have ended,
+/// all but the queries and each sequence's page with its last position, which it reads after waiting for them. It may start as soon as the launch before it
+/// lets it, and that one may have been let by the one before, and so on back to the nearest launch that itself waits for all earlier ones before it lets
+/// the next one come. From that launch on, that one included, none may write `lengths`, the page table, or a cached row but the last of each sequence.
+/// Launches before that one may have written anything, and so may copies, which no launch overlaps.
+/// All kernels of this crate wait first, but for products of few rows (`kernels/gemm/skinny.cuh`) and this one, where they are not elastic. The models
+/// here keep to it since each step begins with an [`Embed`](super::super::embedding::Embed), which waits first and writes none of it.
+///
+/// **Elastic** is a launch that is long and has more chunks than blocks run at once. With one chunk for each block there is nothing left to leave to
+/// others, and counting would cost 4 us of 39.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionDecode {
     /// How a row is divided.
@@ -210,8 +221,8 @@ impl AttentionDecode {
     }
 }
 
-// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE, and of `BULK_SIZES` by ATTENTION_DECODE_BULK, with `AttentionDecodeArgs` as its first parameter; that the pointers stay valid
-// is for whoever makes the descriptor to see to.
+// SAFETY: every symbol of `SIZES` is defined by ATTENTION_DECODE, and of `BULK_SIZES` by ATTENTION_DECODE_BULK, with `AttentionDecodeArgs` as its first
+// parameter; that the pointers stay valid is for whoever makes the descriptor to see to.
 unsafe impl Kernel for AttentionDecode {
     /// `[sequences x heads x kv_heads x head_dim x positions seen]`, the last rounded up to a power of two.
     fn key(&self) -> KernelKey {
@@ -242,9 +253,16 @@ unsafe impl Kernel for AttentionDecode {
         };
         let launch = size.launch(&self.key(), self.tiles(), params, sms, gpu)?;
         // Blocks that find no chunk cost time, too. Where sequences are longer than was said, the others do more.
-        let grid = launch.grid.min(u32::try_from(self.expected_chunks()).unwrap_or(u32::MAX));
-        Ok(Launch { grid, elastic: is_long(self.work().bytes, sms), ..launch })
+        let expected = self.expected_chunks();
+        let grid = launch.grid.min(u32::try_from(expected).unwrap_or(u32::MAX));
+        Ok(Launch { grid, elastic: is_long(self.work().bytes, sms) && has_more_than_one_wave(expected, &launch), ..launch })
     }
+}
+
+/// Whether some block has a second chunk that it could leave to others. One without keeps its SM to the end of its chunk in any case: the blocks of an SM
+/// have at most 32 pages each, together 2 MiB at every compiled size, which are 21 us of an SM that reads alone and 60 us where 132 share an H200's memory.
+fn has_more_than_one_wave(chunks: u64, launch: &Launch) -> bool {
+    chunks > u64::from(launch.grid)
 }
 
 /// Whether reading `bytes` takes more than the 20 us from which a launch should give SMs back while it runs. An SM reads about 100 bytes a

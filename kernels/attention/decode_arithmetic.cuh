@@ -40,7 +40,8 @@ struct DecodeItem {
     uint32_t page_number; // lane i: the table's entry of the chunk's page i
 };
 
-// A warp's way through the batch, from item to item; quick where their numbers grow.
+// A warp's way through the batch, from item to item; quick where their numbers grow. Reads lengths and pages past L1: it may do so before earlier launches
+// have ended, and what an SM kept in L1 from before may be older than what the last launch to write them left.
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
@@ -83,7 +84,7 @@ class DecodeItems {
         const uint32_t *const table =
             reinterpret_cast<const uint32_t *>(args_.cache.page_table) + size_t(item.sequence) * args_.cache.pages_per_sequence;
         const int mine = first_page + threadIdx.x % 32;
-        item.page_number = mine < item.end_page ? table[mine] : 0;
+        item.page_number = mine < item.end_page ? __ldcg(table + mine) : 0;
         return item;
     }
 
@@ -99,7 +100,8 @@ class DecodeItems {
         first_ = first;
         length_ = 0;
         if (first + lane < args_.sequences) {
-            length_ = min(reinterpret_cast<const uint32_t *>(args_.lengths)[first + lane], args_.cache.pages_per_sequence * KV_PAGE_TOKENS);
+            const uint32_t length = __ldcg(reinterpret_cast<const uint32_t *>(args_.lengths) + first + lane);
+            length_ = min(length, args_.cache.pages_per_sequence * KV_PAGE_TOKENS);
         }
         last_ = chunks(length_) * columns_;
 #pragma unroll
@@ -115,10 +117,19 @@ class DecodeItems {
     int length_;
 };
 
-// The numbers of this block's items. A tile is one item, or several that lie a launch's tiles apart.
+// The numbers of this block's items. A tile is one item, or several that lie a launch's tiles apart. By one thread.
 class DecodeNumbers {
   public:
     __device__ DecodeNumbers(const Tiles &tiles, uint32_t items) : tiles_(tiles), queue_(tiles), items_(items), last_(NO_ITEM) {}
+
+    // The first, before earlier launches are waited for. If there is none, the caller must wait all the same, then let the next launch come.
+    __device__ uint32_t first() {
+        if (tiles_.progress == 0) return next();
+        while (queue_.take_early(last_)) {
+            if (last_ < items_) return last_;
+        }
+        return last_ = NO_ITEM;
+    }
 
     __device__ uint32_t next() {
         if (tiles_.progress == 0) {
@@ -139,7 +150,6 @@ class DecodeNumbers {
     const uint32_t items_;
     uint32_t last_;
 };
-
 
 // All THREADS of a block whose warps have different roles meet, each where it is: __syncthreads() would want all of them at one place in the code.
 template <int THREADS>

@@ -12,11 +12,16 @@
 //   | finished    | of two items | every attending thread       | keeper                |
 //   | kept        | of two items | keeper                       | one attending thread  |
 //
+// The launch before writes the queries and each sequence's newest row; all else was there before it (AttentionDecode in decode.rs says what that asks of
+// the launches before). So the producer finds its first item and fills the ring while that launch still runs, all but queries and newest page, and then
+// waits for it. That changes when bytes arrive, and no bit of what comes out.
+//
 // A stage: the page's keys and values as boxes of BOX columns, each box 64 rows of at most 128 bytes that the copy engine swizzles so that ldmatrix
 // meets no bank conflict. When an item ends, a warp leaves its partial result where its keys of the last page were: 16 rows of BOX halves
 // are 8 heads by BOX floats.
 #pragma once
 #include "attention/decode_arithmetic.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 
@@ -40,7 +45,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
     static constexpr int BOX_BYTES = KV_PAGE_TOKENS * BOX * 2;
     static constexpr uint32_t PAGE_BYTES = KV_PAGE_TOKENS * D * 2;
 
-    // What the ring's page is of; one access.
+    // What the ring's page is of; one access. Every lane of an attending warp reads it, and one lane's arrival on `empty` after __syncwarp() speaks for
+    // all of them before the producer writes the next one: compute-sanitizer's racecheck does not follow that, and reports a hazard here.
     struct alignas(16) Note {
         int page; // below 0: there are no more
         int begin, length;
@@ -63,7 +69,6 @@ struct DecodeBulk : DecodeArithmetic<D> {
 
     __device__ DecodeBulk(const AttentionDecodeArgs &args, Shared &shared) : Arithmetic(args), shared(shared) {}
 
-    // Before earlier launches are waited for: touches nothing that they write.
     __device__ static void prepare(const AttentionDecodeArgs &args, Shared &shared) {
         const uint32_t i = threadIdx.x;
         if (i < STAGES) {
@@ -97,46 +102,92 @@ struct DecodeBulk : DecodeArithmetic<D> {
         }
     }
 
+    // Keeps the ring full. Lanes stay together.
     __device__ void produce(DecodeItems &items, DecodeNumbers &numbers) {
         RingPosition<STAGES> at;
-        const auto wait_for_stage = [&] { mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1); };
-        while (true) {
-            uint32_t number = 0;
+        uint32_t number = 0;
+        if (lane == 0) number = numbers.first();
+        number = __shfl_sync(EVERY_LANE, number, 0);
+        DecodeItem item = {};
+        if (number != NO_ITEM) item = items.at(number);
+
+        const int newest = (item.length - 1) / KV_PAGE_TOKENS;
+        int page = item.page;
+        for (; page < min(item.end_page, item.page + STAGES); ++page) {
+            fill(item, page, at.stage, page < newest);
+            at.advance();
+        }
+        wait_for_earlier_launches();
+        if (number == NO_ITEM) {
+            let_next_launch_come();
+        } else {
+            load_queries(item, 0);
+            if (newest < page) load_page(item, newest, newest - item.page);
+        }
+
+        while (number != NO_ITEM) {
+            for (; page < item.end_page; ++page) {
+                mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
+                fill(item, page, at.stage, true);
+                if (page == item.page) load_queries(item, at.stage);
+                at.advance();
+            }
             if (lane == 0) number = numbers.next();
             number = __shfl_sync(EVERY_LANE, number, 0);
             if (number == NO_ITEM) break;
-            const DecodeItem item = items.at(number);
-            const int kv_head = item.column / this->group;
-            const __half *const queries =
-                reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
-            const uint32_t heads = this->heads_of(item), query_bytes = heads * D * 2;
-            for (int page = item.page; page < item.end_page; ++page) {
-                const uint32_t number_of_page = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
-                if (lane == 0) {
-                    const bool first = page == item.page, last = page + 1 == item.end_page;
-                    wait_for_stage();
-                    shared.notes[at.stage] = Note{page, item.begin, item.length, (first ? heads : 0) | (last ? LAST_PAGE : 0)};
-                    if (last) shared.items[at.stage] = item;
-                    const uint32_t full = shared_address(&shared.full[at.stage]);
-                    mbarrier_arrive_expect(full, 2 * PAGE_BYTES + (first ? query_bytes : 0));
-                    const uint32_t row = (number_of_page * args.cache.kv_heads + kv_head) * KV_PAGE_TOKENS;
-                    load_page(shared_address(shared.keys[at.stage]), args.key_map, full, row);
-                    if (first) bulk_load(shared_address(shared.queries[at.stage]), queries, query_bytes, full);
-                    load_page(shared_address(shared.values[at.stage]), args.value_map, full, row);
-                }
-                at.advance();
-            }
+            item = items.at(number);
+            page = item.page;
         }
+        mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
         if (lane == 0) {
-            wait_for_stage();
             shared.notes[at.stage] = Note{-1, 0, 0, 0};
             mbarrier_arrive(shared_address(&shared.full[at.stage]));
         }
         __syncwarp();
     }
 
+    // A stage's note, and where `now` its keys and values. Queries, with an item's first page, are left to load_queries().
+    __device__ __forceinline__ void fill(const DecodeItem &item, int page, int stage, bool now) const {
+        const uint32_t row = row_of(item, page);
+        if (elect_one()) {
+            const bool first = page == item.page, last = page + 1 == item.end_page;
+            const uint32_t heads = this->heads_of(item);
+            shared.notes[stage] = Note{page, item.begin, item.length, (first ? heads : 0) | (last ? LAST_PAGE : 0)};
+            if (last) shared.items[stage] = item;
+            mbarrier_arrive_expect(shared_address(&shared.full[stage]), 2 * PAGE_BYTES + (first ? heads * D * 2 : 0));
+            if (now) load_rows(row, stage);
+        }
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void load_page(const DecodeItem &item, int page, int stage) const {
+        const uint32_t row = row_of(item, page);
+        if (elect_one()) load_rows(row, stage);
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void load_queries(const DecodeItem &item, int stage) const {
+        const __half *const queries =
+            reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
+        if (elect_one()) bulk_load(shared_address(shared.queries[stage]), queries, this->heads_of(item) * D * 2, shared_address(&shared.full[stage]));
+        __syncwarp();
+    }
+
+    // The page's first row in the pools, of the item's key head. All lanes.
+    __device__ __forceinline__ uint32_t row_of(const DecodeItem &item, int page) const {
+        const uint32_t page_number = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
+        return (page_number * args.cache.kv_heads + item.column / this->group) * KV_PAGE_TOKENS;
+    }
+
+    // By one thread.
+    __device__ __forceinline__ void load_rows(uint32_t row, int stage) const {
+        const uint32_t full = shared_address(&shared.full[stage]);
+        load_boxes(shared_address(shared.keys[stage]), args.key_map, full, row);
+        load_boxes(shared_address(shared.values[stage]), args.value_map, full, row);
+    }
+
     // All boxes of 64 rows. Keys and values are read once a step: they must not push out of L2 what is read again, the partial results first of all.
-    __device__ static void load_page(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t row) {
+    __device__ static void load_boxes(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t row) {
         asm volatile(
             "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %3}], [%2], %5;" ::"r"(
                 target),
@@ -152,6 +203,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
     }
 
     __device__ void keep() {
+        wait_for_earlier_launches();
         for (uint32_t nth = 0;; ++nth) {
             const uint32_t place = nth % 2, parity = nth / 2 % 2;
             mbarrier_wait(shared_address(&shared.finished[place]), parity);
@@ -182,6 +234,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
         uint32_t handed = 0; // items to the keeper
         Queries queries = {};
         Partial partial;
+        wait_for_earlier_launches();
         while (true) {
             mbarrier_wait(shared_address(&shared.full[at.stage]), at.parity);
             const Note note = shared.notes[at.stage];
@@ -206,11 +259,11 @@ struct DecodeBulk : DecodeArithmetic<D> {
                 __syncwarp(); // no lane still reads the keys
                 WarpSums(&sums)[WARPS] = shared.sums[at.stage];
                 this->leave_partial(partial, sums[warp], [&](int head, int column) { return result(keys, warp, head, column); });
-                fence_shared_for_async(); // the copy engine writes there next
                 asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
                 this->store(item, sums, [&](int of_warp, int head, int column) {
                     return reinterpret_cast<const float4 *>(result(keys, of_warp, head, column));
                 });
+                fence_shared_for_async(); // the copy engine writes there next
                 if (item.chunks > 1) hand_over(item, handed);
                 partial = Partial();
             }
@@ -261,8 +314,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
         attention_decode_bulk_d##D(const __grid_constant__ AttentionDecodeArgs args, const __grid_constant__ Tiles tiles) {               \
         extern __shared__ __align__(1024) uint8_t bulk_shared[];                                                                          \
         auto &shared = *reinterpret_cast<attention::DecodeBulk<D>::Shared *>(bulk_shared);                                                \
+        if (tiles.progress == 0) let_next_launch_come();                                                                                  \
         attention::DecodeBulk<D>::prepare(args, shared);                                                                                  \
-        wait_for_earlier_launches(tiles);                                                                                                 \
         attention::DecodeBulk<D>(args, shared).run(tiles);                                                                                \
     }
 

@@ -194,11 +194,17 @@ fn decode_launches_no_blocks_for_chunks_that_are_not_expected() {
 }
 
 #[test]
-fn decode_polls_its_grant_only_where_it_runs_for_long() {
-    let elastic = |context, sms| AttentionDecode { context, ..decode(LLAMA) }.configure(Sms(sms), &h200()).unwrap().elastic;
-    assert!(!elastic(128, 132));
-    assert!(elastic(8192, 132));
-    assert!(elastic(4096, 32));
+fn decode_polls_its_grant_only_where_it_runs_for_long_and_has_chunks_to_leave_to_others() {
+    let cache = KvCache { pages_per_sequence: 512, ..CACHE };
+    let elastic = |sequences, context, sms| {
+        AttentionDecode { sequences, context, cache, ..decode(LLAMA) }.configure(Sms(sms), &h200()).unwrap().elastic
+    };
+    assert!(!elastic(8, 128, 132));
+    // 256 chunks, and room for 528 blocks.
+    assert!(!elastic(8, 8192, 132));
+    assert!(elastic(8, 4096, 32));
+    assert!(elastic(8, 32_768, 132));
+    assert!(elastic(64, 4096, 132));
 }
 
 #[test]

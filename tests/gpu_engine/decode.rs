@@ -3,7 +3,8 @@
 
 use half::f16;
 use rayon::prelude::*;
-use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS};
+use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS, Rotary};
+use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
 
@@ -237,6 +238,122 @@ fn decode_gives_a_sequence_the_same_bits_beside_any_others_and_at_any_capacity()
             gpu.run(&beside_others, 8);
             let row = |output: &[f16]| output.chunks(heads.output_width() as usize).nth(sequence).map(<[f16]>::to_vec);
             assert_eq!(row(&gpu.download_f16(&output)), row(&together), "sequence {sequence} of {length} tokens");
+        }
+    }
+}
+
+/// A decode step whose queries and newest keys and values are written at the very end of the launch before it, or of the one before that.
+struct LateRows {
+    decode: Decode,
+    /// Without the newest rows.
+    pools: [Vec<f16>; 2],
+    qkv: Vec<f16>,
+    positions: Buffer,
+    sequence_of: Buffer,
+    frequencies: Buffer,
+}
+
+impl LateRows {
+    /// Rows that nobody reads, before those of the sequences: on 4 blocks they take hundreds of microseconds.
+    const ROWS_BEFORE: usize = 2000;
+
+    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, lengths: &[u32], window: u32) -> Self {
+        // One more sequence, to which rows that nobody reads go.
+        let spare = lengths.len() as u32;
+        let mut decode = Decode::new(gpu, random, heads, &[lengths, &[1]].concat(), 2048, window, [0, 0]);
+        decode.kernel.sequences = spare;
+        let mut pools = decode.cache.pools.clone();
+        let mut places = vec![(0, spare); Self::ROWS_BEFORE];
+        for (sequence, &length) in (0..).zip(lengths) {
+            let Some(newest) = length.checked_sub(1) else {
+                places.push((0, spare));
+                continue;
+            };
+            places.push((newest, sequence));
+            for kv_head in 0..heads.kv_heads {
+                let at = PagedCache::place(heads, &decode.cache.table, decode.cache.pages_per_sequence, sequence, kv_head, newest);
+                pools.iter_mut().for_each(|pool| pool[at..][..heads.head_dim as usize].fill(f16::NAN));
+            }
+        }
+        let (positions, sequence_of): (Vec<u32>, Vec<u32>) = places.into_iter().unzip();
+        let qkv = random.f16s(positions.len() * heads.qkv_width() as usize, 2.0);
+        let frequencies: Vec<f32> = (0..heads.head_dim / 2).map(|pair| 0.9_f32.powi(pair as i32)).collect();
+        let [positions, sequence_of] = [positions, sequence_of].map(|words| gpu.upload_u32(&words));
+        Self { decode, pools, qkv, positions, sequence_of, frequencies: gpu.upload_f32(&frequencies) }
+    }
+
+    /// The output where each launch overlaps the end of the one before, or `apart` where none does. `grid` blocks, or as many as are launched; with a tile
+    /// counter where `counted`; after another launch, which lets the next one come before it waits, where `between`.
+    fn run(&self, gpu: &Gpu, apart: bool, grid: Option<u32>, counted: bool, between: Option<&Gemm>) -> Vec<f16> {
+        let topology = gpu.device().topology();
+        let heads = self.decode.kernel.heads;
+        let qkv = gpu.upload_f16(&self.qkv);
+        let [keys, values] = [0, 1].map(|pool: usize| gpu.upload_f16(&self.pools[pool]));
+        let cache = KvCache { keys: keys.ptr(), values: values.ptr(), ..self.decode.kernel.cache };
+        let rotary = Rotary {
+            heads,
+            rows: (self.qkv.len() / heads.qkv_width() as usize) as u32,
+            qkv: qkv.ptr(),
+            qkv_stride: heads.qkv_width(),
+            positions: self.positions.ptr(),
+            inverse_frequencies: self.frequencies.ptr(),
+            cache: Some(cache),
+            sequence_of: self.sequence_of.ptr(),
+        };
+        let first_row = 2 * Self::ROWS_BEFORE as u64 * u64::from(heads.qkv_width());
+        let kernel = AttentionDecode { qkv: qkv.ptr().offset(first_row), cache, ..self.decode.kernel };
+        gpu.poison(&self.decode.output);
+
+        let uncounted = |launch: &Launch| TilesArg { progress: DevicePtr::NULL, ..gpu.tiles(launch) };
+        let enqueue = |kernel: &dyn Kernel, launch: &Launch, tiles: TilesArg| {
+            if apart {
+                gpu.device().synchronize(gpu.stream()).expect("the launch before ends");
+                gpu.enqueue(kernel, launch, gpu.stream(), tiles);
+            } else {
+                gpu.enqueue_overlapping(kernel, launch, gpu.stream(), tiles);
+            }
+        };
+        let launch = Launch { grid: 4, ..rotary.configure(Sms(gpu.sms()), topology).expect("a supported shape") };
+        gpu.enqueue(&rotary, &launch, gpu.stream(), uncounted(&launch));
+        if let Some(gemm) = between {
+            let launch = gemm.configure(Sms(gpu.sms()), topology).expect("a supported shape");
+            enqueue(gemm, &launch, uncounted(&launch));
+        }
+        let launch = kernel.configure(Sms(gpu.sms()), topology).expect("a supported shape");
+        let launch = Launch { grid: grid.unwrap_or(launch.grid), elastic: counted, ..launch };
+        enqueue(&kernel, &launch, if counted { gpu.tiles(&launch) } else { uncounted(&launch) });
+        gpu.device().synchronize(gpu.stream()).expect("the kernels run");
+        gpu.download_f16(&self.decode.output)
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn decode_waits_for_queries_and_newest_rows_that_are_written_late() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(14);
+    let operands = [8, 256, 8].map(|rows| gpu.upload_f16(&random.f16s(rows * 256, 1.0)));
+    let gemm = Gemm::new([8, 256, 256], operands[0].ptr(), operands[1].ptr(), operands[2].ptr(), Epilogue::NONE);
+    // Around the ends of pages and chunks, within the ring and beyond it.
+    let lengths = [1, 63, 64, 65, 0, 127, 129, 193, 512, 513, 700, 2048];
+    for head_dim in HEAD_DIMS.into_iter().filter(|head_dim| head_dim.is_multiple_of(2)) {
+        for window in [0, 100] {
+            let heads = Heads { heads: 8, kv_heads: 2, head_dim };
+            let late = LateRows::new(&gpu, &mut random, heads, &lengths, window);
+            let expected = late.run(&gpu, true, None, false, None);
+            for (row, &length) in expected.chunks(heads.output_width() as usize).zip(&lengths) {
+                assert!(row.iter().all(|value| value.is_nan() == (length == 0)), "head size {head_dim}, window {window}, length {length}");
+            }
+            for (grid, counted) in [(None, false), (Some(3), false), (None, true), (Some(3), true)] {
+                for between in [None, Some(&gemm)] {
+                    let bits = |output: &[f16]| output.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                    assert!(
+                        bits(&late.run(&gpu, false, grid, counted, between)) == bits(&expected),
+                        "head size {head_dim}, window {window}, {grid:?} blocks, counted: {counted}, a launch between: {}",
+                        between.is_some()
+                    );
+                }
+            }
         }
     }
 }

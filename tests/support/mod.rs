@@ -200,9 +200,19 @@ impl Gpu {
 
     /// Enqueues a configured launch with the tile counter and grant of the caller's choice; does not wait.
     pub fn enqueue(&self, kernel: &dyn Kernel, launch: &Launch, stream: StreamId, tiles: TilesArg) {
+        self.enqueue_after(false, kernel, launch, stream, tiles);
+    }
+
+    /// The same for a launch whose blocks may start before the launch before it has ended.
+    pub fn enqueue_overlapping(&self, kernel: &dyn Kernel, launch: &Launch, stream: StreamId, tiles: TilesArg) {
+        assert!(launch.programmatic, "{} does not wait for the launch before it", kernel.key());
+        self.enqueue_after(true, kernel, launch, stream, tiles);
+    }
+
+    fn enqueue_after(&self, overlaps: bool, kernel: &dyn Kernel, launch: &Launch, stream: StreamId, tiles: TilesArg) {
         let function = self.device.function(launch.symbol).expect("the kernel is in the fatbin");
         let request =
-            LaunchRequest { function, launch, tiles, priority: Priority::Normal, overlaps: false, key: kernel.key(), work: kernel.work() };
+            LaunchRequest { function, launch, tiles, priority: Priority::Normal, overlaps, key: kernel.key(), work: kernel.work() };
         self.device.launch(stream, &request).expect("a launch");
     }
 

@@ -242,7 +242,8 @@ impl Decoder {
     }
 
     /// The embeddings of the tokens `part` of a pass over `rows`, with their positions where those are learned: those rows of the residual stream, and
-    /// the first layer's norm of them where its projection does not norm them.
+    /// the first layer's norm of them where its projection does not norm them. It is the launch of a step that waits for the step before: attention may
+    /// read lengths, page table and older keys and values as soon as it runs ([`AttentionDecode`]).
     fn embed(&self, session: &Session, batch: &DecoderBatch, rows: u32, part: Range<u32>, ids: DevicePtr, positions: DevicePtr) -> Embed {
         let config = &self.config;
         let from_first = |buffer: &Buffer| buffer.ptr().offset(2 * u64::from(part.start) * config.hidden as u64);
