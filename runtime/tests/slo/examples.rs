@@ -122,7 +122,7 @@ fn latency_tenants_alone_own_the_whole_gpu_between_them() {
 #[test]
 fn long_kernels_of_a_throughput_tenant_are_sized_for_what_is_lent_and_short_ones_stay_on_what_it_owns() {
     let (decode, encode) = (latency_tenant(1, Some(2375), &llama_step()), larger(bert_large(), 8));
-    let short = KernelDemand { kernel: Fingerprint(1), launches: 1, ..compute(1, 10.0, 132.0) };
+    let short = KernelDemand { kernel: Fingerprint(1), launches: 1, ..compute(1, 5.0, 132.0) };
     let request: Vec<KernelDemand> = encode.iter().cloned().chain([short]).collect();
     let draft = plan(&[decode, throughput_tenant(2, &request)]);
     let (owner, borrower) = (of(&draft, 1), of(&draft, 2));
