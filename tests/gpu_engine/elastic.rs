@@ -164,7 +164,7 @@ fn a_block_for_each_tile_gives_the_bits_of_persistent_blocks() {
     let gpu = Gpu::open();
     let mut random = Random::new(17);
     // Large enough to be elastic: blocks in pairs, and few rows, with k shared by two blocks or not.
-    for [m, n, k] in [[4096_u32, 4096, 2048], [2048, 3072, 1024], [8, 128_256, 2048], [8, 8192, 16_384], [32, 28_672, 4096]] {
+    for [m, n, k] in [[4096_u32, 4096, 2048], [2048, 3072, 4096], [8, 128_256, 2048], [8, 8192, 16_384], [32, 28_672, 4096]] {
         let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
         let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
         let c = gpu.poisoned_f16((m * n) as usize);
