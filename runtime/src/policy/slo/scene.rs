@@ -41,7 +41,9 @@ impl<'a> Scene<'a> {
         let sizes = Sizes::new(topology);
         let contention = Contention::new(topology, ablations.no_bandwidth);
         let seen = |demand: &'a TenantDemand| {
-            let margin = adjustments.margins.get(&demand.id).copied().unwrap_or(MARGIN);
+            // Where queueing is predicted, nothing need be set aside for it.
+            let whole = if demand.rate.is_some() { MARGIN } else { 1.0 };
+            let margin = adjustments.margins.get(&demand.id).copied().unwrap_or(MARGIN) / whole;
             let slo = demand.slo.filter(|_| demand.class == Class::Latency);
             Tenant {
                 demand,
