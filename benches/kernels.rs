@@ -113,11 +113,11 @@ impl Case {
     }
 
     /// The variants worth comparing: the tiled ones, and for few rows the skinny ones that can do it.
-    fn variants(&self) -> Vec<Variant> {
-        let rows = self.products[0].m;
-        let first = Skinny::ALL.into_iter().position(|skinny| rows <= skinny.rows());
-        let skinny = first.map_or(&[][..], |first| &Skinny::ALL[first..first + 3]);
-        skinny.iter().copied().map(Variant::Skinny).chain(Variant::TILED).collect()
+    fn variants(&self, gpu: &Topology) -> Vec<Variant> {
+        let mut skinny: Vec<Skinny> = Skinny::ALL.into_iter().filter(|skinny| skinny.can_do(&self.products[0], gpu)).collect();
+        let rows = skinny.first().map(|skinny| skinny.rows());
+        skinny.retain(|skinny| Some(skinny.rows()) == rows);
+        skinny.into_iter().map(Variant::Skinny).chain(Variant::TILED).collect()
     }
 }
 
@@ -193,7 +193,7 @@ fn main() {
         let gemm = &case.products[0];
         // About 20 ms a replay at half the data sheet's rates, for clocks to settle.
         let launches = (1e13 / gemm.work().flops.max(300 * gemm.work().bytes) as f64).clamp(4.0, 400.0) as u32;
-        for variant in case.variants() {
+        for variant in case.variants(gpu.device().topology()) {
             let configure = |gemm: &Gemm, sms: Sms, gpu: &Topology| gemm.configure_variant(variant, sms, gpu).expect("a variant that fits");
             let replay = Replay::capture(&gpu, &case, gpu.sms(), launches, configure);
             print_row(&gpu, gemm, &format!("{variant:?}"), gpu.sms(), replay.median());

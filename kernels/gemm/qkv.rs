@@ -75,7 +75,7 @@ unsafe impl Kernel for QkvProduct {
         if let Some(problem) = self.problem(gpu) {
             return Err(unsupported(problem));
         }
-        let skinny = Skinny::choose(&self.product, sms, gpu).ok_or_else(|| unsupported("no skinny kernel takes the product"))?;
+        let skinny = Skinny::choose_rotary(&self.product, sms, gpu).ok_or_else(|| unsupported("no skinny kernel takes the product"))?;
         Ok(skinny.launch_rotary(&self.product, &self.rotary, sms, gpu))
     }
 }

@@ -14,6 +14,10 @@
 //
 // A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
+// With at most 8 rows of A and a k whose halves are those of a pair, one block can do both, for 32 rows of B: these rows at the first half of k and, below
+// them, at the second are wgmma's left operand, A's rows at both halves its columns. Of the product only the two quarters count whose halves agree; the others
+// cost nothing, since bytes are the bound. Nobody meets a partner, sends to it or waits for it.
+//
 // Rows of A may be normed on the way, as a decoder does before it projects: with the norm's weight in B already, rms_norm(a) * b^T is (a * b^T) divided by the
 // root of the mean of a's squares. A passes through shared memory anyway; while the tensor cores multiply a stage, the consumers add up its squares, in
 // a worker's first tile alone, since A is the same in all. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
@@ -21,8 +25,8 @@
 // The columns of a product may be heads of queries, keys and values, which the epilogue rotates and writes to where attention reads them (heads.cuh). Those
 // kernels are compiled apart, and differ in which 64 rows of B are a tile, and in what is done to the sums.
 //
-// Bits: a sum is added up in the order of k, in two halves where blocks work in pairs, which follows from the problem alone; STAGES, the grid and who takes
-// which tile have no influence. The same holds for the squares, each thread's in the order of k.
+// Bits: a sum is added up in the order of k, in two halves where k is shared, which follows from the problem alone; STAGES, the grid, who takes which tile,
+// and whether two blocks do the halves or one have no influence. The same holds for the squares, each thread's in the order of k.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -41,20 +45,23 @@
 #include "ptx/wgmma.cuh"
 
 // kernels/gemm/skinny.rs holds the same figures for the host.
-template <int ROWS_, int PAIR_, int GROUPS_, int K_BLOCKS_, int STAGES_, int BLOCKS_PER_SM_>
+template <int ROWS_, int PAIR_, int GROUPS_, int K_BLOCKS_, int STAGES_, int BLOCKS_PER_SM_, int PARTS_ = 1>
 struct SkinnyShape {
     static constexpr int ROWS = ROWS_;          // of A
     static constexpr int PAIR = PAIR_;          // blocks that share k: 1 or 2
     static constexpr int GROUPS = GROUPS_;      // consumers, each with 64 rows of B
     static constexpr int K_BLOCKS = K_BLOCKS_;  // of 64 columns of k in a stage
+    static constexpr int PARTS = PARTS_;        // of k in one multiplication: 1, or 2 halves
     static constexpr int STAGES = STAGES_, BLOCKS_PER_SM = BLOCKS_PER_SM_;
-    static constexpr int COLUMNS = 64 * GROUPS;  // of C in a tile
+    static_assert(PARTS == 1 || (PARTS == 2 && ROWS == 8 && PAIR == 1 && GROUPS == 1));
+    static constexpr int SHARES = PAIR * PARTS;  // of k, added up apart
+    static constexpr int COLUMNS = 64 / PARTS * GROUPS;  // of C in a tile
     static constexpr int THREADS = 128 * GROUPS + 64;
-    static constexpr int B_BYTES = COLUMNS * 128, A_BYTES = ROWS * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
+    static constexpr int B_BYTES = 64 * GROUPS * 128, A_BYTES = PARTS * ROWS * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
     // Of one row of A, in floats: eight rows' quads then lie in different banks.
     static constexpr int SUMS_PITCH = 64 + 4, GROUP_SUMS_BYTES = ROWS * SUMS_PITCH * 4;
-    // A consumer's sums of squares, each of eight threads: sum i is of row i % ROWS of A.
-    static constexpr int SQUARES = ROWS > 16 ? ROWS : 16, GROUP_SQUARES_BYTES = PAIR * SQUARES * 4;
+    // A consumer's sums of squares of a share of k, each of eight threads: sum i is of row i % ROWS of A.
+    static constexpr int SQUARES = ROWS > 16 ? ROWS : 16, GROUP_SQUARES_BYTES = SHARES * SQUARES * 4;
     static constexpr int BARRIERS = 2 * STAGES + 2;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
     static constexpr int SHARED_BYTES =
@@ -72,12 +79,16 @@ struct SkinnyGemm {
     // Pairs cut k at a multiple of this, whatever their stages.
     static constexpr uint32_t SHARE_K = 256;
     static_assert(Shape::PAIR == 1 || SHARE_K % STAGE_K == 0);
-    // Of a stage's rows of A, in units of 16 bytes, a thread squares every 128th: one row's, or two rows' in turn.
-    static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::ROWS / 16, SQUARED_ROWS = Shape::SQUARES / 16;
+    // Of a stage's rows of A, in units of 16 bytes, a thread squares every 128th: one row's, or two rows' in turn. With halves of k these two are one row at
+    // even and at odd blocks of k, which a pair's threads add up apart.
+    static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::PARTS * Shape::ROWS / 16, SQUARED_ROWS = Shape::PARTS * Shape::SQUARES / 16;
     using Squares = float2[SQUARED_ROWS];
     // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
     // copy.
     static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
+    // Halves of heads, or of k, are a third dimension, from 0.
+    static constexpr bool B_HAS_HALVES = ROTATES || Shape::PARTS > 1;
+    static_assert(!(ROTATES && Shape::PARTS > 1));
     struct TileRows {
         uint32_t first[COPIES];
     };
@@ -103,7 +114,8 @@ struct SkinnyGemm {
           stages(swizzle_aligned(shared)),
           board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * (Shape::GROUP_SUMS_BYTES + Shape::GROUP_SQUARES_BYTES) +
                 Shape::BARRIERS * 8) {
-        const uint32_t k = args.gemm.k;
+        // That the copy engine counts: with halves, within each.
+        const uint32_t k = args.gemm.k / Shape::PARTS;
         const uint32_t share = Shape::PAIR == 1 ? k : (k + Shape::PAIR * SHARE_K - 1) / (Shape::PAIR * SHARE_K) * SHARE_K;
         first_k = rank * share;
         steps = first_k < k ? (min(share, k - first_k) + STAGE_K - 1) / STAGE_K : 0;
@@ -207,8 +219,8 @@ struct SkinnyGemm {
                 const uint32_t k = first_k + block * 64;
 #pragma unroll
                 for (int copy = 0; copy < COPIES; ++copy) {
-                    if constexpr (ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
-                    if constexpr (!ROTATES) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
+                    if constexpr (B_HAS_HALVES) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
+                    if constexpr (!B_HAS_HALVES) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
                 }
             }
         }
@@ -222,8 +234,8 @@ struct SkinnyGemm {
 #pragma unroll
             for (int copy = 0; copy < COPIES; ++copy) {
                 const uint32_t target = b_place(stage, block) + copy * (Shape::B_BYTES / COPIES);
-                if constexpr (ROTATES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0);
-                if constexpr (!ROTATES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy]);
+                if constexpr (B_HAS_HALVES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0);
+                if constexpr (!B_HAS_HALVES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy]);
             }
         }
     }
@@ -240,7 +252,9 @@ struct SkinnyGemm {
     __device__ __forceinline__ void fetch_a(uint32_t stage, uint32_t step) const {
 #pragma unroll
         for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-            tma_load(a_place(stage, block), all.a, full + stage * 8, first_k + step * STAGE_K + block * 64, 0);
+            const uint32_t k = first_k + step * STAGE_K + block * 64;
+            if constexpr (Shape::PARTS > 1) tma_load(a_place(stage, block), all.a, full + stage * 8, k, 0, 0);
+            if constexpr (Shape::PARTS == 1) tma_load(a_place(stage, block), all.a, full + stage * 8, k, 0);
         }
     }
 
@@ -270,7 +284,7 @@ struct SkinnyGemm {
             }
             if (tile >= tiles.count) break;
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
-            float sums[REGISTERS] = {};
+            float sums[REGISTERS];
             const bool squares_a = all.norms_rows && round == 0;
             if (squares_a) {
                 Squares squares = {};
@@ -293,19 +307,31 @@ struct SkinnyGemm {
         }
     }
 
+    // An address is the low bits of a descriptor, and never carries out of them.
+    static __device__ __forceinline__ uint64_t descriptor_at(uint64_t first, uint32_t bytes) {
+        return (first & 0xffffffff00000000ull) | (static_cast<uint32_t>(first) + bytes / 16);
+    }
+
     // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together.
     template <typename Meanwhile>
     __device__ __forceinline__ void multiply(
         float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread, Meanwhile meanwhile) const {
+        float products[Shape::PARTS * REGISTERS] = {};
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
+            // One address for the whole warp, as the compiler can tell, from which all descriptors are a constant away: uniform registers hold and add them.
+            const uint32_t stage = __shfl_sync(0xffffffffu, stages + at.stage * Shape::STAGE_BYTES, 0);
+            const uint64_t first_b = wgmma_descriptor(stage + (Shape::GROUPS == 1 ? 0 : group) * 64 * 128);
+            const uint64_t first_a = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::B_BYTES);
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-                const uint64_t b = wgmma_descriptor(b_place(at.stage, block) + group * 64 * 128), a = wgmma_descriptor(a_place(at.stage, block));
 #pragma unroll
-                for (int slice = 0; slice < 4; ++slice) wgmma_m64k16<Shape::ROWS>(sums, b + slice * 2, a + slice * 2, true);
+                for (int slice = 0; slice < 4; ++slice) {
+                    const uint64_t b = descriptor_at(first_b, block * Shape::B_BYTES + slice * 32);
+                    wgmma_m64k16<Shape::PARTS * Shape::ROWS>(products, b, descriptor_at(first_a, block * Shape::A_BYTES + slice * 32), true);
+                }
             }
             wgmma_commit();
             meanwhile(at.stage);
@@ -314,6 +340,10 @@ struct SkinnyGemm {
             if (thread % 32 == 0) mbarrier_arrive(empty + at.stage * 8);
             at.advance();
         }
+        // Warps 2 and 3 have the second half's rows of B, and so want its columns.
+        const bool second = Shape::PARTS > 1 && thread >= 64;
+#pragma unroll
+        for (int i = 0; i < REGISTERS; ++i) sums[i] = second ? products[(Shape::PARTS - 1) * REGISTERS + i] : products[i];
     }
 
     // The swizzle moves elements within their row only, so whose squares a thread adds up follows from the place alone.
@@ -342,7 +372,9 @@ struct SkinnyGemm {
 #pragma unroll
             for (int distance = 1; distance < 8; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
             if (thread % 8 != 0) continue;
-            const uint32_t target = squares_place + group * Shape::GROUP_SQUARES_BYTES + (rank * Shape::SQUARES + i * 16 + thread / 8) * 4;
+            constexpr uint32_t AT_ONCE = 16 / Shape::PARTS;
+            const uint32_t share = Shape::PARTS > 1 ? thread / 64 : rank, sum_of_share = i * AT_ONCE + thread / 8 % AT_ONCE;
+            const uint32_t target = squares_place + group * Shape::GROUP_SQUARES_BYTES + (share * Shape::SQUARES + sum_of_share) * 4;
             if (rank == 0) {
                 asm volatile("st.shared.f32 [%0], %1;" ::"r"(target), "f"(sum) : "memory");
             } else {
@@ -351,11 +383,11 @@ struct SkinnyGemm {
         }
     }
 
-    // What norms row `row` of A, when both blocks' squares are there: 1 over the root of their mean.
+    // What norms row `row` of A, when all shares' squares are there: 1 over the root of their mean.
     __device__ __forceinline__ float norm_of_row(uint32_t group, uint32_t row) const {
         float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < Shape::PAIR * Shape::SQUARES; i += Shape::ROWS) {
+        for (int i = 0; i < Shape::SHARES * Shape::SQUARES; i += Shape::ROWS) {
             float squares;
             const uint32_t place = squares_place + group * Shape::GROUP_SQUARES_BYTES + (row + i) * 4;
             asm volatile("ld.shared.f32 %0, [%1];" : "=f"(squares) : "r"(place) : "memory");
@@ -416,15 +448,20 @@ struct SkinnyGemm {
                 heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
             }
         } else {
-            const uint32_t quad = thread % 16 * 4;
+            constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4;
+            const uint32_t quad = thread % QUADS * 4;
 #pragma unroll 1
-            for (uint32_t a_row = thread / 16; a_row < args.m; a_row += 8) {
+            for (uint32_t a_row = thread / QUADS; a_row < args.m; a_row += 128 / QUADS) {
                 float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
+                if constexpr (Shape::PARTS > 1) {
+                    const float4 other = load_sums(place + (a_row * Shape::SUMS_PITCH + GROUP_COLUMNS + quad) * 4);
+                    total = make_float4(total.x + other.x, total.y + other.y, total.z + other.z, total.w + other.w);
+                }
                 if (all.norms_rows) {
                     const float norm = norm_of_row(group, a_row);
                     total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
                 }
-                finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * 64 + quad, total);
+                finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * GROUP_COLUMNS + quad, total);
             }
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));

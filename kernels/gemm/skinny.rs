@@ -1,7 +1,7 @@
 //! GEMM of few rows, the decode step's: which kernel of `skinny.cuh` does a problem, and its launch.
 //!
-//! The time is that of reading `B` once. Whether two blocks share k changes the order of additions, so it follows from the problem alone; how deep their rings
-//! are does not, and follows from the SM count.
+//! The time is that of reading `B` once. Whether k is shared changes the order of additions, so it follows from the problem alone; whether two blocks do the
+//! halves or one, and how deep their rings are, does not, and the latter follows from the SM count.
 
 use std::fmt;
 use std::mem::offset_of;
@@ -13,13 +13,19 @@ use super::super::attention::Rotary;
 use super::warpgroup::TILE_BOARD_BYTES;
 use super::{Gemm, Variant, abi};
 
-/// Tiles up to which two blocks share k: with fewer, SMs would be idle.
+/// Tiles up to which k is shared: with fewer, SMs would be idle.
 const MOST_SHARED_TILES: u32 = 128;
 
-/// Columns of k from which two blocks share them whatever the tiles: one block would be long over its last tile.
+/// Columns of k from which two blocks share them whatever the tiles: one would be long over its last tile.
 const ALWAYS_SHARED_K: u32 = 4096;
 
-/// SMs from which a pair's blocks have one each: the memory's rate is then divided among so many that one block takes in its part.
+/// Columns of `C` up to which one block does both halves of k, of 32 columns: with more, a block would have several tiles where a pair has one.
+const MOST_HALVED_COLUMNS: u32 = 64 * 64;
+
+/// Columns of k that one block can halve as pairs do are a multiple of this: twice what pairs cut at.
+const HALVED_K: u32 = 512;
+
+/// SMs from which blocks that share k have one each: the memory's rate is then divided among so many that one block takes in its part.
 const DEEP_FROM_SMS: Sms = Sms(60);
 
 /// Pairs of a head that are in one tile of a product whose columns are heads.
@@ -34,58 +40,58 @@ const GB_PER_SECOND: f64 = 4200.0;
 
 /// A kernel of `skinny.cu`: for up to 8, 16 or 32 rows of `A`, padded with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Skinny {
-    rows: Rows,
-    blocks: Blocks,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Rows {
+pub enum Skinny {
+    /// One block does a tile.
     Eight,
-    Sixteen,
-    ThirtyTwo,
-}
-
-/// Who does a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Blocks {
-    /// One block.
-    Single,
-    /// Two that share k.
-    Pair,
+    /// Two blocks share a tile's k.
+    EightPair,
     /// The same, each with the whole of an SM's shared memory.
-    DeepPair,
+    EightDeepPair,
+    /// One block, with both halves of k in each multiplication: the bits of a pair.
+    EightHalves,
+    /// The same, with the whole of an SM's shared memory.
+    EightDeepHalves,
+    /// As with 8 rows.
+    Sixteen,
+    /// As with 8 rows.
+    SixteenPair,
+    /// As with 8 rows.
+    SixteenDeepPair,
+    /// As with 8 rows.
+    ThirtyTwo,
+    /// As with 8 rows.
+    ThirtyTwoPair,
+    /// As with 8 rows.
+    ThirtyTwoDeepPair,
 }
 
-/// The figures of a shape: those of its `SkinnyShape` in `skinny.cu`.
+/// The figures of a shape: those of its `SkinnyShape` in `skinny.cu`, in that order.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    /// Consumers, each with 64 columns of `C`.
+    /// Of `A`.
+    rows: u32,
+    /// Blocks that share k.
+    pair: u32,
+    /// Consumers, each with 64 rows of wgmma's left operand.
     groups: u32,
     /// Blocks of 64 columns of k in a stage.
     k_blocks: u32,
     stages: u32,
     /// The kernel's launch bound.
     blocks_per_sm: u32,
-}
-
-impl Rows {
-    const fn count(self) -> u32 {
-        match self {
-            Self::Eight => 8,
-            Self::Sixteen => 16,
-            Self::ThirtyTwo => 32,
-        }
-    }
+    /// Of k in one multiplication.
+    parts: u32,
 }
 
 impl fmt::Display for Skinny {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rows, columns) = self.tile();
-        let blocks = match self.blocks {
-            Blocks::Single => "",
-            Blocks::Pair => " in pairs",
-            Blocks::DeepPair => " in deep pairs",
+        let blocks = match self {
+            Self::Eight | Self::Sixteen | Self::ThirtyTwo => "",
+            Self::EightPair | Self::SixteenPair | Self::ThirtyTwoPair => " in pairs",
+            Self::EightDeepPair | Self::SixteenDeepPair | Self::ThirtyTwoDeepPair => " in deep pairs",
+            Self::EightHalves => " in halves",
+            Self::EightDeepHalves => " in deep halves",
         };
         write!(f, "Skinny{rows}x{columns}{blocks}")
     }
@@ -93,73 +99,87 @@ impl fmt::Display for Skinny {
 
 impl Skinny {
     /// Every kernel, by rows, single blocks first.
-    pub const ALL: [Self; 9] = {
-        const ROWS: [Rows; 3] = [Rows::Eight, Rows::Sixteen, Rows::ThirtyTwo];
-        const BLOCKS: [Blocks; 3] = [Blocks::Single, Blocks::Pair, Blocks::DeepPair];
-        let mut all = [Self { rows: Rows::Eight, blocks: Blocks::Single }; 9];
-        let mut at = 0;
-        while at < all.len() {
-            all[at] = Self { rows: ROWS[at / 3], blocks: BLOCKS[at % 3] };
-            at += 1;
-        }
-        all
-    };
+    pub const ALL: [Self; 11] = [
+        Self::Eight,
+        Self::EightPair,
+        Self::EightDeepPair,
+        Self::EightHalves,
+        Self::EightDeepHalves,
+        Self::Sixteen,
+        Self::SixteenPair,
+        Self::SixteenDeepPair,
+        Self::ThirtyTwo,
+        Self::ThirtyTwoPair,
+        Self::ThirtyTwoDeepPair,
+    ];
 
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let rows = match gemm.m {
-            ..=8 => Rows::Eight,
-            9..=16 => Rows::Sixteen,
-            _ => Rows::ThirtyTwo,
+        let skinny = Self::choose_rotary(gemm, sms, gpu)?;
+        let halved = match skinny {
+            Self::EightPair => Self::EightHalves,
+            Self::EightDeepPair => Self::EightDeepHalves,
+            other => other,
+        };
+        Some(if gemm.n <= MOST_HALVED_COLUMNS && halved.fits(gemm, gpu) { halved } else { skinny })
+    }
+
+    /// The same of products whose columns are heads, which take whole tiles of 64 columns.
+    pub(super) fn choose_rotary(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
+        let [single, pair, deep_pair] = match gemm.m {
+            ..=8 => [Self::Eight, Self::EightPair, Self::EightDeepPair],
+            9..=16 => [Self::Sixteen, Self::SixteenPair, Self::SixteenDeepPair],
+            _ => [Self::ThirtyTwo, Self::ThirtyTwoPair, Self::ThirtyTwoDeepPair],
         };
         let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
-        let blocks = match shares_k {
-            false => Blocks::Single,
-            true if sms < DEEP_FROM_SMS => Blocks::Pair,
-            true => Blocks::DeepPair,
+        let skinny = match shares_k {
+            false => single,
+            true if sms < DEEP_FROM_SMS => pair,
+            true => deep_pair,
         };
-        let skinny = Self { rows, blocks };
-        let fits = |skinny: &Self| skinny.can_do(gemm, gpu) && Variant::Skinny(*skinny).blocks_per_sm(gpu) > 0;
-        Some(skinny).filter(fits)
+        Some(skinny).filter(|skinny| skinny.fits(gemm, gpu))
     }
 
-    /// Whether problems like `gemm` are done here, however many SMs there are.
+    fn fits(self, gemm: &Gemm, gpu: &Topology) -> bool {
+        self.can_do(gemm, gpu) && Variant::Skinny(self).blocks_per_sm(gpu) > 0
+    }
+
+    /// Whether problems like `gemm`, with columns that are heads or not, are done here, however many SMs there are.
     pub(super) fn is_chosen_at_any_sms(gemm: &Gemm, gpu: &Topology) -> bool {
-        [Sms(1), DEEP_FROM_SMS].into_iter().all(|sms| Self::choose(gemm, sms, gpu).is_some())
+        [Sms(1), DEEP_FROM_SMS].into_iter().all(|sms| Self::choose_rotary(gemm, sms, gpu).is_some())
     }
 
-    pub(super) fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
-        gemm.is_aligned() && gemm.m <= self.rows.count() && gpu.compute_capability == (9, 0)
+    /// Whether the kernel is right for the problem, quick or not.
+    pub fn can_do(self, gemm: &Gemm, gpu: &Topology) -> bool {
+        let can_halve = self.shape().parts == 1 || gemm.k.is_multiple_of(HALVED_K);
+        can_halve && gemm.is_aligned() && gemm.m <= self.rows() && gpu.compute_capability == (9, 0)
     }
 
     const fn shape(self) -> Shape {
-        let (groups, k_blocks, stages, blocks_per_sm) = match (self.rows, self.blocks) {
-            (Rows::Eight, Blocks::Single | Blocks::Pair) => (1, 4, 3, 2),
-            (Rows::Eight, Blocks::DeepPair) => (1, 4, 6, 1),
-            (Rows::Sixteen, Blocks::Single | Blocks::Pair) => (1, 2, 5, 2),
-            (Rows::Sixteen, Blocks::DeepPair) => (1, 4, 5, 1),
-            (Rows::ThirtyTwo, Blocks::Single) => (2, 2, 5, 1),
-            (Rows::ThirtyTwo, Blocks::Pair) => (1, 2, 4, 2),
-            (Rows::ThirtyTwo, Blocks::DeepPair) => (1, 4, 4, 1),
+        let (rows, pair, groups, k_blocks, stages, blocks_per_sm, parts) = match self {
+            Self::Eight => (8, 1, 1, 4, 3, 2, 1),
+            Self::EightPair => (8, 2, 1, 4, 3, 2, 1),
+            Self::EightDeepPair => (8, 2, 1, 4, 6, 1, 1),
+            Self::EightHalves => (8, 1, 1, 2, 5, 2, 2),
+            Self::EightDeepHalves => (8, 1, 1, 4, 5, 1, 2),
+            Self::Sixteen => (16, 1, 1, 2, 5, 2, 1),
+            Self::SixteenPair => (16, 2, 1, 2, 5, 2, 1),
+            Self::SixteenDeepPair => (16, 2, 1, 4, 5, 1, 1),
+            Self::ThirtyTwo => (32, 1, 2, 2, 5, 1, 1),
+            Self::ThirtyTwoPair => (32, 2, 1, 2, 4, 2, 1),
+            Self::ThirtyTwoDeepPair => (32, 2, 1, 4, 4, 1, 1),
         };
-        Shape { groups, k_blocks, stages, blocks_per_sm }
+        Shape { rows, pair, groups, k_blocks, stages, blocks_per_sm, parts }
     }
 
-    /// Whether two blocks share k, each with a half: the order of additions of all kernels that do is the same.
+    /// Whether two halves of k are added up apart, by two blocks or by one: the order of additions of all kernels that do is the same.
     pub const fn shares_k(self) -> bool {
-        self.blocks_in_pair() > 1
-    }
-
-    const fn blocks_in_pair(self) -> u32 {
-        match self.blocks {
-            Blocks::Single => 1,
-            Blocks::Pair | Blocks::DeepPair => 2,
-        }
+        self.shape().pair * self.shape().parts > 1
     }
 
     /// Most rows of `A`.
     pub const fn rows(self) -> u32 {
-        self.rows.count()
+        self.shape().rows
     }
 
     /// The entry point, for every epilogue.
@@ -167,23 +187,25 @@ impl Skinny {
         self.symbols()[0]
     }
 
-    /// The same, and that of products whose columns are heads.
+    /// The same, and that of products whose columns are heads, which kernels in halves lack.
     const fn symbols(self) -> [&'static str; 2] {
         macro_rules! with_rotary {
             ($name:literal) => {
                 [concat!("gemm_skinny_", $name), concat!("gemm_skinny_", $name, "_rotary")]
             };
         }
-        match (self.rows, self.blocks) {
-            (Rows::Eight, Blocks::Single) => with_rotary!("8x64"),
-            (Rows::Eight, Blocks::Pair) => with_rotary!("8x64_pair"),
-            (Rows::Eight, Blocks::DeepPair) => with_rotary!("8x64_deep_pair"),
-            (Rows::Sixteen, Blocks::Single) => with_rotary!("16x64"),
-            (Rows::Sixteen, Blocks::Pair) => with_rotary!("16x64_pair"),
-            (Rows::Sixteen, Blocks::DeepPair) => with_rotary!("16x64_deep_pair"),
-            (Rows::ThirtyTwo, Blocks::Single) => with_rotary!("32x128"),
-            (Rows::ThirtyTwo, Blocks::Pair) => with_rotary!("32x64_pair"),
-            (Rows::ThirtyTwo, Blocks::DeepPair) => with_rotary!("32x64_deep_pair"),
+        match self {
+            Self::Eight => with_rotary!("8x64"),
+            Self::EightPair => with_rotary!("8x64_pair"),
+            Self::EightDeepPair => with_rotary!("8x64_deep_pair"),
+            Self::EightHalves => with_rotary!("8x32_halves"),
+            Self::EightDeepHalves => with_rotary!("8x32_deep_halves"),
+            Self::Sixteen => with_rotary!("16x64"),
+            Self::SixteenPair => with_rotary!("16x64_pair"),
+            Self::SixteenDeepPair => with_rotary!("16x64_deep_pair"),
+            Self::ThirtyTwo => with_rotary!("32x128"),
+            Self::ThirtyTwoPair => with_rotary!("32x64_pair"),
+            Self::ThirtyTwoDeepPair => with_rotary!("32x64_deep_pair"),
         }
     }
 
@@ -194,12 +216,11 @@ impl Skinny {
 
     /// Dynamic shared memory of a block, bytes: stages, the sums of a tile, barriers, and what aligns them.
     pub(super) const fn shared_bytes(self) -> u32 {
-        let shape = self.shape();
-        let rows = self.rows.count();
-        let stages = shape.stages * shape.k_blocks * (64 * shape.groups + rows) * 128;
+        let Shape { rows, pair, groups, k_blocks, stages, parts, .. } = self.shape();
+        let ring = stages * k_blocks * (64 * groups + parts * rows) * 128;
         let sums = rows * (64 + 4) * 4;
-        let squares = self.blocks_in_pair() * if rows > 16 { rows } else { 16 } * 4;
-        1024 + stages + shape.groups * (sums + squares) + (2 * shape.stages + 2) * 8 + TILE_BOARD_BYTES + 8
+        let squares = pair * parts * if rows > 16 { rows } else { 16 } * 4;
+        1024 + ring + groups * (sums + squares) + (2 * stages + 2) * 8 + TILE_BOARD_BYTES + 8
     }
 
     /// Blocks for which an SM has registers: the kernels' launch bounds.
@@ -209,7 +230,7 @@ impl Skinny {
 
     /// Rows and columns of a tile.
     pub(super) const fn tile(self) -> (u32, u32) {
-        (self.rows.count(), 64 * self.shape().groups)
+        (self.rows(), 64 / self.shape().parts * self.shape().groups)
     }
 
     /// Tiles that the launch counts.
@@ -219,7 +240,7 @@ impl Skinny {
 
     /// The launch of a problem that [`can_do`](Self::can_do) allows, on a GPU where a block fits.
     pub(super) fn launch(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
-        let b = operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, self.tile().1);
+        let b = self.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, self.tile().1);
         self.launch_with(self.symbol(), Params::new(args(gemm)), b, gemm, sms, gpu)
     }
 
@@ -233,10 +254,26 @@ impl Skinny {
             sizes: [u64::from(gemm.k), u64::from(gemm.n - half), 2, 1],
             strides: [stride, stride * u64::from(half), 0],
             tile: [64, PAIRS_OF_TILE, 2, 1],
-            ..operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 0)
+            ..self.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 0)
         };
         let params = Params::new(abi::SkinnyQkvArgs { product: args(gemm), rotary: rotary.args() });
         self.launch_with(self.symbols()[1], params, b, gemm, sms, gpu)
+    }
+
+    /// Tiles of `tile_rows` rows and 64 columns of an operand; in halves, of these rows in both halves of its columns.
+    fn operand(self, ptr: DevicePtr, extents: [u32; 2], stride: u32, tile_rows: u32) -> TensorMap {
+        let whole = TensorMap::matrix(ptr, Element::F16, extents, stride, [tile_rows, 64], Swizzle::Bytes128);
+        if self.shape().parts == 1 {
+            return whole;
+        }
+        let [rows, half] = [u64::from(extents[0]), u64::from(extents[1] / 2)];
+        TensorMap {
+            dimensions: 3,
+            sizes: [half, rows, 2, 1],
+            strides: [whole.strides[0], Element::F16.bytes() * half, 0],
+            tile: [64, tile_rows, 2, 1],
+            ..whole
+        }
     }
 
     /// `params` are, or begin with, a `SkinnyGemmArgs`.
@@ -246,16 +283,16 @@ impl Skinny {
         let blocks_per_sm = Variant::Skinny(self).blocks_per_sm(gpu);
         let tiles = self.tiles(gemm);
         // A pair needs two SMs, or the room of two blocks on one.
-        let workers = (sms.get() * blocks_per_sm / self.blocks_in_pair()).max(1);
-        let a = operand(gemm.a, [gemm.m, gemm.k], gemm.lda, self.rows());
+        let workers = (sms.get() * blocks_per_sm / self.shape().pair).max(1);
+        let a = self.operand(gemm.a, [gemm.m, gemm.k], gemm.lda, self.rows());
         Launch {
             symbol,
-            grid: tiles.clamp(1, workers) * self.blocks_in_pair(),
+            grid: tiles.clamp(1, workers) * self.shape().pair,
             block: self.threads(),
             shared_bytes: self.shared_bytes(),
             blocks_per_sm,
             tiles,
-            blocks_per_tile: self.blocks_in_pair(),
+            blocks_per_tile: self.shape().pair,
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
             params: params.with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
@@ -273,11 +310,6 @@ fn args(gemm: &Gemm) -> abi::SkinnyGemmArgs {
         norms_rows: u32::from(gemm.row_norm.is_some()),
         epsilon: gemm.row_norm.map_or(0.0, |norm| norm.epsilon),
     }
-}
-
-/// Tiles of `tile_rows` rows and 64 columns of an operand.
-fn operand(ptr: DevicePtr, extents: [u32; 2], stride: u32, tile_rows: u32) -> TensorMap {
-    TensorMap::matrix(ptr, Element::F16, extents, stride, [tile_rows, 64], Swizzle::Bytes128)
 }
 
 /// How long the launch will take on `sms` SMs, roughly, microseconds.
@@ -317,7 +349,7 @@ mod tests {
         for shape in SHAPES {
             let order = |sms| {
                 let skinny = choose(shape, sms);
-                (skinny.rows, skinny.blocks_in_pair())
+                (skinny.rows(), skinny.shares_k())
             };
             for sms in 1..=132 {
                 assert_eq!(order(sms), order(132), "{shape:?} at {sms} SMs");
@@ -332,17 +364,52 @@ mod tests {
                 let skinny = choose(shape, sms);
                 let launch = skinny.launch(&gemm(shape), Sms(sms), &h200());
                 assert_eq!(launch.tiles, shape[1].div_ceil(skinny.tile().1), "{shape:?}");
-                assert!(launch.grid.is_multiple_of(skinny.blocks_in_pair()), "{shape:?} at {sms} SMs: {launch:?}");
-                assert!(launch.grid <= launch.tiles * skinny.blocks_in_pair(), "{shape:?} at {sms} SMs: {launch:?}");
+                assert!(launch.grid.is_multiple_of(skinny.shape().pair), "{shape:?} at {sms} SMs: {launch:?}");
+                assert!(launch.grid <= launch.tiles * skinny.shape().pair, "{shape:?} at {sms} SMs: {launch:?}");
             }
         }
     }
 
     #[test]
     fn few_tiles_share_k_and_many_do_not() {
-        assert_eq!(choose([8, 2048, 2048], 132).blocks, Blocks::DeepPair);
-        assert_eq!(choose([8, 2048, 2048], 32).blocks, Blocks::Pair);
-        assert_eq!(choose([8, 16_384, 2048], 132).blocks, Blocks::Single);
+        assert_eq!(choose([8, 6144, 2048], 132), Skinny::EightDeepPair);
+        assert_eq!(choose([8, 6144, 2048], 32), Skinny::EightPair);
+        assert_eq!(choose([9, 2048, 2048], 132), Skinny::SixteenDeepPair);
+        assert_eq!(choose([8, 16_384, 2048], 132), Skinny::Eight);
+    }
+
+    #[test]
+    fn few_rows_and_columns_are_done_in_halves_where_these_are_those_of_pairs() {
+        assert_eq!(choose([8, 2048, 8192], 132), Skinny::EightDeepHalves);
+        assert_eq!(choose([1, 4096, 4096], 32), Skinny::EightHalves);
+        assert_eq!(choose([1, 4097, 4096], 32), Skinny::EightPair);
+        // A pair's first block has 768 of these.
+        assert_eq!(choose([8, 2048, 1280], 132), Skinny::EightDeepPair);
+        for shape in SHAPES {
+            for skinny in Skinny::ALL.into_iter().filter(|skinny| skinny.shape().parts > 1) {
+                assert_eq!(skinny.can_do(&gemm(shape), &h200()), shape[0] <= 8 && shape[2].is_multiple_of(512), "{skinny} {shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_copy_engine_brings_both_halves_of_k_at_once() {
+        let gemm = Gemm { ldb: 2056, ..gemm([5, 2050, 2048]) };
+        let b = Skinny::EightHalves.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 32);
+        assert_eq!((b.dimensions, b.sizes, b.strides, b.tile), (3, [1024, 2050, 2, 1], [4112, 2048, 0], [64, 32, 2, 1]));
+        let launch = Skinny::EightHalves.launch(&gemm, Sms(132), &h200());
+        assert_eq!((launch.tiles, launch.grid, launch.blocks_per_tile), (65, 65, 1));
+    }
+
+    #[test]
+    fn columns_that_are_heads_are_never_done_in_halves() {
+        for shape in SHAPES {
+            for sms in [1, 32, 132] {
+                let rotary = Skinny::choose_rotary(&gemm(shape), Sms(sms), &h200()).expect("few rows");
+                assert_eq!(rotary.shape().parts, 1, "{shape:?}");
+                assert_eq!(rotary.shares_k(), choose(shape, sms).shares_k(), "{shape:?}");
+            }
+        }
     }
 
     #[test]

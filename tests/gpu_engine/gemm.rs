@@ -251,6 +251,7 @@ fn outputs_have_the_same_bits_at_every_sm_count() {
         ([640, 1536, 1111], 1),
         ([40, 4096, 1024], 0),
         ([8, 2048, 2048], 0),
+        ([8, 2048, 8192], 0),
         ([13, 3000, 4096], 0),
         ([32, 2050, 1016], 0),
         ([70, 90, 333], 0),
@@ -438,6 +439,11 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
         (Finish::Residual, [32, 2048, 2048]),
         (Finish::Bias, [20, 129, 264]),
         (Finish::PlainF32, [1, 8200, 96]),
+        // In halves too: a last tile that is not full, one stage of each half, many rounds of a ring, and more tiles than 2 SMs have blocks.
+        (Finish::PlainF32, [7, 2050, 512]),
+        (Finish::BiasResidual, [1, 33, 1536]),
+        (Finish::Residual, [8, 2048, 8192]),
+        (Finish::Residual, [1, 4096, 14_336]),
     ] {
         let plain = Problem::new(&gpu, &mut random, [rows, n, k], [0; 4], finish);
         assert_skinny_kernels_agree(&gpu, &plain);
@@ -445,15 +451,33 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
     }
 }
 
-/// Fails unless every skinny kernel with enough rows is right, and those that share k give the same bits whatever the depth of their rings.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn halves_with_gaps_between_rows_give_the_bits_of_pairs() {
+    let gpu = Gpu::open();
+    if gpu.device().topology().compute_capability != (9, 0) {
+        return;
+    }
+    let mut random = Random::new(11);
+    for (finish, shape) in [(Finish::Residual, [5, 1000, 2560]), (Finish::BiasSiluGate, [8, 4096, 1024]), (Finish::PlainF32, [3, 70, 4608])]
+    {
+        let plain = Problem::new(&gpu, &mut random, shape, [8, 24, 3, 5], finish);
+        assert_skinny_kernels_agree(&gpu, &plain);
+        assert_skinny_kernels_agree(&gpu, &plain.with_normed_rows(&gpu));
+    }
+}
+
+/// Fails unless every skinny kernel that can do the problem is right, and those that share k give the same bits, in pairs or in halves, whatever the depth of
+/// their rings.
 fn assert_skinny_kernels_agree(gpu: &Gpu, problem: &Problem) {
     let reference = problem.reference();
     let mut first = HashMap::new();
-    for skinny in Skinny::ALL.into_iter().filter(|skinny| problem.gemm.m <= skinny.rows()) {
-        for sms in [Sms(2), Sms(gpu.sms())] {
+    let topology = gpu.device().topology();
+    for skinny in Skinny::ALL.into_iter().filter(|skinny| skinny.can_do(&problem.gemm, topology)) {
+        for sms in [Sms(2), Sms(gpu.sms() / 4), Sms(gpu.sms())] {
             gpu.poison(&problem.c);
             let variant = Variant::Skinny(skinny);
-            let launch = problem.gemm.configure_variant(variant, sms, gpu.device().topology()).expect("a kernel that fits");
+            let launch = problem.gemm.configure_variant(variant, sms, topology).expect("a kernel that fits");
             gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
             let bytes = gpu.download(&problem.c);
             problem.check(&bytes, &reference);
