@@ -411,6 +411,17 @@ pub fn library_kernel(library: Library, name: &CStr) -> Result<Option<Kernel>, D
     }
 }
 
+/// Every kernel of the library.
+pub fn library_kernels(library: Library) -> Result<Vec<Kernel>, DeviceError> {
+    let mut count = 0;
+    // SAFETY: the library is loaded, and `count` is a place for one number.
+    check("cuLibraryGetKernelCount", unsafe { sys::cuLibraryGetKernelCount(&mut count, library.0) })?;
+    let mut kernels = vec![ptr::null_mut(); count as usize];
+    // SAFETY: the library is loaded, and `kernels` has room for `count` handles.
+    check("cuLibraryEnumerateKernels", unsafe { sys::cuLibraryEnumerateKernels(kernels.as_mut_ptr(), count, library.0) })?;
+    Ok(kernels.into_iter().map(Handle).collect())
+}
+
 /// Loads the kernel's code into the current context now, where the first launch would otherwise do it.
 pub fn kernel_load(kernel: Kernel) -> Result<(), DeviceError> {
     let mut function = ptr::null_mut();

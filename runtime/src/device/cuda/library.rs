@@ -36,6 +36,14 @@ impl Library {
     }
 }
 
+impl Library {
+    /// Puts the code of all kernels into the context now. The driver may wait for all that runs when it loads one, and then a tenant whose new plan chooses a
+    /// kernel that it has not launched before stands still for as long as its neighbours' work takes.
+    fn load_kernels(&self) -> Result<(), DeviceError> {
+        driver::library_kernels(self.0)?.into_iter().try_for_each(driver::kernel_load)
+    }
+}
+
 impl Drop for Library {
     fn drop(&mut self) {
         tolerate(driver::library_unload(self.0));
@@ -69,6 +77,7 @@ impl Libraries {
             return Err(DeviceError::NoKernels);
         }
         let library = Library::load(image)?;
+        library.load_kernels().unwrap_or_else(|error| tracing::warn!("kernels are loaded only when they are first wanted: {error}"));
         self.loaded.write().push(library);
         Ok(())
     }
@@ -108,7 +117,7 @@ impl Libraries {
         // One carveout for all: kernels that want different ones cannot share an SM, which must drain before it is reconfigured.
         let carveout = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
         driver::kernel_set_attribute(self.device, kernel, carveout, CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as c_int)?;
-        // Lazy loading would otherwise stall the first launch, and is not possible while a stream is captured.
+        // Where that failed when the library was loaded: lazy loading would stall the first launch, and is not possible while a stream is captured.
         driver::kernel_load(kernel)?;
         Ok(kernel)
     }
