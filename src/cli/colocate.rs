@@ -105,8 +105,9 @@ pub struct DemoArgs {
     device: Option<RunDevice>,
 }
 
-/// The tenants of the demo, and of the published run.
-const DEMO_TENANTS: [&str; 2] = ["chat=llama-3.2-1b,class=latency,batch=8,seq=128", "embed=bert-large,class=throughput,batch=8,seq=128"];
+/// The tenants of the demo; those of results/h200/slo-encoder.json.
+const DEMO_TENANTS: [&str; 2] =
+    ["chat=llama-3.2-1b,class=latency,slo=1.5x,batch=8,seq=128", "embed=bert-large,class=throughput,batch=64,seq=128"];
 const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
 /// Measured on an H200 and shipped, so that the demo runs where there is no GPU.

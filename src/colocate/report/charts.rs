@@ -9,7 +9,7 @@ use crate::colocate::results::{PolicyResult, RunResult, TenantResult};
 /// Colours in the style sheet; a ninth policy takes the first one again, with another dash pattern.
 pub(super) const COLOURS: usize = 8;
 
-const NAME_WIDTH: f64 = 112.0;
+const NAME_WIDTH: f64 = 132.0;
 const PER_CHARACTER: f64 = 6.6;
 /// Characters of a tenant's name in a title.
 const TITLE_NAME: f64 = 19.0;
