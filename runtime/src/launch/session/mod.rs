@@ -25,16 +25,19 @@ use super::grant::Grant;
 use super::graph_cache::GraphCache;
 use super::joiner::{Growth, Owner, is_long, is_long_in_a_graph};
 use super::lending::Requests;
-use super::plan::{Placement, Plan, PlanCell, PlanReader};
+use super::plan::{Plan, PlanCell, PlanReader};
 use super::progress::TileProgress;
 use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work};
 
 mod graphs;
 mod key_index;
+mod layouts;
 mod requests;
 
 use key_index::KeyIndex;
+use layouts::{LeftLayout, resolve};
 
+/// Device memory of one tile counter.
 const PROGRESS_BYTES: u64 = TileProgress::BYTES as u64;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
@@ -165,13 +168,6 @@ struct Lane {
     event: Event,
     /// Given back after the stream.
     _reference: Option<PartitionRef>,
-}
-
-/// A layout that is not followed any more.
-struct LeftLayout {
-    layout: Arc<Layout>,
-    /// Marks the end of the chain at a time when no graph needed the layout; none while one does.
-    unused: Option<Event>,
 }
 
 #[derive(Clone, Copy)]
@@ -496,101 +492,6 @@ impl Session {
         }
         Ok(())
     }
-
-    #[inline]
-    fn follow_plan(&mut self) -> Result<(), LaunchError> {
-        // A capture belongs to one plan from its first node to its last.
-        if self.capturing.is_some() {
-            return Ok(());
-        }
-        let plan = self.reader.load();
-        match &self.followed {
-            Some(followed) if Arc::ptr_eq(followed, plan) => Ok(()),
-            _ => self.adopt(),
-        }
-    }
-
-    #[cold]
-    fn adopt(&mut self) -> Result<(), LaunchError> {
-        let (plan, partitions) = self.plans.in_force();
-        let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
-        if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
-            let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
-            let layout = match left {
-                Some(at) => Arc::clone(&self.left[at].layout),
-                None => {
-                    let used = |partition: &PartitionRef| mine.streams().any(|(used, _)| used == partition.id());
-                    Arc::new(Layout { plan: mine.clone(), partitions: partitions.into_iter().filter(used).collect() })
-                }
-            };
-            let is_first = self.lanes.is_empty();
-            self.make_lanes(&layout)?;
-            // If something fails from here on, the next launch begins anew, whatever the plan is then.
-            self.followed = None;
-            left.map(|at| self.left.swap_remove(at));
-            let before = std::mem::replace(&mut self.layout, layout);
-            if !is_first {
-                self.left.push(LeftLayout { layout: before, unused: None });
-            }
-            if self.layout.partitions.iter().any(PartitionRef::is_scarce) {
-                self.graphs.keep_only(&self.layout);
-            }
-            self.graphs.follow(&self.layout);
-            self.let_go()?;
-        }
-        self.followed = Some(plan);
-        Ok(())
-    }
-
-    /// Makes the streams of `layout` that are not there.
-    fn make_lanes(&mut self, layout: &Layout) -> Result<(), LaunchError> {
-        for (partition, priority) in layout.plan.streams() {
-            if !self.lanes.iter().any(|lane| lane.is_for(partition, priority)) {
-                let reference = layout.partitions.iter().find(|reference| reference.id() == partition).cloned();
-                let stream = Stream::new(&self.device, partition, priority)?;
-                self.probe.lane(stream.id(), partition);
-                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets go of layouts that nothing needs any more, then of the streams that only they used, and finds the placements of all known kernels
-    /// among those that stay.
-    fn let_go(&mut self) -> Result<(), LaunchError> {
-        let stream = self.stream();
-        let mut unneeded = Vec::new();
-        for (at, left) in self.left.iter_mut().enumerate() {
-            let in_graphs = Arc::strong_count(&left.layout) > 1;
-            match &left.unused {
-                _ if in_graphs => left.unused = None,
-                Some(mark) if self.device.query(mark.id())? => unneeded.push(at),
-                Some(_) => {}
-                None => {
-                    let mark = Event::new(&self.device)?;
-                    self.device.record(mark.id(), stream)?;
-                    left.unused = Some(mark);
-                }
-            }
-        }
-        for at in unneeded.into_iter().rev() {
-            self.left.swap_remove(at);
-        }
-        let layouts = || std::iter::once(&self.layout).chain(self.left.iter().map(|left| &left.layout));
-        let needed =
-            |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
-        let mut lanes = std::mem::take(&mut self.lanes);
-        let current = lanes.swap_remove(self.current);
-        lanes.retain(needed);
-        // The end of the chain is there, whether or not anything else will be.
-        lanes.push(current);
-        self.current = lanes.len() - 1;
-        self.lanes = lanes;
-        for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
-            *resolved = resolve(&self.lanes, self.layout.plan.placement(seen.key.fingerprint()))?;
-        }
-        Ok(())
-    }
 }
 
 impl Lane {
@@ -614,10 +515,4 @@ impl Drop for Session {
             tracing::debug!("a session was given up with launches unfinished: {error}");
         }
     }
-}
-
-fn resolve(lanes: &[Lane], placement: Placement) -> Result<Resolved, LaunchError> {
-    let Placement { sms, partition, priority, borrows } = placement;
-    let lane = lanes.iter().position(|lane| lane.is_for(partition, priority)).ok_or(LaunchError::NoStream { partition, priority })?;
-    Ok(Resolved { sms, priority, borrows, polls: false, lane, choice: None, function: None })
 }
