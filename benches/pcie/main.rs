@@ -7,10 +7,10 @@
 //! | way | how |
 //! |---|---|
 //! | `raw` | to the driver, each block as one copy, outside of the runtime |
-//! | `prioritised` | through the runtime: in chunks, the latency tenant's inputs first |
+//! | `prioritised` | through the runtime: in chunks that take turns |
 //! | `shaped` | the same, and all neighbours together no faster than half of what the link carries alone |
 //!
-//! The inference's own inputs go through the runtime in all three. Kernels are captured in a graph, and no neighbour launches any, so that nothing but the copies
+//! The inference's own inputs go through the runtime, at once, in all three. Kernels are captured in a graph, and no neighbour launches any, so that nothing but the copies
 //! differs. Rounds of the three ways take turns.
 //!
 //! | variable | what it says |
@@ -39,7 +39,7 @@ use smidgen::weights::Weights;
 use smidgen_profiler::today;
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::cuda::{CudaDevice, MAX_CONNECTIONS};
-use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, PinnedBuffer, Priority, Stream};
+use smidgen_runtime::device::{Buffer, Device, DeviceError, PartitionId, PinnedBuffer, Priority, Stream};
 use smidgen_runtime::launch::{CapturedGraph, Session};
 use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::profile::ProfileStore;
@@ -252,7 +252,6 @@ struct Neighbour {
     source: Arc<PinnedBuffer>,
     target: Buffer,
     stream: Stream,
-    done: Event,
 }
 
 impl Neighbour {
@@ -263,8 +262,8 @@ impl Neighbour {
         let session = runtime.session(tenant)?;
         let device = session.device();
         let (source, target) = (Arc::new(PinnedBuffer::new(device, bytes)?), Buffer::new(device, bytes as u64)?);
-        let (stream, done) = (Stream::new(device, PartitionId::WHOLE, Priority::Normal)?, Event::new(device)?);
-        Ok(Self { tenant, uploader: runtime.uploader(tenant)?, source, target, stream, done, session })
+        let stream = Stream::new(device, PartitionId::WHOLE, Priority::Normal)?;
+        Ok(Self { tenant, uploader: runtime.uploader(tenant)?, source, target, stream, session })
     }
 
     /// Copies the block and waits until it is there.
@@ -276,12 +275,7 @@ impl Neighbour {
             return Ok(device.synchronize(self.stream.id())?);
         }
         self.uploader.upload(&mut self.session, self.target.ptr(), &self.source, After::Nothing)?;
-        let device = self.session.device();
-        device.record(self.done.id(), self.session.stream())?;
-        while !device.query(self.done.id())? {
-            device.pass_time(Duration::MAX);
-        }
-        Ok(())
+        Ok(self.session.device().synchronize(self.session.stream())?)
     }
 
     fn leave(self, runtime: &Runtime) -> Result<()> {

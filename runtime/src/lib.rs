@@ -14,7 +14,7 @@
 //! | [`profile`] | what the profiler measured: schema, provenance, store |
 //! | [`runtime`] | tenants come, go and change; each change makes a plan |
 //! | [`tenant`] | who shares the GPU |
-//! | [`transfer`] | host-to-device copies in chunks, latency tenants first |
+//! | [`transfer`] | host-to-device copies: latency tenants' at once, others' in chunks |
 //! | [`telemetry`] | timeline, metrics, sampled kernel times, latency recorders |
 //!
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.

@@ -1,50 +1,70 @@
-//! Host-to-device copies, which pass one point as launches do: in chunks, those of latency tenants first, and no faster than a rate that can be set.
+//! Host-to-device copies: those of latency tenants go at once, those of throughput tenants in chunks that take turns, and no faster than a rate that can be set.
 //!
-//! PCIe serves copies in the order in which they reach it, and lets each finish. A neighbour that copies 64 MiB at once so makes a latency tenant's inputs
-//! wait for a millisecond. Here every copy is cut into chunks, and few chunks are on the link at a time; what goes next is decided when one has arrived.
-//! An [`Uploader`] is one tenant's way in; [`Transfers`] belongs to the runtime and decides.
+//! Copies of different streams share the link: a small one that is handed to the driver at once hardly waits, whatever else is on it
+//! (docs/decisions/0020-latency-copies-go-at-once.md). So a latency tenant's copy passes nobody's queue: the thread that asks for it enqueues it, in order with
+//! the session's launches, without a lock. Throughput tenants are held to few chunks on the link together, so that they take turns, can be shaped, and
+//! leave the link to others within a chunk or two even where it serves copies strictly in order, as the simulator's does. An [`Uploader`] is one tenant's way
+//! in; [`Transfers`] belongs to the runtime and decides.
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `uploader` | an upload from a tenant's side: staging, and order with the session's launches |
+//! | `uploader` | a tenant's side: staging, order with the session's launches, copies that go at once |
 //! | `queue` | who is next; pure |
 //! | `bucket` | rates; pure |
+//! | `link` | copies that were sent, and what must outlive them |
 //!
-//! No thread of its own does the copying: chunks are staged by the thread whose they are, and whoever waits for its own hands the next one, whosever it is, to
-//! the device. Copies back to the host, copies within captured graphs, and the few bytes of a grant do not come here.
+//! | tenant | its copies |
+//! |---|---|
+//! | latency, no rate | go at once |
+//! | latency, shaped | in chunks, as soon as the rate lets them |
+//! | throughput | in chunks, at most [`TransferConfig::in_flight`] of all such tenants on the link, as soon as the rates let them |
+//!
+//! No thread of its own does the copying: chunks are staged by the thread whose they are, and of the threads that wait for theirs one looks after the link for
+//! all, while the others sleep. Copies back to the host, copies within captured graphs, and the few bytes of a grant do not come here.
 
 mod bucket;
+mod link;
 mod queue;
 mod uploader;
 
+use std::collections::BTreeMap;
+use std::hint;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, DevicePtr, Event, PinnedBuffer, StreamId};
+use crate::device::{Device, DeviceError, Event};
 use crate::tenant::{Class, TenantId};
 
+use link::{Link, Piece};
 use queue::{LaneId, Queue};
 
 pub use uploader::{After, Source, Upload, Uploader};
 
-/// How copies are cut.
+/// How often the one who looks after the link does so. Each look takes the driver's lock, which launches take too; a chunk is on the link fifteen times as long.
+const LOOK_EVERY: Duration = Duration::from_micros(5);
+
+/// How long a thread sleeps whom nobody wakes. Whoever looks after the link wakes those whose chunks moved on, so this only bounds what a missed call costs.
+const SLEEP: Duration = Duration::from_millis(1);
+
+/// How copies of throughput tenants, and of tenants with a rate, are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferConfig {
     /// Bytes of a chunk.
     pub chunk_bytes: usize,
-    /// Chunks on the link at a time. One leaves the link idle from its end until the host has noticed and sent the next.
+    /// Chunks of throughput tenants on the link at a time. One leaves the link idle from its end until the host has noticed and sent the next.
     pub in_flight: u32,
 }
 
 impl Default for TransferConfig {
-    /// Two chunks of 1 MiB: at 55 GB/s, 19 us each, so that a latency tenant waits for others for 38 us at most, about as long as for a tile. Smaller chunks
-    /// would be sent no faster than the host can issue them, a few microseconds each; larger ones only make others wait.
+    /// Two chunks of 4 MiB: at 55 GB/s, 76 us each, beside which the few microseconds that the host takes to notice an arrival and to send the next are small.
+    /// Two of 1 MiB left a fifth of the link unused on an H200.
     fn default() -> Self {
-        Self { chunk_bytes: 1 << 20, in_flight: 2 }
+        Self { chunk_bytes: 4 << 20, in_flight: 2 }
     }
 }
 
@@ -54,52 +74,55 @@ pub struct Transfers {
     config: TransferConfig,
     lanes: AtomicU64,
     shared: Mutex<Shared>,
+    /// Held by the one waiting thread that looks after the link.
+    looking: Mutex<()>,
 }
 
 struct Shared {
     queue: Queue<Chunk>,
-    on_link: Vec<OnLink>,
-    /// Events of chunks that have arrived.
-    spare: Vec<Event>,
+    link: Link<Sent>,
+    /// Copies that went at once, of uploaders that are gone.
+    orphans: Link<()>,
+    /// Whose copies go at once, for their uploaders to read.
+    express: BTreeMap<TenantId, Arc<AtomicBool>>,
 }
 
 /// A chunk that may be sent by whoever is at hand.
 struct Chunk {
     lane: LaneId,
-    /// The device as the tenant sees it.
-    device: Arc<dyn Device>,
-    stream: StreamId,
-    target: DevicePtr,
-    source: Arc<PinnedBuffer>,
-    first: usize,
-    bytes: usize,
+    piece: Piece,
     /// To be done before the chunk may go.
     after: Option<Arc<Event>>,
-    /// To be recorded behind it, if it is the last of its upload.
-    done: Option<Arc<Event>>,
+    is_last: bool,
+    /// Whether the source is staging memory, which its uploader waits for.
+    is_staged: bool,
     progress: Arc<Progress>,
 }
 
-/// A chunk that was sent and has not arrived, as far as anybody has looked.
-struct OnLink {
-    event: Event,
-    /// Nobody may write it yet.
-    _source: Arc<PinnedBuffer>,
+/// Whose chunk is on the link.
+struct Sent {
+    class: Class,
+    is_staged: bool,
+    progress: Arc<Progress>,
 }
 
 /// What became of an upload's chunks.
 #[derive(Default)]
 struct Progress {
     sent: AtomicU64,
-    error: Mutex<Option<DeviceError>>,
+    /// The event behind the last chunk, once that is sent; or why it will not be.
+    outcome: Mutex<Option<Result<Arc<Event>, DeviceError>>>,
+    /// Who sleeps until the upload moves on.
+    waiter: Mutex<Option<Thread>>,
 }
 
 impl Transfers {
     pub(crate) fn new(device: Arc<dyn Device>, config: TransferConfig) -> Arc<Self> {
         let config = TransferConfig { chunk_bytes: config.chunk_bytes.max(1), in_flight: config.in_flight.max(1) };
         let burst = config.chunk_bytes as u64 * u64::from(config.in_flight);
-        let shared = Shared { queue: Queue::new(config.in_flight, burst), on_link: Vec::new(), spare: Vec::new() };
-        Arc::new(Self { device, config, lanes: AtomicU64::new(0), shared: Mutex::new(shared) })
+        let queue = Queue::new(config.in_flight, burst);
+        let shared = Shared { queue, link: Link::new(&device), orphans: Link::new(&device), express: BTreeMap::new() };
+        Arc::new(Self { device, config, lanes: AtomicU64::new(0), shared: Mutex::new(shared), looking: Mutex::new(()) })
     }
 
     /// How copies are cut.
@@ -107,9 +130,12 @@ impl Transfers {
         self.config
     }
 
-    /// Lets a tenant copy at most so many bytes per second, or as many as it can. A pause saves up for [`TransferConfig::in_flight`] chunks at most.
+    /// Lets a tenant copy at most so many bytes per second, or as many as it can. A pause saves up for [`TransferConfig::in_flight`] chunks at most. An upload
+    /// that goes at once is not held up any more.
     pub fn set_rate(&self, tenant: TenantId, bytes_per_second: Option<NonZeroU64>) {
-        self.shared.lock().queue.set_rate(tenant, bytes_per_second, self.device.now());
+        let mut shared = self.shared.lock();
+        shared.queue.set_rate(tenant, bytes_per_second, self.device.now());
+        shared.tell(tenant);
     }
 
     /// Lets all throughput tenants together copy at most so many bytes per second, or as many as they can.
@@ -118,19 +144,31 @@ impl Transfers {
     }
 
     pub(crate) fn set_class(&self, tenant: TenantId, class: Class) {
-        self.shared.lock().queue.set_class(tenant, class);
+        let mut shared = self.shared.lock();
+        shared.queue.set_class(tenant, class);
+        shared.tell(tenant);
     }
 
     pub(crate) fn forget(&self, tenant: TenantId) {
-        self.shared.lock().queue.forget(tenant);
+        let mut shared = self.shared.lock();
+        shared.queue.forget(tenant);
+        shared.express.remove(&tenant);
     }
 
     fn new_lane(&self) -> LaneId {
         self.lanes.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Whether a tenant's copies go at once, from now on.
+    fn express(&self, tenant: TenantId) -> Arc<AtomicBool> {
+        let mut shared = self.shared.lock();
+        let express = Arc::clone(shared.express.entry(tenant).or_default());
+        shared.tell(tenant);
+        express
+    }
+
     fn push(&self, tenant: TenantId, chunk: Chunk) {
-        let (lane, bytes) = (chunk.lane, chunk.bytes as u64);
+        let (lane, bytes) = (chunk.lane, chunk.piece.bytes as u64);
         self.shared.lock().queue.push(lane, tenant, bytes, chunk);
     }
 
@@ -138,27 +176,38 @@ impl Transfers {
         self.shared.lock().queue.withdraw(lane);
     }
 
+    fn adopt(&self, link: &mut Link<()>) {
+        self.shared.lock().orphans.adopt(link);
+    }
+
     /// Notes which chunks have arrived and sends what may go. Never waits: while another thread is at it, there is nothing to do here.
     fn pump(&self) {
         let Some(mut shared) = self.shared.try_lock() else { return };
-        let Shared { queue, on_link, spare } = &mut *shared;
-        for at in (0..on_link.len()).rev() {
-            // An error is that of a lost context, which the next chunk meets too.
-            if self.device.query(on_link[at].event.id()).unwrap_or(true) {
-                spare.push(on_link.swap_remove(at).event);
-                queue.done();
+        let Shared { queue, link, orphans, .. } = &mut *shared;
+        orphans.collect(drop);
+        link.collect(|Sent { class, is_staged, progress }| {
+            queue.done(class);
+            if is_staged {
+                progress.wake();
             }
-        }
+        });
         let now = self.device.now();
-        while let Some(chunk) = queue.pop(now, Chunk::is_ready) {
-            match chunk.send(&self.device, spare.pop()) {
-                Ok(sent) => on_link.push(sent),
+        while let Some((class, chunk)) = queue.pop(now, |chunk| chunk.is_ready(&*self.device)) {
+            let Chunk { lane, piece, is_last, is_staged, progress, .. } = chunk;
+            match link.send(&piece, Sent { class, is_staged, progress: Arc::clone(&progress) }) {
+                Ok(event) => {
+                    progress.sent.fetch_add(1, Ordering::Release);
+                    if is_last {
+                        *progress.outcome.lock() = Some(Ok(event));
+                    }
+                }
                 Err(error) => {
-                    queue.done();
-                    queue.withdraw(chunk.lane);
-                    *chunk.progress.error.lock() = Some(error);
+                    queue.done(class);
+                    queue.withdraw(lane);
+                    *progress.outcome.lock() = Some(Err(error));
                 }
             }
+            progress.wake();
         }
     }
 
@@ -166,30 +215,50 @@ impl Transfers {
     fn next_at(&self) -> Duration {
         self.shared.lock().queue.next_at(self.device.now()).unwrap_or(Duration::MAX)
     }
+
+    /// Waits until it is time to pump again: as the one who looks after the link, or asleep while another does.
+    fn wait(&self) {
+        let Some(_looking) = self.looking.try_lock() else { return thread::park_timeout(SLEEP) };
+        let looked = self.device.now();
+        self.device.pass_time(self.next_at());
+        // Virtual time stands still here, and has passed exactly as far as there is something to see.
+        while !self.device.is_simulated() && self.device.now().saturating_sub(looked) < LOOK_EVERY {
+            hint::spin_loop();
+        }
+    }
+
+    /// Wakes somebody to look after the link, unless somebody does: to be called by a thread that will not wait any more.
+    fn hand_over(&self) {
+        if self.looking.is_locked() {
+            return;
+        }
+        let shared = self.shared.lock();
+        let on_link = shared.link.tags().map(|sent| &sent.progress);
+        let mut all = on_link.chain(shared.queue.waiting().map(|chunk| &chunk.progress));
+        _ = all.any(|progress| progress.wake());
+    }
+}
+
+impl Shared {
+    /// Tells a tenant's uploaders whether its copies go at once.
+    fn tell(&self, tenant: TenantId) {
+        if let Some(express) = self.express.get(&tenant) {
+            express.store(self.queue.is_express(tenant), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Chunk {
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, device: &dyn Device) -> bool {
         // An error is found again when the chunk is sent.
-        self.after.as_ref().is_none_or(|after| self.device.query(after.id()).unwrap_or(true))
+        self.after.as_ref().is_none_or(|after| device.query(after.id()).unwrap_or(true))
     }
+}
 
-    fn send(&self, device: &Arc<dyn Device>, event: Option<Event>) -> Result<OnLink, DeviceError> {
-        let event = match event {
-            Some(event) => event,
-            None => Event::new(device)?,
-        };
-        let source = self.source.upload(&*self.device, self.stream, self.target, self.first, self.bytes)?;
-        let marked = self.device.record(event.id(), self.stream);
-        let marked = marked.and_then(|()| self.done.as_ref().map_or(Ok(()), |done| self.device.record(done.id(), self.stream)));
-        if let Err(error) = marked {
-            // The copy reads the source, and there is nothing to tell when it has.
-            if self.device.synchronize(self.stream).is_err() {
-                tracing::debug!(%error, "a copy could not be waited for");
-            }
-            return Err(error);
-        }
-        self.progress.sent.fetch_add(1, Ordering::Release);
-        Ok(OnLink { event, _source: source })
+impl Progress {
+    /// Wakes who sleeps until the upload moves on; whether anybody may.
+    fn wake(&self) -> bool {
+        let waiter = self.waiter.lock();
+        waiter.as_ref().inspect(|waiter| waiter.unpark()).is_some()
     }
 }

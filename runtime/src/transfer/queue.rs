@@ -1,4 +1,5 @@
-//! Who copies next: chunks of latency tenants first, then the others' in the order in which they came, nobody faster than its rate. Pure bookkeeping.
+//! Who copies next: chunks of latency tenants at once, the others' in the order in which they came and few at a time, nobody faster than its rate. Pure
+//! bookkeeping.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
@@ -17,7 +18,7 @@ struct Waiting<T> {
     chunk: T,
 }
 
-/// Chunks that wait for the link, and how many are on it.
+/// Chunks that wait for the link, and how many of throughput tenants are on it.
 pub(super) struct Queue<T> {
     latency: VecDeque<Waiting<T>>,
     throughput: VecDeque<Waiting<T>>,
@@ -32,7 +33,7 @@ pub(super) struct Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue that lets `most_in_flight` chunks, 1 at least, on the link at a time.
+    /// An empty queue that lets `most_in_flight` chunks of throughput tenants, 1 at least, on the link at a time.
     pub(super) fn new(most_in_flight: u32, burst: u64) -> Self {
         Self {
             latency: VecDeque::new(),
@@ -79,6 +80,11 @@ impl<T> Queue<T> {
         self.rates.remove(&tenant);
     }
 
+    /// Whether nothing ever holds up a tenant's chunks here.
+    pub(super) fn is_express(&self, tenant: TenantId) -> bool {
+        self.classes.get(&tenant) == Some(&Class::Latency) && !self.rates.contains_key(&tenant)
+    }
+
     /// Appends a chunk to its class.
     pub(super) fn push(&mut self, lane: LaneId, tenant: TenantId, bytes: u64, chunk: T) {
         let class = self.classes.get(&tenant).copied().unwrap_or_default();
@@ -89,13 +95,14 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The chunk that goes next, which counts as in flight from now on; none while the link is full, or nobody is `ready` and within the rate.
-    pub(super) fn pop(&mut self, now: Duration, mut ready: impl FnMut(&T) -> bool) -> Option<T> {
-        if self.in_flight >= self.most_in_flight {
-            return None;
-        }
-        let found = self.first(Class::Latency, now, &mut ready).map(|at| (Class::Latency, at));
-        let (class, at) = found.or_else(|| self.first(Class::Throughput, now, &mut ready).map(|at| (Class::Throughput, at)))?;
+    /// The chunk that goes next, which is in flight from now on, with the class under which it goes; none where nobody is `ready` and within the rate. Chunks of
+    /// throughput tenants wait while the link has its fill of them; those of latency tenants neither wait for them nor count among them.
+    pub(super) fn pop(&mut self, now: Duration, mut ready: impl FnMut(&T) -> bool) -> Option<(Class, T)> {
+        let (class, at) = match self.first(Class::Latency, now, &mut ready) {
+            Some(at) => (Class::Latency, at),
+            None if self.in_flight < self.most_in_flight => (Class::Throughput, self.first(Class::Throughput, now, &mut ready)?),
+            None => return None,
+        };
         let waiting = match class {
             Class::Latency => self.latency.remove(at),
             Class::Throughput => self.throughput.remove(at),
@@ -103,16 +110,25 @@ impl<T> Queue<T> {
         if let Some(bucket) = self.rates.get_mut(&waiting.tenant) {
             bucket.take(waiting.bytes, now);
         }
-        if let (Class::Throughput, Some(bucket)) = (class, &mut self.throughput_rate) {
-            bucket.take(waiting.bytes, now);
+        if class == Class::Throughput {
+            if let Some(bucket) = &mut self.throughput_rate {
+                bucket.take(waiting.bytes, now);
+            }
+            self.in_flight += 1;
         }
-        self.in_flight += 1;
-        Some(waiting.chunk)
+        Some((class, waiting.chunk))
     }
 
-    /// A chunk has arrived, or will not be sent.
-    pub(super) fn done(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    /// A chunk that went under `class` has arrived, or was not sent after all.
+    pub(super) fn done(&mut self, class: Class) {
+        if class == Class::Throughput {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// The chunks that wait.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &T> {
+        self.latency.iter().chain(&self.throughput).map(|waiting| &waiting.chunk)
     }
 
     /// Takes back a lane's chunks that wait.

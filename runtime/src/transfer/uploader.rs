@@ -1,18 +1,27 @@
-//! One tenant's way to the device: its copies in chunks, in order with its session's launches.
+//! One tenant's way to the device: its copies, at once or in chunks that take turns, in order with its session's launches.
+//!
+//! A copy that goes at once and comes after launches is enqueued on the session's own stream: stream order is all that it needs, and the host waits for nothing.
+//! Every other copy is enqueued on the uploader's stream, for whose last event the session's stream waits. A chunk that takes turns is not enqueued before
+//! what it comes after is done, since it would hold a place on the link meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use crate::device::{Device, DevicePtr, Event, PartitionId, PinnedBuffer, Priority, Stream};
+use crate::device::{Device, DeviceError, DevicePtr, Event, PartitionId, PinnedBuffer, Priority, Stream, StreamId};
 use crate::launch::{LaunchError, Session};
 use crate::tenant::{Class, TenantId};
 
+use super::link::{Link, Piece};
 use super::queue::LaneId;
 use super::{Chunk, Progress, Transfers};
 
 /// Chunks of one upload that are staged and not sent, or sent and not arrived.
 const STAGED: usize = 2;
+
+/// Pageable bytes that are staged at a time by a tenant whose copies go at once: one piece is on the link while the next is staged.
+const STAGED_AT_ONCE: usize = 1 << 20;
 
 /// What a copy comes after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,7 +38,8 @@ pub enum After {
 pub enum Source<'a> {
     /// Anywhere; staged in page-locked memory by the calling thread, chunk by chunk.
     Pageable(&'a [u8]),
-    /// In page-locked memory, read from there. It cannot be written ([`Arc::get_mut`]) before the copy is done.
+    /// In page-locked memory, read from there. It cannot be written ([`Arc::get_mut`]) before the copy is done and somebody has looked: the next upload does,
+    /// or [`Uploader::collect`].
     Pinned(&'a Arc<PinnedBuffer>),
 }
 
@@ -83,10 +93,15 @@ pub struct Uploader {
     tenant: TenantId,
     lane: LaneId,
     stream: Stream,
-    /// What the copy comes after, and what comes after the copy.
+    /// What the copy comes after.
     after: Arc<Event>,
-    done: Arc<Event>,
     staging: Vec<Arc<PinnedBuffer>>,
+    /// Whether copies go at once.
+    express: Arc<AtomicBool>,
+    /// Those that did.
+    link: Link<()>,
+    /// Behind what went to the session's stream last: what goes to `stream` next must be made to come after it.
+    on_session: Option<Arc<Event>>,
 }
 
 impl Uploader {
@@ -99,13 +114,15 @@ impl Uploader {
             lane: transfers.new_lane(),
             stream: Stream::new(device, PartitionId::WHOLE, Priority::Normal)?,
             after: Arc::new(Event::new(device)?),
-            done: Arc::new(Event::new(device)?),
             staging: Vec::new(),
+            express: transfers.express(tenant),
+            link: Link::new(&transfers.device),
+            on_session: None,
         })
     }
 
-    /// Copies `source` to `target` in its turn; launches of `session` from here on wait for the copy. This returns as soon as every chunk is sent, and
-    /// pageable bytes may be used again then.
+    /// Copies `source` to `target`, at once or in its turn; launches of `session` from here on wait for the copy. This returns as soon as all of it is
+    /// sent, and pageable bytes may be used again then.
     ///
     /// # Errors
     /// [`LaunchError::Paused`], [`LaunchError::Dismissed`] and [`LaunchError::Capturing`] before anything is copied; what the device says. After an error
@@ -117,10 +134,13 @@ impl Uploader {
         source: impl Into<Source<'a>>,
         after: After,
     ) -> Result<(), LaunchError> {
-        let device = Arc::clone(&self.device);
         let mut upload = self.begin(session, target, source, after)?;
+        // Before the first poll, so that nothing is missed from then on.
+        if let Way::Queued(progress) = &upload.way {
+            *progress.waiter.lock() = Some(thread::current());
+        }
         while !upload.poll()? {
-            device.pass_time(upload.wait_until());
+            upload.wait();
         }
         Ok(())
     }
@@ -136,15 +156,40 @@ impl Uploader {
         source: impl Into<Source<'a>>,
         after: After,
     ) -> Result<Upload<'a>, LaunchError> {
-        session.mark(&self.after)?;
+        let stream = session.stream_for_copy()?;
         let source = source.into();
-        let chunk_bytes = self.transfers.config().chunk_bytes;
-        if let Source::Pageable(_) = source {
-            let largest = source.bytes().min(chunk_bytes);
-            self.stage_at_least(largest)?;
+        let (express, bytes) = (self.express.load(Ordering::Relaxed), source.bytes());
+        let to_session = express && after == After::Launches;
+        if !to_session {
+            if after == After::Launches {
+                session.mark(&self.after)?;
+            }
+            if let Some(last) = self.on_session.take() {
+                self.device.wait(self.stream.id(), last.id())?;
+            }
         }
-        let chunks = source.bytes().div_ceil(chunk_bytes);
-        Ok(Upload { uploader: self, session, target, source, after, chunks, staged: 0, progress: Arc::default(), finished: chunks == 0 })
+        let chunk_bytes = self.transfers.config().chunk_bytes;
+        let piece_bytes = match source {
+            Source::Pageable(_) if express => chunk_bytes.min(STAGED_AT_ONCE),
+            Source::Pinned(_) if express => bytes.max(1),
+            _ => chunk_bytes,
+        };
+        if let Source::Pageable(_) = source {
+            self.stage_at_least(bytes.min(piece_bytes))?;
+        }
+        let way = match express {
+            true if to_session => Way::Express(stream),
+            true => Way::Express(self.stream.id()),
+            false => Way::Queued(Arc::default()),
+        };
+        let pieces = bytes.div_ceil(piece_bytes);
+        Ok(Upload { uploader: self, session, target, source, after, way, piece_bytes, pieces, staged: 0, finished: pieces == 0 })
+    }
+
+    /// Lets go of the page-locked sources of copies that have arrived, so that they can be written again. Every upload begins with it.
+    pub fn collect(&mut self) {
+        self.link.collect(drop);
+        self.transfers.pump();
     }
 
     /// Makes staging memory for chunks of `bytes` bytes, unless it is there: for a few token ids a page will do.
@@ -159,6 +204,21 @@ impl Uploader {
     }
 }
 
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        // What was sent still reads its source.
+        self.transfers.adopt(&mut self.link);
+    }
+}
+
+/// How an upload goes.
+enum Way {
+    /// At once, on this stream.
+    Express(StreamId),
+    /// In chunks that take turns with others'.
+    Queued(Arc<Progress>),
+}
+
 /// A copy under way. Given up before it is finished, what was sent still arrives, and the rest is not sent.
 #[must_use = "nothing is sent before `poll` is called"]
 pub struct Upload<'a> {
@@ -167,93 +227,139 @@ pub struct Upload<'a> {
     target: DevicePtr,
     source: Source<'a>,
     after: After,
-    chunks: usize,
-    /// Chunks that were queued.
+    way: Way,
+    piece_bytes: usize,
+    pieces: usize,
+    /// Pieces that were sent or queued.
     staged: usize,
-    progress: Arc<Progress>,
     finished: bool,
 }
 
 impl Upload<'_> {
-    /// Moves on as far as it goes without waiting; whether every chunk is sent and the session waits for the last.
+    /// Moves on as far as it goes without waiting; whether all of it is sent and the session waits for the last of it.
     ///
     /// # Errors
     /// What the device says; the upload is over then.
     pub fn poll(&mut self) -> Result<bool, LaunchError> {
-        if self.finished {
-            return Ok(true);
+        if !self.finished {
+            // Either way may need the staging memory that the other used before the class or the rate changed.
+            self.uploader.link.collect(drop);
+            self.finished = match &self.way {
+                &Way::Express(stream) => self.send(stream)?,
+                Way::Queued(progress) => {
+                    let progress = Arc::clone(progress);
+                    self.take_turns(&progress)?
+                }
+            };
         }
-        self.uploader.transfers.pump();
-        while self.stage() {}
-        self.uploader.transfers.pump();
-        if let Some(error) = self.progress.error.lock().take() {
-            return Err(error.into());
-        }
-        if self.sent() < self.chunks {
-            return Ok(false);
-        }
-        self.session.wait_for(&self.uploader.done)?;
-        self.finished = true;
-        Ok(true)
+        Ok(self.finished)
     }
 
     /// Until when there is nothing to do unless something happens on the device: what to give [`Device::pass_time`].
     pub fn wait_until(&self) -> Duration {
-        self.uploader.transfers.next_at()
-    }
-
-    fn sent(&self) -> usize {
-        self.progress.sent.load(Ordering::Acquire) as usize
-    }
-
-    /// Queues the next chunk, if there is one and room for it. Only a few are queued at a time, so that others of the class get their turns.
-    fn stage(&mut self) -> bool {
-        if self.staged == self.chunks || self.staged - self.sent() >= STAGED {
-            return false;
+        match self.way {
+            Way::Express(_) => Duration::MAX,
+            Way::Queued(_) => self.uploader.transfers.next_at(),
         }
-        let uploader = &mut *self.uploader;
-        let chunk_bytes = uploader.transfers.config().chunk_bytes;
-        let from = self.staged * chunk_bytes;
-        let bytes = (self.source.bytes() - from).min(chunk_bytes);
+    }
+
+    fn wait(&self) {
+        match self.way {
+            // For its own staging memory.
+            Way::Express(_) => self.uploader.device.pass_time(Duration::MAX),
+            Way::Queued(_) => self.uploader.transfers.wait(),
+        }
+    }
+
+    fn send(&mut self, stream: StreamId) -> Result<bool, LaunchError> {
+        while self.staged < self.pieces {
+            let Some(piece) = self.stage(stream) else {
+                self.uploader.transfers.pump();
+                return Ok(false);
+            };
+            let sent = self.uploader.link.send(&piece, ())?;
+            match self.after {
+                After::Launches => self.uploader.on_session = Some(sent),
+                After::Nothing if self.staged == self.pieces => self.session.wait_for(&sent)?,
+                After::Nothing => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_turns(&mut self, progress: &Arc<Progress>) -> Result<bool, LaunchError> {
+        if let Source::Pageable(_) = self.source {
+            // For staging memory that is free by now.
+            self.uploader.transfers.pump();
+        }
+        self.queue(progress);
+        self.uploader.transfers.pump();
+        match progress.outcome.lock().take() {
+            Some(Ok(last)) => self.session.wait_for(&last).map(|()| true),
+            Some(Err(error)) => Err(error.into()),
+            None => Ok(false),
+        }
+    }
+
+    /// Queues chunks while there is room for them. Only a few are queued at a time, so that others of the class get their turns.
+    fn queue(&mut self, progress: &Arc<Progress>) {
+        let (lane, stream) = (self.uploader.lane, self.uploader.stream.id());
+        while self.staged - (progress.sent.load(Ordering::Acquire) as usize) < STAGED {
+            let is_first = self.staged == 0;
+            let Some(piece) = self.stage(stream) else { return };
+            let after = (is_first && self.after == After::Launches).then(|| Arc::clone(&self.uploader.after));
+            let is_last = self.staged == self.pieces;
+            let is_staged = matches!(self.source, Source::Pageable(_));
+            let chunk = Chunk { lane, piece, after, is_last, is_staged, progress: Arc::clone(progress) };
+            self.uploader.transfers.push(self.uploader.tenant, chunk);
+        }
+    }
+
+    /// The next piece, staged where it must be; none where there is no other, or no staging memory that nothing reads.
+    fn stage(&mut self, stream: StreamId) -> Option<Piece> {
+        if self.staged == self.pieces {
+            return None;
+        }
+        let from = self.staged * self.piece_bytes;
+        let bytes = (self.source.bytes() - from).min(self.piece_bytes);
         let (source, first) = match self.source {
             Source::Pinned(buffer) => (Arc::clone(buffer), from),
             Source::Pageable(pageable) => {
-                let slot = self.staged % STAGED;
-                let Some(free) = uploader.staging.get_mut(slot) else { return false };
-                // In use until the copy from it has arrived.
-                let Some(staging) = Arc::get_mut(free) else { return false };
-                staging.as_mut_slice()[..bytes].copy_from_slice(&pageable[from..from + bytes]);
+                let free = self.uploader.staging.iter_mut().find(|staging| Arc::strong_count(staging) == 1)?;
+                Arc::get_mut(free)?.as_mut_slice()[..bytes].copy_from_slice(&pageable[from..from + bytes]);
                 (Arc::clone(free), 0)
             }
         };
-        let is_last = self.staged + 1 == self.chunks;
-        let chunk = Chunk {
-            lane: uploader.lane,
-            device: Arc::clone(&uploader.device),
-            stream: uploader.stream.id(),
-            target: self.target.offset(from as u64),
-            source,
-            first,
-            bytes,
-            after: (self.after == After::Launches && self.staged == 0).then(|| Arc::clone(&uploader.after)),
-            done: is_last.then(|| Arc::clone(&uploader.done)),
-            progress: Arc::clone(&self.progress),
-        };
-        uploader.transfers.push(uploader.tenant, chunk);
         self.staged += 1;
-        true
+        let target = self.target.offset(from as u64);
+        Some(Piece { device: Arc::clone(&self.uploader.device), stream, target, source, first, bytes })
+    }
+
+    /// Takes back what is queued, and waits for what was sent: the target may be freed next, and nothing else does.
+    fn give_up(&self) -> Result<(), DeviceError> {
+        let stream = match self.way {
+            Way::Express(stream) => stream,
+            Way::Queued(_) => {
+                self.uploader.transfers.withdraw(self.uploader.lane);
+                self.uploader.stream.id()
+            }
+        };
+        self.uploader.device.synchronize(stream)
     }
 }
 
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        self.uploader.transfers.withdraw(self.uploader.lane);
-        // The target may be freed next, and the session does not wait for what was sent.
-        if let Err(error) = self.uploader.device.synchronize(self.uploader.stream.id()) {
+        if !self.finished
+            && let Err(error) = self.give_up()
+        {
             tracing::debug!("an upload was given up with copies unfinished: {error}");
+        }
+        if let Way::Queued(progress) = &self.way {
+            let waited = progress.waiter.lock().take().is_some();
+            if waited {
+                self.uploader.transfers.hand_over();
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The PCIe link: one direction of it, which copies take in the order in which they begin, each for as long as its bytes last.
 //!
-//! A copy of a large block holds up whatever comes after it for all of its bytes, which is what makes chunks worth while.
+//! A copy of a large block holds up whatever comes after it for all of its bytes. That is the worst case: an H200 serves copies of different streams side by
+//! side (docs/decisions/0020-latency-copies-go-at-once.md).
 
 use super::config::SimConfig;
 use super::engine::nanos;

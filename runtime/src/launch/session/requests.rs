@@ -1,7 +1,7 @@
 //! What a session tells and asks between launches: that a request begins or ends, that a long launch may grow, and events of other streams.
 
 use super::Session;
-use crate::device::Event;
+use crate::device::{Event, StreamId};
 use crate::launch::LaunchError;
 use crate::partition::TpcSet;
 
@@ -74,11 +74,18 @@ impl Session {
     /// # Errors
     /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
     pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
+        let stream = self.stream_for_copy()?;
+        Ok(self.device.record(event.id(), stream)?)
+    }
+
+    /// The stream on which a copy comes after what is launched so far and before what is launched from here on. Errors as [`mark`](Session::mark).
+    pub(crate) fn stream_for_copy(&mut self) -> Result<StreamId, LaunchError> {
         if self.capturing.is_some() {
             return Err(LaunchError::Capturing);
         }
         self.follow_plan()?;
-        Ok(self.device.record(event.id(), self.stream())?)
+        self.follows_launch = false;
+        Ok(self.stream())
     }
 
     /// Makes what is launched from here on wait for `event`, which another stream has recorded.
