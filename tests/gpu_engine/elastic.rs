@@ -139,7 +139,9 @@ fn a_gemm_has_the_same_bits_while_its_grant_changes_at_random() {
     let gpu = Gpu::open();
     let mut random = Random::new(11);
     // Pairs of blocks and single ones, short tiles and such as are broken off, with a residual under way and without.
-    for ([m, n, k], has_residual) in [([4096_u32, 4096, 2048], false), ([4096, 4096, 8192], true), ([2000, 1536, 12_288], true), ([1024, 768, 8192], false)] {
+    for ([m, n, k], has_residual) in
+        [([4096_u32, 4096, 2048], false), ([4096, 4096, 8192], true), ([2000, 1536, 12_288], true), ([1024, 768, 8192], false)]
+    {
         let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
         let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
         let residual = gpu.upload_f16(&random.f16s((m * n) as usize, 1.0));

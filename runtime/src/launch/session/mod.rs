@@ -298,7 +298,11 @@ impl Session {
         };
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES) } else { DevicePtr::NULL },
+            progress: if launch.elastic {
+                self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES)
+            } else {
+                DevicePtr::NULL
+            },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
