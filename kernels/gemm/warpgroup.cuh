@@ -248,7 +248,6 @@ struct WarpgroupGemm {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
-        wait_for_earlier_launches();
         if (Shape::PING_PONG && consumer == 1) {
             skip(at);
             slot.advance();
@@ -268,15 +267,16 @@ struct WarpgroupGemm {
             if (tile >= tiles.count) break;
             const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
             const Part part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
-            if (HAS_RESIDUAL && thread == 0) {
-                tma_store_wait_read<0>();
-                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
-            }
             if (HAS_BIAS) {
-                // Read while the first stages are on their way; the epilogue would wait for each load.
+                // Read while the launch before still runs, or while the first stages are on their way; the epilogue would wait for each load.
                 for (uint32_t col = thread; col < Shape::BLOCK_N; col += 128) {
                     store_shared(bias_place(part, col), bias_of(args, part.tile.col + col));
                 }
+            }
+            if (round == 0) wait_for_earlier_launches();
+            if (HAS_RESIDUAL && thread == 0) {
+                tma_store_wait_read<0>();
+                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
             }
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
@@ -425,8 +425,9 @@ struct WarpgroupGemm {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float *two = &sums[(NUMBER % PER_ATOM * GROUPS + j) * 4 + half * 2];
-                x[j][half].x = activation<EPILOGUE>(two[0] * args.scale + bias[j].x + residual[j][half].x);
-                x[j][half].y = activation<EPILOGUE>(two[1] * args.scale + bias[j].y + residual[j][half].y);
+                x[j][half] = make_float2(two[0] * args.scale + bias[j].x, two[1] * args.scale + bias[j].y);
+                if (HAS_RESIDUAL) x[j][half] = make_float2(x[j][half].x + residual[j][half].x, x[j][half].y + residual[j][half].y);
+                x[j][half] = make_float2(activation<EPILOGUE>(x[j][half].x), activation<EPILOGUE>(x[j][half].y));
                 if (IS_GATE) x[j][half].x = silu(x[j][half].x) * x[j][half].y;
             }
         }
