@@ -225,7 +225,7 @@ fn streams_that_no_plan_and_no_graph_needs_are_given_back_but_for_the_last_few()
     }
     assert_eq!(follow(house.large, Priority::Normal), stream, "a plan that comes back soon finds its streams");
     for first in 0..8 {
-        let tpcs = TpcSet::range(4 * first, 4);
+        let tpcs = TpcSet::range(4 * first, 4 * first + 4);
         follow((house.gpu.device.create_partition(tpcs).unwrap(), tpcs), Priority::Normal);
     }
     assert!(house.gpu.device.synchronize(stream).is_err(), "the stream is gone");
