@@ -257,8 +257,8 @@ fn chrome_of_two_tenants() -> Value {
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         session.device().synchronize(session.stream()).unwrap();
         // The second arrives before the first is answered.
-        log.answered(MS, 5 * MS, true);
-        log.answered(2 * MS, 30 * MS, false);
+        log.answered(MS, 5 * MS, 0.2);
+        log.answered(2 * MS, 30 * MS, 1.4);
         runtime.correct().unwrap();
     }
     let trace = runtime.telemetry().trace();
@@ -353,8 +353,8 @@ fn metrics_count_by_tenant_what_happened() {
         let graph = session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap();
         (0..5).for_each(|_| session.replay(&graph).unwrap());
         let mut log = runtime.request_log(id).unwrap();
-        log.answered(MS, 3 * MS, true);
-        log.answered(MS, 90 * MS, false);
+        log.answered(MS, 3 * MS, 0.1);
+        log.answered(MS, 90 * MS, 4.45);
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         runtime.publish_metrics();
         let found = values();

@@ -44,6 +44,7 @@ pub use default_sharing::DefaultSharing;
 pub use exclusive::Exclusive;
 pub use krisp::Krisp;
 pub use model_rightsize::ModelRightsize;
+pub(crate) use slo::CLOSE;
 pub use slo::{Ablations, Adjustments, Event, Forecast, Observation, Replanner, Slo, UnknownAblation};
 pub use static_equal::StaticEqual;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::device::{Device, DeviceError, LaunchRequest, PartitionId, Sms, StreamId};
 use crate::launch::{KernelKey, SessionStats};
-use crate::policy::Observation;
+use crate::policy::{CLOSE, Observation};
 use crate::tenant::TenantId;
 
 use super::Telemetry;
@@ -140,14 +140,16 @@ pub(super) struct Pulse {
     under_way: AtomicU64,
     answered: AtomicU64,
     missed: AtomicU64,
+    close: AtomicU64,
     /// Whether the engine ever told of a request.
     is_felt: AtomicBool,
 }
 
 impl Pulse {
-    fn answered(&self, kept: bool) {
+    fn answered(&self, spent: f64) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        self.missed.fetch_add(u64::from(!kept), Ordering::Relaxed);
+        self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
+        self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
         // Engines need not tell when work begins.
         let one_less = |under_way: u64| under_way.checked_sub(1);
         let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
@@ -157,8 +159,8 @@ impl Pulse {
     /// What happened since the last call. Of an engine that tells nothing, the tenant is taken to be at work.
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
         let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
-        let [requests, missed] = [&self.answered, &self.missed].map(|count| count.swap(0, Ordering::Relaxed));
-        Observation { tenant, requests, missed, working }
+        let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
+        Observation { tenant, requests, missed, close, working }
     }
 }
 
@@ -181,13 +183,14 @@ impl RequestLog {
         self.pulse.under_way.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `kept` says whether the tenant's objective was kept.
-    pub fn answered(&mut self, arrival: Duration, ended: Duration, kept: bool) {
-        let took = ended.saturating_sub(arrival);
+    /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `spent` is the part of the tenant's objective that it took: above 1 it
+    /// missed it, and 0 stands for no objective. Plans follow both those that miss and those that nearly do ([`Runtime::adapt`](crate::Runtime::adapt)).
+    pub fn answered(&mut self, arrival: Duration, ended: Duration, spent: f64) {
+        let (took, kept) = (ended.saturating_sub(arrival), spent <= 1.0);
         if let Some(metrics) = &self.metrics {
             metrics.answered(took, kept);
         }
-        self.pulse.answered(kept);
+        self.pulse.answered(spent);
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {

@@ -45,6 +45,7 @@ mod switches;
 mod throughput;
 
 pub use ablation::{Ablations, UnknownAblation};
+pub(crate) use replan::CLOSE;
 pub use replan::{Adjustments, Event, Observation, Replanner};
 
 use placement::{Rooms, place};
