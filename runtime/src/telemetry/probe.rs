@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::device::{Device, DeviceError, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::device::{Device, DeviceError, GraphId, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::launch::capture::GraphBody;
 use crate::launch::{KernelKey, SessionStats};
 use crate::policy::{CLOSE, Observation};
 use crate::tenant::TenantId;
@@ -20,6 +21,8 @@ pub struct Probe {
     tracing: Arc<AtomicBool>,
     /// Launches until the next sample. It counts down past 0, so that 0 at the start means never.
     until_sample: u64,
+    /// The same for replays.
+    until_replay: u64,
     observed: Option<Observed>,
 }
 
@@ -55,7 +58,12 @@ impl Probe {
     ) -> Self {
         let until_sample = if samples.is_some() { SAMPLE_STRIDE } else { 0 };
         let (tracing, telemetry, counted) = (Arc::clone(&telemetry.tracing), Arc::clone(telemetry), SessionStats::default());
-        Self { tracing, until_sample, observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }) }
+        Self {
+            tracing,
+            until_sample,
+            until_replay: until_sample,
+            observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }),
+        }
     }
 
     /// Whether the launch about to be made is to go through [`launch`](Self::launch). Asked once for each launch.
@@ -63,6 +71,30 @@ impl Probe {
     pub(crate) fn is_due(&mut self) -> bool {
         self.until_sample = self.until_sample.wrapping_sub(1);
         (self.until_sample == 0) | self.tracing.load(Ordering::Relaxed)
+    }
+
+    /// Whether the replay about to be made is to go through [`replay`](Self::replay). Asked once for each replay.
+    #[inline]
+    pub(crate) fn is_replay_due(&mut self) -> bool {
+        self.until_replay = self.until_replay.wrapping_sub(1);
+        self.until_replay == 0
+    }
+
+    /// Replays a graph that launches `body`, between two events if some are free.
+    #[cold]
+    pub(crate) fn replay(
+        &mut self,
+        device: &dyn Device,
+        stream: StreamId,
+        graph: GraphId,
+        body: &Arc<GraphBody>,
+    ) -> Result<(), DeviceError> {
+        self.until_replay = SAMPLE_STRIDE;
+        let timed = match self.observed.as_ref().and_then(|observed| observed.samples.as_ref()) {
+            Some(samples) => samples.replay(device, stream, graph, body)?,
+            None => false,
+        };
+        if timed { Ok(()) } else { device.replay(graph, stream) }
     }
 
     /// Makes the launch, between two events if it is to be timed. Says whether the launch is the last thing on its stream.

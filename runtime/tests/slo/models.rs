@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
+pub use smidgen_runtime::policy::GAP_US;
 use smidgen_runtime::policy::{KernelDemand, TenantDemand};
 use smidgen_runtime::profile::{Curve, Profile};
 use smidgen_runtime::tenant::{Class, TenantId};
@@ -168,9 +169,6 @@ pub fn latency_tenant(id: u32, slo_us: Option<u64>, kernels: &[KernelDemand]) ->
 pub fn throughput_tenant(id: u32, kernels: &[KernelDemand]) -> TenantDemand {
     TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, rate: None, kernels: kernels.to_vec() }
 }
-
-/// What a launch takes besides its kernel, microseconds: `GAP_US` of the policy.
-pub const GAP_US: f64 = 0.6;
 
 /// A request in one partition of so many SMs, undisturbed.
 pub fn request_us(kernels: &[KernelDemand], sms: u16) -> f64 {

@@ -70,8 +70,8 @@ fn one_miss_in_a_hundred_is_within_a_99th_percentile() {
 #[test]
 fn a_tenant_with_few_requests_is_judged_when_there_are_enough() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
-    // Of 10 requests a window one misses: two verdicts take 20 windows.
-    assert_eq!(windows(&mut replanner, 19, 10, 1), (0, None));
+    // Of 10 requests a window one misses: two verdicts take 40 windows.
+    assert_eq!(windows(&mut replanner, 39, 10, 1), (0, None));
     assert_eq!(margin(window(&mut replanner, CHAT, 10, 1)), Some(0.87));
 }
 
@@ -92,14 +92,14 @@ fn a_tenant_that_sms_do_not_help_changes_the_plan_ever_more_rarely_and_then_no_m
 fn a_tenant_that_keeps_its_objective_easily_gets_less_step_by_step_and_more_at_once_when_it_misses() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
     for larger in [0.945, 0.99, 1.04] {
-        assert_eq!(windows(&mut replanner, 11, 1000, 0), (0, None));
+        assert_eq!(windows(&mut replanner, 5, 1000, 0), (0, None));
         assert_eq!(margin(window(&mut replanner, CHAT, 1000, 0)), Some(larger));
         settle(&mut replanner);
     }
     assert_eq!(margin(window(&mut replanner, CHAT, 1000, 30)), Some(0.99));
     settle(&mut replanner);
     // What was enough stays, and the next trial waits twice as long.
-    assert_eq!(windows(&mut replanner, 23, 1000, 0), (0, None));
+    assert_eq!(windows(&mut replanner, 11, 1000, 0), (0, None));
     assert_eq!(margin(window(&mut replanner, CHAT, 1000, 0)), Some(1.04));
 }
 
@@ -115,7 +115,7 @@ fn the_margin_comes_back_in_the_end_and_every_relapse_doubles_the_wait() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
     assert_eq!(margin(windows(&mut replanner, 2, 1000, 100).1), Some(0.87));
     settle(&mut replanner);
-    for calm in [12, 24, 48] {
+    for calm in [6, 12, 24] {
         assert_eq!(windows(&mut replanner, calm - 1, 1000, 0), (0, None));
         assert_eq!(window(&mut replanner, CHAT, 1000, 0), Some(Adjustments::default()));
         settle(&mut replanner);
@@ -174,7 +174,7 @@ proptest! {
             changes += windows(&mut replanner, idle, 0, 0).0;
             seen += good + bad + idle;
         }
-        // Doubling from 30 and from 5 windows to 1024, a few changes for each, and then at most a few in 1024.
+        // Doubling from 6 and from 5 windows to 1024, a few changes for each, and then at most a few in 1024.
         prop_assert!(changes < 200, "{changes} changes in {seen} windows");
     }
 

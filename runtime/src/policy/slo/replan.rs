@@ -8,11 +8,11 @@
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
 //! | clearly more than 1% of its requests miss | its margin goes one step down: its part grows | after 2 verdicts in succession, then 4, 8, ...; at once where the last step was up |
-//! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 12 |
+//! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 6 |
 //! | it finishes nothing, and has nothing to do | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
 //! | it works again | it gets its part back | at once |
 //!
-//! A verdict is on 100 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
+//! A verdict is on 200 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
 //! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective.
 //!
 //! **Hysteresis.** A step up that is followed by a step down doubles `calm`, and idleness that ends doubles `patience`, each up to 1024 windows: a
@@ -35,11 +35,11 @@ const DEFAULT_STEP: usize = 7;
 /// The part of its objective beyond which a request has nearly missed it. A step up makes requests at most 6% longer.
 pub(crate) const CLOSE: f64 = 0.9;
 /// Requests that a verdict on misses needs.
-const ENOUGH_REQUESTS: u64 = 100;
+const ENOUGH_REQUESTS: u64 = 200;
 /// One miss in so many requests is tolerated: the SLO is one of the 99th percentile.
 const TOLERATED: f64 = 100.0;
 const BAD_VERDICTS: u32 = 2;
-const CALM_VERDICTS: u32 = 12;
+const CALM_VERDICTS: u32 = 6;
 const IDLE_WINDOWS: u32 = 5;
 /// Windows after a change in which latencies say nothing of the new plan yet.
 const SETTLING_WINDOWS: u32 = 4;
@@ -251,9 +251,10 @@ impl Watched {
     }
 }
 
-/// How many of `expected` misses are too many to be chance: two standard deviations more, of counts that are Poisson's.
+/// How many of `expected` misses are too many to be chance: three standard deviations more, of counts that are Poisson's. With two, queues were taken for
+/// undersized: their misses come in groups.
 fn certainly_more(expected: f64) -> f64 {
-    expected + 2.0 * expected.sqrt()
+    expected + 3.0 * expected.sqrt()
 }
 
 fn doubled(windows: u32) -> u32 {
