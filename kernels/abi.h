@@ -14,11 +14,17 @@ typedef struct TensorMap {
     ALIGNED(64) uint64_t opaque[16];
 } TensorMap;
 
+// Places for tiles given back: more than workers can be.
+#define GIVEN_BACK_TILES 512
+
 // Where one chain of launches counts its tiles; see elastic.cuh for who writes what. All zero before the first launch.
 typedef struct TileProgress {
     unsigned long long taken;
     uint32_t finished;
     uint32_t departed;
+    uint32_t ring_begin; // tiles ever taken out of the ring
+    uint32_t ring_end;   // and put into it
+    uint32_t ring[GIVEN_BACK_TILES]; // 1 + the number of a tile that was given back, or 0
 } TileProgress;
 
 // Every kernel's second parameter. The runtime crate's TilesArg is the same struct.

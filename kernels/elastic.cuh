@@ -26,21 +26,37 @@
 //   * A joiner (a second launch on the same counter, to grow again) takes tiles of its own epoch only and never touches a later launch's.
 //   * The counter is back at zero, one epoch on, when the owner completes: replayed graphs need no reset node.
 //
+// A worker whose tiles take long need not finish the one that it is at when its SM is taken back: while there are tiles that nobody has taken, it may give
+// its own back (TileQueue::give_back), and whoever next finds no fresh tile begins that one anew. Half a tile's work is lost for each SM, which is free
+// again within microseconds.
+//
 // TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it still counts
 // those that it finishes. It lets the next one come only after all launches before itself have ended, so two are enough.
 //
-//   | step                  | taken (epoch:32, count:32)   | finished          | departed (sent away:16, left:16) |
+//   | step                  | taken (epoch:32, given       | finished          | departed (sent away:16, left:16) |
+//   |                       | back:9, count:23)            |                   |                                  |
 //   |-----------------------|------------------------------|-------------------|----------------------------------|
-//   | owner takes a tile    | +1                           |                   |                                  |
-//   | joiner takes a tile   | +1 by compare-and-swap, only |                   |                                  |
-//   |                       | while the epoch is its own   |                   |                                  |
+//   | owner takes a tile    | count +1                     |                   |                                  |
+//   | joiner takes a tile   | count +1 by compare-and-swap,|                   |                                  |
+//   |                       | only while the epoch is its  |                   |                                  |
+//   |                       | own                          |                   |                                  |
+//   | a tile is given back  | given back +1, once its      |                   |                                  |
+//   |                       | number is in the ring        |                   |                                  |
+//   | one that was given    | given back -1 by compare-and-|                   |                                  |
+//   | back is taken: there  | swap, then the number is     |                   |                                  |
+//   | is no fresh one       | taken out of the ring        |                   |                                  |
 //   | a block of the owner  |                              |                   | sent away +1; -1 again if all    |
 //   | finds its SM not held |                              |                   | others were, and it stays        |
 //   | a block leaves        |                              | + tiles it did    | left +1 (owner only)             |
 //   | last owner block,     | epoch + 1, count 0           | 0                 | 0                                |
 //   | finished == count     |                              |                   |                                  |
 //
-// A launch has fewer than 65536 workers: persistent grids are no larger than what the GPU holds at once.
+// The ring of tiles given back keeps nothing from launch to launch: when the owner completes, every tile is finished. A tile is given back only while the
+// count says that fresh ones are left, by the same word that counts it; so a worker of the owner, and be it the one that stays, has yet to find none, and
+// then sees it. If the last fresh tile went in that very moment, who gave a tile back takes one back itself.
+//
+// A launch has fewer than 65536 workers: persistent grids are no larger than what the GPU holds at once. Elastic launches have fewer than
+// 2^22 tiles (MAX_ELASTIC_TILES).
 #pragma once
 #include <cstdint>
 
@@ -80,7 +96,7 @@ class TileQueue {
 
     // Of worker `worker` of `workers`, whose blocks run on this SM and on `other_sm`.
     __device__ TileQueue(const Tiles &tiles, uint32_t worker, uint32_t workers, uint32_t other_sm)
-        : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), taken_(0) {}
+        : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), taken_(0), taken_back_(tiles.count) {}
 
     // Reads the grant for the first tile already. The grant is no earlier launch's output, so this may be done before waiting for those.
     __device__ void poll() {
@@ -102,14 +118,37 @@ class TileQueue {
         } else {
             const bool owner = tiles_.joins == 0;
             const bool held = polled_ ? held_ : holds_its_sms();
-            polled_ = false;
+            polled_ = stays_ = false;
             const bool may_run = !sent_away_ && (held || (owner && is_last_to_stay()));
             sent_away_ = !may_run;
-            tile = may_run ? (owner ? take_as_owner() : take_in_epoch(tiles_.joins - 1)) : tiles_.count;
+            tile = may_run ? (owner ? take_as_owner() : take_in_epoch()) : taken_back_;
+            taken_back_ = tiles_.count;
         }
         if (tile >= tiles_.count) return false;
         ++taken_;
         return true;
+    }
+
+    // Whether the worker should give the tile that it is at back: its SMs are wanted, and others will do the tile. To be asked while a tile is under way. If so,
+    // the worker counts as sent away from now on, whether or not it gives its tile back.
+    __device__ bool should_give_back() {
+        if (stays_ || sent_away_ || holds_its_sms()) return false;
+        const uint32_t seen = static_cast<uint32_t>(*static_cast<volatile unsigned long long *>(&progress()->taken));
+        if (seen % GIVEN_BACK >= tiles_.count || seen / GIVEN_BACK >= GIVEN_BACK_ENOUGH) return false;
+        stays_ = tiles_.joins == 0 && is_last_to_stay();
+        sent_away_ = !stays_;
+        return sent_away_;
+    }
+
+    // Gives back the tile that was taken last: nothing of it is done, and whoever takes it begins anew. Then take() tells how to go on: by leaving, but for the
+    // case that nobody else would come for the tile.
+    __device__ void give_back(uint32_t tile) {
+        --taken_;
+        uint32_t *place = &progress()->ring[atomicAdd(&progress()->ring_end, 1u) % GIVEN_BACK_TILES];
+        atomicExch(place, tile + 1);
+        __threadfence();
+        const uint32_t seen = static_cast<uint32_t>(atomicAdd(&progress()->taken, static_cast<unsigned long long>(GIVEN_BACK)));
+        if (seen % GIVEN_BACK >= tiles_.count) taken_back_ = take_given_back();
     }
 
     // To be called once, after every tile that was taken is finished and its stores are ordered before this thread (a barrier).
@@ -131,6 +170,9 @@ class TileQueue {
     }
 
   private:
+    // One tile that was given back, in the lower half of `taken`; and as many as are let wait. All workers of a GPU may find that there are fewer at
+    // the same time, and the ring has room for those too.
+    static constexpr uint32_t GIVEN_BACK = 1u << 23, GIVEN_BACK_ENOUGH = 128;
     // One worker in each part of `departed`, which is the upper half of `finished` and itself.
     static constexpr unsigned long long LEFT = 1ull << 32, SENT_AWAY = 1ull << 48;
 
@@ -154,23 +196,50 @@ class TileQueue {
     }
 
     // The owner's workers know that the epoch cannot change under them: it does so only after the last of them has left.
-    __device__ uint32_t take_as_owner() { return static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)); }
+    __device__ uint32_t take_as_owner() {
+        const uint32_t count = static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)) % GIVEN_BACK;
+        return count < tiles_.count ? count : take_given_back();
+    }
 
-    __device__ uint32_t take_in_epoch(uint32_t epoch) {
+    __device__ uint32_t take_in_epoch() {
         volatile unsigned long long *word = &progress()->taken;
         for (unsigned long long seen = *word;;) {
-            const uint32_t count = static_cast<uint32_t>(seen);
-            if (static_cast<uint32_t>(seen >> 32) != epoch || count >= tiles_.count) return tiles_.count;
+            const uint32_t count = static_cast<uint32_t>(seen) % GIVEN_BACK;
+            if (!is_my_epoch(seen)) return tiles_.count;
+            if (count >= tiles_.count) return take_given_back();
             const unsigned long long before = atomicCAS(&progress()->taken, seen, seen + 1);
             if (before == seen) return count;
             seen = before;
         }
     }
 
+    // A tile that was given back; the count of tiles where there is none.
+    __device__ uint32_t take_given_back() {
+        volatile unsigned long long *word = &progress()->taken;
+        for (unsigned long long seen = *word; is_my_epoch(seen) && static_cast<uint32_t>(seen) >= GIVEN_BACK;) {
+            const unsigned long long before = atomicCAS(&progress()->taken, seen, seen - GIVEN_BACK);
+            if (before == seen) return out_of_ring();
+            seen = before;
+        }
+        return tiles_.count;
+    }
+
+    // For whoever has counted one down: at least as many numbers are in the ring or on their way into it.
+    __device__ uint32_t out_of_ring() {
+        uint32_t *place = &progress()->ring[atomicAdd(&progress()->ring_begin, 1u) % GIVEN_BACK_TILES];
+        uint32_t number;
+        while ((number = atomicExch(place, 0u)) == 0) {
+        }
+        return number - 1;
+    }
+
+    // The owner's is the counter's; a joiner may come late.
+    __device__ bool is_my_epoch(unsigned long long taken) const { return tiles_.joins == 0 || static_cast<uint32_t>(taken >> 32) == tiles_.joins - 1; }
+
     const Tiles &tiles_;
     uint32_t worker_, workers_, other_sm_;
-    uint32_t taken_;
-    bool polled_ = false, held_ = false, sent_away_ = false;
+    uint32_t taken_, taken_back_;
+    bool polled_ = false, held_ = false, sent_away_ = false, stays_ = false;
 };
 
 // The same for kernels whose threads all work on one tile at a time.

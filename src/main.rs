@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::fmt::time::uptime;
 
 use smidgen::colocate::worker;
 
@@ -39,6 +41,21 @@ enum Command {
     Worker,
 }
 
+/// Warnings; with `SMIDGEN_LOG`, what it asks for, each line with the time since the start and each span with how long it took.
+fn log_to_stderr() {
+    let (asked, filter) = match EnvFilter::try_from_env("SMIDGEN_LOG") {
+        Ok(filter) => (true, filter),
+        Err(_) => (false, EnvFilter::new("warn")),
+    };
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    if asked {
+        log.with_timer(uptime()).with_span_events(FmtSpan::CLOSE).init();
+    } else {
+        log.without_time().init();
+    }
+}
+
 fn main() -> ExitCode {
     // The driver reads its settings from the environment when it starts, so they must stand there before any other thread does.
     #[cfg(feature = "cuda-13000")]
@@ -50,14 +67,7 @@ fn main() -> ExitCode {
             unsafe { std::env::set_var(name, value) };
         }
     }
-    let filter = EnvFilter::try_from_env("SMIDGEN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .init();
+    log_to_stderr();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -162,7 +162,7 @@ struct SkinnyGemm {
         const uint32_t workers = gridDim.x / Shape::PAIR;
         if (rank == 0) {
             TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
-            board.take_tiles(queue, workers, tiles.count, 1);
+            board.take_tiles(queue, workers, tiles.count, 1, false);
         } else {
             board.follow(workers, tiles.count);
         }

@@ -1,6 +1,12 @@
 // Where kernels whose warps have different roles learn which tile comes next. One warp takes tiles from the launch's counter, which answers in one or two
 // microseconds, and writes them on the board: a ring of slots in shared memory, one copy in each block of a pair. Every reader sees every tile, in order,
 // and gives its slot back. The next tile is taken only when a producer asks for it: sooner would only keep SMs longer that are wanted back.
+//
+// Where tiles take long, one may be broken off when the worker's SMs are wanted back. The thread that takes tiles sees it and says so; a producer then
+// decides after how many of the tile's steps all stop, so far ahead that nobody can have passed that one, tells everyone, and asks for the next tile:
+//
+//   taker:     wanted  ->  producer:  stops_at = (tile, step), in each block; asked  ->  taker: give_back(tile), take the next or leave
+//                              \->  producers and consumers, at every STOP_GRAINth step: is this where to stop?
 #pragma once
 #include <cstdint>
 
@@ -8,7 +14,10 @@
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 
-constexpr int TILE_BOARD_SLOTS = 4, TILE_BOARD_BYTES = TILE_BOARD_SLOTS * (8 + 8 + 4) + 2 * 8;
+constexpr int TILE_BOARD_SLOTS = 4, TILE_BOARD_BYTES = TILE_BOARD_SLOTS * (8 + 8 + 4) + 4 * 8 + 4;
+
+// A tile may be broken off after a multiple of so many steps.
+constexpr uint32_t STOP_GRAIN = 4;
 
 #if __CUDA_ARCH__ >= 900
 
@@ -21,7 +30,8 @@ class TileBoard {
 
     // At `place` in shared memory, a multiple of 8: TILE_BOARD_BYTES.
     __device__ explicit TileBoard(uint32_t place)
-        : full_(place), empty_(place + SLOTS * 8), asked_(place + SLOTS * 16), finished_(asked_ + 8), tiles_(finished_ + 8) {}
+        : full_(place), empty_(place + SLOTS * 8), asked_(place + SLOTS * 16), finished_(asked_ + 8), wanted_(finished_ + 8), stopping_(wanted_ + 8),
+          tiles_(stopping_ + 8), stops_at_(tiles_ + SLOTS * 4) {}
 
     // By one thread. `readers` of one slot, without the second block's follow(), and `finishers` of the launch, in both blocks of a pair.
     __device__ void initialise(uint32_t readers, uint32_t finishers) const {
@@ -31,17 +41,23 @@ class TileBoard {
         }
         mbarrier_init(asked_, 1);
         mbarrier_init(finished_, finishers);
+        mbarrier_init(wanted_, 1);
+        mbarrier_init(stopping_, 1);
     }
 
     // One thread of the first block: takes tiles until there are none, for one of `workers`. The end is told `ends` times, a tile's number then being the
-    // count of tiles.
-    __device__ void take_tiles(TileQueue &queue, uint32_t workers, uint32_t count, uint32_t ends) const {
+    // count of tiles. `breaks_off`: whether producers look for is_wanted().
+    __device__ void take_tiles(TileQueue &queue, uint32_t workers, uint32_t count, uint32_t ends, bool breaks_off) const {
         Position at;
         queue.poll();
+        uint32_t tile = count;
         for (uint32_t i = 0, told = 0; told < ends; ++i) {
-            uint32_t tile = count;
             if (told == 0) {
-                if (i > 0) mbarrier_wait(asked_, (i - 1) & 1);
+                if (i > 0) {
+                    if (breaks_off) watch(queue, (i - 1) & 1);
+                    mbarrier_wait(asked_, (i - 1) & 1);
+                    if (breaks_off && is_stopping() && stops_at() >> 16 == i - 1) queue.give_back(tile);
+                }
                 if (!queue.take_early(tile)) tile = count;
             }
             if (tile >= count) ++told;
@@ -68,6 +84,25 @@ class TileBoard {
     // One thread of the first block, once for every tile that it read.
     __device__ void ask() const { mbarrier_arrive(asked_); }
 
+    // The producer that asks for tiles, all lanes of it: whether the tile under way should be broken off.
+    __device__ bool is_wanted() const { return mbarrier_is_complete(wanted_, 0); }
+
+    // One thread of the first block, in place of ask(), once: the `tile`-th of this worker's tiles is broken off after `steps` of its steps, a multiple of
+    // STOP_GRAIN. Nobody may come that far before this returns.
+    __device__ void stop(uint32_t tile, uint32_t steps) const {
+        for (uint32_t block = 0; block < PAIR; ++block) {
+            const uint32_t barrier = in_block(stopping_, block);
+            mbarrier_arrive_expect_in_cluster(barrier, 4);
+            store_async(in_block(stops_at_, block), tile << 16 | steps, barrier);
+        }
+        while (!mbarrier_is_complete(stopping_, 0)) {
+        }
+        ask();
+    }
+
+    // Producers and consumers, before each step that is a multiple of STOP_GRAIN: whether the `tile`-th tile is broken off here.
+    __device__ bool stops_here(uint32_t tile, uint32_t step) const { return is_stopping() && stops_at() == (tile << 16 | step); }
+
     __device__ uint32_t read(const Position &at) const {
         mbarrier_wait(full_ + at.stage * 8, at.parity);
         uint32_t tile;
@@ -91,6 +126,25 @@ class TileBoard {
     __device__ void finish() const { mbarrier_arrive_in_cluster(in_block(finished_, 0)); }
 
   private:
+    __device__ bool is_stopping() const { return mbarrier_is_complete(stopping_, 0); }
+
+    __device__ uint32_t stops_at() const {
+        uint32_t word;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(stops_at_) : "memory");
+        return word;
+    }
+
+    // Looks after the grant until the next tile is asked for, or this one is wanted back.
+    __device__ void watch(TileQueue &queue, uint32_t parity) const {
+        while (!mbarrier_is_complete(asked_, parity)) {
+            if (queue.should_give_back()) {
+                mbarrier_arrive(wanted_);
+                return;
+            }
+            __nanosleep(500);
+        }
+    }
+
     // The next launch's blocks take a while to start. They may come when every worker does what will be its last tile: they will not wait for long.
     static __device__ bool is_of_last_wave(uint32_t tile, uint32_t workers, uint32_t count) { return tile + workers >= count; }
 
@@ -108,7 +162,7 @@ class TileBoard {
         }
     }
 
-    uint32_t full_, empty_, asked_, finished_, tiles_;
+    uint32_t full_, empty_, asked_, finished_, wanted_, stopping_, tiles_, stops_at_;
 };
 
 #endif

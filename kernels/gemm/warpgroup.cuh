@@ -19,6 +19,9 @@
 // blocks to meet (docs/kernels/gemm.md).
 // A pair runs in the two SMs of a TPC or in two of one GPC, takes tiles by its first block, and leaves together.
 //
+// A tile of long k is broken off when its SMs are wanted back (tile_board.cuh): the worker is gone after a few steps instead of up to a tile's time, and another
+// begins the tile anew. Its sums were in registers only, so nothing has to be undone but the first slices of the residual, which are on their way already.
+//
 // Bits: every element of C is the sum of its k / 16 products of 16 in the order of k, starting from 0, whatever the tile's shape, so the choice of the
 // shape, and with it the SM count, never changes a bit.
 //
@@ -95,8 +98,9 @@ struct WarpgroupGemm {
         TileOrigin tile;
         uint32_t first_row;  // within the tile
         uint32_t consumer;
-        uint32_t round;  // tiles that this consumer did before
-        uint32_t thread;  // within the consumer
+        uint32_t round;      // tiles that this consumer did before
+        uint32_t broken_off;  // and that it broke off: 0 or 1
+        uint32_t thread;     // within the consumer
     };
 
     const GemmArgs &args;
@@ -142,6 +146,9 @@ struct WarpgroupGemm {
 
     __device__ bool is_elastic() const { return tiles.progress != 0; }
 
+    // Whether a tile takes so long that it is worth breaking off.
+    __device__ bool breaks_off() const { return !Shape::PING_PONG && is_elastic() && steps > 4 * Shape::STAGES; }
+
     // The i-th pair of tiles of this pair of blocks where everyone can count; tiles.count or more where there is none.
     __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
 
@@ -159,7 +166,7 @@ struct WarpgroupGemm {
         if (rank == 0) {
             TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
             // Consumers that take turns each want to hear of the end.
-            board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1);
+            board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1, breaks_off());
         } else {
             board.follow(workers, tiles.count);
         }
@@ -180,11 +187,24 @@ struct WarpgroupGemm {
         }
         wait_for_earlier_launches(tiles);
         const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
+        const bool asks = is_elastic() && rank == 0 && threadIdx.x == 0;
+        uint32_t broken_off = ~0u;  // the tile's number among this worker's
         while (tile < tiles.count) {
             const TileOrigin origin = origin_of(tile);
             const uint32_t fetched = done == 0 ? ahead : 0;
             for (uint32_t step = 0; step < steps; ++step) {
-                if (IS_A && step == ask_at && is_elastic() && rank == 0 && threadIdx.x == 0) board.ask();
+                if (IS_A && step == ask_at && asks && broken_off != done) board.ask();
+                if (breaks_off() && step % STOP_GRAIN == 0) {
+                    // Neither the other warps of this block nor those of the other can be further than STAGES ahead, and whoever comes as far as the end
+                    // has seen stages whose copies were asked for after all had been told.
+                    const uint32_t end = (step + Shape::PAIR * Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
+                    if (IS_A && rank == 0 && step < ask_at && end < steps && broken_off == ~0u && board.is_wanted()) {
+                        broken_off = done;
+                        if (threadIdx.x == 0) board.stop(done, end);
+                        __syncwarp();
+                    }
+                    if (board.stops_here(done, step)) break;
+                }
                 if (step >= fetched) {
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
                     fetch<IS_A>(at.stage, step, origin);
@@ -233,6 +253,7 @@ struct WarpgroupGemm {
             skip(at);
             slot.advance();
         }
+        uint32_t broken_off = 0;
         for (uint32_t round = 0;; ++round) {
             uint32_t tile;
             if (is_elastic()) {
@@ -246,7 +267,7 @@ struct WarpgroupGemm {
             }
             if (tile >= tiles.count) break;
             const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
-            const Part part = {origin_of(tile), first_row, consumer, round, thread};
+            const Part part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
             if (HAS_RESIDUAL && thread == 0) {
                 tma_store_wait_read<0>();
                 for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
@@ -260,7 +281,11 @@ struct WarpgroupGemm {
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
             float sums[Shape::M_ATOMS][Shape::BLOCK_N / 2];
-            multiply(sums, at, part);
+            if (!multiply(sums, at, part)) {
+                if (HAS_RESIDUAL && thread == 0) await_residual(part);
+                broken_off = 1;
+                continue;
+            }
             if (Shape::PING_PONG) skip(at);
             if (HAS_BIAS) named_barrier(consumer);
             finish_tile(sums, part, std::make_integer_sequence<int, SLICES>());
@@ -288,13 +313,16 @@ struct WarpgroupGemm {
         at.stage = stage % Shape::STAGES;
     }
 
-    __device__ __forceinline__ void multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
+    // Whether the tile was multiplied to its end.
+    __device__ __forceinline__ bool multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
                                              const Part &part) const {
         // Steps whose multiplications may be under way while the next are issued: more than one where one ends before the next can be issued.
         constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
+        uint32_t step;
 #pragma unroll 1
-        for (uint32_t step = 0; step < steps; ++step) {
+        for (step = 0; step < steps; ++step) {
+            if (breaks_off() && step % STOP_GRAIN == 0 && board.stops_here(part.round, step)) break;
             mbarrier_wait(full + at.stage * 8, at.parity);
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             wgmma_fence();
@@ -321,6 +349,7 @@ struct WarpgroupGemm {
         if (Shape::PING_PONG && part.thread == 0) mbarrier_arrive(turn + (part.consumer ^ 1) * 8);
         wgmma_wait<0>();
         while (done.stage != at.stage || done.parity != at.parity) release(done, part.thread);
+        return step == steps;
     }
 
     // Lets either block's producer write the stage again, since either writes to both.
@@ -348,6 +377,14 @@ struct WarpgroupGemm {
         tma_load(buffer(part.consumer, slice), all.residual, barrier, origin.col, origin.row);
     }
 
+    // Of a tile that is broken off: the slices that are on their way arrive in this block's memory, which must not end before.
+    __device__ __forceinline__ void await_residual(const Part &part) const {
+        for (int slice = 0; slice < min(2, SLICES); ++slice) {
+            const uint32_t uses = part.round * (slice == 0 ? (SLICES + 1) / 2 : SLICES / 2);
+            mbarrier_wait(residual_full + (part.consumer * 2 + slice) * 8, uses & 1);
+        }
+    }
+
     // Epilogue: sums become C, slice by slice through shared memory, so that what meets memory is whole lines. The slices' numbers are known to
     // the compiler, since registers cannot be indexed.
     template <int... SLICE_NUMBERS>
@@ -362,7 +399,7 @@ struct WarpgroupGemm {
         const uint32_t target = buffer(part.consumer, NUMBER);
         if (HAS_RESIDUAL) {
             // Of each tile's slices, (SLICES + 1) / 2 pass through the first buffer and SLICES / 2 through the second.
-            const uint32_t uses = part.round * (NUMBER % 2 == 0 ? (SLICES + 1) / 2 : SLICES / 2) + NUMBER / 2;
+            const uint32_t uses = (part.round - part.broken_off) * (NUMBER % 2 == 0 ? (SLICES + 1) / 2 : SLICES / 2) + part.broken_off + NUMBER / 2;
             mbarrier_wait(residual_full + (part.consumer * 2 + NUMBER % 2) * 8, uses & 1);
         } else {
             if (part.thread == 0) tma_store_wait_read<1>();

@@ -75,7 +75,7 @@ impl Shape {
 }
 
 /// What `tile_board.cuh` needs of shared memory.
-pub(super) const TILE_BOARD_BYTES: u32 = 4 * (8 + 8 + 4) + 2 * 8;
+pub(super) const TILE_BOARD_BYTES: u32 = 4 * (8 + 8 + 4) + 4 * 8 + 4;
 
 /// Shared memory of an SM of compute capability 9.0, of which the largest shape needs nearly all.
 const SM_SHARED_BYTES: u32 = 228 * 1024;

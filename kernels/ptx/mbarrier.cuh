@@ -40,6 +40,18 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
         "}\n" ::"r"(barrier), "r"(parity) : "memory");
 }
 
+// Whether it is complete already; if so, what was written before it can be read.
+__device__ __forceinline__ bool mbarrier_is_complete(uint32_t barrier, uint32_t parity) {
+    uint32_t complete;
+    asm volatile(
+        "{\n"
+        ".reg .pred complete;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, complete;\n"
+        "}\n" : "=r"(complete) : "r"(barrier), "r"(parity) : "memory");
+    return complete != 0;
+}
+
 // A stage of a ring of STAGES, and the parity of its current round.
 template <uint32_t STAGES>
 struct RingPosition {

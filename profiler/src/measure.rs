@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, Priority, Sms, StreamId};
-use smidgen_runtime::launch::{Kernel, KernelKey, Launch, LaunchError, TilesArg, Work};
+use smidgen_runtime::launch::{Kernel, KernelKey, Launch, LaunchError, TILE_PROGRESS_BYTES, TilesArg, Work};
 use smidgen_runtime::partition::{Ladder, PartitionRef, TpcSet};
 use smidgen_runtime::profile::SamplePoint;
 
@@ -27,9 +27,6 @@ pub(crate) const FEWEST_SAMPLES: u32 = 5;
 
 /// Samples of a point, at most: each one has an event.
 pub(crate) const MOST_SAMPLES: u32 = 10_000;
-
-/// Bytes of a `TileProgress`, see kernels/abi.h.
-const PROGRESS_BYTES: u64 = 16;
 
 /// Launches that overlap must not count on one counter.
 const PROGRESSES: u64 = 2;
@@ -80,7 +77,7 @@ struct Configured {
 impl Bench {
     /// A bench whose tile counters are cleared.
     pub(crate) fn new(device: &Arc<dyn Device>, lane: &Lane, most_samples: u32) -> Result<Self, DeviceError> {
-        let progress = Buffer::new(device, PROGRESSES * PROGRESS_BYTES)?;
+        let progress = Buffer::new(device, PROGRESSES * TILE_PROGRESS_BYTES)?;
         device.fill(lane.stream, progress.ptr(), 0, progress.bytes())?;
         device.synchronize(lane.stream)?;
         let marks = (0..=most_samples).map(|_| Event::new(device)).collect::<Result<_, _>>()?;
@@ -125,7 +122,7 @@ impl Bench {
     /// before where the kernel allows it.
     fn launch(&self, lane: &Lane, configured: &Configured, at: usize) -> Result<(), DeviceError> {
         let Configured { function, launch, key, work } = configured;
-        let counter = self.progress.ptr().offset(at as u64 % PROGRESSES * PROGRESS_BYTES);
+        let counter = self.progress.ptr().offset(at as u64 % PROGRESSES * TILE_PROGRESS_BYTES);
         let progress = if launch.elastic { counter } else { DevicePtr::NULL };
         let tiles = TilesArg { progress, grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
         let overlaps = at > 0 && launch.programmatic;

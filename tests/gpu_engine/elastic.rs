@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smidgen::kernels::abi::ElasticProbeArgs;
-use smidgen::kernels::gemm::{Epilogue, Gemm};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual};
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{Buffer, DevicePtr, Graph, PartitionId, Priority, Sms, StreamId, Topology};
 use smidgen_runtime::launch::{Grids, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, TilesArg, Walls, Work};
@@ -138,24 +138,71 @@ fn every_tile_is_done_once_while_the_grant_changes_at_random() {
 fn a_gemm_has_the_same_bits_while_its_grant_changes_at_random() {
     let gpu = Gpu::open();
     let mut random = Random::new(11);
-    let [m, n, k] = [4096_u32, 4096, 2048];
-    let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
-    let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
-    let c = gpu.poisoned_f16((m * n) as usize);
-    let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE);
-    gpu.run(&gemm, gpu.sms());
-    let undisturbed = gpu.download(&c);
-    let grant = Grant::new(&gpu, [u32::MAX; 8]);
-    let launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
-    for round in 0..20 {
-        gpu.poison(&c);
-        grant.set_at_random_during(&gpu, round, || {
-            gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
-            gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
-        });
-        assert!(gpu.download(&c) == undisturbed, "round {round}: the output differs");
-        epoch(&gpu);
+    // Pairs of blocks and single ones, short tiles and such as are broken off, with a residual under way and without.
+    for ([m, n, k], has_residual) in
+        [([4096_u32, 4096, 2048], false), ([4096, 4096, 8192], true), ([2000, 1536, 12_288], true), ([1024, 768, 8192], false)]
+    {
+        let a = gpu.upload_f16(&random.f16s((m * k) as usize, 1.0));
+        let b = gpu.upload_f16(&random.f16s((n * k) as usize, 1.0));
+        let residual = gpu.upload_f16(&random.f16s((m * n) as usize, 1.0));
+        let c = gpu.poisoned_f16((m * n) as usize);
+        let residual = has_residual.then_some(Residual { ptr: residual.ptr(), stride: n });
+        let epilogue = residual.map_or(Epilogue::NONE, Epilogue::Residual);
+        let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), epilogue);
+        gpu.run(&gemm, gpu.sms());
+        let undisturbed = gpu.download(&c);
+        let grant = Grant::new(&gpu, [u32::MAX; 8]);
+        let mut launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+        launch.elastic = true;
+        for round in 0..20 {
+            gpu.poison(&c);
+            grant.set_at_random_during(&gpu, round, || {
+                gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+                gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+            });
+            assert!(gpu.download(&c) == undisturbed, "{m} x {n} x {k}, round {round}: the output differs");
+            epoch(&gpu);
+        }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn sms_that_are_taken_back_are_free_before_their_tiles_would_have_ended() {
+    let gpu = Gpu::open();
+    let [m, n, k] = [4096_u32, 8192, 65_536];
+    let [a, b, c] = [m * k, n * k, m * n].map(|len| gpu.zeroed(2 * len as usize));
+    let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE);
+    let launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
+    let rounds_of_tiles = launch.tiles / (launch.grid / launch.blocks_per_tile);
+    let a_tile = gpu.time(&gemm, gpu.sms(), 1) / rounds_of_tiles;
+    // Half of the SMs, and a kernel that shares an SM with nobody.
+    let taken = TpcSet::range(0, gpu.device().topology().tpcs_for(Sms(gpu.sms() / 2)));
+    let kept = gpu.device().sm_mask(gpu.device().topology().all_tpcs() - taken).expect("the SMs of the TPCs");
+    let partition = gpu.device().create_partition(taken).expect("a partition");
+    let beside = gpu.device().create_stream(partition, Priority::High).expect("a stream");
+    let probe = Probe::new(&gpu, u32::from(gpu.sms() / 2), 1_000);
+    let one_for_each_sm = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+    let one_for_each_sm = Launch { shared_bytes: 160 << 10, elastic: false, ..one_for_each_sm };
+    let waits: Vec<Duration> = (0..5)
+        .map(|_| {
+            let grant = Grant::new(&gpu, [u32::MAX; 8]);
+            gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+            std::thread::sleep(2 * a_tile + a_tile / 10);
+            let asked = Instant::now();
+            grant.set(&gpu, kept);
+            gpu.enqueue(&probe, &one_for_each_sm, beside, TilesArg { count: one_for_each_sm.tiles, ..TilesArg::default() });
+            gpu.device().synchronize(beside).expect("the probe runs");
+            let waited = asked.elapsed();
+            gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+            epoch(&gpu);
+            waited
+        })
+        .collect();
+    probe.assert_each_tile_done(&gpu, 5);
+    let is_slowed = std::env::var_os("SMIDGEN_SANITIZED").is_some();
+    let waited = waits.iter().min().copied().unwrap_or_default();
+    assert!(is_slowed || waited < a_tile / 3, "a tile takes {a_tile:?}, and the SMs were free after {waits:?}");
 }
 
 #[test]

@@ -12,14 +12,11 @@ use half::f16;
 use smidgen::fatbin::FATBIN;
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Event, LaunchRequest, PartitionId, Priority, Sms, StreamId};
-use smidgen_runtime::launch::{Kernel, Launch, LaunchError, TilesArg};
+use smidgen_runtime::launch::{Kernel, Launch, LaunchError, TILE_PROGRESS_BYTES, TilesArg};
 use smidgen_runtime::partition::TpcSet;
 
 /// SM counts at which every elastic kernel must give the same bits. Those beyond the GPU at hand are left out by [`Gpu::sm_counts`].
 const SM_COUNTS: [u16; 5] = [2, 8, 34, 66, 132];
-
-/// The bytes of a `TileProgress` of kernels/abi.h.
-pub const TILE_PROGRESS_BYTES: u64 = 16;
 
 /// A GPU with the project's kernels loaded.
 pub struct Gpu {
@@ -223,7 +220,8 @@ impl Gpu {
 
     /// The tile counter's words: taken (low, high: the epoch), finished, departed.
     pub fn progress(&self) -> [u32; 4] {
-        self.download_u32(&self.progress).try_into().expect("a TileProgress is four words")
+        let words = self.download_u32(&self.progress);
+        words.first_chunk().copied().expect("a TileProgress begins with four words")
     }
 
     /// The stream in a partition of `sms` SMs, made at first use.

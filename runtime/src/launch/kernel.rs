@@ -113,9 +113,13 @@ impl Launch {
         if grid == 0 { 1 } else { grid }
     }
 
+    /// Tiles that an elastic launch may have: the counter keeps other things in the same word. One of more tiles is not elastic.
+    pub const MAX_ELASTIC_TILES: u32 = 1 << 22;
+
     /// Gives an elastic launch the form of `grids`; others have none to choose. A launch that is not elastic is given no `TileProgress`.
     #[inline]
     pub fn take_form(&mut self, grids: Grids) {
+        self.elastic &= self.tiles <= Self::MAX_ELASTIC_TILES;
         if !self.elastic || grids == Grids::Persistent {
             return;
         }

@@ -27,5 +27,6 @@ pub use graph_cache::{GraphLimits, WorkId};
 pub use kernel::{Choice, Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
+pub use progress::TILE_PROGRESS_BYTES;
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};
 pub use tensor_map::{Element, MAX_DIMENSIONS, Swizzle, TensorMap};

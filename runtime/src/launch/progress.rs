@@ -1,5 +1,8 @@
 //! A `TileProgress` of kernels/elastic.cuh as the host reads it back: how far a launch is that counts its tiles.
 
+/// Bytes of a tile counter, [`TilesArg::progress`](super::TilesArg::progress): four words, then a ring of tiles given back, with its two ends.
+pub const TILE_PROGRESS_BYTES: u64 = 4 * (4 + 2 + 512);
+
 /// What the host wants to know of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TileProgress {
@@ -11,7 +14,9 @@ pub(crate) struct TileProgress {
 
 impl TileProgress {
     /// `taken`, with the epoch in its upper half; `finished`; `departed`, with those that left in its lower half.
-    pub(crate) const BYTES: usize = 16;
+    const HEAD: usize = 16;
+
+    pub(crate) const BYTES: usize = TILE_PROGRESS_BYTES as usize;
 
     pub(crate) fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
         let [epoch, departed] = [4, 12].map(|at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
@@ -19,8 +24,8 @@ impl TileProgress {
     }
 
     /// For the simulator, which keeps no counters of tiles.
-    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
+    pub(crate) fn to_bytes(self) -> [u8; Self::HEAD] {
+        let mut bytes = [0; Self::HEAD];
         bytes[4..8].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[12..14].copy_from_slice(&self.left.to_le_bytes());
         bytes
@@ -38,9 +43,11 @@ mod tests {
         let mut bytes = [0; TileProgress::BYTES];
         bytes[..8].copy_from_slice(&taken.to_le_bytes());
         bytes[8..12].copy_from_slice(&finished.to_le_bytes());
-        bytes[12..].copy_from_slice(&departed.to_le_bytes());
+        bytes[12..16].copy_from_slice(&departed.to_le_bytes());
         let progress = TileProgress { epoch: 7, left: 5 };
         assert_eq!(TileProgress::from_bytes(&bytes), progress);
-        assert_eq!(TileProgress::from_bytes(&progress.to_bytes()), progress);
+        bytes = [0; TileProgress::BYTES];
+        bytes[..TileProgress::HEAD].copy_from_slice(&progress.to_bytes());
+        assert_eq!(TileProgress::from_bytes(&bytes), progress);
     }
 }

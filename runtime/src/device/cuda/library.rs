@@ -1,6 +1,7 @@
 //! Loaded kernels: fatbins, and the entry points found in them.
 
 use std::collections::HashMap;
+use std::env;
 use std::ffi::{CString, c_int};
 
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUfunction_attribute, CUshared_carveout};
@@ -12,6 +13,9 @@ use crate::device::{DeviceError, FunctionId};
 
 /// First word of a fatbin (fatbinary_section.h of the CUDA toolkit, `FATBIN_MAGIC` of its contents).
 const FATBIN_MAGIC: u32 = 0xba55_ed50;
+
+/// The driver's own variable (CUDA C++ Programming Guide, lazy loading).
+const LOADING: &str = "CUDA_MODULE_LOADING";
 
 /// A library that is unloaded when dropped.
 struct Library(driver::Library);
@@ -38,8 +42,12 @@ impl Library {
 
 impl Library {
     /// Puts the code of all kernels into the context now. The driver may wait for all that runs when it loads one, and then a tenant whose new plan chooses a
-    /// kernel that it has not launched before stands still for as long as its neighbours' work takes.
+    /// kernel that it has not launched before stands still for as long as its neighbours' work takes. Where the environment asks for lazy loading, it
+    /// gets it: tools that instrument every loaded kernel start much sooner then.
     fn load_kernels(&self) -> Result<(), DeviceError> {
+        if env::var_os(LOADING).is_some_and(|asked| asked == "LAZY") {
+            return Ok(());
+        }
         driver::library_kernels(self.0)?.into_iter().try_for_each(driver::kernel_load)
     }
 }

@@ -31,6 +31,7 @@ impl Session {
     }
 
     #[cold]
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     fn adopt(&mut self) -> Result<(), LaunchError> {
         let (plan, partitions) = self.plans.in_force();
         let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
@@ -67,7 +68,9 @@ impl Session {
         for (partition, priority) in layout.plan.streams() {
             if !self.lanes.iter().any(|lane| lane.is_for(partition, priority)) {
                 let reference = layout.partitions.iter().find(|reference| reference.id() == partition).cloned();
+                let made = tracing::debug_span!("make stream", tenant = self.tenant.0, ?partition).entered();
                 let stream = Stream::new(&self.device, partition, priority)?;
+                drop(made);
                 self.probe.lane(stream.id(), partition);
                 self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
             }

@@ -26,7 +26,7 @@ use super::graph_cache::GraphCache;
 use super::joiner::{Growth, Owner, is_long, is_long_in_a_graph};
 use super::lending::Requests;
 use super::plan::{Plan, PlanCell, PlanReader};
-use super::progress::TileProgress;
+use super::progress::TILE_PROGRESS_BYTES;
 use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work};
 
 mod graphs;
@@ -36,9 +36,6 @@ mod requests;
 
 use key_index::KeyIndex;
 use layouts::{LeftLayout, resolve};
-
-/// Device memory of one tile counter.
-const PROGRESS_BYTES: u64 = TileProgress::BYTES as u64;
 
 /// Counters that elastic launches use in turn: one may begin to take tiles while the one before it still counts those that it finishes.
 pub(in crate::launch) const PROGRESSES: usize = 2;
@@ -215,7 +212,7 @@ impl Session {
             grids: Grids::Persistent,
             eager: false,
             requests: None,
-            progress: Buffer::new(device, PROGRESSES as u64 * PROGRESS_BYTES)?,
+            progress: Buffer::new(device, PROGRESSES as u64 * TILE_PROGRESS_BYTES)?,
             epochs: [0; PROGRESSES],
             captured: [0; PROGRESSES],
             captured_long: Vec::new(),
@@ -302,7 +299,11 @@ impl Session {
         };
         self.hop(placement.lane)?;
         let tiles = TilesArg {
-            progress: if launch.elastic { self.progress.ptr().offset(self.next_counter as u64 * PROGRESS_BYTES) } else { DevicePtr::NULL },
+            progress: if launch.elastic {
+                self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES)
+            } else {
+                DevicePtr::NULL
+            },
             grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
             count: launch.tiles,
             joins: 0,
