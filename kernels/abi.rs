@@ -65,6 +65,8 @@ pub struct TileProgress {
     pub taken: ::std::os::raw::c_ulonglong,
     pub finished: u32,
     pub departed: u32,
+    #[doc = " workers of joiners that take tiles"]
+    pub joined: u32,
     #[doc = " tiles ever taken out of the ring"]
     pub ring_begin: u32,
     #[doc = " and put into it"]
@@ -74,14 +76,15 @@ pub struct TileProgress {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TileProgress"][::std::mem::size_of::<TileProgress>() - 2072usize];
+    ["Size of TileProgress"][::std::mem::size_of::<TileProgress>() - 2080usize];
     ["Alignment of TileProgress"][::std::mem::align_of::<TileProgress>() - 8usize];
     ["Offset of field: TileProgress::taken"][::std::mem::offset_of!(TileProgress, taken) - 0usize];
     ["Offset of field: TileProgress::finished"][::std::mem::offset_of!(TileProgress, finished) - 8usize];
     ["Offset of field: TileProgress::departed"][::std::mem::offset_of!(TileProgress, departed) - 12usize];
-    ["Offset of field: TileProgress::ring_begin"][::std::mem::offset_of!(TileProgress, ring_begin) - 16usize];
-    ["Offset of field: TileProgress::ring_end"][::std::mem::offset_of!(TileProgress, ring_end) - 20usize];
-    ["Offset of field: TileProgress::ring"][::std::mem::offset_of!(TileProgress, ring) - 24usize];
+    ["Offset of field: TileProgress::joined"][::std::mem::offset_of!(TileProgress, joined) - 16usize];
+    ["Offset of field: TileProgress::ring_begin"][::std::mem::offset_of!(TileProgress, ring_begin) - 20usize];
+    ["Offset of field: TileProgress::ring_end"][::std::mem::offset_of!(TileProgress, ring_end) - 24usize];
+    ["Offset of field: TileProgress::ring"][::std::mem::offset_of!(TileProgress, ring) - 28usize];
 };
 #[doc = " Every kernel's second parameter. The runtime crate's TilesArg is the same struct."]
 #[repr(C)]

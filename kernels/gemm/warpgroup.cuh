@@ -197,13 +197,13 @@ struct WarpgroupGemm {
                 if (breaks_off() && step % STOP_GRAIN == 0) {
                     // Neither the other warps of this block nor those of the other can be further than STAGES ahead, and whoever comes as far as the end
                     // has seen stages whose copies were asked for after all had been told.
-                    const uint32_t end = (step + Shape::PAIR * Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
+                    const uint32_t end = step + (Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
                     if (IS_A && rank == 0 && step < ask_at && end < steps && broken_off == ~0u && board.is_wanted()) {
                         broken_off = done;
                         if (threadIdx.x == 0) board.stop(done, end);
                         __syncwarp();
                     }
-                    if (board.stops_here(done, step)) break;
+                    if (board.stops_after(done, step)) break;
                 }
                 if (step >= fetched) {
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
@@ -320,9 +320,9 @@ struct WarpgroupGemm {
         constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
         uint32_t step;
+        bool stops = false;
 #pragma unroll 1
-        for (step = 0; step < steps; ++step) {
-            if (breaks_off() && step % STOP_GRAIN == 0 && board.stops_here(part.round, step)) break;
+        for (step = 0; step < steps && !stops;) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             wgmma_fence();
@@ -341,7 +341,10 @@ struct WarpgroupGemm {
             }
             wgmma_commit();
             at.advance();
-            if (step >= UNDER_WAY) {
+            // While the multiplications are under way.
+            ++step;
+            stops = breaks_off() && step % STOP_GRAIN == 0 && board.stops_after(part.round, step);
+            if (step > UNDER_WAY) {
                 wgmma_wait<UNDER_WAY>();
                 release(done, part.thread);
             }

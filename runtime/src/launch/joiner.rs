@@ -125,9 +125,12 @@ impl Growth {
         Ok(under_way)
     }
 
-    /// The eager launch that is remembered, if `held` has TPCs that it could not use before.
-    pub(super) fn growing(&self, held: TpcSet) -> Option<Owner> {
-        self.last.filter(|owner| !owner.held.includes(held))
+    /// The eager launch that is remembered, if `held` has TPCs that it could not use before, or that it was seen without since.
+    pub(super) fn growing(&mut self, held: TpcSet) -> Option<Owner> {
+        let owner = self.last.as_mut()?;
+        let grows = !owner.held.includes(held);
+        owner.held = owner.held & held;
+        grows.then_some(*owner)
     }
 
     /// Launches a joiner of the eager launch `owner` into `partition`, for the TPCs that `held` has beyond the owner's; `stream` holds the end of the chain,
@@ -136,7 +139,7 @@ impl Growth {
         let joining = self.stream(partition, owner.priority)?;
         self.device.wait(joining, self.before.id())?;
         self.join(owner, held, partition, stream)?;
-        self.last = Some(Owner { held: owner.held | held, ..owner });
+        self.last = Some(Owner { held, ..owner });
         Ok(())
     }
 
