@@ -41,9 +41,9 @@
 // this launch may start while the last ones of the launch before it still run.
 #define SMIDGEN_LAUNCH_PROGRAMMATIC 2
 
-// The version of this interface, major in the upper half and minor in the lower: 1.0. A new minor version adds functions, constants, and
+// The version of this interface, major in the upper half and minor in the lower: 1.1. A new minor version adds functions, constants, and
 // fields at the end of structs; a new major version may change anything.
-#define SMIDGEN_ABI_VERSION 65536
+#define SMIDGEN_ABI_VERSION 65537
 
 // How a call ended. smidgen_last_error says more, in words that name the remedy.
 typedef enum {
@@ -124,6 +124,14 @@ typedef enum {
     // For whoever looks for a mistake.
     SMIDGEN_LEVEL_DEBUG = 4,
 } smidgen_level;
+
+// What a transfer comes after.
+typedef enum {
+    // Everything that the session has launched so far.
+    SMIDGEN_AFTER_LAUNCHES = 0,
+    // Nothing: no launch in flight touches the target.
+    SMIDGEN_AFTER_NOTHING = 1,
+} smidgen_after;
 
 // A GPU, real or simulated. May be used by all threads at once.
 typedef struct smidgen_device smidgen_device;
@@ -364,6 +372,35 @@ smidgen_status smidgen_set_log(smidgen_log_fn log, void *user, int32_t level);
 // lock and memory that is never given back: get each name once, when the engine starts.
 smidgen_status smidgen_name_get(const char *spelling, const smidgen_name **name);
 
+// Announces that a request begins: SMs that the tenant owns and has lent are taken back, so that borrowers leave them within one tile. Requests may overlap.
+// A tenant that never announces one lends nothing. Not during a capture.
+smidgen_status smidgen_session_begin_request(smidgen_session *session);
+
+// Announces that a request has ended on the device: after the last one, the tenant's SMs are lent to whom the plan allows. Ending more requests than began
+// says that the tenant is idle, which an engine may say at its start. Not during a capture.
+smidgen_status smidgen_session_end_request(smidgen_session *session);
+
+// Tells of a request that is answered now and arrived at `arrival_nanoseconds` on the device's clock (smidgen_device_now). `spent` is the part of the tenant's
+// objective that it took: above 1 it missed it; 0 where there is none. Once for each request that was begun, or for none:
+// smidgen_runtime_adapt and metrics know of no others.
+smidgen_status smidgen_session_answered(smidgen_session *session,
+                                        uint64_t arrival_nanoseconds,
+                                        double spent);
+
+// Makes the last long launch use SMs that came back to the tenant since it started. Call it while waiting for work of milliseconds: while nothing came
+// back, it costs a few loads. `grew`, where it is not null, says whether there was anything to do. Not during a capture.
+smidgen_status smidgen_session_grow(smidgen_session *session,
+                                    bool *grew);
+
+// Copies `size` host bytes to device memory in turn with the transfers of all tenants: in chunks, those of latency tenants first, within the rates of
+// smidgen_runtime_limit_transfers. `after` is a smidgen_after; launches from here on wait for the copy in any case. Returns when the source may be used
+// again. Not during a capture.
+smidgen_status smidgen_session_transfer(smidgen_session *session,
+                                        uint64_t target,
+                                        const void *source,
+                                        size_t size,
+                                        uint32_t after);
+
 // A runtime without tenants.
 smidgen_status smidgen_runtime_create(smidgen_device *device, const smidgen_runtime_options *options, smidgen_runtime **runtime);
 
@@ -460,6 +497,49 @@ const char *smidgen_last_error(void);
 
 // The name of a status, such as "SMIDGEN_STATUS_NO_GPU"; "unknown status" for a number that is none.
 const char *smidgen_status_name(int32_t status);
+
+// Stops the tenant from launching and gives its SMs to the others. Its memory and its graphs stay its own, what it has launched runs to its end, and
+// its launches are refused with SMIDGEN_STATUS_STATE until it is resumed.
+smidgen_status smidgen_runtime_pause(smidgen_runtime *runtime,
+                                     smidgen_tenant tenant);
+
+// Lets a paused tenant launch again. No effect on one that runs. SMIDGEN_STATUS_PARTITION if SMs that it was promised went to others meanwhile.
+smidgen_status smidgen_runtime_resume(smidgen_runtime *runtime,
+                                      smidgen_tenant tenant);
+
+// Gives the tenant another class (a smidgen_class) and another objective, or none where `slo_nanoseconds` is 0, and plans again.
+// SMIDGEN_STATUS_IMPOSSIBLE_SLO if its requests take longer alone.
+smidgen_status smidgen_runtime_set_objective(smidgen_runtime *runtime,
+                                             smidgen_tenant tenant,
+                                             uint32_t tenant_class,
+                                             uint64_t slo_nanoseconds);
+
+// Tells how many requests a second the tenant is to expect, arriving at random, and plans again: its objective then includes their waiting for
+// each other. 0 stands for requests that come one after another.
+smidgen_status smidgen_runtime_expect_rate(smidgen_runtime *runtime,
+                                           smidgen_tenant tenant,
+                                           double per_second);
+
+// Promises the tenant so many SMs, rounded up to whole TPCs, or where `sms` is 0 what the policy gives it, and plans again.
+// SMIDGEN_STATUS_PARTITION, with figures, if so many are not free.
+smidgen_status smidgen_runtime_resize(smidgen_runtime *runtime, smidgen_tenant tenant, uint32_t sms);
+
+// Lets the policy follow how tenants have fared since the last call, by what smidgen_session_begin_request and smidgen_session_answered told: call it a few
+// times a second, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
+smidgen_status smidgen_runtime_adapt(smidgen_runtime *runtime,
+                                     bool *replanned);
+
+// Lends the SMs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; call it where every
+// thread only waits. `next_nanoseconds` is set to the time of smidgen_device_now at which more will be due, or to UINT64_MAX where nothing will
+// be before another request ends.
+smidgen_status smidgen_runtime_settle(smidgen_runtime *runtime,
+                                      uint64_t *next_nanoseconds);
+
+// Lets the tenant's transfers (smidgen_session_transfer) carry at most so many bytes a second, or as many as they can where it is 0.
+smidgen_status smidgen_runtime_limit_transfers(smidgen_runtime *runtime, smidgen_tenant tenant, uint64_t bytes_per_second);
+
+// The same for the transfers of all throughput tenants together.
+smidgen_status smidgen_runtime_limit_throughput_transfers(smidgen_runtime *runtime, uint64_t bytes_per_second);
 
 // The version of the library, in the form of SMIDGEN_ABI_VERSION.
 uint32_t smidgen_abi_version(void);

@@ -22,6 +22,7 @@ typedef struct TileProgress {
     unsigned long long taken;
     uint32_t finished;
     uint32_t departed;
+    uint32_t joined;     // workers of joiners that take tiles
     uint32_t ring_begin; // tiles ever taken out of the ring
     uint32_t ring_end;   // and put into it
     uint32_t ring[GIVEN_BACK_TILES]; // 1 + the number of a tile that was given back, or 0

@@ -1,6 +1,7 @@
 //! The structs that cross from Rust to the kernels. Generated from `abi.h` by `cargo xtask abi`: change that file, not this one.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, rustdoc::all)]
 
+pub const GIVEN_BACK_TILES: u32 = 512;
 pub const KV_PAGE_TOKENS: u32 = 64;
 pub const ROTARY_PIECES_PER_TILE: u32 = 256;
 pub const ATTENTION_DISENTANGLED_D32_SHARED_BYTES: u32 = 73728;
@@ -64,14 +65,26 @@ pub struct TileProgress {
     pub taken: ::std::os::raw::c_ulonglong,
     pub finished: u32,
     pub departed: u32,
+    #[doc = " workers of joiners that take tiles"]
+    pub joined: u32,
+    #[doc = " tiles ever taken out of the ring"]
+    pub ring_begin: u32,
+    #[doc = " and put into it"]
+    pub ring_end: u32,
+    #[doc = " 1 + the number of a tile that was given back, or 0"]
+    pub ring: [u32; 512usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TileProgress"][::std::mem::size_of::<TileProgress>() - 16usize];
+    ["Size of TileProgress"][::std::mem::size_of::<TileProgress>() - 2080usize];
     ["Alignment of TileProgress"][::std::mem::align_of::<TileProgress>() - 8usize];
     ["Offset of field: TileProgress::taken"][::std::mem::offset_of!(TileProgress, taken) - 0usize];
     ["Offset of field: TileProgress::finished"][::std::mem::offset_of!(TileProgress, finished) - 8usize];
     ["Offset of field: TileProgress::departed"][::std::mem::offset_of!(TileProgress, departed) - 12usize];
+    ["Offset of field: TileProgress::joined"][::std::mem::offset_of!(TileProgress, joined) - 16usize];
+    ["Offset of field: TileProgress::ring_begin"][::std::mem::offset_of!(TileProgress, ring_begin) - 20usize];
+    ["Offset of field: TileProgress::ring_end"][::std::mem::offset_of!(TileProgress, ring_end) - 24usize];
+    ["Offset of field: TileProgress::ring"][::std::mem::offset_of!(TileProgress, ring) - 28usize];
 };
 #[doc = " Every kernel's second parameter. The runtime crate's TilesArg is the same struct."]
 #[repr(C)]

@@ -37,9 +37,7 @@
 //   |                       | back:9, count:23)            |                   |                                  |
 //   |-----------------------|------------------------------|-------------------|----------------------------------|
 //   | owner takes a tile    | count +1                     |                   |                                  |
-//   | joiner takes a tile   | count +1 by compare-and-swap,|                   |                                  |
-//   |                       | only while the epoch is its  |                   |                                  |
-//   |                       | own                          |                   |                                  |
+//   | joiner takes a tile   | count +1, while it is in     |                   |                                  |
 //   | a tile is given back  | given back +1, once its      |                   |                                  |
 //   |                       | number is in the ring        |                   |                                  |
 //   | one that was given    | given back -1 by compare-and-|                   |                                  |
@@ -50,6 +48,10 @@
 //   | a block leaves        |                              | + tiles it did    | left +1 (owner only)             |
 //   | last owner block,     | epoch + 1, count 0           | 0                 | 0                                |
 //   | finished == count     |                              |                   |                                  |
+//
+// A joiner counts itself in (`joined`) before it looks whether the launch is still its own and has tiles to take, and out when it leaves. Who ends the launch
+// does so when nobody is in, and has all tiles taken before it looks; so whoever is in may add to the count without asking for the epoch each time. (By
+// compare-and-swap it would hardly ever come through: the count changes several times within the way to L2 and back.)
 //
 // The ring of tiles given back keeps nothing from launch to launch: when the owner completes, every tile is finished. A tile is given back only while the
 // count says that fresh ones are left, by the same word that counts it; so a worker of the owner, and be it the one that stays, has yet to find none, and
@@ -121,7 +123,7 @@ class TileQueue {
             polled_ = stays_ = false;
             const bool may_run = !sent_away_ && (held || (owner && is_last_to_stay()));
             sent_away_ = !may_run;
-            tile = may_run ? (owner ? take_as_owner() : take_in_epoch()) : taken_back_;
+            tile = may_run && (owner || is_in()) ? take_fresh() : taken_back_;
             taken_back_ = tiles_.count;
         }
         if (tile >= tiles_.count) return false;
@@ -157,10 +159,16 @@ class TileQueue {
         const bool owner = tiles_.joins == 0;
         __threadfence();
         const unsigned long long before = atomicAdd(counts(), taken_ | (owner ? LEFT : 0ull));
+        if (joined_) {
+            __threadfence();
+            atomicSub(&progress()->joined, 1u);
+        }
         if (!owner || (before / LEFT) % (SENT_AWAY / LEFT) != workers_ - 1) return;
         // Last worker of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
-        volatile uint32_t *finished = &progress()->finished;
+        volatile uint32_t *finished = &progress()->finished, *joined = &progress()->joined;
         while (*finished < tiles_.count) __nanosleep(64);
+        __threadfence();
+        while (*joined != 0) __nanosleep(64);
         __threadfence();
         const unsigned long long epoch = progress()->taken >> 32;
         progress()->finished = 0;
@@ -195,28 +203,28 @@ class TileQueue {
         return (grant[sm / 32] >> (sm % 32)) & (grant[other_sm_ / 32] >> (other_sm_ % 32)) & 1u;
     }
 
-    // The owner's workers know that the epoch cannot change under them: it does so only after the last of them has left.
-    __device__ uint32_t take_as_owner() {
+    // Nobody who may call this sees the epoch change: it does so only after the last of the owner's workers has left, and no joiner is in.
+    __device__ uint32_t take_fresh() {
         const uint32_t count = static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)) % GIVEN_BACK;
         return count < tiles_.count ? count : take_given_back();
     }
 
-    __device__ uint32_t take_in_epoch() {
-        volatile unsigned long long *word = &progress()->taken;
-        for (unsigned long long seen = *word;;) {
-            const uint32_t count = static_cast<uint32_t>(seen) % GIVEN_BACK;
-            if (!is_my_epoch(seen)) return tiles_.count;
-            if (count >= tiles_.count) return take_given_back();
-            const unsigned long long before = atomicCAS(&progress()->taken, seen, seen + 1);
-            if (before == seen) return count;
-            seen = before;
-        }
+    // Whether this worker of a joiner is counted in; it is so from the first time that there is a tile for it.
+    __device__ bool is_in() {
+        if (joined_) return true;
+        atomicAdd(&progress()->joined, 1u);
+        __threadfence();
+        const unsigned long long seen = *static_cast<volatile unsigned long long *>(&progress()->taken);
+        const uint32_t count = static_cast<uint32_t>(seen);
+        joined_ = static_cast<uint32_t>(seen >> 32) == tiles_.joins - 1 && (count % GIVEN_BACK < tiles_.count || count >= GIVEN_BACK);
+        if (!joined_) atomicSub(&progress()->joined, 1u);
+        return joined_;
     }
 
     // A tile that was given back; the count of tiles where there is none.
     __device__ uint32_t take_given_back() {
         volatile unsigned long long *word = &progress()->taken;
-        for (unsigned long long seen = *word; is_my_epoch(seen) && static_cast<uint32_t>(seen) >= GIVEN_BACK;) {
+        for (unsigned long long seen = *word; static_cast<uint32_t>(seen) >= GIVEN_BACK;) {
             const unsigned long long before = atomicCAS(&progress()->taken, seen, seen - GIVEN_BACK);
             if (before == seen) return out_of_ring();
             seen = before;
@@ -233,13 +241,10 @@ class TileQueue {
         return number - 1;
     }
 
-    // The owner's is the counter's; a joiner may come late.
-    __device__ bool is_my_epoch(unsigned long long taken) const { return tiles_.joins == 0 || static_cast<uint32_t>(taken >> 32) == tiles_.joins - 1; }
-
     const Tiles &tiles_;
     uint32_t worker_, workers_, other_sm_;
     uint32_t taken_, taken_back_;
-    bool polled_ = false, held_ = false, sent_away_ = false, stays_ = false;
+    bool polled_ = false, held_ = false, sent_away_ = false, stays_ = false, joined_ = false;
 };
 
 // The same for kernels whose threads all work on one tile at a time.

@@ -241,12 +241,12 @@ fn mps_percentages_keep_tenants_to_their_part_of_the_sms() {
 fn a_load_is_a_share_of_what_the_tenant_does_alone_and_an_objective_may_be_relative() {
     let folder = TempDir::new().unwrap();
     let chat = "chat=llama-3.2-1b,class=latency,load=0.3,slo=1.5x";
-    let stdout = succeeded(&colocate(folder.path(), &[chat, EMBED], "default-sharing"));
+    let stdout = succeeded(&colocate(folder.path(), &[chat, EMBED], "static-equal"));
     names_all(&stdout, &["alone at its rate"]);
     let result = json(folder.path());
     let alone = &result["alone"][0];
     let [at_rate] = &result["alone_at_rate"].as_array().unwrap()[..] else { panic!("{result}") };
-    let chat = &policy(&result, "default-sharing")["tenants"][0];
+    let chat = &policy(&result, "static-equal")["tenants"][0];
     for tenant in [at_rate, chat] {
         assert_eq!(tenant["name"], "chat");
         let load = number(tenant, "rate") / number(alone, "throughput");

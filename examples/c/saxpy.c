@@ -106,7 +106,8 @@ int main(int argc, char **argv) {
     float *ones = malloc(4ull * COUNT);
     if (ones == NULL) return 1;
     for (size_t i = 0; i < COUNT; ++i) ones[i] = 1.0f;
-    check(smidgen_session_upload(session, x, ones, 4ull * COUNT));
+    // In turn with what other tenants copy, latency tenants first.
+    check(smidgen_session_transfer(session, x, ones, 4ull * COUNT, SMIDGEN_AFTER_LAUNCHES));
     check(smidgen_session_fill(session, y, 0, 4ull * COUNT));
     free(ones);
 
@@ -144,10 +145,16 @@ int main(int argc, char **argv) {
         }
         uint64_t start, end;
         check(smidgen_session_synchronize(session));
+        // What is told of a request lets others use its SMs between two, and plans follow how objectives are kept: this tenant has none.
         check(smidgen_device_now(device, &start));
+        check(smidgen_session_begin_request(session));
         check(smidgen_session_replay(session, graph));
         check(smidgen_session_synchronize(session));
         check(smidgen_device_now(device, &end));
+        check(smidgen_session_end_request(session));
+        check(smidgen_session_answered(session, start, 0.0));
+        // An engine does this on a thread that serves nobody, a few times a second.
+        check(smidgen_runtime_adapt(runtime, NULL));
         smidgen_placement placement = {.struct_size = sizeof placement};
         check(smidgen_runtime_placement(runtime, tenant, &kernel.key, &placement));
         printf("10 launches of saxpy on %3u SMs: %.3f ms%s\n", placement.sms, (double)(end - start) / 1e6, info.simulated ? " (SIMULATED)" : "");

@@ -12,31 +12,44 @@
 
 constexpr int ANY_EPILOGUE = -1;
 
-// 0.5 * x * (1 + erf(x / sqrt(2))): Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016. As max(x, 0) - |x| * tail(|x|) with the normal
-// distribution's upper tail, 0.5 * erfc(a / sqrt(2)), which cancels nowhere. An epilogue runs this for every element of C, so the tail is one power
-// of two of a polynomial: fitted to log2(tail) on [0, 5.5] by reweighted least squares, relative error of the tail below 4e-6 up to a = 4 and 6e-5 to
-// the end (half a unit in the last place of a half is 2.4e-4); beyond, it falls on to zero.
+// Both forms of GELU are max(x, 0) - |x| * tail(|x|), which cancels nowhere: what lies above zero and what lies below it are alike but for x. An epilogue runs this for
+// every element of C and is bound by the instructions that it issues, so the tail is one power of two of a polynomial: fitted to log2(tail) on [0, END] by
+// reweighted least squares, the weight being what an error does to the result in units of FP16's last place. Beyond END |x| * tail rounds to zero, and
+// counts as at END. No branch and no select: a NaN passes through the maximum, and infinities become infinity and zero.
+template <int COEFFICIENTS>
+__device__ __forceinline__ float less_its_tail(float x, const float (&log2_tail)[COEFFICIENTS], float end) {
+    const float a = fminf(fabsf(x), end);
+    float exponent = log2_tail[0];
+#pragma unroll
+    for (int i = 1; i < COEFFICIENTS; ++i) exponent = fmaf(exponent, a, log2_tail[i]);
+    float tail, positive;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(exponent));
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));
+    return fmaf(-a, tail, positive);
+}
+
+// 0.5 * x * (1 + erf(x / sqrt(2))): Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; the tail is 0.5 * erfc(|x| / sqrt(2)). Rounded to FP16, all
+// results are within 0.509 units in the last place.
 __device__ __forceinline__ float gelu(float x) {
-    const float a = fminf(fabsf(x), 64.0f);  // finite, so that an infinite x meets no infinity * 0
-    float log2_tail = fmaf(-1.58984733e-6f, a, 5.76025413e-5f);
-    log2_tail = fmaf(log2_tail, a, -0.000905393506f);
-    log2_tail = fmaf(log2_tail, a, 0.00843116175f);
-    log2_tail = fmaf(log2_tail, a, -0.0538427904f);
-    log2_tail = fmaf(log2_tail, a, -0.458547205f);
-    log2_tail = fmaf(log2_tail, a, -1.15122998f);
-    log2_tail = fmaf(log2_tail, a, -0.999996126f);
-    float tail;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(log2_tail));
-    return fmaf(-a, tail, x > 0.0f ? x : 0.0f * x);
+    constexpr float LOG2_TAIL[] = {3.29851682e-05f, -0.000755069486f, 0.00797286909f, -0.0531173497f, -0.45910421f, -1.15106428f, -1.00000584f};
+    return less_its_tail(x, LOG2_TAIL, 5.8f);
 }
 
-// The same paper's approximation, 0.5 * x * (1 + tanh(u)) = x * sigmoid(2u) with u = sqrt(2 / pi) * (x + 0.044715 * x^3).
+// The same paper's approximation, 0.5 * x * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3); the tail is 1 / (1 + exp(2u)) of |x|. Rounded to
+// FP16, all results are within 0.531 units in the last place of this formula.
 __device__ __forceinline__ float gelu_tanh(float x) {
-    const float u = 0.79788456f * (x + 0.044715f * x * x * x);
-    return __fdividef(x, 1.0f + __expf(-2.0f * u));
+    constexpr float LOG2_TAIL[] = {-2.03502859e-05f, 0.000311197684f, -0.00145732285f, 0.000141892015f, 0.0109340437f,
+                                   -0.0567714684f,   -0.456067413f,   -1.15174818f,    -0.999976575f};
+    return less_its_tail(x, LOG2_TAIL, 5.3f);
 }
 
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+// x / (1 + exp(-x)): Elfwing, Uchibe and Doya, "Sigmoid-Weighted Linear Units for Neural Network Function Approximation in Reinforcement Learning", 2017.
+__device__ __forceinline__ float silu(float x) {
+    float power, sigmoid;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(sigmoid) : "f"(1.0f + power));
+    return x * sigmoid;
+}
 
 template <int EPILOGUE>
 __device__ __forceinline__ float activation(float x) {

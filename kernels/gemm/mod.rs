@@ -10,6 +10,8 @@ use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, Lau
 
 use super::abi;
 
+#[cfg(test)]
+mod epilogue_tests;
 mod qkv;
 mod skinny;
 mod variant;
@@ -22,7 +24,8 @@ pub use warpgroup::Warpgroup;
 
 use variant::Quickest;
 
-/// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16.
+/// What is done to a sum before it is rounded and stored. Biases are `[n]`, residuals `[m, n]`, both FP16. Like [`Gemm::b`], biases may be read before earlier
+/// launches on the stream have ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Epilogue {
     /// `scale * sum`.

@@ -17,7 +17,7 @@
 constexpr int TILE_BOARD_SLOTS = 4, TILE_BOARD_BYTES = TILE_BOARD_SLOTS * (8 + 8 + 4) + 4 * 8 + 4;
 
 // A tile may be broken off after a multiple of so many steps.
-constexpr uint32_t STOP_GRAIN = 4;
+constexpr uint32_t STOP_GRAIN = 2;
 
 #if __CUDA_ARCH__ >= 900
 
@@ -100,8 +100,8 @@ class TileBoard {
         ask();
     }
 
-    // Producers and consumers, before each step that is a multiple of STOP_GRAIN: whether the `tile`-th tile is broken off here.
-    __device__ bool stops_here(uint32_t tile, uint32_t step) const { return is_stopping() && stops_at() == (tile << 16 | step); }
+    // Producers and consumers, after each multiple of STOP_GRAIN steps: whether the `tile`-th tile is broken off here.
+    __device__ bool stops_after(uint32_t tile, uint32_t steps) const { return is_stopping() && stops_at() == (tile << 16 | steps); }
 
     __device__ uint32_t read(const Position &at) const {
         mbarrier_wait(full_ + at.stage * 8, at.parity);

@@ -197,13 +197,13 @@ struct WarpgroupGemm {
                 if (breaks_off() && step % STOP_GRAIN == 0) {
                     // Neither the other warps of this block nor those of the other can be further than STAGES ahead, and whoever comes as far as the end
                     // has seen stages whose copies were asked for after all had been told.
-                    const uint32_t end = (step + Shape::PAIR * Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
+                    const uint32_t end = step + (Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
                     if (IS_A && rank == 0 && step < ask_at && end < steps && broken_off == ~0u && board.is_wanted()) {
                         broken_off = done;
                         if (threadIdx.x == 0) board.stop(done, end);
                         __syncwarp();
                     }
-                    if (board.stops_here(done, step)) break;
+                    if (board.stops_after(done, step)) break;
                 }
                 if (step >= fetched) {
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
@@ -248,7 +248,6 @@ struct WarpgroupGemm {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
-        wait_for_earlier_launches();
         if (Shape::PING_PONG && consumer == 1) {
             skip(at);
             slot.advance();
@@ -268,15 +267,16 @@ struct WarpgroupGemm {
             if (tile >= tiles.count) break;
             const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
             const Part part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
-            if (HAS_RESIDUAL && thread == 0) {
-                tma_store_wait_read<0>();
-                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
-            }
             if (HAS_BIAS) {
-                // Read while the first stages are on their way; the epilogue would wait for each load.
+                // Read while the launch before still runs, or while the first stages are on their way; the epilogue would wait for each load.
                 for (uint32_t col = thread; col < Shape::BLOCK_N; col += 128) {
                     store_shared(bias_place(part, col), bias_of(args, part.tile.col + col));
                 }
+            }
+            if (round == 0) wait_for_earlier_launches();
+            if (HAS_RESIDUAL && thread == 0) {
+                tma_store_wait_read<0>();
+                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
             }
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
@@ -320,9 +320,9 @@ struct WarpgroupGemm {
         constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
         uint32_t step;
+        bool stops = false;
 #pragma unroll 1
-        for (step = 0; step < steps; ++step) {
-            if (breaks_off() && step % STOP_GRAIN == 0 && board.stops_here(part.round, step)) break;
+        for (step = 0; step < steps && !stops;) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             wgmma_fence();
@@ -341,7 +341,10 @@ struct WarpgroupGemm {
             }
             wgmma_commit();
             at.advance();
-            if (step >= UNDER_WAY) {
+            // While the multiplications are under way.
+            ++step;
+            stops = breaks_off() && step % STOP_GRAIN == 0 && board.stops_after(part.round, step);
+            if (step > UNDER_WAY) {
                 wgmma_wait<UNDER_WAY>();
                 release(done, part.thread);
             }
@@ -425,8 +428,9 @@ struct WarpgroupGemm {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float *two = &sums[(NUMBER % PER_ATOM * GROUPS + j) * 4 + half * 2];
-                x[j][half].x = activation<EPILOGUE>(two[0] * args.scale + bias[j].x + residual[j][half].x);
-                x[j][half].y = activation<EPILOGUE>(two[1] * args.scale + bias[j].y + residual[j][half].y);
+                x[j][half] = make_float2(two[0] * args.scale + bias[j].x, two[1] * args.scale + bias[j].y);
+                if (HAS_RESIDUAL) x[j][half] = make_float2(x[j][half].x + residual[j][half].x, x[j][half].y + residual[j][half].y);
+                x[j][half] = make_float2(activation<EPILOGUE>(x[j][half].x), activation<EPILOGUE>(x[j][half].y));
                 if (IS_GATE) x[j][half].x = silu(x[j][half].x) * x[j][half].y;
             }
         }

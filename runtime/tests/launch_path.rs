@@ -1,7 +1,5 @@
 //! The launch path allocates nothing once warm. Counted on a device that does nothing, so that every allocation is the runtime's own.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -24,44 +22,11 @@ use smidgen_runtime::{AdmitError, Runtime};
 mod support;
 
 use support::Fake;
+use support::counting::{Counting, allocations};
 use support::idle::Idle;
-
-thread_local! {
-    /// Of this thread alone: the test harness allocates on others.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-/// Allocations of this thread while `work` runs.
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
 
 const KERNELS: [Fake; 4] = [Fake::new("gemm").elastic(), Fake::new("attention").elastic(), Fake::new("norm"), Fake::new("unplanned")];
 
@@ -181,6 +146,9 @@ fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Res
     assert_eq!(allocations(&mut rounds), 0);
     let seen = &runtime.telemetry().trace().tenants[&tenant].events;
     assert!(seen.iter().any(|event| matches!(event.what, Happening::Launch { .. })), "it was traced");
+    // Collecting does allocate; the slots are free again, and filled without.
+    runtime.correct()?;
+    assert_eq!(allocations(&mut rounds), 0);
     Ok(())
 }
 

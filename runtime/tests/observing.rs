@@ -10,7 +10,7 @@ use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, Session};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, StaticEqual, TenantDemand};
+use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, Slo, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::{DriftReport, ProfileStore};
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 use smidgen_runtime::telemetry::trace::Happening;
@@ -150,6 +150,41 @@ fn sms_taken_back_are_no_drift() {
     assert_eq!(watched(&runtime, &mut session, 30), []);
 }
 
+/// Replays a graph of 20 requests `rounds` times 500 times, looking for drift after each round. The reports.
+fn watched_replays(runtime: &Runtime, session: &mut Session, rounds: usize) -> Vec<DriftReport> {
+    let graph = session.capture(|session| (0..20).try_for_each(|_| KERNELS.iter().try_for_each(|kernel| session.launch(kernel)))).unwrap();
+    let mut reports = Vec::new();
+    for _ in 0..rounds {
+        (0..500).for_each(|_| session.replay(&graph).unwrap());
+        session.device().synchronize(session.stream()).unwrap();
+        reports.extend(runtime.correct().unwrap());
+    }
+    reports
+}
+
+#[test]
+fn replays_that_take_longer_than_the_plan_expects_are_reported_once_and_change_nothing() {
+    let (gpu, profiles) = drifted([1.3; 3]);
+    let (runtime, id, mut session) = serving(&gpu, Slo::default(), profiles, Recording::default());
+    let plan = runtime.plan();
+    let reports = watched_replays(&runtime, &mut session, 30);
+    let [report] = &reports[..] else { panic!("{reports:?}") };
+    assert!(report.kernels.is_empty() && !report.replanned);
+    assert_eq!(report.tenants.iter().map(|drift| drift.tenant).collect::<Vec<_>>(), [id]);
+    assert!((report.tenants[0].ratio - 1.3).abs() < 0.05, "{}", report.tenants[0].ratio);
+    assert!(Arc::ptr_eq(&plan, &runtime.plan()));
+}
+
+#[test]
+fn replays_as_long_as_planned_and_those_of_which_no_policy_predicts_anything_are_no_drift() {
+    let (gpu, profiles) = drifted([1.0; 3]);
+    let (runtime, _, mut session) = serving(&gpu, Slo::default(), profiles, Recording::default());
+    assert_eq!(watched_replays(&runtime, &mut session, 30), []);
+    let (gpu, profiles) = drifted([1.3; 3]);
+    let (runtime, _, mut session) = serving(&gpu, StaticEqual, profiles, Recording::default());
+    assert_eq!(watched_replays(&runtime, &mut session, 30), []);
+}
+
 #[test]
 fn at_most_one_launch_in_a_hundred_is_timed_and_none_while_capturing() {
     let (gpu, profiles) = drifted([1.0; 3]);
@@ -257,8 +292,8 @@ fn chrome_of_two_tenants() -> Value {
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         session.device().synchronize(session.stream()).unwrap();
         // The second arrives before the first is answered.
-        log.answered(MS, 5 * MS, true);
-        log.answered(2 * MS, 30 * MS, false);
+        log.answered(MS, 5 * MS, 0.2);
+        log.answered(2 * MS, 30 * MS, 1.4);
         runtime.correct().unwrap();
     }
     let trace = runtime.telemetry().trace();
@@ -353,8 +388,8 @@ fn metrics_count_by_tenant_what_happened() {
         let graph = session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap();
         (0..5).for_each(|_| session.replay(&graph).unwrap());
         let mut log = runtime.request_log(id).unwrap();
-        log.answered(MS, 3 * MS, true);
-        log.answered(MS, 90 * MS, false);
+        log.answered(MS, 3 * MS, 0.1);
+        log.answered(MS, 90 * MS, 4.45);
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         runtime.publish_metrics();
         let found = values();

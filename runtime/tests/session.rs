@@ -205,23 +205,30 @@ fn a_plan_that_changes_a_grant_or_a_neighbour_leaves_a_graph_current() {
 }
 
 #[test]
-fn streams_that_no_plan_and_no_graph_needs_are_given_back_once_their_kernels_are_done() {
+fn streams_that_no_plan_and_no_graph_needs_are_given_back_but_for_the_last_few() {
     let house = House::new();
     let mut session = house.session(&[(GEMM, house.large)]);
     session.launch(&GEMM).unwrap();
     let stream = session.stream();
-    let small = || house.publish([(TENANT, house.tenant(&[(GEMM, house.small)]))]);
-    let whole = || house.publish([(TENANT, house.tenant(&[]))]);
-    small();
-    session.launch(&GEMM).unwrap();
-    whole();
-    session.launch(&GEMM).unwrap();
-    house.gpu.device.synchronize(stream).unwrap();
-    house.gpu.trace(&session);
-    small();
-    session.launch(&GEMM).unwrap();
+    let mut follow = |tpcs, priority| {
+        let placement = Placement { priority, ..house.placement(tpcs) };
+        house.publish([(
+            TENANT,
+            TenantPlan { kernels: [(GEMM.key().fingerprint(), placement)].into_iter().collect(), ..house.tenant(&[]) },
+        )]);
+        session.launch(&GEMM).unwrap();
+        house.gpu.trace(&session);
+        session.stream()
+    };
+    for priority in [Priority::Normal, Priority::High, Priority::Normal] {
+        follow(house.small, priority);
+    }
+    assert_eq!(follow(house.large, Priority::Normal), stream, "a plan that comes back soon finds its streams");
+    for first in 0..8 {
+        let tpcs = TpcSet::range(4 * first, 4 * first + 4);
+        follow((house.gpu.device.create_partition(tpcs).unwrap(), tpcs), Priority::Normal);
+    }
     assert!(house.gpu.device.synchronize(stream).is_err(), "the stream is gone");
-    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
 }
 
 #[test]

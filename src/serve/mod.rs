@@ -140,7 +140,7 @@ impl Server {
 
     /// Opens the gate: requests arrive from now on.
     pub fn start(&mut self, window: Window, rate: Option<f64>, seed: u64) {
-        self.arrivals = Arrivals::new(rate, seed, self.session.device().now());
+        self.arrivals = Arrivals::measured(rate, seed, self.session.device().now(), window.from);
         self.window = window;
     }
 
@@ -207,11 +207,16 @@ impl Server {
     fn note(&mut self, scheduled: Duration) {
         let now = self.session.device().now();
         let latency = now.saturating_sub(scheduled);
-        let kept = self.slo.is_none_or(|slo| latency <= slo);
-        self.log.answered(scheduled, now, kept);
+        let spent = spent(latency, self.slo);
+        self.log.answered(scheduled, now, spent);
         if (self.window.from..self.window.until).contains(&now) {
             self.served.latencies.record(latency);
-            self.served.within_slo += u64::from(kept);
+            self.served.within_slo += u64::from(spent <= 1.0);
         }
     }
+}
+
+/// The part of an objective that a request took: above 1 it missed it, and 0 where there is none.
+fn spent(took: Duration, slo: Option<Duration>) -> f64 {
+    slo.map_or(0.0, |slo| took.as_secs_f64() / slo.as_secs_f64())
 }

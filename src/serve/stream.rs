@@ -6,7 +6,7 @@ use std::time::Duration;
 use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
 use super::batching::{Batching, Executor, Request, SubmitError, Timing};
-use super::{Arrivals, Lending, Seat, Served, Step, Window};
+use super::{Arrivals, Lending, Seat, Served, Step, Window, spent};
 use crate::generate::Sampling;
 
 /// Steps issued before the oldest is waited for, where tenants take turns: the turn is one step then.
@@ -104,7 +104,7 @@ impl<E: Executor> StreamServer<E> {
 
     /// Opens the gate: requests arrive from now on, or, without a rate, as many as there are slots at once, each followed by another when it is finished.
     pub fn start(&mut self, window: Window, rate: Option<f64>, seed: u64) {
-        self.arrivals = Arrivals::new(rate, seed, self.batching.executor().now());
+        self.arrivals = Arrivals::measured(rate, seed, self.batching.executor().now(), window.from);
         self.window = window;
     }
 
@@ -119,7 +119,8 @@ impl<E: Executor> StreamServer<E> {
             self.queue_arrived(now)?;
             self.issue().map_err(StreamError::Executor)?;
         }
-        if self.batching.try_collect().map_err(StreamError::Executor)?.is_some() {
+        let collected = self.batching.try_collect().map_err(StreamError::Executor)?.is_some();
+        if collected {
             self.note_finished();
             if self.batching.scheduler().in_flight() == 0 {
                 self.seat.iter().for_each(Seat::give_back);
@@ -131,6 +132,9 @@ impl<E: Executor> StreamServer<E> {
             }
         }
         if self.batching.scheduler().in_flight() > 0 {
+            if !collected {
+                self.batching.executor_mut().grow().map_err(StreamError::Executor)?;
+            }
             return Ok(Step::Busy);
         }
         if ended {
@@ -190,7 +194,7 @@ impl<E: Executor> StreamServer<E> {
     fn note_finished(&mut self) {
         for (_, timing) in self.batching.take_finished() {
             self.finished += 1;
-            self.log.answered(timing.arrival, timing.last, self.keeps_slo(timing));
+            self.log.answered(timing.arrival, timing.last, self.spent(timing));
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
             }
@@ -203,11 +207,11 @@ impl<E: Executor> StreamServer<E> {
         let (first, per_token) = (timing.to_first_token(), timing.per_token());
         first.into_iter().for_each(|time| self.tokens.first.record(time));
         per_token.into_iter().for_each(|time| self.tokens.per_token.record(time));
-        self.served.within_slo += u64::from(self.keeps_slo(timing));
+        self.served.within_slo += u64::from(self.spent(timing) <= 1.0);
     }
 
-    fn keeps_slo(&self, timing: Timing) -> bool {
-        self.slo.is_none_or(|slo| timing.per_token().is_none_or(|time| time <= slo))
+    fn spent(&self, timing: Timing) -> f64 {
+        spent(timing.per_token().unwrap_or_default(), self.slo)
     }
 }
 

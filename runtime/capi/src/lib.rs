@@ -12,6 +12,7 @@
 //! | `log` | warnings that belong to no call |
 //! | `name`, `kernel` | kernels as C describes them |
 //! | `device`, `runtime`, `session` | the three handles and what can be done with each; graphs are a session's |
+//! | `tenant`, `requests` | tenants that change while they run; what sessions tell of requests, and their inputs |
 //!
 //! **Invariant:** no panic and no null pointer crosses the boundary, and the launch path adds no lock that waits and no allocation.
 
@@ -25,16 +26,20 @@ mod device;
 mod kernel;
 mod log;
 mod name;
+mod requests;
 mod runtime;
 mod session;
 mod status;
+mod tenant;
 mod version;
 
 pub use device::*;
 pub use kernel::*;
 pub use log::*;
 pub use name::*;
+pub use requests::*;
 pub use runtime::*;
 pub use session::*;
 pub use status::{smidgen_last_error, smidgen_status, smidgen_status_name};
+pub use tenant::*;
 pub use version::*;

@@ -9,13 +9,14 @@ use std::time::Duration;
 use ::smidgen_runtime::device::Priority;
 use ::smidgen_runtime::policy;
 use ::smidgen_runtime::profile::{Machine, Profile, ProfileStore};
-use ::smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use ::smidgen_runtime::tenant::{TenantId, TenantSpec};
 use ::smidgen_runtime::{AdmitError, Runtime};
 
-use crate::arguments::{Sized32, fill, given, hand_out, handle, refused, sized, take_back, text, values};
+use crate::arguments::{Sized32, fill, given, hand_out, handle, sized, take_back, text, values};
 use crate::device::smidgen_device;
 use crate::kernel::smidgen_key;
 use crate::status::{Failure, guard, smidgen_status};
+use crate::tenant::class;
 
 /// Several tenants on one device, and the plan of who runs where. May be used by all threads at once.
 pub struct smidgen_runtime {
@@ -178,11 +179,7 @@ pub unsafe extern "C" fn smidgen_runtime_admit(
         let target = given(tenant, "tenant")?;
         // SAFETY: the caller's promise is passed on.
         let name = unsafe { text(spec.name, "spec.name") }?.to_owned();
-        let class = match spec.tenant_class {
-            class if class == smidgen_class::LATENCY as u32 => Class::Latency,
-            class if class == smidgen_class::THROUGHPUT as u32 => Class::Throughput,
-            unknown => return Err(refused(format!("`spec.tenant_class` is {unknown}, which is no smidgen_class"))),
-        };
+        let class = class(spec.tenant_class, "spec.tenant_class")?;
         let slo = (spec.slo_nanoseconds > 0).then(|| Duration::from_nanos(spec.slo_nanoseconds));
         let tenant = runtime.admit(TenantSpec { name, class, slo, memory_bytes: spec.memory_bytes })?;
         target.write(tenant.0);

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::smidgen_runtime::Runtime;
 use ::smidgen_runtime::device::DevicePtr;
 use ::smidgen_runtime::launch::{CapturedGraph, OpaqueKernel, Session};
+use ::smidgen_runtime::telemetry::RequestLog;
 use ::smidgen_runtime::tenant::TenantId;
+use ::smidgen_runtime::transfer::Uploader;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::arguments::{Sized32, bytes, fill, given, hand_out, handle, null, refused, sized, take_back};
@@ -23,10 +25,14 @@ pub struct smidgen_session {
     chain: Mutex<Chain>,
 }
 
-struct Chain {
-    session: Session,
-    runtime: Arc<Runtime>,
-    tenant: TenantId,
+pub(crate) struct Chain {
+    pub(crate) session: Session,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) tenant: TenantId,
+    /// Through which it tells of its requests.
+    pub(crate) log: RequestLog,
+    /// Made by the first transfer.
+    pub(crate) uploader: Option<Uploader>,
     /// By which its graphs know it.
     number: u64,
     capturing: bool,
@@ -88,7 +94,7 @@ const _: () = {
 /// # Safety
 /// `session` is null or a handle that was not destroyed, and is not during this call.
 #[inline]
-unsafe fn enter<'a>(session: *mut smidgen_session) -> Result<MutexGuard<'a, Chain>, Failure> {
+pub(crate) unsafe fn enter<'a>(session: *mut smidgen_session) -> Result<MutexGuard<'a, Chain>, Failure> {
     // SAFETY: the caller's promise is passed on.
     let session = unsafe { handle(session, "session") }?;
     // Never waits: whoever has it is another thread, or further up on this one's stack.
@@ -119,8 +125,9 @@ pub unsafe extern "C" fn smidgen_session_create(
             // SAFETY: the caller's promise is passed on.
             let runtime = Arc::clone(&unsafe { handle(runtime, "runtime") }?.runtime);
             let (tenant, number) = (TenantId(tenant), NEXT.fetch_add(1, Ordering::Relaxed));
-            let session = runtime.session(tenant)?;
-            Ok(smidgen_session { chain: Mutex::new(Chain { session, runtime, tenant, number, capturing: false }) })
+            let (session, log) = (runtime.session(tenant)?, runtime.request_log(tenant)?);
+            let chain = Chain { session, runtime, tenant, log, uploader: None, number, capturing: false };
+            Ok(smidgen_session { chain: Mutex::new(chain) })
         })
     })
 }

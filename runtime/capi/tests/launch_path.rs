@@ -1,7 +1,5 @@
 //! What the C interface adds to the launch path: no allocation. Counted on a device that does nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
@@ -17,31 +15,11 @@ use smidgen_runtime::device::Device;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use support::counting::{Counting, allocations};
 use support::idle::Idle;
-
-thread_local! {
-    /// Of this thread alone: the test harness allocates on others.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 unsafe extern "C" fn configure(sms: u32, launch: *mut smidgen_launch, _: *mut std::ffi::c_void) -> i32 {
     // SAFETY: the library passes a launch of its own.
@@ -111,9 +89,7 @@ fn launches_and_replays_allocate_nothing_once_warm() {
     let mut opaque = smidgen_opaque { struct_size: size_of::<smidgen_opaque>() as u32, sms: 0, stream: ptr::null_mut() };
     // SAFETY: as above.
     let launch = || assert_eq!(unsafe { smidgen_session_launch(session, &kernel) }, OK);
-    let before = ALLOCATIONS.get();
-    launch();
-    assert!(ALLOCATIONS.get() > before, "the counter counts");
+    assert!(allocations(launch) > 0, "the counter counts");
 
     // SAFETY: as above.
     assert_eq!(unsafe { smidgen_session_begin_capture(session) }, OK);
@@ -125,15 +101,16 @@ fn launches_and_replays_allocate_nothing_once_warm() {
     // SAFETY: a handle that is not destroyed before the last replay.
     let replayed = unsafe { graph.as_ref() };
 
-    let before = ALLOCATIONS.get();
-    for _ in 0..1000 {
-        launch();
-        // SAFETY: as above.
-        assert_eq!(unsafe { smidgen_session_launch_opaque(session, &kernel.key, &kernel.work, &mut opaque) }, OK);
-        // SAFETY: as above.
-        assert_eq!(unsafe { smidgen_session_replay(session, replayed) }, OK);
-    }
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    let rounds = || {
+        for _ in 0..1000 {
+            launch();
+            // SAFETY: as above.
+            assert_eq!(unsafe { smidgen_session_launch_opaque(session, &kernel.key, &kernel.work, &mut opaque) }, OK);
+            // SAFETY: as above.
+            assert_eq!(unsafe { smidgen_session_replay(session, replayed) }, OK);
+        }
+    };
+    assert_eq!(allocations(rounds), 0);
     assert_eq!(idle.launched(), 1002);
     assert_eq!(opaque.sms, 132);
 

@@ -57,7 +57,7 @@ static void versions(void) {
     EXPECT_THAT(smidgen_abi_version() == SMIDGEN_ABI_VERSION);
     EXPECT_OK(smidgen_require_abi(SMIDGEN_ABI_VERSION));
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 1), VERSION, "compile it with the library's own header");
-    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.0");
+    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.1");
     EXPECT_THAT(strcmp(smidgen_status_name(12345), "unknown status") == 0);
 }
 
@@ -227,6 +227,75 @@ static void launches(smidgen_session *session) {
     EXPECT(smidgen_session_stats(session, NULL), NULL, "`stats` is null");
 }
 
+static void requests(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
+    uint64_t now = 0, due = 1;
+    bool changed = true;
+    EXPECT(smidgen_session_begin_request(NULL), NULL, "`session` is null");
+    EXPECT_OK(smidgen_session_begin_request(session));
+    EXPECT_OK(smidgen_session_grow(session, &changed));
+    EXPECT_THAT(!changed);
+    EXPECT_OK(smidgen_session_grow(session, NULL));
+    EXPECT_OK(smidgen_session_end_request(session));
+    EXPECT(smidgen_session_answered(session, now, -1.0), ARGUMENT, "`spent` is -1");
+    EXPECT_OK(smidgen_session_answered(session, now, 0.5));
+    EXPECT_OK(smidgen_session_begin_capture(session));
+    EXPECT(smidgen_session_begin_request(session), STATE, "capture");
+    EXPECT(smidgen_session_end_request(session), STATE, "capture");
+    smidgen_graph *none;
+    EXPECT_OK(smidgen_session_end_capture(session, &none));
+    EXPECT_OK(smidgen_graph_destroy(&none));
+
+    changed = true;
+    EXPECT_OK(smidgen_runtime_adapt(runtime, &changed));
+    EXPECT_THAT(!changed); // the policy plans the same whatever tenants do
+    EXPECT_OK(smidgen_runtime_adapt(runtime, NULL));
+    EXPECT(smidgen_runtime_settle(runtime, NULL), NULL, "`next_nanoseconds` is null");
+    EXPECT_OK(smidgen_runtime_settle(runtime, &due));
+    EXPECT_THAT(due > 1);
+
+    EXPECT(smidgen_runtime_expect_rate(runtime, tenant, -3.0), ARGUMENT, "`per_second` is -3");
+    EXPECT(smidgen_runtime_expect_rate(runtime, tenant + 1, 3.0), UNKNOWN_TENANT, NULL);
+    EXPECT_OK(smidgen_runtime_expect_rate(runtime, tenant, 100.0));
+    EXPECT_OK(smidgen_runtime_expect_rate(runtime, tenant, 0.0));
+    EXPECT(smidgen_runtime_set_objective(runtime, tenant, 9, 0), ARGUMENT, "`tenant_class` is 9");
+    EXPECT_OK(smidgen_runtime_set_objective(runtime, tenant, SMIDGEN_CLASS_LATENCY, 1000000));
+    EXPECT_OK(smidgen_runtime_set_objective(runtime, tenant, SMIDGEN_CLASS_THROUGHPUT, 0));
+
+    smidgen_kernel kernel = fill_kernel();
+    smidgen_placement placement = {.struct_size = sizeof placement};
+    EXPECT(smidgen_runtime_resize(runtime, tenant, 1000000), PARTITION, "132 are free");
+    EXPECT_OK(smidgen_runtime_resize(runtime, tenant, 7));
+    EXPECT_OK(smidgen_runtime_placement(runtime, tenant, NULL, &placement));
+    EXPECT_THAT(placement.sms == 8); // whole TPCs
+    EXPECT_OK(smidgen_runtime_resize(runtime, tenant, 0));
+    EXPECT_OK(smidgen_runtime_pause(runtime, tenant));
+    EXPECT(smidgen_session_launch(session, &kernel), STATE, "paused");
+    EXPECT_OK(smidgen_runtime_resume(runtime, tenant));
+    EXPECT_OK(smidgen_runtime_resume(runtime, tenant)); // twice
+    EXPECT_OK(smidgen_session_launch(session, &kernel));
+    EXPECT(smidgen_runtime_pause(runtime, tenant + 1), UNKNOWN_TENANT, NULL);
+    EXPECT_OK(smidgen_session_synchronize(session));
+}
+
+static void transfers(smidgen_device *device, smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
+    enum { COUNT = 3 << 20 }; // of more than one chunk
+    static uint8_t sent[COUNT] = {1, 2, 3, 4};
+    uint8_t received[4] = {0};
+    uint64_t address;
+    EXPECT_OK(smidgen_device_allocate(device, COUNT, &address));
+    EXPECT(smidgen_session_transfer(session, address, NULL, 4, SMIDGEN_AFTER_LAUNCHES), NULL, "`source` is null");
+    EXPECT(smidgen_session_transfer(session, address, sent, COUNT, 2), ARGUMENT, "`after` is 2");
+    EXPECT_OK(smidgen_runtime_limit_transfers(runtime, tenant, 1000000000));
+    EXPECT_OK(smidgen_runtime_limit_throughput_transfers(runtime, 1000000000));
+    EXPECT_OK(smidgen_session_transfer(session, address, sent, COUNT, SMIDGEN_AFTER_LAUNCHES));
+    EXPECT_OK(smidgen_runtime_limit_transfers(runtime, tenant, 0));
+    EXPECT_OK(smidgen_runtime_limit_throughput_transfers(runtime, 0));
+    EXPECT_OK(smidgen_session_transfer(session, address, sent, 4, SMIDGEN_AFTER_NOTHING));
+    EXPECT_OK(smidgen_session_download(session, address, received, 4));
+    EXPECT_THAT(memcmp(sent, received, 4) == 0);
+    EXPECT_OK(smidgen_device_free(device, address));
+}
+
 static void copies(smidgen_device *device, smidgen_session *session) {
     uint64_t address;
     uint32_t sent = 0x12345678, received = 0;
@@ -351,7 +420,9 @@ int main(void) {
     smidgen_session *session;
     EXPECT_OK(smidgen_session_create(runtime, tenant, &session));
     launches(session);
+    requests(runtime, tenant, session);
     copies(device, session);
+    transfers(device, runtime, tenant, session);
     graphs(runtime, tenant, session);
     profiled(device);
     after_dismissal(runtime, tenant, session);

@@ -64,7 +64,7 @@ impl GraphCache {
     pub(super) fn keep(&mut self, work: WorkId, graph: CapturedGraph, layout: &Arc<Layout>) {
         self.clock += 1;
         self.kept.retain(|kept| kept.work != work || !Arc::ptr_eq(&kept.graph.layout, &graph.layout));
-        self.make_room(1, graph.launches);
+        self.make_room(1, graph.body.launches);
         self.kept.push(Kept { work, graph, used: self.clock });
         self.follow(layout);
     }
@@ -96,11 +96,11 @@ impl GraphCache {
 
     /// Gives back graphs until there is room for as many more.
     fn make_room(&mut self, graphs: usize, launches: u64) {
-        let mut held = self.kept.iter().map(|kept| kept.graph.launches).sum::<u64>();
+        let mut held = self.kept.iter().map(|kept| kept.graph.body.launches).sum::<u64>();
         while self.kept.len() + graphs > self.limits.graphs || held + launches > self.limits.launches {
             let oldest = self.kept.iter().enumerate().min_by_key(|(_, kept)| kept.used);
             let Some((at, _)) = oldest else { return };
-            held -= self.kept.swap_remove(at).graph.launches;
+            held -= self.kept.swap_remove(at).graph.body.launches;
         }
     }
 }

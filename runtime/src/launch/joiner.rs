@@ -18,6 +18,7 @@ use std::sync::Arc;
 use crate::device::{Device, DeviceError, DevicePtr, Event, FunctionId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
 use crate::partition::TpcSet;
 
+use super::capture::GraphBody;
 use super::progress::TileProgress;
 use super::session::PROGRESSES;
 use super::{KernelKey, Launch, TilesArg, Work};
@@ -54,12 +55,9 @@ pub(super) struct Owner {
     pub(super) held: TpcSet,
 }
 
-/// The long launches of a graph, each with the number of its tile counter.
-pub(super) type LongLaunches = Arc<[(usize, Owner)]>;
-
 /// A replay, as far as its launches may grow.
 struct Replayed {
-    launches: LongLaunches,
+    graph: Arc<GraphBody>,
     /// The epochs in which its first launches take tiles.
     first: [u32; PROGRESSES],
     /// What its launches under way can use, if no joiner helps.
@@ -99,9 +97,9 @@ impl Growth {
 
     /// A graph was replayed, whose first launch on each counter is number `first`, while the grant held `held`.
     #[inline]
-    pub(super) fn replayed(&mut self, launches: &LongLaunches, first: [u32; PROGRESSES], held: impl FnOnce() -> TpcSet) {
+    pub(super) fn replayed(&mut self, graph: Arc<GraphBody>, first: [u32; PROGRESSES], held: impl FnOnce() -> TpcSet) {
         self.last = None;
-        self.replayed = (!launches.is_empty()).then(|| Replayed { launches: Arc::clone(launches), first, held: held() });
+        self.replayed = if graph.long.is_empty() { None } else { Some(Replayed { graph, first, held: held() }) };
     }
 
     /// The launch of the last replay that takes tiles now and has lost blocks, if `held` has TPCs that it could not use before. `progress` are the
@@ -119,7 +117,7 @@ impl Growth {
         let mut bytes = [0; PROGRESSES * TileProgress::BYTES];
         self.device.download(reading.id(), progress, &mut bytes)?;
         let counters = bytes.as_chunks().0;
-        let under_way = replayed.launches.iter().find_map(|(counter, owner)| {
+        let under_way = replayed.graph.long.iter().find_map(|(counter, owner)| {
             let epoch = replayed.first[*counter].wrapping_add(owner.epoch);
             let now = TileProgress::from_bytes(&counters[*counter]);
             (now.epoch == epoch && now.left > 0).then_some(Owner { epoch, held: could_use, ..*owner })
@@ -127,9 +125,12 @@ impl Growth {
         Ok(under_way)
     }
 
-    /// The eager launch that is remembered, if `held` has TPCs that it could not use before.
-    pub(super) fn growing(&self, held: TpcSet) -> Option<Owner> {
-        self.last.filter(|owner| !owner.held.includes(held))
+    /// The eager launch that is remembered, if `held` has TPCs that it could not use before, or that it was seen without since.
+    pub(super) fn growing(&mut self, held: TpcSet) -> Option<Owner> {
+        let owner = self.last.as_mut()?;
+        let grows = !owner.held.includes(held);
+        owner.held = owner.held & held;
+        grows.then_some(*owner)
     }
 
     /// Launches a joiner of the eager launch `owner` into `partition`, for the TPCs that `held` has beyond the owner's; `stream` holds the end of the chain,
@@ -138,7 +139,7 @@ impl Growth {
         let joining = self.stream(partition, owner.priority)?;
         self.device.wait(joining, self.before.id())?;
         self.join(owner, held, partition, stream)?;
-        self.last = Some(Owner { held: owner.held | held, ..owner });
+        self.last = Some(Owner { held, ..owner });
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! stream if it differs from the last one, attaches the tenant's grant, and launches. Nothing in this room allocates, locks or
 //! makes a system call on that path, once a kernel key has been seen.
 
-mod capture;
+pub(crate) mod capture;
 mod encoded_maps;
 mod error;
 pub mod grant;

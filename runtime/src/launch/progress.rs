@@ -1,7 +1,7 @@
 //! A `TileProgress` of kernels/elastic.cuh as the host reads it back: how far a launch is that counts its tiles.
 
-/// Bytes of a tile counter, [`TilesArg::progress`](super::TilesArg::progress): four words, then a ring of tiles given back, with its two ends.
-pub const TILE_PROGRESS_BYTES: u64 = 4 * (4 + 2 + 512);
+/// Bytes of a tile counter, [`TilesArg::progress`](super::TilesArg::progress): seven words and an empty one, and a ring of tiles given back.
+pub const TILE_PROGRESS_BYTES: u64 = 4 * (8 + 512);
 
 /// What the host wants to know of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

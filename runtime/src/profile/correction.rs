@@ -7,12 +7,15 @@
 //! environments", 2016, argue for on these grounds and which a single lucky sample would decide.
 //!
 //! A drift that is further than [`DRIFT_BOUND`] from the correction in force becomes the correction: one factor for the whole curve. Drifts
-//! within the bound of it change nothing, so that plans do not follow noise. What constantly disturbs every sample of a kernel cannot be told
+//! within the bound of it change nothing, so that plans do not follow noise. Whole replays are judged in the same way, by tenant, against what the plan in
+//! force expects of them: most engines launch little else, and a plan whose forecast of neighbours is wrong shows there alone. What constantly disturbs every sample of a kernel cannot be told
 //! from drift, and is corrected as if it were.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use crate::launch::{Fingerprint, KernelKey};
+use crate::tenant::TenantId;
 
 /// Samples that a drift is computed from, at most: the last ones.
 const WINDOW: usize = 16;
@@ -26,14 +29,18 @@ pub const DRIFT_BOUND: f64 = 0.15;
 /// Kernels that shall take less, in microseconds, are not judged: the events around them take up to 2 us themselves.
 pub const SHORTEST_JUDGED_US: f64 = 20.0;
 
-/// Samples and corrections by kernel.
+/// Replays that shall take less, in microseconds, are not judged: the host takes up to 10 us to launch them.
+pub const SHORTEST_JUDGED_REPLAY_US: f64 = 200.0;
+
+/// Samples and corrections by kernel, or by whatever else is timed.
 #[derive(Debug, Clone)]
-pub struct Corrections {
+pub struct Corrections<K = Fingerprint> {
     /// The logarithm of what a kernel's time may be multiplied by.
     bound: f64,
-    kernels: HashMap<Fingerprint, Samples>,
+    shortest_us: f64,
+    kernels: HashMap<K, Samples>,
     /// Kernels that the last review found out of bounds.
-    found: Vec<Fingerprint>,
+    found: Vec<K>,
 }
 
 /// The last samples of one kernel.
@@ -51,8 +58,19 @@ struct Samples {
 pub struct DriftReport {
     /// Those whose correction has changed, by falling distance from the profile.
     pub kernels: Vec<KernelDrift>,
+    /// Tenants whose replays differ from what the plan expects of them, though their kernels need not: told, and not corrected.
+    pub tenants: Vec<PlanDrift>,
     /// Whether the runtime has planned again: not where its policy does not look at profiles.
     pub replanned: bool,
+}
+
+/// A tenant whose replays differ from their forecast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlanDrift {
+    /// Which tenant.
+    pub tenant: TenantId,
+    /// A replay's time divided by what the plan in force expects: above 1 it is slower.
+    pub ratio: f64,
 }
 
 /// A kernel that differs from its profile.
@@ -67,21 +85,29 @@ pub struct KernelDrift {
 impl Default for Corrections {
     /// No samples, and [`DRIFT_BOUND`].
     fn default() -> Self {
-        Self::new(DRIFT_BOUND)
+        Self::new(DRIFT_BOUND, SHORTEST_JUDGED_US)
     }
 }
 
-impl Corrections {
-    /// No samples yet. `bound` is a fraction: 0.15 lets a kernel take between 1/1.15 and 1.15 times as long as it should.
-    pub fn new(bound: f64) -> Self {
-        Self { bound: bound.max(0.0).ln_1p(), kernels: HashMap::new(), found: Vec::new() }
+impl Corrections<TenantId> {
+    /// No samples of replays, and [`DRIFT_BOUND`].
+    pub fn of_replays() -> Self {
+        Self::new(DRIFT_BOUND, SHORTEST_JUDGED_REPLAY_US)
+    }
+}
+
+impl<K: Copy + Ord + Hash> Corrections<K> {
+    /// No samples yet. `bound` is a fraction: 0.15 lets a kernel take between 1/1.15 and 1.15 times as long as it should. What shall take less than
+    /// `shortest_us` is not judged.
+    pub fn new(bound: f64, shortest_us: f64) -> Self {
+        Self { bound: bound.max(0.0).ln_1p(), shortest_us, kernels: HashMap::new(), found: Vec::new() }
     }
 
-    /// Adds a sample: `measured_us` on the device, where the profile says `expected_us`. Samples that mean nothing, and those of kernels below
-    /// [`SHORTEST_JUDGED_US`], are left out.
-    pub fn add(&mut self, kernel: Fingerprint, measured_us: f64, expected_us: f64) {
+    /// Adds a sample: `measured_us` on the device, where the profile says `expected_us`. Samples that mean nothing, and those of what is too short, are
+    /// left out.
+    pub fn add(&mut self, kernel: K, measured_us: f64, expected_us: f64) {
         let log = (measured_us / expected_us).ln();
-        if expected_us >= SHORTEST_JUDGED_US && log.is_finite() {
+        if expected_us >= self.shortest_us && log.is_finite() {
             let samples = self.kernels.entry(kernel).or_default();
             samples.logs[samples.taken % WINDOW] = log;
             samples.taken += 1;
@@ -91,7 +117,7 @@ impl Corrections {
     /// The kernels whose drift is out of bounds, each with its new correction, which is in force from now on: measured over expected. While
     /// a review finds kernels that the one before it did not find, there are none yet: what slows a device down slows many kernels, whose
     /// samples come in one after another, and is one finding.
-    pub fn review(&mut self) -> Vec<(Fingerprint, f64)> {
+    pub fn review(&mut self) -> Vec<(K, f64)> {
         let out_of_bounds = |samples: &Samples| samples.drift().filter(|drift| (drift - samples.correction).abs() > self.bound);
         let mut found: Vec<_> = self.kernels.iter().filter_map(|(&kernel, samples)| Some((kernel, out_of_bounds(samples)?))).collect();
         let settled = found.iter().all(|(kernel, _)| self.found.contains(kernel));
@@ -106,8 +132,13 @@ impl Corrections {
         found.into_iter().map(|(kernel, drift)| (kernel, drift.exp())).collect()
     }
 
+    /// Forgets the samples of what is gone.
+    pub fn forget(&mut self, kernel: K) {
+        self.kernels.remove(&kernel);
+    }
+
     /// What the kernel's latencies are to be multiplied by: 1 where its profile holds.
-    pub fn factor(&self, kernel: Fingerprint) -> f64 {
+    pub fn factor(&self, kernel: K) -> f64 {
         self.kernels.get(&kernel).map_or(1.0, |samples| samples.correction.exp())
     }
 }

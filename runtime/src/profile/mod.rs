@@ -15,7 +15,7 @@ mod layout;
 mod schema;
 mod store;
 
-pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, SHORTEST_JUDGED_US};
+pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_REPLAY_US, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 pub use error::{ProfileError, ProfileWarning};
 pub use schema::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};

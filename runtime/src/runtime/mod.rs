@@ -20,11 +20,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, Sms};
+use crate::device::{Device, DeviceError, Sms, Topology};
 use crate::launch::lending::{Lending, Terms};
 use crate::launch::{Placement, Plan, PlanCell, TenantPlan};
 use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
-use crate::policy::{Draft, DraftPlacement, Event, Policy, Replanner, TenantDraft};
+use crate::policy::{Draft, DraftPlacement, Event, Policy, Replanner, TenantDemand, TenantDraft};
 use crate::profile::{Corrections, ProfileStore};
 use crate::telemetry::{Recording, Telemetry};
 use crate::tenant::TenantId;
@@ -107,6 +107,8 @@ struct State {
     profiles: Arc<ProfileStore>,
     /// What kernel times seen so far say against the profiles.
     corrections: Corrections,
+    /// What replays seen so far say against the plan.
+    plan_drift: Corrections<TenantId>,
     tenants: BTreeMap<TenantId, Admitted>,
     next: u32,
 }
@@ -139,6 +141,7 @@ impl Runtime {
             replanner: Replanner::default(),
             profiles,
             corrections: Corrections::default(),
+            plan_drift: Corrections::of_replays(),
             tenants: BTreeMap::new(),
             next: 0,
         };
@@ -190,8 +193,14 @@ impl Runtime {
     }
 
     /// Puts in force what the policy drafts. After an error the old plan stands.
-    #[tracing::instrument(level = "debug", skip_all, fields(policy = state.policy.name(), tenants = state.tenants.len()))]
     fn replan(&self, state: &State) -> Result<(), AdmitError> {
+        let (plan, partitions) = self.make_plan(state)?;
+        self.put_in_force(state, plan, partitions)
+    }
+
+    /// What the policy drafts, on this device, with references to the partitions that it names.
+    #[tracing::instrument(level = "debug", skip_all, fields(policy = state.policy.name(), tenants = state.tenants.len()))]
+    fn make_plan(&self, state: &State) -> Result<(Plan, Vec<PartitionRef>), AdmitError> {
         if let Some(lost) = self.loss.get() {
             return Err(lost.clone().into());
         }
@@ -201,12 +210,16 @@ impl Runtime {
         let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));
         let tenants = draft.iter().map(&mut realise).collect::<Result<_, LadderError>>()?;
         let paused = state.tenants.iter().filter(|(_, admitted)| admitted.paused).map(|(&id, _)| id).collect();
-        let plan = Plan { policy: state.policy.name(), tenants, paused };
+        Ok((Plan { policy: state.policy.name(), tenants, paused }, partitions.into_values().collect()))
+    }
+
+    #[tracing::instrument(level = "debug", skip_all, fields(policy = plan.policy))]
+    fn put_in_force(&self, state: &State, plan: Plan, partitions: Vec<PartitionRef>) -> Result<(), AdmitError> {
         let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         self.lending.widen(&terms)?;
         let before = self.plans.current();
-        let partitions_before = self.plans.publish_on(plan, partitions.into_values().collect());
+        let partitions_before = self.plans.publish_on(plan, partitions);
         self.lending.adopt(&terms).inspect_err(|_| {
             drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
             self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
@@ -218,20 +231,9 @@ impl Runtime {
 
     /// What the policy drafts for the tenants that run, each inside the SMs it may have.
     fn draft(&self, state: &State) -> Result<Draft, AdmitError> {
-        let (topology, policy) = (self.device.topology(), &*state.policy);
-        let running = || state.tenants.iter().filter(|(_, admitted)| !admitted.paused);
-        let (shared, unshared): (Vec<_>, Vec<_>) = running().partition(|(_, admitted)| admitted.share.is_some());
-        let rest = shared.iter().fold(topology.all_tpcs(), |rest, (_, admitted)| rest - admitted.region);
-        if let (true, Some((_, last))) = (rest.is_empty(), unshared.last()) {
-            let (name, asked) = (last.spec.name.clone(), Sms(topology.sms_per_tpc));
-            return Err(AdmitError::NoSms { name, asked, free: Sms(0), unshared: unshared.len() });
-        }
-        let demands: Vec<_> = unshared.iter().map(|&(&id, admitted)| admitted.demand(id)).collect();
-        let mut draft = if demands.is_empty() { Draft::new() } else { shares::draft_in(policy, topology, rest, &demands) };
-        for (&id, admitted) in shared {
-            draft.extend(shares::draft_in(policy, topology, admitted.region, &[admitted.demand(id)]));
-        }
-        Ok(draft)
+        let topology = self.device.topology();
+        let regions = state.regions(topology)?;
+        Ok(regions.iter().flat_map(|(region, demands)| shares::draft_in(&*state.policy, topology, *region, demands)).collect())
     }
 
     /// What `draft` means on this device. References to the partitions that it names are added to `partitions`.
@@ -265,6 +267,20 @@ impl State {
     fn take_in(&mut self, event: Event<'_>) -> bool {
         let adjustments = self.replanner.on(event).filter(|_| self.policy.adapts());
         adjustments.map(|adjustments| self.policy.adjust(adjustments)).is_some()
+    }
+
+    /// The tenants that run, by the SMs that they may have: each with a share alone on its own, all others together on the rest.
+    fn regions(&self, topology: &Topology) -> Result<Vec<(TpcSet, Vec<TenantDemand>)>, AdmitError> {
+        let running = self.tenants.iter().filter(|(_, admitted)| !admitted.paused);
+        let (shared, unshared): (Vec<_>, Vec<_>) = running.partition(|(_, admitted)| admitted.share.is_some());
+        let rest = shared.iter().fold(topology.all_tpcs(), |rest, (_, admitted)| rest - admitted.region);
+        if let (true, Some((_, last))) = (rest.is_empty(), unshared.last()) {
+            let (name, asked) = (last.spec.name.clone(), Sms(topology.sms_per_tpc));
+            return Err(AdmitError::NoSms { name, asked, free: Sms(0), unshared: unshared.len() });
+        }
+        let demand = |&(&id, admitted): &(&TenantId, &Admitted)| admitted.demand(id);
+        let together = Some((rest, unshared.iter().map(demand).collect::<Vec<_>>())).filter(|(_, demands)| !demands.is_empty());
+        Ok(together.into_iter().chain(shared.iter().map(|tenant| (tenant.1.region, vec![demand(tenant)]))).collect())
     }
 
     fn terms(&self, plan: &Plan) -> Vec<Terms> {

@@ -1,17 +1,20 @@
 //! What was seen while tenants were served: kernel times, which correct the profiles that plans are made from, kernels that no profile holds, and the
 //! SMs that each tenant has, for its metrics and the timeline.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::device::Sms;
+use crate::launch::capture::{GraphBody, GraphKernel};
 use crate::launch::{Fingerprint, KernelKey, Plan, SeenKernel};
 use crate::partition::TpcSet;
-use crate::policy::{Event, KernelDemand};
-use crate::profile::{Curve, DriftReport, KernelDrift};
+use crate::policy::{Event, GAP_US, KernelDemand};
+use crate::profile::{Curve, DriftReport, KernelDrift, PlanDrift};
+use crate::telemetry::ReplaySample;
 use crate::tenant::TenantId;
 
 use super::tenants::Admitted;
-use super::{AdmitError, Runtime, State};
+use super::{AdmitError, Runtime, State, shares};
 
 /// Kernels of a tenant that run on the default placement, since nobody has measured them.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,9 +28,10 @@ pub struct Unprofiled {
 }
 
 impl Runtime {
-    /// Compares the kernel times taken since the last call with the profiles, and plans again where some differ by more than
-    /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND): with curves corrected by what was seen. Says which differ; nothing where none does. Call
-    /// it once a second or so, from a thread that is not serving.
+    /// Compares the times of kernels and of replays taken since the last call with the profiles and with the plan. Where kernels differ by more than
+    /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND) it plans again, with curves corrected by what was seen. Where replays differ by as much from what the plan
+    /// expects (the sum of their kernels, and at most the predicted slowdown beside the neighbours more), that is told and changes nothing: it may be the
+    /// neighbours, the clock, or the forecast. Says what differs; nothing where nothing does. Call it once a second or so, from a thread that is not serving.
     ///
     /// # Errors
     /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
@@ -36,10 +40,9 @@ impl Runtime {
         self.device.bind_thread()?;
         let samples = self.telemetry.take_samples()?;
         let state = &mut *self.state.lock();
-        for sample in samples {
-            let held = state.tenants.get(&sample.tenant).map(|admitted| self.device.topology().sms_of(admitted.membership.grant().held()));
+        for sample in samples.launches {
             // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
-            if held.is_some_and(|held| held >= sample.sms)
+            if self.holds(state, sample.tenant, sample.sms) != Some(false)
                 && let Some(curve) = state.profiles.curve(sample.kernel)
             {
                 state.corrections.add(sample.kernel, sample.took.as_secs_f64() * 1e6, curve.at(sample.sms));
@@ -48,9 +51,14 @@ impl Runtime {
         let moved = state.corrections.review();
         let drift = |(kernel, ratio)| Some(KernelDrift { kernel: self.telemetry.key(kernel)?, ratio });
         let kernels: Vec<_> = moved.into_iter().filter_map(drift).collect();
-        let Some(worst) = kernels.first() else { return Ok(None) };
+        let tenants = self.judge_replays(state, &samples.replays)?;
+        if kernels.is_empty() && tenants.is_empty() {
+            return Ok(None);
+        }
         self.telemetry.drift_reported();
         kernels.iter().for_each(|drift| self.telemetry.drifted(&drift.kernel, drift.ratio));
+        tenants.iter().for_each(|drift| self.telemetry.plan_drifted(drift.tenant, drift.ratio));
+        let Some(worst) = kernels.first() else { return Ok(Some(DriftReport { kernels, tenants, replanned: false })) };
         tracing::warn!(
             "{} kernels differ from their profile by more than {:.0}%, {} most: it takes {:.2} times as long; profile again on this machine",
             kernels.len(),
@@ -63,11 +71,48 @@ impl Runtime {
         if replanned {
             self.replan(state)?;
         }
-        Ok(Some(DriftReport { kernels, replanned }))
+        Ok(Some(DriftReport { kernels, tenants, replanned }))
+    }
+
+    /// Whether a tenant may use so many SMs now; none of an unknown one.
+    fn holds(&self, state: &State, tenant: TenantId, sms: Sms) -> Option<bool> {
+        let admitted = state.tenants.get(&tenant)?;
+        Some(self.device.topology().sms_of(admitted.membership.grant().held()) >= sms)
+    }
+
+    /// The tenants whose replays have come to differ from what the plan expects of them.
+    fn judge_replays(&self, state: &mut State, replays: &[ReplaySample]) -> Result<Vec<PlanDrift>, AdmitError> {
+        if replays.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topology = self.device.topology();
+        let regions = state.regions(topology)?.into_iter();
+        let slowdowns: BTreeMap<_, _> =
+            regions.flat_map(|(region, demands)| shares::slowdowns_in(&*state.policy, topology, region, &demands)).collect();
+        for replay in replays {
+            let widest = replay.graph.kernels.iter().map(|launched| launched.sms).max().unwrap_or_default();
+            let (Some(undisturbed), Some(slowdown), Some(true)) =
+                (state.replay_us(&replay.graph), slowdowns.get(&replay.tenant), self.holds(state, replay.tenant, widest))
+            else {
+                continue;
+            };
+            let measured = replay.took.as_secs_f64() * 1e6;
+            // Neighbours need not all work: anything between none of them and all is as expected.
+            state.plan_drift.add(replay.tenant, measured, measured.clamp(undisturbed, undisturbed * slowdown));
+        }
+        let drifted: Vec<_> = state.plan_drift.review().into_iter().map(|(tenant, ratio)| PlanDrift { tenant, ratio }).collect();
+        for drift in &drifted {
+            let name = state.tenants.get(&drift.tenant).map_or("", |admitted| admitted.spec.name.as_str());
+            tracing::warn!(
+                "requests of `{name}` take {:.2} times as long as the plan expects, beside the neighbours that it has",
+                drift.ratio
+            );
+        }
+        Ok(drifted)
     }
 
     /// Tells the policy how tenants have fared since the last call, and plans again where that calls for it: a latency tenant that misses its SLO is planned
-    /// for with a larger margin, a throughput tenant without work gives its SMs up ([`Replanner`](crate::policy::Replanner)). Whether there is a
+    /// for with more to spare and one that keeps it easily with less, a throughput tenant without work gives its SMs up ([`Replanner`](crate::policy::Replanner)). Whether there is a
     /// new plan. Call it a few times a second, from a thread that is not serving; it knows what engines tell
     /// [`RequestLog`](crate::telemetry::RequestLog)s.
     ///
@@ -76,11 +121,16 @@ impl Runtime {
     pub fn adapt(&self) -> Result<bool, AdmitError> {
         let observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();
-        let due = state.take_in(Event::Window(&observed));
-        if due {
-            self.replan(state)?;
+        if !state.take_in(Event::Window(&observed)) {
+            return Ok(false);
         }
-        Ok(due)
+        let (plan, partitions) = self.make_plan(state)?;
+        // A step of a margin may move nothing: whole TPCs change hands.
+        let is_other = plan != *self.plans.current();
+        if is_other {
+            self.put_in_force(state, plan, partitions)?;
+        }
+        Ok(is_other)
     }
 
     /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all
@@ -126,6 +176,14 @@ impl State {
     pub(super) fn kernel_demand(&self, seen: &SeenKernel) -> KernelDemand {
         let kernel = seen.key.fingerprint();
         KernelDemand { kernel, launches: seen.launches, work: seen.work, curve: self.curve(kernel) }
+    }
+
+    /// What a replay takes undisturbed, by the profiles as corrected; none if something in it has no profile.
+    fn replay_us(&self, graph: &GraphBody) -> Option<f64> {
+        let launched: u64 = graph.kernels.iter().map(|launched| u64::from(launched.launches)).sum();
+        let us = |launched: &GraphKernel| Some(f64::from(launched.launches) * (self.curve(launched.kernel)?.at(launched.sms) + GAP_US));
+        let kernels = graph.kernels.iter().map(us).sum::<Option<f64>>()?;
+        (launched == graph.launches).then_some(kernels)
     }
 
     /// The kernel's profile, corrected by what was seen.

@@ -4,9 +4,12 @@
 //! GPU and the tenant alone on it, and for all tenants without a share as if the other TPCs were the whole GPU. So no policy knows of shares, and every
 //! policy keeps them. Regions do not move while other tenants come, go or resize.
 
+use std::collections::BTreeMap;
+
 use crate::device::Topology;
 use crate::partition::TpcSet;
 use crate::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
+use crate::tenant::TenantId;
 
 /// What `policy` drafts for `tenants` that share `region` of the GPU.
 pub(super) fn draft_in(policy: &dyn Policy, topology: &Topology, region: TpcSet, tenants: &[TenantDemand]) -> Draft {
@@ -15,6 +18,11 @@ pub(super) fn draft_in(policy: &dyn Policy, topology: &Topology, region: TpcSet,
     }
     let inside = Region { topology, tpcs: region.iter().collect() };
     policy.plan(&inside.as_topology(), tenants).into_iter().map(|(id, draft)| (id, inside.outward(draft))).collect()
+}
+
+/// What `policy` predicts neighbours to cost `tenants` that share `region` of the GPU.
+pub(super) fn slowdowns_in(policy: &dyn Policy, topology: &Topology, region: TpcSet, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
+    policy.slowdowns(&Region { topology, tpcs: region.iter().collect() }.as_topology(), tenants)
 }
 
 /// `region` with `tpcs` TPCs: cut from its end, or grown by the last of those that are `free`; none if there are not enough of them.

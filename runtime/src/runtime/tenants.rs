@@ -218,6 +218,7 @@ impl Runtime {
         self.lending.dismiss(&gone.membership);
         self.transfers.forget(tenant);
         self.telemetry.dismissed(tenant);
+        state.plan_drift.forget(tenant);
         state.take_in(Event::Dismissed(tenant));
         self.replan(&state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());

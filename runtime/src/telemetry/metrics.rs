@@ -15,6 +15,7 @@
 //! | `smidgen_plans_total` | counter | | plans put in force |
 //! | `smidgen_drift_reports_total` | counter | | times that kernels were found to differ from their profile |
 //! | `smidgen_drift_ratio` | gauge | `kernel` | a kernel's time divided by its profile's, where it was found to differ |
+//! | `smidgen_plan_drift_ratio` | gauge | `tenant` | a replay's time divided by what the plan expects of it, where that was found to differ |
 //!
 //! Sessions count in plain atomics; [`Runtime::publish_metrics`](crate::Runtime::publish_metrics) carries the counts over. Call it twice a
 //! second, or before each scrape.
@@ -53,6 +54,9 @@ pub const PLANS: &str = "smidgen_plans_total";
 pub const DRIFT_REPORTS: &str = "smidgen_drift_reports_total";
 /// A kernel's time over its profile's.
 pub const DRIFT_RATIO: &str = "smidgen_drift_ratio";
+
+/// A replay's time over the plan's.
+pub const PLAN_DRIFT_RATIO: &str = "smidgen_plan_drift_ratio";
 
 /// What the sessions of one tenant launched, as they tell it: each adds what is new.
 #[derive(Debug, Default)]
@@ -128,6 +132,10 @@ impl TenantMetrics {
         }
     }
 
+    pub(super) fn set_plan_drift(&self, ratio: f64) {
+        gauge!(PLAN_DRIFT_RATIO, "tenant" => self.name.clone()).set(ratio);
+    }
+
     /// Carries over what was counted since the last call.
     pub(super) fn publish(&self, counts: &Counts) {
         self.launches.increment(counts.launches.swap(0, Ordering::Relaxed));
@@ -173,4 +181,5 @@ fn describe() {
     describe_counter!(PLANS, "Plans put in force.");
     describe_counter!(DRIFT_REPORTS, "Times that kernels were found to differ from their profile.");
     describe_gauge!(DRIFT_RATIO, "A kernel's time divided by its profile's.");
+    describe_gauge!(PLAN_DRIFT_RATIO, "A replay's time divided by what the plan expects of it.");
 }

@@ -7,7 +7,7 @@
 //! | [`chrome`] | a trace as Chrome trace JSON, which Perfetto opens |
 //! | [`metrics`] | counters, gauges and histograms by tenant, through the `metrics` facade |
 //! | `probe` | the session's side: the one branch on the launch path, and what lies behind it |
-//! | `sampler` | device times of at most 1 % of the launches |
+//! | `sampler` | device times of at most 1 % of the launches, and of the replays |
 //!
 //! A [`Telemetry`] belongs to one [`Runtime`](crate::Runtime). Sessions write into rings and counters of their own; whoever wants to see
 //! something collects it. On the launch path there is one branch, not taken while nothing is traced and no sample is due, and never an
@@ -33,11 +33,12 @@ use crate::policy::Observation;
 use crate::tenant::{TenantId, TenantSpec};
 use metrics::{Counts, RuntimeMetrics, TenantMetrics};
 use probe::Pulse;
-use sampler::SamplePool;
+use sampler::{SamplePool, Samples};
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
 
 pub use latencies::Latencies;
 pub use probe::{Probe, RequestLog};
+pub(crate) use sampler::ReplaySample;
 pub use sampler::{SAMPLE_STRIDE, Sample};
 
 /// Rings that are kept at most. Beyond, the oldest is forgotten, so that tenants that come and go leave no memory behind.
@@ -48,7 +49,7 @@ const MOST_RINGS: usize = 256;
 pub struct Recording {
     /// Events that each ring of the timeline holds, 32 bytes each; the oldest are overwritten. 0 for no timeline.
     pub events: usize,
-    /// Whether at most 1 % of the eager launches are timed on the device.
+    /// Whether at most 1 % of the eager launches, and of the replays, are timed on the device.
     pub sampling: bool,
 }
 
@@ -243,20 +244,20 @@ impl Telemetry {
         }
     }
 
-    /// The kernel times that the device has finished since the last call.
+    /// The times of kernels and of replays that the device has finished since the last call.
     ///
     /// # Errors
     /// What the device says.
-    pub(crate) fn take_samples(&self) -> Result<Vec<Sample>, DeviceError> {
+    pub(crate) fn take_samples(&self) -> Result<Samples, DeviceError> {
         // The pools are held while they are read: the session of one may end meanwhile, and take its events along.
         let pools: Vec<_> = self.state.lock().pools.iter().filter_map(Weak::upgrade).collect();
-        let mut samples = Vec::new();
+        let mut samples = Samples::default();
         for pool in pools {
             pool.resolve(&*self.device, &mut samples)?;
         }
         if self.is_tracing() {
             let state = &mut *self.state.lock();
-            for sample in &samples {
+            for sample in &samples.launches {
                 let what = Happening::Kernel { kernel: sample.kernel, partition: sample.partition, sms: sample.sms, took: sample.took };
                 push_bounded(&mut state.events, (sample.tenant, Event { at: sample.began, what }), self.recording.events);
             }
@@ -266,6 +267,12 @@ impl Telemetry {
 
     pub(crate) fn drifted(&self, kernel: &KernelKey, ratio: f64) {
         metrics::set_drift(kernel, ratio);
+    }
+
+    pub(crate) fn plan_drifted(&self, tenant: TenantId, ratio: f64) {
+        if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
+            tenant.metrics.set_plan_drift(ratio);
+        }
     }
 
     pub(crate) fn drift_reported(&self) {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::device::{Device, DeviceError, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::device::{Device, DeviceError, GraphId, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::launch::capture::GraphBody;
 use crate::launch::{KernelKey, SessionStats};
-use crate::policy::Observation;
+use crate::policy::{CLOSE, Observation};
 use crate::tenant::TenantId;
 
 use super::Telemetry;
@@ -20,6 +21,8 @@ pub struct Probe {
     tracing: Arc<AtomicBool>,
     /// Launches until the next sample. It counts down past 0, so that 0 at the start means never.
     until_sample: u64,
+    /// The same for replays.
+    until_replay: u64,
     observed: Option<Observed>,
 }
 
@@ -55,7 +58,12 @@ impl Probe {
     ) -> Self {
         let until_sample = if samples.is_some() { SAMPLE_STRIDE } else { 0 };
         let (tracing, telemetry, counted) = (Arc::clone(&telemetry.tracing), Arc::clone(telemetry), SessionStats::default());
-        Self { tracing, until_sample, observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }) }
+        Self {
+            tracing,
+            until_sample,
+            until_replay: until_sample,
+            observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }),
+        }
     }
 
     /// Whether the launch about to be made is to go through [`launch`](Self::launch). Asked once for each launch.
@@ -63,6 +71,30 @@ impl Probe {
     pub(crate) fn is_due(&mut self) -> bool {
         self.until_sample = self.until_sample.wrapping_sub(1);
         (self.until_sample == 0) | self.tracing.load(Ordering::Relaxed)
+    }
+
+    /// Whether the replay about to be made is to go through [`replay`](Self::replay). Asked once for each replay.
+    #[inline]
+    pub(crate) fn is_replay_due(&mut self) -> bool {
+        self.until_replay = self.until_replay.wrapping_sub(1);
+        self.until_replay == 0
+    }
+
+    /// Replays a graph that launches `body`, between two events if some are free.
+    #[cold]
+    pub(crate) fn replay(
+        &mut self,
+        device: &dyn Device,
+        stream: StreamId,
+        graph: GraphId,
+        body: &Arc<GraphBody>,
+    ) -> Result<(), DeviceError> {
+        self.until_replay = SAMPLE_STRIDE;
+        let timed = match self.observed.as_ref().and_then(|observed| observed.samples.as_ref()) {
+            Some(samples) => samples.replay(device, stream, graph, body)?,
+            None => false,
+        };
+        if timed { Ok(()) } else { device.replay(graph, stream) }
     }
 
     /// Makes the launch, between two events if it is to be timed. Says whether the launch is the last thing on its stream.
@@ -140,14 +172,16 @@ pub(super) struct Pulse {
     under_way: AtomicU64,
     answered: AtomicU64,
     missed: AtomicU64,
+    close: AtomicU64,
     /// Whether the engine ever told of a request.
     is_felt: AtomicBool,
 }
 
 impl Pulse {
-    fn answered(&self, kept: bool) {
+    fn answered(&self, spent: f64) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        self.missed.fetch_add(u64::from(!kept), Ordering::Relaxed);
+        self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
+        self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
         // Engines need not tell when work begins.
         let one_less = |under_way: u64| under_way.checked_sub(1);
         let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
@@ -157,8 +191,8 @@ impl Pulse {
     /// What happened since the last call. Of an engine that tells nothing, the tenant is taken to be at work.
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
         let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
-        let [requests, missed] = [&self.answered, &self.missed].map(|count| count.swap(0, Ordering::Relaxed));
-        Observation { tenant, requests, missed, working }
+        let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
+        Observation { tenant, requests, missed, close, working }
     }
 }
 
@@ -181,13 +215,14 @@ impl RequestLog {
         self.pulse.under_way.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `kept` says whether the tenant's objective was kept.
-    pub fn answered(&mut self, arrival: Duration, ended: Duration, kept: bool) {
-        let took = ended.saturating_sub(arrival);
+    /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `spent` is the part of the tenant's objective that it took: above 1 it
+    /// missed it, and 0 stands for no objective. Plans follow both those that miss and those that nearly do ([`Runtime::adapt`](crate::Runtime::adapt)).
+    pub fn answered(&mut self, arrival: Duration, ended: Duration, spent: f64) {
+        let (took, kept) = (ended.saturating_sub(arrival), spent <= 1.0);
         if let Some(metrics) = &self.metrics {
             metrics.answered(took, kept);
         }
-        self.pulse.answered(kept);
+        self.pulse.answered(spent);
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {

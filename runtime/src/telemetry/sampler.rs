@@ -1,23 +1,25 @@
-//! Device times of a few launches, taken by events around them.
+//! Device times of a few launches and replays, taken by events around them.
 //!
-//! Every [`SAMPLE_STRIDE`]-th eager launch of a session is enqueued between two events of a fixed pool. Nobody waits for them: whoever
+//! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so manieth replay, is enqueued between two events of a fixed pool. Nobody waits for them: whoever
 //! collects samples asks later whether they are done. A launch inside a capture is never timed, since events would become nodes of the graph.
 //!
 //! Two kinds of launches give no sample, because what lies between their events is not the kernel alone:
-//! - where the device had come to the first event before the launch was enqueued, so that it then waited for the host;
+//! - where the device had come to the first event before the launch was enqueued, so that it then waited for the host. A replay may: what it waits is the
+//!   5 to 10 us in which the host launches the graph, and who compares it leaves short graphs out;
 //! - where all events of the pool are taken by launches that are not done.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, Event, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
+use crate::device::{Device, DeviceError, Event, GraphId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
 use crate::launch::Fingerprint;
+use crate::launch::capture::GraphBody;
 use crate::tenant::TenantId;
 
-/// One launch in so many is timed. Below 1 %; a prime, so that the samples of a model whose requests all launch the same number of kernels
+/// One launch in so many is timed, and one replay. Below 1 %; a prime, so that the samples of a model whose requests all launch the same number of kernels
 /// fall on every kernel in turn.
 pub const SAMPLE_STRIDE: u64 = 127;
 
@@ -41,10 +43,21 @@ pub struct Sample {
     pub took: Duration,
 }
 
+/// One replay as the device timed it.
+pub(crate) struct ReplaySample {
+    /// Whose.
+    pub(crate) tenant: TenantId,
+    /// Of what.
+    pub(crate) graph: Arc<GraphBody>,
+    /// How long it took.
+    pub(crate) took: Duration,
+}
+
 /// The events of one session.
 pub(super) struct SamplePool {
     tenant: TenantId,
-    slots: [Slot; SLOTS],
+    slots: [Slot<Timed>; SLOTS],
+    replays: [Slot<Arc<GraphBody>>; 2],
     /// Marks `epoch_at` on the device, so that an event's time can be told on the device's clock.
     epoch: Event,
     epoch_at: Duration,
@@ -52,38 +65,83 @@ pub(super) struct SamplePool {
     collecting: Mutex<()>,
 }
 
-/// A launch that is timed. The session writes a free slot, the collector reads a timed one; neither waits for the other.
+/// A launch that is timed.
+struct Timed {
+    kernel: Fingerprint,
+    partition: PartitionId,
+    sms: Sms,
+}
+
+/// What is timed. The session writes a free slot, the collector reads a timed one; neither waits for the other.
 ///
 /// | state | who may touch the slot | leaves by |
 /// |-------|------------------------|-----------|
-/// | FREE  | the session            | `launch`, once both events are recorded |
-/// | TIMED | the collector          | `resolve`, once the second event is done |
-struct Slot {
+/// | FREE  | the session            | `time`, once both events are recorded |
+/// | TIMED | the collector          | `take`, once the second event is done |
+struct Slot<T> {
     state: AtomicU32,
     begin: Event,
     end: Event,
-    kernel: AtomicU64,
-    /// SMs in the low 16 bits, the partition above 32.
-    place: AtomicU64,
+    /// The state says whose it is, so that it is never waited for.
+    what: Mutex<Option<T>>,
 }
 
 const FREE: u32 = 0;
 const TIMED: u32 = 1;
 
+impl<T> Slot<T> {
+    fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        Ok(Self { state: AtomicU32::new(FREE), begin: Event::new(device)?, end: Event::new(device)?, what: Mutex::new(None) })
+    }
+
+    fn is_free(&self) -> bool {
+        self.state.load(Ordering::Acquire) == FREE
+    }
+
+    /// Enqueues what `enqueue` does between the events. Where `alone` is wanted and the device had come to the first one before, there will be no sample.
+    fn time(
+        &self,
+        device: &dyn Device,
+        stream: StreamId,
+        what: T,
+        alone: bool,
+        enqueue: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        device.record(self.begin.id(), stream)?;
+        enqueue()?;
+        let waited_for_host = alone && device.query(self.begin.id())?;
+        device.record(self.end.id(), stream)?;
+        if let Some(mut place) = self.what.try_lock().filter(|_| !waited_for_host) {
+            *place = Some(what);
+            self.state.store(TIMED, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What was timed and is done, with when it began, counted from `epoch`, and how long it took.
+    fn take(&self, device: &dyn Device, epoch: &Event) -> Result<Option<(T, Duration, Duration)>, DeviceError> {
+        if self.is_free() || !device.query(self.end.id())? {
+            return Ok(None);
+        }
+        let times = (device.elapsed(epoch.id(), self.begin.id())?, device.elapsed(self.begin.id(), self.end.id())?);
+        let what = self.what.lock().take();
+        self.state.store(FREE, Ordering::Release);
+        Ok(what.map(|what| (what, times.0, times.1)))
+    }
+}
+
 impl SamplePool {
     /// A pool for a session of `tenant`. Waits until the device is idle enough to mark the time: never on the launch path.
     pub(super) fn new(device: &Arc<dyn Device>, tenant: TenantId) -> Result<Self, DeviceError> {
         device.bind_thread()?;
-        let slot = || {
-            let (begin, end) = (Event::new(device)?, Event::new(device)?);
-            Ok(Slot { state: AtomicU32::new(FREE), begin, end, kernel: AtomicU64::new(0), place: AtomicU64::new(0) })
-        };
+        let slot = || Slot::new(device);
         let slots = [slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?];
+        let replays = [Slot::new(device)?, Slot::new(device)?];
         let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
         let epoch = Event::new(device)?;
         device.record(epoch.id(), stream.id())?;
         device.synchronize(stream.id())?;
-        Ok(Self { tenant, slots, epoch, epoch_at: device.now(), collecting: Mutex::new(()) })
+        Ok(Self { tenant, slots, replays, epoch, epoch_at: device.now(), collecting: Mutex::new(()) })
     }
 
     /// Enqueues `request` between two events. Says whether it did: if not, nothing was enqueued.
@@ -95,38 +153,41 @@ impl SamplePool {
         partition: PartitionId,
         sms: Sms,
     ) -> Result<bool, DeviceError> {
-        let Some(slot) = self.slots.iter().find(|slot| slot.state.load(Ordering::Acquire) == FREE) else { return Ok(false) };
-        device.record(slot.begin.id(), stream)?;
+        let Some(slot) = self.slots.iter().find(|slot| slot.is_free()) else { return Ok(false) };
+        let timed = Timed { kernel: request.key.fingerprint(), partition, sms };
         // An event lies before it now, over whose end a launch cannot overlap.
-        device.launch(stream, &LaunchRequest { overlaps: false, ..*request })?;
-        let waited_for_host = device.query(slot.begin.id())?;
-        device.record(slot.end.id(), stream)?;
-        if !waited_for_host {
-            slot.kernel.store(request.key.fingerprint().0, Ordering::Relaxed);
-            slot.place.store(u64::from(sms.0) | u64::from(partition.0) << 32, Ordering::Relaxed);
-            slot.state.store(TIMED, Ordering::Release);
-        }
+        slot.time(device, stream, timed, true, || device.launch(stream, &LaunchRequest { overlaps: false, ..*request }))?;
         Ok(true)
     }
 
-    /// Collects the launches that are done.
-    pub(super) fn resolve(&self, device: &dyn Device, samples: &mut Vec<Sample>) -> Result<(), DeviceError> {
+    /// Replays a graph that launches `body` between two events. Says whether it did.
+    pub(super) fn replay(&self, device: &dyn Device, stream: StreamId, graph: GraphId, body: &Arc<GraphBody>) -> Result<bool, DeviceError> {
+        let Some(slot) = self.replays.iter().find(|slot| slot.is_free()) else { return Ok(false) };
+        slot.time(device, stream, Arc::clone(body), false, || device.replay(graph, stream))?;
+        Ok(true)
+    }
+
+    /// Collects the launches and replays that are done.
+    pub(super) fn resolve(&self, device: &dyn Device, samples: &mut Samples) -> Result<(), DeviceError> {
         let _collecting = self.collecting.lock();
+        let tenant = self.tenant;
         for slot in &self.slots {
-            if slot.state.load(Ordering::Acquire) != TIMED || !device.query(slot.end.id())? {
-                continue;
+            if let Some((Timed { kernel, partition, sms }, since, took)) = slot.take(device, &self.epoch)? {
+                samples.launches.push(Sample { tenant, kernel, partition: partition.0, sms, began: self.epoch_at + since, took });
             }
-            let (kernel, place) = (slot.kernel.load(Ordering::Relaxed), slot.place.load(Ordering::Relaxed));
-            samples.push(Sample {
-                tenant: self.tenant,
-                kernel: Fingerprint(kernel),
-                partition: (place >> 32) as u32,
-                sms: Sms(place as u16),
-                began: self.epoch_at + device.elapsed(self.epoch.id(), slot.begin.id())?,
-                took: device.elapsed(slot.begin.id(), slot.end.id())?,
-            });
-            slot.state.store(FREE, Ordering::Release);
+        }
+        for slot in &self.replays {
+            if let Some((graph, _, took)) = slot.take(device, &self.epoch)? {
+                samples.replays.push(ReplaySample { tenant, graph, took });
+            }
         }
         Ok(())
     }
+}
+
+/// What was collected.
+#[derive(Default)]
+pub(crate) struct Samples {
+    pub(crate) launches: Vec<Sample>,
+    pub(crate) replays: Vec<ReplaySample>,
 }

@@ -45,6 +45,33 @@ fn nodes_keep_the_partitions_and_the_order_they_were_captured_with() {
     assert!(trace.windows(2).all(|pair| pair[1].ready >= pair[0].ended));
 }
 
+/// The order in which three launches of a graph and one of another stream run, which comes while the first of them fills the GPU.
+fn order_beside_another_stream(follow: impl Fn(Job) -> Job) -> Vec<&'static str> {
+    let gpu = Gpu::h200();
+    let (ours, theirs) = (gpu.stream(PartitionId::WHOLE), gpu.stream(PartitionId::WHOLE));
+    let job = |name| Job::new(name, 64_000_000_000, 0).tiles(132);
+    let graph = gpu.capture(ours, || {
+        gpu.launch(ours, job("first"));
+        gpu.launch(ours, follow(job("second")));
+        gpu.launch(ours, follow(job("third")));
+    });
+    gpu.replay(&graph, ours);
+    gpu.device.pass_time(gpu.device.now() + Duration::from_micros(60));
+    gpu.launch(theirs, job("other"));
+    gpu.synchronize(ours);
+    gpu.synchronize(theirs);
+    let mut trace = gpu.sim.take_trace();
+    trace.sort_by_key(|kernel| kernel.started);
+    assert!(trace.windows(2).all(|pair| pair[1].started >= pair[0].ended), "each fills the GPU: {trace:?}");
+    trace.iter().map(|kernel| kernel.symbol).collect()
+}
+
+#[test]
+fn a_launch_that_may_overlap_queues_ahead_of_others_that_come_while_the_one_before_it_runs() {
+    assert_eq!(order_beside_another_stream(|job| job), ["first", "other", "second", "third"]);
+    assert_eq!(order_beside_another_stream(Job::overlapping), ["first", "second", "other", "third"]);
+}
+
 #[test]
 fn forked_branches_of_a_graph_run_side_by_side() {
     let gpu = Gpu::h200();

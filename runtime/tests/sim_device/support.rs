@@ -18,6 +18,7 @@ pub struct Job {
     pub blocks_per_sm: u32,
     pub tiles: u32,
     pub elastic: bool,
+    pub overlaps: bool,
     pub grant: DevicePtr,
     pub progress: DevicePtr,
     pub joins: u32,
@@ -34,6 +35,7 @@ impl Job {
             blocks_per_sm: 1,
             tiles: 132,
             elastic: false,
+            overlaps: false,
             grant: DevicePtr::NULL,
             progress: DevicePtr::NULL,
             joins: 0,
@@ -60,6 +62,11 @@ impl Job {
     /// Blocks that take tiles while `grant` holds their SM.
     pub fn elastic(self, grant: DevicePtr) -> Self {
         Self { elastic: true, grant, ..self }
+    }
+
+    /// Blocks that may come before the launch before it has ended.
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
     }
 }
 
@@ -105,7 +112,7 @@ impl Gpu {
             tiles: job.tiles,
             blocks_per_tile: 1,
             elastic: job.elastic,
-            programmatic: false,
+            programmatic: job.overlaps,
             params: Params::new(0_u32),
         };
         let tiles = TilesArg { progress: job.progress, grant: job.grant, count: job.tiles, joins: job.joins };
@@ -114,7 +121,7 @@ impl Gpu {
             launch: &launch,
             tiles,
             priority: job.priority,
-            overlaps: false,
+            overlaps: job.overlaps,
             key: job.key(),
             work: job.work,
         };

@@ -9,7 +9,10 @@ use smidgen_runtime::policy::{Ablations, Draft, Forecast, KernelDemand, Policy, 
 use smidgen_runtime::profile::Curve;
 use smidgen_runtime::tenant::TenantId;
 
-use crate::models::{GAP_US, bert_base, bert_large, gpu, h200, larger, latency_tenant, llama_step, request_us, throughput_tenant};
+use crate::models::{
+    GAP_US, bert_base, bert_large, decode_step, encode_64, gpu, h200, larger, latency_tenant, llama_step, prefill, request_us,
+    throughput_tenant,
+};
 
 fn without(list: &str) -> Slo {
     Slo::default().with_ablations(list.parse().unwrap())
@@ -86,6 +89,31 @@ fn a_latency_tenant_at_a_rate_is_sized_for_its_queue() {
     assert!(none <= low && low < high, "{none}, {low} and {high} TPCs");
     // More than can be served: as if the objective were out of reach.
     assert_eq!(sized(Some(10_000.0)), sized(Some(100_000.0)));
+}
+
+/// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
+#[test]
+fn decoding_at_a_third_of_its_rate_owns_the_sms_that_its_objective_takes_and_leaves_the_others() {
+    let decode = |slo_us| TenantDemand { rate: Some(363.0), ..latency_tenant(1, Some(slo_us), &decode_step()) };
+    for (neighbour, slo_us, tpcs) in [(prefill(), 3281, 40), (encode_64(), 3259, 41)] {
+        let tenants = [decode(slo_us), throughput_tenant(2, &neighbour)];
+        assert_eq!(owned(&plan(&tenants)), [tpcs, 66 - tpcs]);
+    }
+}
+
+/// p50 of the decoding tenant under `static-equal` in `results/h200/slo.json` and `slo-encoder.json`, in a closed loop.
+#[test]
+fn decoding_on_half_of_the_gpu_is_predicted_to_be_as_slow_as_it_was_beside_each_neighbour() {
+    for (neighbour, measured_us) in [(prefill(), 1065.0), (encode_64(), 1058.0)] {
+        let (mut slo_us, mut half) = (900, None);
+        while half.is_none() && slo_us < 2000 {
+            slo_us += 10;
+            let tenants = [latency_tenant(1, Some(slo_us), &decode_step()), throughput_tenant(2, &neighbour)];
+            half = (owned(&plan(&tenants)) == [33, 33]).then(|| forecast(&Slo::default(), &tenants, 1));
+        }
+        let error = half.unwrap().latency_us / measured_us - 1.0;
+        assert!((0.0..0.04).contains(&error), "{:+.1}%", 100.0 * error);
+    }
 }
 
 #[test]

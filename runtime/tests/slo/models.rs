@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
+pub use smidgen_runtime::policy::GAP_US;
 use smidgen_runtime::policy::{KernelDemand, TenantDemand};
 use smidgen_runtime::profile::{Curve, Profile};
 use smidgen_runtime::tenant::{Class, TenantId};
@@ -53,18 +54,68 @@ const BERT_LARGE: [(&str, u32); 7] = [
     ("gemm_bias_residual[1024x1024x4096]f16", 24),
 ];
 
-/// A decode step of Llama-3.2-1B at batch 8, from the published profile.
+/// What `results/h200/slo*.json` were measured with: the kernels of `profiles/h200.json`.
+const DECODE_STEP: [(&str, u32); 9] = [
+    ("embed[8x2048]f16", 1),
+    ("rms_norm_gemm_rotary_cached[8x3072x2048x8x64]f16", 16),
+    ("attention_decode[8x32x8x64x256]f16", 16),
+    ("gemm_residual[8x2048x2048]f16", 16),
+    ("rms_norm_gemm_silu_gate[8x16384x2048]f16", 16),
+    ("gemm_residual[8x2048x8192]f16", 16),
+    ("rms_norm[8x2048]f16", 1),
+    ("gemm_f32[8x128256x2048]f16", 1),
+    ("sample_tokens[8x128256]f16", 1),
+];
+const ENCODE_64: [(&str, u32); 7] = [
+    ("embed_layer_norm[8192x1024]f16", 1),
+    ("gemm_bias[8192x3072x1024]f16", 24),
+    ("attention_bidirectional[64x128x16x16x64]f16", 24),
+    ("gemm_bias_residual[8192x1024x1024]f16", 24),
+    ("layer_norm[8192x1024]f16", 48),
+    ("gemm_bias_gelu[8192x4096x1024]f16", 24),
+    ("gemm_bias_residual[8192x1024x4096]f16", 24),
+];
+const PREFILL: [(&str, u32); 11] = [
+    ("embed_rms_norm[8192x4096]f16", 1),
+    ("gemm[8192x6144x4096]f16", 32),
+    ("rotary_cached[8192x32x8x128]f16", 32),
+    ("attention_causal[1x8192x32x8x128x4096]f16", 32),
+    ("gemm_residual[8192x4096x4096]f16", 32),
+    ("rms_norm[8192x4096]f16", 63),
+    ("gemm_silu_gate[8192x28672x4096]f16", 32),
+    ("gemm_residual[8192x4096x14336]f16", 32),
+    ("rms_norm[1x4096]f16", 1),
+    ("gemm_f32[1x32000x4096]f16", 1),
+    ("sample_tokens[1x32000]f16", 1),
+];
+
+/// A decode step of Llama-3.2-1B at batch 8, from an earlier published profile.
 pub fn llama_step() -> Vec<KernelDemand> {
-    published(&LLAMA_STEP)
+    profiled("results/h200/profile-hopper.json", &LLAMA_STEP)
 }
 
-/// BERT-large at batch 8 and sequence 128, from the published profile.
+/// BERT-large at batch 8 and sequence 128, from an earlier published profile.
 pub fn bert_large() -> Vec<KernelDemand> {
-    published(&BERT_LARGE)
+    profiled("results/h200/profile-hopper.json", &BERT_LARGE)
 }
 
-fn published(launches: &[(&str, u32)]) -> Vec<KernelDemand> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../results/h200/profile-hopper.json");
+/// A decode step of Llama-3.2-1B at batch 8, from the shipped profile.
+pub fn decode_step() -> Vec<KernelDemand> {
+    profiled("profiles/h200.json", &DECODE_STEP)
+}
+
+/// BERT-large at batch 64 and sequence 128, from the shipped profile.
+pub fn encode_64() -> Vec<KernelDemand> {
+    profiled("profiles/h200.json", &ENCODE_64)
+}
+
+/// Mistral-7B over a prompt of 8192 tokens, from the shipped profile.
+pub fn prefill() -> Vec<KernelDemand> {
+    profiled("profiles/h200.json", &PREFILL)
+}
+
+fn profiled(profile: &str, launches: &[(&str, u32)]) -> Vec<KernelDemand> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(profile);
     let profile = Profile::read(&path).unwrap();
     let demand = |&(key, launches): &(&str, u32)| {
         let measured = &profile.kernels[key];
@@ -118,9 +169,6 @@ pub fn latency_tenant(id: u32, slo_us: Option<u64>, kernels: &[KernelDemand]) ->
 pub fn throughput_tenant(id: u32, kernels: &[KernelDemand]) -> TenantDemand {
     TenantDemand { id: TenantId(id), class: Class::Throughput, slo: None, rate: None, kernels: kernels.to_vec() }
 }
-
-/// What a launch takes besides its kernel, microseconds: `GAP_US` of the policy.
-pub const GAP_US: f64 = 0.6;
 
 /// A request in one partition of so many SMs, undisturbed.
 pub fn request_us(kernels: &[KernelDemand], sms: u16) -> f64 {

@@ -1,6 +1,7 @@
 //! What the tests of sessions and runtimes share: a simulated H200 that remembers its kernels, and kernels to launch on it.
 #![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 
+pub mod counting;
 pub mod idle;
 
 use std::path::Path;

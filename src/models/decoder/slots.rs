@@ -246,6 +246,11 @@ impl Executor for SlotBatch {
         Ok(self.session.begin_request()?)
     }
 
+    fn grow(&mut self) -> Result<(), BuildError> {
+        self.session.grow()?;
+        Ok(())
+    }
+
     fn end_request(&mut self) -> Result<(), BuildError> {
         Ok(self.session.end_request()?)
     }

@@ -58,6 +58,15 @@ pub trait Executor {
         Ok(())
     }
 
+    /// Hears that it is being waited for: on a shared GPU, the launch that runs may use SMs that came back since it began
+    /// ([`Session::grow`](smidgen_runtime::launch::Session::grow)).
+    ///
+    /// # Errors
+    /// What the device says.
+    fn grow(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Hears that every step was collected and none follows for now
     /// ([`Session::end_request`](smidgen_runtime::launch::Session::end_request)).
     ///

@@ -8,6 +8,8 @@
 //!   wave is taken to be the latency over the number of waves. This is when others slip in between persistent kernels.
 //! - A block of an elastic kernel leaves, at its next tile, an SM that its grant does not hold, unless it is the last one. Blocks desynchronise after a few tiles, so
 //!   of the blocks that must leave, a quarter goes after each quarter of a tile. The same holds for ending blocks that make room.
+//! - A launch that may overlap the end of the one before it on its stream queues from the moment when all blocks of that one are placed: launches of others that
+//!   arrive later come after it. Its blocks take the room that blocks of the one before leave in its last wave, and wait there for its end.
 //! - Placement is breadth-first: the emptiest SM first, the first SM of every TPC before the second ones.
 //!
 //! How fast the blocks get their work done is set in [`rates`]. No block is an object, so that an event costs time in proportion to the SMs and
@@ -320,6 +322,10 @@ impl Blocks {
                 let allowed = kernel.partition.without(kept_off[kernel.space]);
                 let was_placed = kernel.started > 0;
                 self.place(&mut kernel, allowed);
+                if kernel.followed && kernel.next_seq.is_none() && kernel.pending() == 0 {
+                    kernel.next_seq = Some(self.next_seq);
+                    self.next_seq += 1;
+                }
                 if !was_placed && kernel.started > 0 {
                     kernel.started_at = now;
                     if kernel.owner.is_none() {

@@ -15,10 +15,10 @@
 use super::config::SimConfig;
 use super::cost::{CostModel, KernelCost};
 
-/// The share of the GPU's tensor-core rate at which the first effect saturates. Fitted, to what Llama-3.2-1B decode steps lose to BERT-large
-/// on the other SMs (see `tests/colocation_forecast.rs`): the kernels of `mma.sync` with tiles of 64 x 128 read an operand twice as often for
-/// each multiplication as cuBLAS does, and fill the crossbar at a lower rate of arithmetic. 0.15 and 0.5 would be 3% off either way.
-const SATURATION: f64 = 0.25;
+/// The share of the GPU's tensor-core rate at which the first effect saturates. Fitted, to what Llama-3.2-1B decode steps lose to BERT-large and to a prefill on
+/// the other SMs (results/h200/slo*.json): on 66 SMs nothing between 0.15 and 0.5 tells from another, and on 116 they lose a tenth to neighbours that keep an
+/// eighth of the tensor cores busy on 16.
+const SATURATION: f64 = 0.5;
 
 /// One running kernel, as the model sees it.
 #[derive(Debug, Clone, Copy)]

@@ -228,15 +228,15 @@ impl Engine {
     fn happen(&mut self, occasion: Occasion) {
         match occasion {
             Occasion::Visible { stream } => self.runnable.push_back(stream),
-            Occasion::Start { stream, spec } => self.submit(spec, Source::Stream(stream), stream),
-            Occasion::Node { run, node } => self.start_node(run, node),
+            Occasion::Start { stream, spec } => self.submit(spec, Source::Stream(stream), stream, None),
+            Occasion::Node { run, node } => self.start_node(run, node, None),
             Occasion::Done { source, write } => {
                 if let Some(write) = write {
                     self.memory.apply(&write);
                     let (address, bytes) = write.range();
                     self.blocks.written(address, bytes, &self.memory, self.now);
                 }
-                self.done(source);
+                self.done(source, None);
             }
             Occasion::Blocks(timer) => self.blocks.fire(timer, self.now),
             Occasion::Slices(turn) => {
@@ -283,6 +283,7 @@ impl Engine {
             }
             let Some(Queued { op, .. }) = state.queue.pop_front() else { return };
             let start = state.not_before.max(self.now);
+            let kept = state.kept_seq.take();
             state.busy = !matches!(op, Op::Record { .. } | Op::Wait { .. });
             match op {
                 Op::Record { event, mark } => self.reach(event, mark),
@@ -290,7 +291,8 @@ impl Engine {
                     let gap = nanos(self.config.kernel_gap + self.config.event_gap);
                     state.not_before = state.not_before.max(self.now + gap);
                 }
-                Op::Kernel(spec) if start == self.now => self.submit(spec, Source::Stream(stream), stream),
+                Op::Kernel(spec) if start == self.now => self.submit(spec, Source::Stream(stream), stream, None),
+                Op::Kernel(spec) if spec.overlaps && kept.is_some() => self.submit(spec, Source::Stream(stream), stream, kept),
                 Op::Kernel(spec) => self.agenda.push(start, Occasion::Start { stream, spec }),
                 Op::Write(write) => {
                     let at = self.write_end(&write);
@@ -330,14 +332,14 @@ impl Engine {
         }
     }
 
-    fn start_node(&mut self, run: usize, node: u32) {
+    fn start_node(&mut self, run: usize, node: u32, kept: Option<u64>) {
         let Some(replay) = self.runs.get(run).and_then(Option::as_ref) else { return };
         let Some(definition) = replay.graph.nodes.get(node as usize) else { return };
         let source = Source::Node { run, node };
         match definition.work.clone() {
             NodeWork::Kernel(spec) => {
                 let stream = definition.stream;
-                self.submit(spec, source, stream);
+                self.submit(spec, source, stream, kept);
             }
             NodeWork::Write(write) => {
                 let at = self.write_end(&write);
@@ -346,9 +348,15 @@ impl Engine {
         }
     }
 
-    fn submit(&mut self, spec: Arc<KernelSpec>, source: Source, stream: usize) {
+    /// Hands a launch to the block scheduler, with the number that was kept for it where it overlaps the one before.
+    fn submit(&mut self, spec: Arc<KernelSpec>, source: Source, stream: usize, kept: Option<u64>) {
         let Some(state) = self.streams.get(stream) else { return };
-        let origin = Origin { source, stream, partition: state.sms, space: state.space };
+        let followed = match source {
+            Source::Stream(stream) => self.streams.get(stream).is_some_and(|state| state.is_followed(self.now)),
+            Source::Node { run, node } => self.runs.get(run).and_then(Option::as_ref).is_some_and(|run| run.graph.is_followed(node)),
+        };
+        let kept = kept.map(|seq| (seq, nanos(self.config.kernel_gap)));
+        let origin = Origin { source, stream, partition: state.sms, space: state.space, followed, kept };
         if !self.blocks.submit(spec, origin, &self.memory, self.now) {
             let at = self.now + nanos(self.config.shortest_kernel);
             self.agenda.push(at, Occasion::Done { source, write: None });
@@ -368,16 +376,17 @@ impl Engine {
                 tpcs: kernel.touched.tpcs(self.config.topology.sms_per_tpc),
             });
         }
-        self.done(kernel.source);
+        self.done(kernel.source, kernel.next_seq);
     }
 
-    /// What `source` stands for is done: its stream, or the nodes after it, go on.
-    fn done(&mut self, source: Source) {
+    /// What `source` stands for is done: its stream, or the nodes after it, go on. `kept` is the number of a launch after it that overlaps it.
+    fn done(&mut self, source: Source, kept: Option<u64>) {
         match source {
             Source::Stream(stream) => {
                 if let Some(state) = self.streams.get_mut(stream) {
                     state.busy = false;
                     state.not_before = self.now + nanos(self.config.kernel_gap);
+                    state.kept_seq = kept;
                     self.runnable.push_back(stream);
                 }
             }
@@ -399,12 +408,15 @@ impl Engine {
                     }
                 }
                 for node in ready {
-                    let hops = graph.nodes.get(node as usize).is_some_and(|node| node.hops);
-                    self.agenda.push(if hops { hop_gap } else { gap }, Occasion::Node { run, node });
+                    let Some(next) = graph.nodes.get(node as usize) else { continue };
+                    match kept.filter(|_| next.overlaps()) {
+                        Some(seq) => self.start_node(run, node, Some(seq)),
+                        None => self.agenda.push(if next.hops { hop_gap } else { gap }, Occasion::Node { run, node }),
+                    }
                 }
                 if left == 0 {
                     self.runs[run] = None;
-                    self.done(Source::Stream(stream));
+                    self.done(Source::Stream(stream), None);
                 }
             }
         }

@@ -24,6 +24,13 @@ pub(super) struct Node {
     pub(super) hops: bool,
 }
 
+impl Node {
+    /// Whether it is a launch that may begin before the one before it has ended.
+    pub(super) fn overlaps(&self) -> bool {
+        self.predecessors == 1 && !self.hops && matches!(&self.work, NodeWork::Kernel(spec) if spec.overlaps)
+    }
+}
+
 /// An instantiated graph.
 #[derive(Debug, Default)]
 pub(super) struct GraphDef {
@@ -31,6 +38,12 @@ pub(super) struct GraphDef {
 }
 
 impl GraphDef {
+    /// Whether a launch that overlaps follows a node.
+    pub(super) fn is_followed(&self, node: u32) -> bool {
+        let overlaps = |successor: &u32| self.nodes.get(*successor as usize).is_some_and(Node::overlaps);
+        self.nodes.get(node as usize).is_some_and(|node| node.successors.iter().any(overlaps))
+    }
+
     pub(super) fn roots(&self) -> impl Iterator<Item = u32> {
         self.nodes.iter().enumerate().filter(|(_, node)| node.predecessors == 0).map(|(at, _)| at as u32)
     }

@@ -30,6 +30,8 @@ pub(super) struct KernelSpec {
     pub(super) progress: u64,
     pub(super) joins: u32,
     pub(super) priority: Priority,
+    /// Whether its blocks may come before the launch before it on its stream has ended.
+    pub(super) overlaps: bool,
 }
 
 impl KernelSpec {
@@ -55,6 +57,10 @@ pub(super) struct Kernel {
     pub(super) source: Source,
     /// The stream it was enqueued or captured on.
     pub(super) stream: usize,
+    /// Whether a launch that overlaps comes next.
+    pub(super) followed: bool,
+    /// The number that this next launch will have, once all blocks of this one are placed.
+    pub(super) next_seq: Option<u64>,
     /// Number of the launch, by which equal priorities are ordered.
     pub(super) seq: u64,
     pub(super) partition: SmSet,
@@ -98,14 +104,21 @@ pub(super) struct Origin {
     pub(super) stream: usize,
     pub(super) partition: SmSet,
     pub(super) space: usize,
+    /// Whether a launch that overlaps comes next.
+    pub(super) followed: bool,
+    /// Where it overlaps: the number that was kept for it, and how long its blocks wait on their SMs before they work.
+    pub(super) kept: Option<(u64, u64)>,
 }
 
 impl Kernel {
     pub(super) fn new(spec: Arc<KernelSpec>, origin: Origin, seq: u64, held: Option<SmSet>, now: u64) -> Self {
+        let (seq, waits) = origin.kept.unwrap_or((seq, 0));
         Self {
             spec,
             source: origin.source,
             stream: origin.stream,
+            followed: origin.followed,
+            next_seq: None,
             seq,
             partition: origin.partition,
             held,
@@ -115,7 +128,7 @@ impl Kernel {
             started: 0,
             left: 1.0,
             rate: 0.0,
-            as_of: now,
+            as_of: now + waits,
             ends_at: u64::MAX,
             left_then: 1.0,
             tail_at: u64::MAX,
@@ -140,8 +153,8 @@ impl Kernel {
 
     /// Does the work of the time until `now`.
     pub(super) fn advance(&mut self, now: u64) {
-        self.left = (self.left - self.rate * (now - self.as_of) as f64).max(0.0);
-        self.as_of = now;
+        self.left = (self.left - self.rate * now.saturating_sub(self.as_of) as f64).max(0.0);
+        self.as_of = self.as_of.max(now);
     }
 
     /// Blocks that wait for room. An elastic block stays until the tiles run out; other blocks end one by one as the work is done.
@@ -185,7 +198,8 @@ impl Kernel {
         // progress count as parts of tiles, which tells little of the last of a few waves.
         let as_profiled = self.left_then == 1.0 && self.resident == self.spec.grid && waves > 1.0;
         let known = as_profiled || waves >= 4.0;
-        let has_tail = known && last < self.resident && self.tail.is_none() && self.joiners.is_empty();
+        // Blocks that end early make room for those of the next launch, which wait there for the end of this one.
+        let has_tail = known && last < self.resident && self.tail.is_none() && self.joiners.is_empty() && !self.followed;
         let before = (self.left - self.left_then / waves).max(0.0);
         self.tail_at = if has_tail { self.as_of.saturating_add((before / self.rate).ceil() as u64) } else { u64::MAX };
     }

@@ -356,6 +356,7 @@ impl Device for SimDevice {
             progress: request.tiles.progress.0,
             joins: request.tiles.joins,
             priority: request.priority,
+            overlaps: request.overlaps,
         });
         match engine.streams[stream].capture {
             Some(_) => capture_node(engine, stream, NodeWork::Kernel(spec)),

@@ -46,6 +46,8 @@ pub(super) struct Stream {
     pub(super) busy: bool,
     /// When the next kernel may start: a gap after the one before.
     pub(super) not_before: u64,
+    /// The number kept for a launch that overlaps the one that has just ended.
+    pub(super) kept_seq: Option<u64>,
     /// When the host has issued what it was told so far.
     pub(super) host: u64,
     /// The capture that the stream takes part in.
@@ -56,7 +58,23 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(partition: u32, sms: SmSet, space: usize) -> Self {
-        Self { partition, sms, space, queue: VecDeque::new(), busy: false, not_before: 0, host: 0, capture: None, destroyed: false }
+        Self {
+            partition,
+            sms,
+            space,
+            queue: VecDeque::new(),
+            busy: false,
+            not_before: 0,
+            kept_seq: None,
+            host: 0,
+            capture: None,
+            destroyed: false,
+        }
+    }
+
+    /// Whether a launch that overlaps was issued to follow what runs now.
+    pub(super) fn is_followed(&self, now: u64) -> bool {
+        self.queue.front().is_some_and(|next| next.visible <= now && matches!(&next.op, Op::Kernel(spec) if spec.overlaps))
     }
 
     pub(super) fn is_idle(&self) -> bool {

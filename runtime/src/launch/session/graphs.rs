@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{PROGRESSES, Session};
-use crate::device::Graph;
+use super::{PROGRESSES, SeenKernel, Session};
+use crate::device::{DeviceError, Graph, GraphId};
+use crate::launch::capture::{GraphBody, GraphKernel};
 use crate::launch::{CapturedGraph, GraphLimits, LaunchError, WorkId};
 
 impl Session {
@@ -35,7 +36,7 @@ impl Session {
         self.captured = [0; PROGRESSES];
         self.captured_long.clear();
         self.follows_launch = false;
-        self.launches_before_capture = self.stats.launches;
+        self.launches_before_capture = (self.stats.launches, self.seen.iter().map(|seen| seen.launches).collect());
         Ok(())
     }
 
@@ -48,9 +49,15 @@ impl Session {
         let joined = self.hop(origin);
         let graph = self.end_capture(origin);
         joined?;
-        let launches = self.stats.launches - self.launches_before_capture;
+        let (before, by_kernel) = std::mem::take(&mut self.launches_before_capture);
+        let captured = |(at, seen): (usize, &SeenKernel)| {
+            let launches = seen.launches.saturating_sub(by_kernel.get(at).copied().unwrap_or(0));
+            (launches > 0).then(|| GraphKernel { kernel: seen.key.fingerprint(), sms: self.resolved[at].sms, launches })
+        };
+        let kernels = self.seen.iter().enumerate().filter_map(captured).collect();
         let long = std::mem::take(&mut self.captured_long).into();
-        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), launches, elastic: self.captured, long })
+        let body = GraphBody { launches: self.stats.launches - before, kernels, elastic: self.captured, long };
+        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), body: Arc::new(body) })
     }
 
     pub(super) fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -77,10 +84,7 @@ impl Session {
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
         self.follow_plan()?;
         self.settle();
-        self.device.replay(graph.graph.id(), self.stream())?;
-        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
-        self.replayed(graph.elastic);
-        Ok(())
+        Ok(self.run(graph.graph.id(), Arc::clone(&graph.body))?)
     }
 
     /// Lends what is due, on the way.
@@ -91,15 +95,24 @@ impl Session {
         }
     }
 
-    /// Notes a replay of a graph with so many elastic launches on each counter.
+    /// Replays a graph that launches `body`.
     #[inline]
-    pub(super) fn replayed(&mut self, elastic: [u32; PROGRESSES]) {
-        self.follows_launch = false;
-        for (epoch, launches) in self.epochs.iter_mut().zip(elastic) {
+    fn run(&mut self, graph: GraphId, body: Arc<GraphBody>) -> Result<(), DeviceError> {
+        let stream = self.stream();
+        if self.probe.is_replay_due() {
+            self.probe.replay(&*self.device, stream, graph, &body)?;
+        } else {
+            self.device.replay(graph, stream)?;
+        }
+        let first = self.epochs;
+        for (epoch, launches) in self.epochs.iter_mut().zip(body.elastic) {
             *epoch = epoch.wrapping_add(launches);
         }
+        self.growth.replayed(body, first, || self.grant.held());
+        self.follows_launch = false;
         self.stats.replays += 1;
         self.probe.replayed(&*self.device, self.lanes[self.current].partition, self.stats);
+        Ok(())
     }
 
     /// Replays the kept graph of `work` that was captured under such a plan as is in force, if there is one: whether there is. While the plan
@@ -111,10 +124,8 @@ impl Session {
         self.follow_plan()?;
         self.settle();
         let Some(graph) = self.graphs.find(work) else { return Ok(false) };
-        let elastic = graph.elastic;
-        self.device.replay(graph.graph.id(), self.lanes[self.current].stream.id())?;
-        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
-        self.replayed(elastic);
+        let (graph, body) = (graph.graph.id(), Arc::clone(&graph.body));
+        self.run(graph, body)?;
         Ok(true)
     }
 
@@ -151,9 +162,7 @@ impl Session {
         }
         let graph = self.capture(body)?;
         // Also where another plan has come into force meanwhile: the request follows the plan that it began under.
-        self.device.replay(graph.graph.id(), self.stream()).map_err(LaunchError::from)?;
-        self.growth.replayed(&graph.long, self.epochs, || self.grant.held());
-        self.replayed(graph.elastic);
+        self.run(graph.graph.id(), Arc::clone(&graph.body)).map_err(LaunchError::from)?;
         self.graphs.keep(work, graph, &self.layout);
         Ok(())
     }

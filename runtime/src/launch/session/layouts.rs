@@ -9,6 +9,10 @@ use crate::launch::capture::Layout;
 use crate::launch::plan::Placement;
 use crate::partition::PartitionRef;
 
+/// Streams that no layout needs and that are kept all the same: plans come back, and to make a stream in a partition takes hundreds of microseconds while
+/// kernels run.
+const SPARE_LANES: usize = 4;
+
 /// A layout that is not followed any more.
 pub(super) struct LeftLayout {
     pub(super) layout: Arc<Layout>,
@@ -78,7 +82,7 @@ impl Session {
         Ok(())
     }
 
-    /// Lets go of layouts that nothing needs any more, then of the streams that only they used, and finds the placements of all known kernels
+    /// Lets go of layouts that nothing needs any more, then of streams that only they used, but for a few, and finds the placements of all known kernels
     /// among those that stay.
     fn let_go(&mut self) -> Result<(), LaunchError> {
         let stream = self.stream();
@@ -103,8 +107,16 @@ impl Session {
         let needed =
             |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
         let mut lanes = std::mem::take(&mut self.lanes);
-        let current = lanes.swap_remove(self.current);
-        lanes.retain(needed);
+        let current = lanes.remove(self.current);
+        let is_scarce = lanes.iter().any(|lane| lane._reference.as_ref().is_some_and(PartitionRef::is_scarce));
+        let spare = if is_scarce { 0 } else { SPARE_LANES };
+        let mut too_many = lanes.iter().filter(|lane| !needed(lane)).count().saturating_sub(spare);
+        // The oldest come first.
+        lanes.retain(|lane| {
+            let goes = too_many > 0 && !needed(lane);
+            too_many -= usize::from(goes);
+            !goes
+        });
         // The end of the chain is there, whether or not anything else will be.
         lanes.push(current);
         self.current = lanes.len() - 1;

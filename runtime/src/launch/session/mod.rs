@@ -126,7 +126,8 @@ pub struct Session {
     graphs: GraphCache,
     /// The lane on which the capture in progress began.
     capturing: Option<usize>,
-    launches_before_capture: u64,
+    /// In all, and by kernel index.
+    launches_before_capture: (u64, Vec<u32>),
     lanes: Vec<Lane>,
     current: usize,
     index: KeyIndex,
@@ -200,7 +201,7 @@ impl Session {
             left: Vec::new(),
             graphs: GraphCache::default(),
             capturing: None,
-            launches_before_capture: 0,
+            launches_before_capture: (0, Vec::new()),
             lanes: Vec::new(),
             current: 0,
             index: KeyIndex::default(),

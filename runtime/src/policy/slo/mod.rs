@@ -45,6 +45,7 @@ mod switches;
 mod throughput;
 
 pub use ablation::{Ablations, UnknownAblation};
+pub(crate) use replan::CLOSE;
 pub use replan::{Adjustments, Event, Observation, Replanner};
 
 use placement::{Rooms, place};
@@ -52,10 +53,6 @@ use scene::Scene;
 
 /// The part of an SLO that a predicted latency may take, unless told otherwise: the rest is for queues, phases and the model's error.
 const MARGIN: f64 = 0.9;
-
-/// Between two launches of a request, each waiting for the one before: profiles hold each kernel's own time. Whole requests of Llama-3.2-1B and BERT-base took
-/// 0.5 to 0.67 us a launch more on an H200 than their kernels.
-const GAP_US: f64 = 0.6;
 
 /// What a launch in another partition than the one before loses: kernels alternating between two green contexts in one graph take 0.7 us a node
 /// more than on one stream.
@@ -158,6 +155,10 @@ impl Policy for Slo {
 
     fn adjust(&mut self, adjustments: Adjustments) {
         self.adjustments = adjustments;
+    }
+
+    fn slowdowns(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
+        self.forecast(topology, tenants).into_iter().map(|(id, forecast)| (id, forecast.slowdown)).collect()
     }
 
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {

@@ -7,14 +7,19 @@
 //! | what is seen of a tenant | what changes | when |
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
-//! | clearly more than 1% of its requests miss | its margin goes one step down: its part is sized for less than its SLO | after 2 windows in succession |
-//! | none misses | its margin goes one step up, towards the default | after `calm` windows in succession, at first 30 |
+//! | clearly more than 1% of its requests miss | its margin goes one step down: its part grows | after 2 verdicts in succession, then 4, 8, ...; at once where the last step was up |
+//! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 6 |
 //! | it finishes nothing, and has nothing to do | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
 //! | it works again | it gets its part back | at once |
 //!
+//! A verdict is on 200 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
+//! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective.
+//!
 //! **Hysteresis.** A step up that is followed by a step down doubles `calm`, and idleness that ends doubles `patience`, each up to 1024 windows: a
 //! tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
-//! 1024 windows in the end. After each change two windows are not judged: sessions capture their graphs anew, and requests wait for that. Windows with few requests are added up until they hold 100, so that one slow request changes nothing.
+//! 1024 windows in the end. Each step down that follows another waits for twice as many verdicts, since a tenant that the last steps did not help is hardly
+//! helped by the next, and each plan costs its neighbours new graphs. After each change four windows are not judged: sessions capture their graphs anew,
+//! requests wait for that, and those that wait make others wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,18 +27,22 @@ use crate::tenant::{Class, TenantId};
 
 use super::MARGIN;
 
-/// Margins, from the default down, first in small steps: where a request's time hardly depends on its SMs, a small step costs its neighbours many. Below
-/// the last one a tenant cannot be helped by SMs.
-const MARGINS: [f64; 10] = [MARGIN, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.42, 0.35];
+/// Margins from the loosest to the tightest, the default among them. Near it in small steps: where a request's time hardly depends on its SMs, a small step
+/// costs its neighbours many. Above the first one the forecast is wrong beyond repair; below the last one a tenant cannot be helped by SMs.
+const MARGINS: [f64; 17] = [1.3, 1.22, 1.15, 1.09, 1.04, 0.99, 0.945, MARGIN, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.42, 0.35];
+/// Where in [`MARGINS`] the default is.
+const DEFAULT_STEP: usize = 7;
+/// The part of its objective beyond which a request has nearly missed it. A step up makes requests at most 6% longer.
+pub(crate) const CLOSE: f64 = 0.9;
 /// Requests that a verdict on misses needs.
-const ENOUGH_REQUESTS: u64 = 100;
+const ENOUGH_REQUESTS: u64 = 200;
 /// One miss in so many requests is tolerated: the SLO is one of the 99th percentile.
 const TOLERATED: f64 = 100.0;
-const BAD_WINDOWS: u32 = 2;
-const CALM_WINDOWS: u32 = 30;
+const BAD_VERDICTS: u32 = 2;
+const CALM_VERDICTS: u32 = 6;
 const IDLE_WINDOWS: u32 = 5;
 /// Windows after a change in which latencies say nothing of the new plan yet.
-const SETTLING_WINDOWS: u32 = 2;
+const SETTLING_WINDOWS: u32 = 4;
 const MOST_WINDOWS: u32 = 1024;
 
 /// What a plan is made with besides topology, tenants and profiles.
@@ -54,6 +63,8 @@ pub struct Observation {
     pub requests: u64,
     /// How many of them took longer than its SLO.
     pub missed: u64,
+    /// How many of them took longer than nine tenths of it, those that missed included.
+    pub close: u64,
     /// Whether it has unfinished ones: then it is not idle, however long they take.
     pub working: bool,
 }
@@ -82,17 +93,40 @@ struct Watched {
     class: Class,
     /// Of [`MARGINS`].
     step: usize,
-    /// Requests and misses that no verdict was given on yet.
-    requests: u64,
-    missed: u64,
+    /// What no verdict was given on yet.
+    pending: Tally,
+    /// What the verdicts were given on since the last bad one, or the last step.
+    spell: Tally,
+    /// Verdicts in succession.
     bad: u32,
     good: u32,
+    /// Bad verdicts in succession that a step down takes.
+    insistence: u32,
+    /// Verdicts without a bad one that a step up takes.
     calm: u32,
     /// Whether the last change of the margin was a step up.
     loosened: bool,
     quiet: u32,
     patience: u32,
     idle: bool,
+}
+
+/// Requests, and how they kept their objective.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    requests: u64,
+    missed: u64,
+    close: u64,
+}
+
+impl Tally {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            missed: self.missed.saturating_add(other.missed),
+            close: self.close.saturating_add(other.close),
+        }
+    }
 }
 
 impl Replanner {
@@ -114,10 +148,10 @@ impl Replanner {
 
     /// What the next plan is to be made with.
     pub fn adjustments(&self) -> Adjustments {
-        let tightened = self.tenants.iter().filter(|(_, watched)| watched.step > 0);
+        let moved = self.tenants.iter().filter(|(_, watched)| watched.step != DEFAULT_STEP);
         let idle = self.tenants.iter().filter(|(_, watched)| watched.idle);
         Adjustments {
-            margins: tightened.map(|(&tenant, watched)| (tenant, MARGINS[watched.step])).collect(),
+            margins: moved.map(|(&tenant, watched)| (tenant, MARGINS[watched.step])).collect(),
             idle: idle.map(|(&tenant, _)| tenant).collect(),
         }
     }
@@ -127,13 +161,11 @@ impl Replanner {
         self.settling = self.settling.saturating_sub(1);
         let mut changed = false;
         for (tenant, watched) in &mut self.tenants {
-            let of_tenant = observed.iter().filter(|observation| observation.tenant == *tenant);
-            let sum = |(requests, missed, working): (u64, u64, bool), one: &Observation| {
-                (requests.saturating_add(one.requests), missed.saturating_add(one.missed), working || one.working)
-            };
-            let (requests, missed, working) = of_tenant.fold((0, 0, false), sum);
-            changed |= watched.work(requests > 0 || working);
-            changed |= judged && watched.misses(requests, missed);
+            let of_tenant = || observed.iter().filter(|observation| observation.tenant == *tenant);
+            let sum = |sum: Tally, one: &Observation| sum.plus(Tally { requests: one.requests, missed: one.missed, close: one.close });
+            let did = of_tenant().fold(Tally::default(), sum);
+            changed |= watched.work(did.requests > 0 || of_tenant().any(|observation| observation.working));
+            changed |= judged && watched.judge(did);
         }
         changed
     }
@@ -143,12 +175,13 @@ impl Watched {
     const fn new(class: Class) -> Self {
         Self {
             class,
-            step: 0,
-            requests: 0,
-            missed: 0,
+            step: DEFAULT_STEP,
+            pending: Tally { requests: 0, missed: 0, close: 0 },
+            spell: Tally { requests: 0, missed: 0, close: 0 },
             bad: 0,
             good: 0,
-            calm: CALM_WINDOWS,
+            insistence: BAD_VERDICTS,
+            calm: CALM_VERDICTS,
             loosened: false,
             quiet: 0,
             patience: IDLE_WINDOWS,
@@ -172,20 +205,20 @@ impl Watched {
     }
 
     /// Whether the margin changed.
-    fn misses(&mut self, requests: u64, missed: u64) -> bool {
-        self.requests = self.requests.saturating_add(requests);
-        self.missed = self.missed.saturating_add(missed);
-        if self.requests < ENOUGH_REQUESTS {
+    fn judge(&mut self, did: Tally) -> bool {
+        self.pending = self.pending.plus(did);
+        if self.pending.requests < ENOUGH_REQUESTS {
             return false;
         }
-        let bad = self.missed as f64 > certainly_more(self.requests as f64 / TOLERATED);
-        let good = self.missed == 0;
-        (self.requests, self.missed) = (0, 0);
-        self.bad = if bad { self.bad + 1 } else { 0 };
-        self.good = if good { self.good.saturating_add(1) } else { 0 };
-        if self.bad >= BAD_WINDOWS {
-            return self.tighten();
+        let judged = std::mem::take(&mut self.pending);
+        if judged.missed as f64 > certainly_more(judged.requests as f64 / TOLERATED) {
+            (self.good, self.spell) = (0, Tally::default());
+            self.bad += 1;
+            return (self.loosened || self.bad >= self.insistence) && self.tighten();
         }
+        self.bad = 0;
+        self.good = self.good.saturating_add(1);
+        self.spell = self.spell.plus(judged);
         self.good >= self.calm && self.loosen()
     }
 
@@ -196,15 +229,20 @@ impl Watched {
         }
         if self.loosened {
             self.calm = doubled(self.calm);
+        } else {
+            self.insistence = doubled(self.insistence);
         }
         self.loosened = false;
         self.step += 1;
         true
     }
 
+    /// After a calm spell, one step up if it leaves room for that.
     fn loosen(&mut self) -> bool {
+        let spell = std::mem::take(&mut self.spell);
         self.good = 0;
-        if self.step == 0 {
+        self.insistence = BAD_VERDICTS;
+        if self.step == 0 || spell.close as f64 * TOLERATED >= spell.requests as f64 {
             return false;
         }
         self.loosened = true;
@@ -213,9 +251,10 @@ impl Watched {
     }
 }
 
-/// How many of `expected` misses are too many to be chance: two standard deviations more, of counts that are Poisson's.
+/// How many of `expected` misses are too many to be chance: three standard deviations more, of counts that are Poisson's. With two, queues were taken for
+/// undersized: their misses come in groups.
 fn certainly_more(expected: f64) -> f64 {
-    expected + 2.0 * expected.sqrt()
+    expected + 3.0 * expected.sqrt()
 }
 
 fn doubled(windows: u32) -> u32 {

@@ -2,10 +2,9 @@
 
 use crate::device::{Sms, Topology};
 use crate::partition::rungs;
-use crate::policy::{KernelDemand, TenantDemand};
+use crate::policy::{GAP_US, KernelDemand, TenantDemand};
 use crate::profile::Curve;
 
-use super::GAP_US;
 use super::contention::{Load, read_rate};
 
 /// The sizes at which requests are tabulated: the ladder's rungs, and between them every whole TPC.

@@ -36,7 +36,7 @@ impl Blocks {
             if let Some(kernel) = self.kernel_mut(id) {
                 kernel.rate = demand.rate();
                 kernel.expect_tail();
-                kernel.ends_at = now.saturating_add((kernel.left / kernel.rate).ceil() as u64);
+                kernel.ends_at = kernel.as_of.max(now).saturating_add((kernel.left / kernel.rate).ceil() as u64);
             }
         }
         (self.active, self.demands) = (active, demands);
