@@ -21,7 +21,7 @@ mod gpu {
     use smidgen::kernels::random::{Distribution, RandomWeights};
     use smidgen_runtime::device::cuda::CudaDevice;
     use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, LaunchRequest, PartitionId, Priority, Sms, StreamId};
-    use smidgen_runtime::launch::{Kernel, TilesArg};
+    use smidgen_runtime::launch::{Kernel, TILE_PROGRESS_BYTES, TilesArg};
     use smidgen_runtime::partition::TpcSet;
 
     const SM_COUNTS: [u16; 5] = [8, 16, 34, 66, 132];
@@ -78,7 +78,7 @@ mod gpu {
             device.bind_thread()?;
             device.load(FATBIN.ok_or(DeviceError::NoKernels)?)?;
             let whole = device.create_stream(PartitionId::WHOLE, Priority::Normal)?;
-            let progress = Buffer::new(&device, 16)?;
+            let progress = Buffer::new(&device, TILE_PROGRESS_BYTES)?;
             device.fill(whole, progress.ptr(), 0, progress.bytes())?;
             device.synchronize(whole)?;
             let all = device.topology().sms;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, LaunchRequest, Priority};
 use smidgen_runtime::launch::grant::Grant;
-use smidgen_runtime::launch::{Kernel, TilesArg};
+use smidgen_runtime::launch::{Kernel, TILE_PROGRESS_BYTES, TilesArg};
 use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::tenant::Class;
 
@@ -22,7 +22,7 @@ pub fn run(device: &Arc<dyn Device>) -> Result<Vec<Row>> {
     let (_, mut session) = admit(&runtime, Class::Throughput)?;
     // The runtime's own stay with its session: these launches go past it, so that one of the two forms can do without.
     // Two counters, which launches that overlap use in turn.
-    let (progress, grant) = (Buffer::new(device, 32)?, Grant::new(device)?);
+    let (progress, grant) = (Buffer::new(device, 2 * TILE_PROGRESS_BYTES)?, Grant::new(device)?);
     let (stream, marks) = (session.stream(), Marks::new(device)?);
     device.fill(stream, progress.ptr(), 0, progress.bytes())?;
     let mut rows = Vec::new();
@@ -33,7 +33,7 @@ pub fn run(device: &Arc<dyn Device>) -> Result<Vec<Row>> {
         let time = |elastic: bool| -> Result<f64> {
             let (key, work) = (product.gemm.key(), product.gemm.work());
             let launch_one = |at: u32, overlaps: bool| -> Result<()> {
-                let counter = progress.ptr().offset(u64::from(at % 2) * 16);
+                let counter = progress.ptr().offset(u64::from(at % 2) * TILE_PROGRESS_BYTES);
                 let [progress, grant] = [counter, grant.ptr()].map(|ptr| if elastic { ptr } else { DevicePtr::NULL });
                 let tiles = TilesArg { progress, grant, count: launch.tiles, joins: 0 };
                 let request = LaunchRequest { function, launch: &launch, tiles, priority: Priority::Normal, overlaps, key, work };

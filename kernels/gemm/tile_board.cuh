@@ -85,23 +85,21 @@ class TileBoard {
     __device__ void ask() const { mbarrier_arrive(asked_); }
 
     // The producer that asks for tiles, all lanes of it: whether the tile under way should be broken off.
-    __device__ bool is_wanted() const { return mbarrier_is_complete(wanted_, 0); }
+    __device__ bool is_wanted() const { return __any_sync(0xffffffff, mbarrier_is_complete(wanted_, 0)); }
 
     // One thread of the first block, in place of ask(), once: the `tile`-th of this worker's tiles is broken off after `steps` of its steps, a multiple of
     // STOP_GRAIN. Nobody may come that far before this returns.
     __device__ void stop(uint32_t tile, uint32_t steps) const {
-        for (uint32_t block = 0; block < PAIR; ++block) {
-            const uint32_t barrier = in_block(stopping_, block);
-            mbarrier_arrive_expect_in_cluster(barrier, 4);
-            store_async(in_block(stops_at_, block), tile << 16 | steps, barrier);
-        }
-        while (!mbarrier_is_complete(stopping_, 0)) {
-        }
+        tell(stops_at_, tile << 16 | steps, stopping_);
+        mbarrier_wait(stopping_, 0);
         ask();
     }
 
-    // Producers and consumers, after each multiple of STOP_GRAIN steps: whether the `tile`-th tile is broken off here.
-    __device__ bool stops_after(uint32_t tile, uint32_t steps) const { return is_stopping() && stops_at() == (tile << 16 | steps); }
+    // Producers and consumers, whole warps, after each multiple of STOP_GRAIN steps: whether the `tile`-th tile is broken off here. The vote lets the compiler
+    // know that the lanes agree.
+    __device__ bool stops_after(uint32_t tile, uint32_t steps) const {
+        return __any_sync(0xffffffff, is_stopping()) && __any_sync(0xffffffff, stops_at() == (tile << 16 | steps));
+    }
 
     __device__ uint32_t read(const Position &at) const {
         mbarrier_wait(full_ + at.stage * 8, at.parity);
@@ -150,14 +148,19 @@ class TileBoard {
 
     __device__ void write(const Position &at, uint32_t tile) const {
         mbarrier_wait(empty_ + at.stage * 8, at.parity ^ 1);
+        tell(tiles_ + at.stage * 4, tile, full_ + at.stage * 8);
+    }
+
+    // Stores a word in each block and completes a phase of a barrier there. A block that is not of a pair is no cluster, and has no asynchronous stores.
+    static __device__ void tell(uint32_t place, uint32_t word, uint32_t barrier) {
         if constexpr (PAIR == 1) {
-            asm volatile("st.shared.b32 [%0], %1;" ::"r"(tiles_ + at.stage * 4), "r"(tile) : "memory");
-            mbarrier_arrive(full_ + at.stage * 8);
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(place), "r"(word) : "memory");
+            mbarrier_arrive(barrier);
         } else {
-            for (uint32_t block = 0; block < PAIR; ++block) {
-                const uint32_t barrier = in_block(full_ + at.stage * 8, block);
-                mbarrier_arrive_expect_in_cluster(barrier, 4);
-                store_async(in_block(tiles_ + at.stage * 4, block), tile, barrier);
+            for (uint32_t block = PAIR; block-- > 0;) {
+                const uint32_t there = in_block(barrier, block);
+                mbarrier_arrive_expect_in_cluster(there, 4);
+                store_async(in_block(place, block), word, there);
             }
         }
     }

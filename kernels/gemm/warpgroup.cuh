@@ -281,7 +281,8 @@ struct WarpgroupGemm {
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
             float sums[Shape::M_ATOMS][Shape::BLOCK_N / 2];
-            if (!multiply(sums, at, part)) {
+            // Two loops, so that tiles which are never broken off do not pay for the question.
+            if (breaks_off() ? !multiply<true>(sums, at, part) : !multiply<false>(sums, at, part)) {
                 if (HAS_RESIDUAL && thread == 0) await_residual(part);
                 broken_off = 1;
                 continue;
@@ -313,16 +314,16 @@ struct WarpgroupGemm {
         at.stage = stage % Shape::STAGES;
     }
 
-    // Whether the tile was multiplied to its end.
+    // Whether the tile was multiplied to its end. BREAKS_OFF: whether it may be broken off.
+    template <bool BREAKS_OFF>
     __device__ __forceinline__ bool multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
                                              const Part &part) const {
         // Steps whose multiplications may be under way while the next are issued: more than one where one ends before the next can be issued.
         constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
-        uint32_t step;
-        bool stops = false;
+        uint32_t step = 0;
 #pragma unroll 1
-        for (step = 0; step < steps && !stops;) {
+        while (step < steps) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             wgmma_fence();
@@ -341,18 +342,17 @@ struct WarpgroupGemm {
             }
             wgmma_commit();
             at.advance();
-            // While the multiplications are under way.
-            ++step;
-            stops = breaks_off() && step % STOP_GRAIN == 0 && board.stops_after(part.round, step);
-            if (step > UNDER_WAY) {
+            if (step >= UNDER_WAY) {
                 wgmma_wait<UNDER_WAY>();
                 release(done, part.thread);
             }
+            ++step;
+            if (BREAKS_OFF && step % STOP_GRAIN == 0 && board.stops_after(part.round, step)) break;
         }
         if (Shape::PING_PONG && part.thread == 0) mbarrier_arrive(turn + (part.consumer ^ 1) * 8);
         wgmma_wait<0>();
         while (done.stage != at.stage || done.parity != at.parity) release(done, part.thread);
-        return step == steps;
+        return !BREAKS_OFF || step == steps;
     }
 
     // Lets either block's producer write the stage again, since either writes to both.
