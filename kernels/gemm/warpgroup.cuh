@@ -186,32 +186,61 @@ struct WarpgroupGemm {
             for (; ahead < min(steps, static_cast<uint32_t>(Shape::STAGES)); ++ahead) fetch<IS_A>(ahead, ahead, origin);
         }
         wait_for_earlier_launches(tiles);
-        const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
-        const bool asks = is_elastic() && rank == 0 && threadIdx.x == 0;
         uint32_t broken_off = ~0u;  // the tile's number among this worker's
-        while (tile < tiles.count) {
+        for (; tile < tiles.count; tile = next_tile(slot, ++done)) {
             const TileOrigin origin = origin_of(tile);
             const uint32_t fetched = done == 0 ? ahead : 0;
-            for (uint32_t step = 0; step < steps; ++step) {
-                if (IS_A && step == ask_at && asks && broken_off != done) board.ask();
-                if (breaks_off() && step % STOP_GRAIN == 0) {
-                    // Neither the other warps of this block nor those of the other can be further than STAGES ahead, and whoever comes as far as the end
-                    // has seen stages whose copies were asked for after all had been told.
-                    const uint32_t end = step + (Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
-                    if (IS_A && rank == 0 && step < ask_at && end < steps && broken_off == ~0u && board.is_wanted()) {
-                        broken_off = done;
-                        if (threadIdx.x == 0) board.stop(done, end);
-                        __syncwarp();
-                    }
-                    if (board.stops_after(done, step)) break;
-                }
-                if (step >= fetched) {
-                    mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
-                    fetch<IS_A>(at.stage, step, origin);
-                }
-                at.advance();
+            for (uint32_t step = 0; step < fetched; ++step) at.advance();
+            if (breaks_off()) {
+                fetch_until_broken_off<IS_A>(at, fetched, done, broken_off, origin);
+            } else {
+                const uint32_t before_asking = max(fetched, min(ask_at(), steps));
+                fetch_steps<IS_A>(at, fetched, before_asking, origin);
+                if (IS_A && asks()) board.ask();
+                fetch_steps<IS_A>(at, before_asking, steps, origin);
             }
-            tile = next_tile(slot, ++done);
+        }
+    }
+
+    // The next tile is asked for so many steps before the end that it is known when they have been fetched.
+    __device__ uint32_t ask_at() const { return steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0; }
+    __device__ bool asks() const { return is_elastic() && rank == 0 && threadIdx.x == 0; }
+
+    // Small tiles wait for this loop, so there is nothing else in it.
+    template <bool IS_A>
+    __device__ __forceinline__ void fetch_steps(RingPosition<Shape::STAGES> &at, uint32_t step, uint32_t end, const TileOrigin &origin) const {
+#pragma unroll 4
+        for (; step < end; ++step) {
+            mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+            fetch<IS_A>(at.stage, step, origin);
+            at.advance();
+        }
+    }
+
+    // The steps of the `done`-th tile from `step` on, to its end or to where it is broken off. `broken_off` becomes its number if this warp decides so.
+    template <bool IS_A>
+    __device__ __forceinline__ void fetch_until_broken_off(RingPosition<Shape::STAGES> &at, uint32_t step, uint32_t done, uint32_t &broken_off,
+                                                           const TileOrigin &origin) const {
+        bool asked = false;
+        while (step < steps) {
+            if (IS_A && step >= ask_at() && !asked && broken_off != done) {
+                if (asks()) board.ask();
+                asked = true;
+            }
+            if (step % STOP_GRAIN == 0) {
+                // Neither the other warps of this block nor those of the other can be further than STAGES ahead, and whoever comes as far as the end has seen
+                // stages whose copies were asked for after all had been told.
+                const uint32_t end = step + (Shape::STAGES + STOP_GRAIN) / STOP_GRAIN * STOP_GRAIN;
+                if (IS_A && rank == 0 && !asked && end < steps && broken_off == ~0u && board.is_wanted()) {
+                    broken_off = done;
+                    if (threadIdx.x == 0) board.stop(done, end);
+                    __syncwarp();
+                }
+                if (board.stops_after(done, step)) return;
+            }
+            const uint32_t end = min((step / STOP_GRAIN + 1) * STOP_GRAIN, steps);
+            fetch_steps<IS_A>(at, step, end, origin);
+            step = end;
         }
     }
 
