@@ -209,7 +209,8 @@ struct WarpgroupGemm {
     // Small tiles wait for this loop, so there is nothing else in it.
     template <bool IS_A>
     __device__ __forceinline__ void fetch_steps(RingPosition<Shape::STAGES> &at, uint32_t step, uint32_t end, const TileOrigin &origin) const {
-#pragma unroll 4
+        constexpr int UNROLLED = Shape::MOVES_REGISTERS ? 1 : 4;
+#pragma unroll UNROLLED
         for (; step < end; ++step) {
             mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
             fetch<IS_A>(at.stage, step, origin);
