@@ -150,6 +150,11 @@ impl Ladder {
         Ok(partition)
     }
 
+    /// Whether less than half of the room is taken: beyond that, partitions are made only for plans in force.
+    pub fn has_room_to_spare(&self) -> bool {
+        2 * self.len() < self.limit
+    }
+
     /// How many partitions exist besides the whole GPU.
     pub fn len(&self) -> usize {
         self.state.lock().made.len()

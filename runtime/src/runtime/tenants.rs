@@ -271,7 +271,9 @@ impl Runtime {
             }
             state.policy.adjust(replanner.adjustments());
             state.replanner = replanner;
-        })
+        })?;
+        self.make_foreseen_partitions(&mut state);
+        Ok(())
     }
 
     /// Gives a tenant with a share its TPCs, and one without none of its own.

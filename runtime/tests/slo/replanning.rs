@@ -197,3 +197,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_window_changes_was_foreseen() {
+    let (chat, batch) = (TenantId(0), TenantId(1));
+    for changes_margins in [true, false] {
+        let mut replanner = Replanner::default();
+        replanner.on(Event::Admitted(chat, Class::Latency));
+        replanner.on(Event::Admitted(batch, Class::Throughput));
+        let mut changes = 0;
+        for window in 0..400 {
+            let foreseen = replanner.foreseen();
+            let missed = if changes_margins && window % 60 < 20 { 60 } else { 0 };
+            let close = if changes_margins { missed } else { 60 };
+            let works = changes_margins || window % 50 < 25;
+            let seen = [
+                Observation { tenant: chat, requests: 300, missed, close, working: true },
+                Observation { tenant: batch, requests: u64::from(works), missed: 0, close: 0, working: works },
+            ];
+            if let Some(adjustments) = replanner.on(Event::Window(&seen)) {
+                changes += 1;
+                assert!(foreseen.contains(&adjustments), "window {window}: {adjustments:?}");
+            }
+        }
+        assert!(changes > 2, "{changes} changes");
+    }
+}

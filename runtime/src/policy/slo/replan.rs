@@ -146,6 +146,23 @@ impl Replanner {
         changed.then(|| self.adjustments())
     }
 
+    /// What [`on`](Replanner::on) may answer one day, as far as one tenant differs from the present: each latency tenant at each margin, the nearest first, and
+    /// each throughput tenant without work.
+    pub fn foreseen(&self) -> Vec<Adjustments> {
+        let mut steps: Vec<usize> = (0..MARGINS.len()).collect();
+        steps.sort_by_key(|step| step.abs_diff(DEFAULT_STEP));
+        let of = |class| self.tenants.iter().filter(move |(_, watched)| watched.class == class).map(|(&tenant, _)| tenant);
+        let but_for = |tenant, change: &dyn Fn(&mut Watched)| {
+            let mut then = self.clone();
+            then.tenants.get_mut(&tenant).into_iter().for_each(change);
+            then.adjustments()
+        };
+        let margins = steps.iter().flat_map(|&step| of(Class::Latency).map(move |tenant| (tenant, step)));
+        let margins = margins.map(|(tenant, step)| but_for(tenant, &|watched| watched.step = step));
+        let idle = of(Class::Throughput).map(|tenant| but_for(tenant, &|watched| watched.idle = !watched.idle));
+        margins.chain(idle).collect()
+    }
+
     /// What the next plan is to be made with.
     pub fn adjustments(&self) -> Adjustments {
         let moved = self.tenants.iter().filter(|(_, watched)| watched.step != DEFAULT_STEP);
