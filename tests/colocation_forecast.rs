@@ -16,8 +16,8 @@ use smidgen_runtime::launch::Grids;
 const TOLERANCE: f64 = 0.25;
 
 /// The same for a tenant alone, whose forecast is little more than the sum of its profile. Profiles are measured in bursts; seconds of bert-large in batches of 64 meet
-/// the power limit and take 5% longer.
-const TOLERANCE_ALONE: f64 = 0.08;
+/// the power limit, and take 5% longer on one card and 9% on another that held its clocks back more.
+const TOLERANCE_ALONE: f64 = 0.10;
 
 #[test]
 fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured() {
