@@ -17,6 +17,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -99,6 +100,9 @@ pub struct Runtime {
     transfers: Arc<Transfers>,
     state: Mutex<State>,
 }
+
+/// What a partition may take to be made for a plan that may never come.
+const FORESEEN_PATIENCE: Duration = Duration::from_millis(20);
 
 struct State {
     policy: Box<dyn Policy>,
@@ -237,21 +241,24 @@ impl Runtime {
     }
 
     /// Makes the partitions of plans that [`adapt`](Runtime::adapt) may ask for, as far as half of the ladder's room goes. On an H200 one takes a millisecond
-    /// while the GPU is idle; beside tenants at work it waits for what they have launched, 0.9 s beside a prefill, and holds up everybody's launches.
+    /// while the GPU is idle; beside tenants at work it waits for what they have launched, 0.9 s beside a prefill, and holds up everybody's launches. So the first one that is slow is the
+    /// last: others are at work already.
     fn make_foreseen_partitions(&self, state: &mut State) {
         if !state.policy.adapts() {
             return;
         }
-        for adjustments in state.replanner.foreseen() {
+        'plans: for adjustments in state.replanner.foreseen() {
             state.policy.adjust(adjustments);
             let draft = self.draft(state).unwrap_or_default();
             let placements = draft.values().flat_map(|draft| draft.kernels.values().chain([&draft.default]));
             for tpcs in placements.map(|placement| placement.tpcs).collect::<HashSet<_>>() {
-                if !self.ladder.has_room_to_spare() {
-                    break;
-                }
+                let begun = self.device.now();
                 if let Err(error) = self.ladder.partition(tpcs) {
                     tracing::debug!("a partition that a later plan may want cannot be made: {error}");
+                }
+                let waited = self.device.now().saturating_sub(begun) > FORESEEN_PATIENCE;
+                if waited || !self.ladder.has_room_to_spare() {
+                    break 'plans;
                 }
             }
         }
