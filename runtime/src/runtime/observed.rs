@@ -112,15 +112,19 @@ impl Runtime {
     }
 
     /// Tells the policy how tenants have fared since the last call, and plans again where that calls for it: a latency tenant that misses its SLO is planned
-    /// for with more to spare and one that keeps it easily with less, a throughput tenant without work gives its SMs up ([`Replanner`](crate::policy::Replanner)). Whether there is a
+    /// for with more to spare and one that keeps it easily with less, a throughput tenant without work gives its SMs up, and nobody is planned for on the SMs of a
+    /// latency tenant that never pauses ([`Replanner`](crate::policy::Replanner)). Whether there is a
     /// new plan. Call it a few times a second, from a thread that is not serving; it knows what engines tell
     /// [`RequestLog`](crate::telemetry::RequestLog)s.
     ///
     /// # Errors
     /// If no such plan can be made; the old one stays in force.
     pub fn adapt(&self) -> Result<bool, AdmitError> {
-        let observed = self.telemetry.take_observations();
+        let mut observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();
+        for seen in &mut observed {
+            seen.rested = state.tenants.get(&seen.tenant).is_some_and(|admitted| admitted.membership.take_rest());
+        }
         if !state.take_in(Event::Window(&observed)) {
             return Ok(false);
         }

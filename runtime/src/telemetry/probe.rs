@@ -188,11 +188,11 @@ impl Pulse {
         self.is_felt.store(true, Ordering::Relaxed);
     }
 
-    /// What happened since the last call. Of an engine that tells nothing, the tenant is taken to be at work.
+    /// What happened since the last call; whether the tenant rested is not known here. Of an engine that tells nothing, the tenant is taken to be at work.
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
         let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
         let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
-        Observation { tenant, requests, missed, close, working }
+        Observation { tenant, requests, missed, close, working, rested: false }
     }
 }
 

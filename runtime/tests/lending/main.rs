@@ -10,7 +10,7 @@ use smidgen_runtime::device::{Priority, Sms, Topology};
 use smidgen_runtime::launch::lending::{DEFAULT_HYSTERESIS, Holdings};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Walls, Work, WorkId};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
+use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, Slo, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime};
@@ -116,8 +116,12 @@ struct House {
 
 impl House {
     fn new() -> Self {
+        Self::with(Box::new(Borrowing))
+    }
+
+    fn with(policy: Box<dyn Policy>) -> Self {
         let gpu = Gpu::h200();
-        let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Borrowing), Arc::new(ProfileStore::default()));
+        let runtime = Runtime::new(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()));
         Self { gpu, runtime: Arc::new(runtime) }
     }
 
@@ -403,6 +407,29 @@ fn a_plan_without_borrowing_ends_all_loans() {
     assert_eq!((house.has(borrower), house.has(owner)), (half(0), half(33)));
     house.runtime.set_policy(Box::new(Borrowing)).unwrap();
     assert_eq!(house.has(borrower).borrowed, FIRST, "the owner is still idle");
+}
+
+#[test]
+fn slo_plans_nobody_onto_the_tpcs_of_a_tenant_that_never_pauses_until_it_does() {
+    let house = House::with(Box::new(Slo::default()));
+    let (borrower, _batch) = house.admit(Class::Throughput);
+    let (owner, mut latency) = house.idle_owner();
+    let owned = house.has(owner).owned;
+    assert_eq!(house.has(borrower).borrowed, owned);
+    let windows_until_a_plan = |most| (1..=most).find(|_| house.runtime.adapt().unwrap());
+    assert_eq!(windows_until_a_plan(100), None, "it rests all the time");
+
+    latency.begin_request().unwrap();
+    assert_eq!(windows_until_a_plan(100), Some(6), "in the first window it rested");
+    assert_eq!(house.runtime.plan().tenants[&borrower].grant & owned, TpcSet::EMPTY);
+
+    latency.end_request().unwrap();
+    house.pass(DEFAULT_HYSTERESIS / 2);
+    house.runtime.settle().unwrap();
+    assert_eq!(windows_until_a_plan(3), None, "a pause too short to lend in");
+    house.lend();
+    assert_eq!(windows_until_a_plan(3), Some(1));
+    assert_eq!(house.has(borrower).borrowed, owned);
 }
 
 #[test]

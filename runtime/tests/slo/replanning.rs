@@ -1,6 +1,7 @@
 //! When the replanner plans again, and when it does not.
 
 use proptest::prelude::*;
+use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Adjustments, Event, Observation, Policy, Replanner, Slo};
 use smidgen_runtime::tenant::{Class, TenantId};
 
@@ -20,14 +21,14 @@ fn watching(tenants: &[(TenantId, Class)]) -> Replanner {
 
 /// Lets the windows pass in which nobody is judged since the plan is new.
 fn settle(replanner: &mut Replanner) {
-    let working = [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 1000, close: 1000, working: true });
+    let working = [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 1000, close: 1000, working: true, rested: true });
     for _ in 0..4 {
         assert_eq!(replanner.on(Event::Window(&working)), None);
     }
 }
 
 fn window(replanner: &mut Replanner, tenant: TenantId, requests: u64, missed: u64) -> Option<Adjustments> {
-    replanner.on(Event::Window(&[Observation { tenant, requests, missed, close: missed, working: false }]))
+    replanner.on(Event::Window(&[Observation { tenant, requests, missed, close: missed, working: false, rested: true }]))
 }
 
 /// How many of `windows` windows in succession changed the plan, and what the last change was.
@@ -106,7 +107,7 @@ fn a_tenant_that_keeps_its_objective_easily_gets_less_step_by_step_and_more_at_o
 #[test]
 fn a_tenant_of_whose_requests_one_in_a_hundred_comes_close_to_missing_keeps_what_it_has() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
-    let close = [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 10, working: true }];
+    let close = [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 10, working: true, rested: true }];
     assert!((0..1000).all(|_| replanner.on(Event::Window(&close)).is_none()));
 }
 
@@ -139,13 +140,26 @@ fn an_idle_throughput_tenant_gives_its_part_up_after_a_while_and_gets_it_back_at
 #[test]
 fn a_tenant_with_a_request_under_way_is_not_idle() {
     let mut replanner = watching(&[(CHAT, Class::Throughput)]);
-    let working = [Observation { tenant: CHAT, requests: 0, missed: 0, close: 0, working: true }];
+    let working = [Observation { tenant: CHAT, requests: 0, missed: 0, close: 0, working: true, rested: true }];
     assert!((0..1000).all(|_| replanner.on(Event::Window(&working)).is_none()));
 }
 
 #[test]
 fn an_idle_latency_tenant_needs_no_other_plan_since_its_sms_are_lent() {
     assert_eq!(windows(&mut watching(&[(CHAT, Class::Latency)]), 1000, 0, 0), (0, None));
+}
+
+#[test]
+fn a_latency_tenant_that_never_rests_lends_nothing_after_a_while_and_lends_again_at_once() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    let seen = |rested| [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 1000, working: true, rested }];
+    for patience in [5, 10, 20] {
+        assert!((1..patience).all(|_| replanner.on(Event::Window(&seen(false))).is_none()));
+        let restless = replanner.on(Event::Window(&seen(false))).unwrap();
+        assert!(restless.restless.contains(&CHAT));
+        assert!((0..50).all(|_| replanner.on(Event::Window(&seen(false))).is_none()));
+        assert_eq!(replanner.on(Event::Window(&seen(true))), Some(Adjustments::default()));
+    }
 }
 
 #[test]
@@ -160,6 +174,18 @@ fn adjustments_move_sms() {
     assert!(tightened[0] > default[0], "{tightened:?} and {default:?}");
     let idle = owned(Adjustments { idle: [EMBED].into(), ..Adjustments::default() });
     assert_eq!(idle, [default[0], 1, default[1] + default[2] - 1]);
+    assert_eq!(owned(Adjustments { restless: [CHAT].into(), ..Adjustments::default() }), default);
+}
+
+#[test]
+fn nobody_is_granted_the_sms_of_a_tenant_that_never_rests() {
+    let tenants = [latency_tenant(1, Some(2375), &llama_step()), throughput_tenant(2, &bert_large())];
+    let borrowable = |adjustments| {
+        let drafts = Slo::default().with_adjustments(adjustments).plan(&h200(), &tenants);
+        drafts[&EMBED].grant & drafts[&CHAT].owned
+    };
+    assert_ne!(borrowable(Adjustments::default()), TpcSet::EMPTY);
+    assert_eq!(borrowable(Adjustments { restless: [CHAT].into(), ..Adjustments::default() }), TpcSet::EMPTY);
 }
 
 proptest! {
@@ -201,7 +227,7 @@ proptest! {
 #[test]
 fn what_a_window_changes_was_foreseen() {
     let (chat, batch) = (TenantId(0), TenantId(1));
-    for changes_margins in [true, false] {
+    for (changes_margins, rests) in [(true, true), (false, true), (false, false)] {
         let mut replanner = Replanner::default();
         replanner.on(Event::Admitted(chat, Class::Latency));
         replanner.on(Event::Admitted(batch, Class::Throughput));
@@ -211,9 +237,10 @@ fn what_a_window_changes_was_foreseen() {
             let missed = if changes_margins && window % 60 < 20 { 60 } else { 0 };
             let close = if changes_margins { missed } else { 60 };
             let works = changes_margins || window % 50 < 25;
+            let rested = rests || window % 40 < 20;
             let seen = [
-                Observation { tenant: chat, requests: 300, missed, close, working: true },
-                Observation { tenant: batch, requests: u64::from(works), missed: 0, close: 0, working: works },
+                Observation { tenant: chat, requests: 300, missed, close, working: true, rested },
+                Observation { tenant: batch, requests: u64::from(works), missed: 0, close: 0, working: works, rested: true },
             ];
             if let Some(adjustments) = replanner.on(Event::Window(&seen)) {
                 changes += 1;

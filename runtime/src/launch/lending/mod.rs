@@ -96,6 +96,8 @@ pub(crate) struct Membership {
     announces: AtomicBool,
     /// When its last request ended, until what it owns was lent.
     idle_since: AtomicU64,
+    /// Whether it was idle for long enough to lend, since somebody last asked.
+    rested: AtomicBool,
 }
 
 #[derive(Default)]
@@ -188,6 +190,7 @@ impl Lending {
             activity: Activity::new(),
             announces: AtomicBool::new(false),
             idle_since: AtomicU64::new(NEVER),
+            rested: AtomicBool::new(false),
         });
         members.resize(members.len().max(place + 1), None);
         members[place] = Some(Member { membership: Arc::clone(&membership), beyond: self.device.topology().all_tpcs(), by_hand: None });
@@ -383,6 +386,7 @@ impl Lending {
                 return Borrowers::default();
             }
         }
+        membership.rested.store(true, Ordering::Relaxed);
         let members = self.members.load();
         let takes = |borrower: &Holder| member(&members, *borrower).is_some_and(|member| member.by_hand.is_none());
         let borrower_of = |tpc: u16| loans.borrower_of.get(usize::from(tpc)).copied().flatten().filter(takes);
@@ -467,6 +471,12 @@ impl Membership {
     /// The tenant's grant.
     pub(crate) fn grant(&self) -> &Arc<Grant> {
         &self.grant
+    }
+
+    /// Whether the tenant was idle for long enough to lend what it owns, at any time since the last call or now.
+    pub(crate) fn take_rest(&self) -> bool {
+        let lends = self.announces.load(Ordering::Acquire) && !self.activity.is_busy() && self.idle_since.load(Ordering::Acquire) == NEVER;
+        self.rested.swap(lends, Ordering::Relaxed) || lends
     }
 }
 

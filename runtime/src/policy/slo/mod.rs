@@ -14,7 +14,7 @@
 //!    more than the hop costs.
 //!
 //! **Ownership and borrowing.** Owned sets are disjoint, except for windows, which throughput tenants own together. A latency tenant's TPCs are lent while it has no request: every throughput
-//! tenant's grant holds them too, and is narrowed when the owner begins one. The guard: owners run at [`Priority::High`], whoever may
+//! tenant's grant holds them too, and is narrowed when the owner begins one. One that never pauses for long enough lends nothing. The guard: owners run at [`Priority::High`], whoever may
 //! borrow at [`Priority::Normal`], so that a block that waits for a lent SM never goes before its owner's. Only launches that
 //! poll the grant are sized for more than the tenant owns.
 //!
@@ -179,7 +179,7 @@ struct Parts {
     windows: Vec<TpcSet>,
     /// The least TPCs that do, for latency tenants.
     needs: Vec<u16>,
-    /// All that latency tenants own.
+    /// All that latency tenants own who pause now and then.
     lent: TpcSet,
     /// TPCs that throughput tenants own.
     shared: u16,
@@ -204,7 +204,7 @@ impl Parts {
         let mut windows = owned.clone();
         let parts: Vec<TpcSet> = throughput.iter().map(|&at| owned[at]).collect();
         throughput.iter().zip(throughput::windows(scene, &throughput, &parts)).for_each(|(&at, window)| windows[at] = window);
-        let lent = latency.iter().fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
+        let lent = latency.iter().filter(|&&at| scene.tenants[at].lends).fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
         Self { owned, windows, needs, lent, shared }
     }
 

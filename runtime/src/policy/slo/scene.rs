@@ -18,6 +18,8 @@ pub(super) struct Tenant<'a> {
     pub(super) limit_us: Option<f64>,
     /// Whether it is a throughput tenant without work.
     pub(super) idle: bool,
+    /// Whether it is a latency tenant whose TPCs others may use while it pauses.
+    pub(super) lends: bool,
 }
 
 impl Tenant<'_> {
@@ -50,6 +52,7 @@ impl<'a> Scene<'a> {
                 request: if ablations.no_profile { None } else { Request::new(&sizes, demand) },
                 limit_us: slo.map(|slo| slo.as_secs_f64() * 1e6 * margin),
                 idle: demand.class == Class::Throughput && adjustments.idle.contains(&demand.id),
+                lends: demand.class == Class::Latency && !adjustments.restless.contains(&demand.id),
             }
         };
         let tenants: Vec<Tenant<'a>> = in_order(tenants).into_iter().map(seen).collect();
