@@ -8,9 +8,12 @@
 //   | barrier     | one for each | arrivals                     | waited for by         |
 //   |-------------|--------------|------------------------------|-----------------------|
 //   | full        | stage        | producer, and bytes          | attending warps       |
-//   | empty       | stage        | one lane of each of the four | producer              |
+//   | empty       | stage        | every attending thread       | producer              |
 //   | finished    | of two items | every attending thread       | keeper                |
-//   | kept        | of two items | keeper                       | one attending thread  |
+//   | kept        | of two items | every lane of the keeper     | one attending thread  |
+//
+// Every thread that reads speaks for itself. One lane could speak for its warp after __syncwarp(), but compute-sanitizer's racecheck does not follow that, and a
+// real race would drown in what it reports.
 //
 // The launch before writes the queries and each sequence's newest row; all else was there before it (AttentionDecode in decode.rs says what that asks of
 // the launches before). So the producer finds its first item and fills the ring while that launch still runs, all but queries and newest page, and then
@@ -45,8 +48,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
     static constexpr int BOX_BYTES = KV_PAGE_TOKENS * BOX * 2;
     static constexpr uint32_t PAGE_BYTES = KV_PAGE_TOKENS * D * 2;
 
-    // What the ring's page is of; one access. Every lane of an attending warp reads it, and one lane's arrival on `empty` after __syncwarp() speaks for
-    // all of them before the producer writes the next one: compute-sanitizer's racecheck does not follow that, and reports a hazard here.
+    // What the ring's page is of; one access.
     struct alignas(16) Note {
         int page; // below 0: there are no more
         int begin, length;
@@ -73,10 +75,10 @@ struct DecodeBulk : DecodeArithmetic<D> {
         const uint32_t i = threadIdx.x;
         if (i < STAGES) {
             mbarrier_init(shared_address(&shared.full[i]), 1);
-            mbarrier_init(shared_address(&shared.empty[i]), WARPS);
+            mbarrier_init(shared_address(&shared.empty[i]), WARPS * 32);
         } else if (i < STAGES + 2) {
             mbarrier_init(shared_address(&shared.finished[i - STAGES]), WARPS * 32);
-            mbarrier_init(shared_address(&shared.kept[i - STAGES]), 1);
+            mbarrier_init(shared_address(&shared.kept[i - STAGES]), 32);
         } else if (i == 32) {
             tma_prefetch(args.key_map);
             tma_prefetch(args.value_map);
@@ -208,8 +210,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             const uint32_t place = nth % 2, parity = nth / 2 % 2;
             mbarrier_wait(shared_address(&shared.finished[place]), parity);
             const DecodeItem item = shared.finished_items[place];
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(shared_address(&shared.kept[place]));
+            mbarrier_arrive(shared_address(&shared.kept[place]));
             if (item.chunks == 0) break;
             this->combine_if_last(item, shared.room);
         }
@@ -267,8 +268,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
                 if (item.chunks > 1) hand_over(item, handed);
                 partial = Partial();
             }
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(empty);
+            mbarrier_arrive(empty);
             at.advance();
         }
         hand_over(DecodeItem{}, handed); // that there are no more

@@ -307,11 +307,6 @@ struct SkinnyGemm {
         }
     }
 
-    // An address is the low bits of a descriptor, and never carries out of them.
-    static __device__ __forceinline__ uint64_t descriptor_at(uint64_t first, uint32_t bytes) {
-        return (first & 0xffffffff00000000ull) | (static_cast<uint32_t>(first) + bytes / 16);
-    }
-
     // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together.
     template <typename Meanwhile>
     __device__ __forceinline__ void multiply(
@@ -321,16 +316,15 @@ struct SkinnyGemm {
         for (uint32_t step = 0; step < steps; ++step) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
-            // One address for the whole warp, as the compiler can tell, from which all descriptors are a constant away: uniform registers hold and add them.
-            const uint32_t stage = __shfl_sync(0xffffffffu, stages + at.stage * Shape::STAGE_BYTES, 0);
+            const uint32_t stage = uniform(stages + at.stage * Shape::STAGE_BYTES);
             const uint64_t first_b = wgmma_descriptor(stage + (Shape::GROUPS == 1 ? 0 : group) * 64 * 128);
             const uint64_t first_a = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::B_BYTES);
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
 #pragma unroll
                 for (int slice = 0; slice < 4; ++slice) {
-                    const uint64_t b = descriptor_at(first_b, block * Shape::B_BYTES + slice * 32);
-                    wgmma_m64k16<Shape::PARTS * Shape::ROWS>(products, b, descriptor_at(first_a, block * Shape::A_BYTES + slice * 32), true);
+                    const uint64_t b = wgmma_descriptor_at(first_b, block * Shape::B_BYTES + slice * 32);
+                    wgmma_m64k16<Shape::PARTS * Shape::ROWS>(products, b, wgmma_descriptor_at(first_a, block * Shape::A_BYTES + slice * 32), true);
                 }
             }
             wgmma_commit();

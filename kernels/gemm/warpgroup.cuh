@@ -348,32 +348,31 @@ struct WarpgroupGemm {
     template <bool BREAKS_OFF>
     __device__ __forceinline__ bool multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
                                              const Part &part) const {
-        // Steps whose multiplications may be under way while the next are issued: more than one where one ends before the next can be issued.
-        constexpr int UNDER_WAY = Shape::STAGES > 4 && Shape::K_BLOCKS * Shape::M_ATOMS * Shape::BLOCK_N * Shape::SHARERS < 256 ? 2 : 1;
         RingPosition<Shape::STAGES> done = at;
         uint32_t step = 0;
 #pragma unroll 1
         while (step < steps) {
             mbarrier_wait(full + at.stage * 8, at.parity);
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
+            const uint64_t first_a = wgmma_descriptor(uniform(stage + part.first_row * 128));
+            const uint64_t first_b = wgmma_descriptor(uniform(stage + Shape::K_BLOCKS * Shape::A_BYTES));
             wgmma_fence();
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-                const uint64_t a = wgmma_descriptor(stage + block * Shape::A_BYTES + part.first_row * 128);
-                const uint64_t b = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::A_BYTES + block * Shape::B_BYTES);
 #pragma unroll
                 for (int slice = 0; slice < 4; ++slice) {
 #pragma unroll
                     for (int atom = 0; atom < Shape::M_ATOMS; ++atom) {
-                        wgmma_m64k16<Shape::BLOCK_N>(sums[atom], a + slice * 2 + atom * (64 * 128 / 16), b + slice * 2,
-                                                        step + block + slice > 0);
+                        wgmma_m64k16<Shape::BLOCK_N>(sums[atom], wgmma_descriptor_at(first_a, block * Shape::A_BYTES + atom * 64 * 128 + slice * 32),
+                                                     wgmma_descriptor_at(first_b, block * Shape::B_BYTES + slice * 32), block + slice > 0 || step > 0);
                     }
                 }
             }
             wgmma_commit();
             at.advance();
-            if (step >= UNDER_WAY) {
-                wgmma_wait<UNDER_WAY>();
+            // One step's multiplications are under way while the next are issued. Two, for small tiles, would keep a stage that the copy engine could fill.
+            if (step > 0) {
+                wgmma_wait<1>();
                 release(done, part.thread);
             }
             ++step;

@@ -114,7 +114,7 @@ impl Warpgroup {
             Self::Tile128x128 => Shape { takes_turns: true, ..Shape::new(128, 128, 1, 6, 2) },
             Self::Tile128x96 => Shape::new(128, 96, 1, 6, 2),
             Self::Tile64x128 => Shape::new(64, 128, 1, 8, 1),
-            Self::Tile64x96 => Shape::new(64, 96, 1, 9, 1),
+            Self::Tile64x96 => Shape::new(64, 96, 2, 5, 1),
             Self::Tile64x64 => Shape::new(64, 64, 2, 6, 1),
         }
     }

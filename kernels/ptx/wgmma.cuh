@@ -19,6 +19,15 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared_address) {
     return SWIZZLE_128 | GROUP_STRIDE | LEADING | ((shared_address & 0x3ffff) >> 4);
 }
 
+// The descriptor of what lies `bytes` further on. An address is the low bits of a descriptor, and never carries out of them.
+__device__ __forceinline__ uint64_t wgmma_descriptor_at(uint64_t first, uint32_t bytes) {
+    return (first & 0xffffffff00000000ull) | (static_cast<uint32_t>(first) + bytes / 16);
+}
+
+// What all lanes have the same of, so that the compiler can tell: descriptors that are a constant away from one such address are held and added up in uniform
+// registers, where multiplications want them.
+__device__ __forceinline__ uint32_t uniform(uint32_t same_in_all_lanes) { return __shfl_sync(0xffffffff, same_in_all_lanes, 0); }
+
 // Before the first multiplication, and after registers of D were touched otherwise.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

@@ -8,7 +8,7 @@ use smidgen_runtime::device::Buffer;
 
 use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
 use crate::decode::{PagedCache, slices};
-use crate::support::{Gpu, Random};
+use crate::support::{Gpu, Random, rounds};
 
 /// One chunk: rows of `qkv`, and the sequence that they are the newest of.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +125,7 @@ fn chunks_are_right_at_every_head_size_and_group_ratio() {
 fn random_chunks_windows_and_strides_are_right() {
     let gpu = Gpu::open();
     let mut random = Random::new(21);
-    for _ in 0..80 {
+    for _ in 0..rounds(80) {
         let kv_heads = random.between(1, 3);
         let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 4]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
         let contexts: Vec<u32> = (0..random.between(1, 5)).map(|_| random.between(1, 400)).collect();

@@ -18,7 +18,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::policy::Exclusive;
 use smidgen_runtime::profile::ProfileStore;
 
-use crate::support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close, rounds};
 use crate::tenant::{OnTheFirst, Tenant};
 use crate::tiny_models::relative_error;
 
@@ -177,7 +177,7 @@ impl Attention {
 fn attention_with_distances_is_right_at_random_shapes_and_strides() {
     let gpu = Gpu::open();
     let mut random = Random::new(21);
-    for _ in 0..60 {
+    for _ in 0..rounds(60) {
         let head_dim = *random.pick(&[1, 8, 12, 16, 24, 31, 32, 33, 48, 64, 64, 64]);
         let longest = *random.pick(&[1, 2, 63, 64, 65, 127, 128, 129, 300]);
         let lengths: Vec<u32> = (0..random.between(1, 4)).map(|_| random.between(1, longest)).collect();
@@ -254,7 +254,7 @@ fn attention_with_distances_that_count_nothing_is_plain_attention() {
 fn a_convolution_sees_the_neighbours_of_its_own_sequence_and_zeros_past_its_ends() {
     let gpu = Gpu::open();
     let mut random = Random::new(24);
-    for _ in 0..20 {
+    for _ in 0..rounds(20) {
         let (hidden, width) = (random.between(1, 700) as usize, *random.pick(&[1_usize, 3, 5, 7]));
         let lengths: Vec<u32> = (0..random.between(1, 5)).map(|_| random.between(1, 40)).collect();
         let starts: Vec<u32> = lengths.iter().scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect();

@@ -9,7 +9,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
 
 use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
-use crate::support::{Gpu, Random};
+use crate::support::{Gpu, Random, is_sanitized};
 
 /// Keys and values of random tokens on the host and on the GPU, in pages of random order. What no sequence owns is NaN.
 pub(crate) struct PagedCache {
@@ -185,7 +185,8 @@ fn decode_has_the_same_bits_at_every_sm_count_and_while_its_grant_changes() {
     let mut random = Random::new(10);
     for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (8, 8, 256), (6, 2, 20)] {
         let heads = Heads { heads, kv_heads, head_dim };
-        let lengths: Vec<u32> = (0..24).map(|_| random.between(1, 900)).collect();
+        let sequences = if is_sanitized() { 4 } else { 24 };
+        let lengths: Vec<u32> = (0..sequences).map(|_| random.between(1, 900)).collect();
         let decode = Decode::new(&gpu, &mut random, heads, &lengths, 900, 0, [0, 0]);
         let outputs = gpu.assert_same_bits_at_every_sm_count(&decode.kernel, &[&decode.output]);
         decode.check(&halves(&outputs[0]));
@@ -336,7 +337,8 @@ fn decode_waits_for_queries_and_newest_rows_that_are_written_late() {
     let gemm = Gemm::new([8, 256, 256], operands[0].ptr(), operands[1].ptr(), operands[2].ptr(), Epilogue::NONE);
     // Around the ends of pages and chunks, within the ring and beyond it.
     let lengths = [1, 63, 64, 65, 0, 127, 129, 193, 512, 513, 700, 2048];
-    for head_dim in HEAD_DIMS.into_iter().filter(|head_dim| head_dim.is_multiple_of(2)) {
+    let is_tried = |head_dim: &u32| head_dim.is_multiple_of(2) && (!is_sanitized() || [64, 256].contains(head_dim));
+    for head_dim in HEAD_DIMS.into_iter().filter(is_tried) {
         for window in [0, 100] {
             let heads = Heads { heads: 8, kv_heads: 2, head_dim };
             let late = LateRows::new(&gpu, &mut random, heads, &lengths, window);

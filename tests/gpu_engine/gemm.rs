@@ -8,7 +8,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Skinny, Variant,
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close, rounds};
 
 /// What to do with the sums; the operands come with the [`Problem`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -224,7 +224,7 @@ fn every_epilogue_is_right_at_shapes_that_fill_no_tile() {
 fn random_shapes_and_strides_are_right() {
     let gpu = Gpu::open();
     let mut random = Random::new(2);
-    for _ in 0..120 {
+    for _ in 0..rounds(120) {
         let finish = *random.pick(&Finish::ALL);
         let most_rows = *random.pick(&[16, 32, 64, 400]);
         let shape = shape_for(finish, [random.between(1, most_rows), random.between(1, 600), random.between(1, 700)]);

@@ -29,16 +29,12 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::TenantId;
 use smidgen_runtime::{Runtime, RuntimeOptions};
 
-use crate::support::Random;
+use crate::support::{Random, device, rounds};
 use crate::tenant::{self, OnTheFirst, Tenant};
 use crate::tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
 
 /// FP16 on the GPU against f32 elsewhere.
 const TOLERANCE: f64 = 2e-2;
-
-fn open() -> Arc<dyn Device> {
-    smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary")
-}
 
 fn runtime(device: &Arc<dyn Device>, policy: impl Policy + 'static) -> Runtime {
     Runtime::new(Arc::clone(device), Box::new(policy), Arc::new(ProfileStore::default()))
@@ -67,7 +63,7 @@ fn assert_rows_close(what: &str, output: &[f32], expected: &[f32], width: usize)
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn every_family_computes_what_transformers_computes_in_one_ragged_batch() {
-    let device = open();
+    let device = device();
     for name in DECODERS.into_iter().chain(ENCODERS) {
         let (source, sequences, expected) = (source(name), fixture_ids(name), expected(name));
         let output = solo(&device, &source, &sequences).forward(&sequences).expect("a forward pass");
@@ -78,7 +74,7 @@ fn every_family_computes_what_transformers_computes_in_one_ragged_batch() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_sequence_alone_computes_its_rows_of_the_batch() {
-    let device = open();
+    let device = device();
     for name in DECODERS.into_iter().chain(ENCODERS) {
         let (source, sequences, expected) = (source(name), fixture_ids(name), expected(name));
         let width = source.config().output_width();
@@ -105,7 +101,7 @@ struct Greedy {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
-    let device = open();
+    let device = device();
     for name in DECODERS {
         let Greedy { prompt, tokens } = read_json(&fixture(name).join("greedy.json"));
         let source = source(name);
@@ -140,7 +136,7 @@ fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_step_after_a_prefill_computes_what_the_cpu_reference_computes() {
-    let device = open();
+    let device = device();
     let ModelConfig::Decoder(llama) = presets::LLAMA_3_2_1B else { unreachable!() };
     for (head_dim, tied_embeddings) in [(64, true), (128, false)] {
         let (hidden, heads, kv_heads, layers, vocab) = (512, 4, 2, 2, 1001);
@@ -188,7 +184,7 @@ fn alone(device: &Arc<dyn Device>) -> [Vec<u8>; 2] {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn outputs_have_the_same_bits_in_partitions_of_every_size() {
-    let device = open();
+    let device = device();
     let expected = alone(&device);
     let topology = device.topology();
     for sms in [2, 8, 34, 66, 132].map(|sms: u16| Sms(sms.min(topology.sms.0))) {
@@ -202,7 +198,7 @@ fn outputs_have_the_same_bits_in_partitions_of_every_size() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn outputs_have_the_same_bits_while_the_grant_changes_at_random() {
-    let device = open();
+    let device = device();
     let expected = alone(&device);
     let runtime = runtime(&device, DefaultSharing);
     for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
@@ -242,11 +238,11 @@ fn under_random_grants(device: &Arc<dyn Device>, runtime: &Runtime, id: TenantId
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn replays_of_a_captured_graph_compute_what_eager_launches_do() {
-    let device = open();
+    let device = device();
     for mut tenant in tenants(&runtime(&device, StaticEqual)) {
         let eager = tenant.run_last_pass().expect("a request");
         let graph = tenant.capture().expect("a graph");
-        for replay in 0..5 {
+        for replay in 0..rounds(5) {
             assert!(tenant.replay(&graph).expect("a replay") == eager, "{}: replay {replay} differs", tenant.name());
         }
     }
@@ -255,7 +251,7 @@ fn replays_of_a_captured_graph_compute_what_eager_launches_do() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn replays_have_the_same_bits_while_the_grant_changes_at_random() {
-    let device = open();
+    let device = device();
     let runtime = runtime(&device, DefaultSharing);
     for mut tenant in tenants(&runtime) {
         let eager = tenant.run_last_pass().expect("a request");
@@ -267,11 +263,11 @@ fn replays_have_the_same_bits_while_the_grant_changes_at_random() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn graphs_of_two_plans_that_take_turns_have_the_same_bits_and_are_captured_once_each() {
-    let device = open();
+    let device = device();
     let runtime = runtime(&device, OnTheFirst(TpcSet::range(0, 8)));
     let mut tenants = tenants(&runtime);
     let eager: Vec<_> = tenants.iter_mut().map(|tenant| tenant.run_last_pass().expect("a request")).collect();
-    for round in 0..20 {
+    for round in 0..rounds(20) {
         let tpcs = if round % 2 == 0 { TpcSet::range(0, 8) } else { TpcSet::range(5, 40) };
         runtime.set_policy(Box::new(OnTheFirst(tpcs))).expect("two small partitions");
         for (tenant, eager) in tenants.iter_mut().zip(&eager) {
@@ -284,12 +280,12 @@ fn graphs_of_two_plans_that_take_turns_have_the_same_bits_and_are_captured_once_
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn partitions_that_come_and_go_under_a_small_limit_change_no_bit() {
-    let device = open();
+    let device = device();
     let options = RuntimeOptions { partition_bytes: 6 * PARTITION_BYTES, ..RuntimeOptions::default() };
     let runtime = Runtime::with_options(Arc::clone(&device), Box::new(DefaultSharing), Arc::new(ProfileStore::default()), options);
     let mut tenants = tenants(&runtime);
     let eager: Vec<_> = tenants.iter_mut().map(|tenant| tenant.run_last_pass().expect("a request")).collect();
-    for round in 0..40 {
+    for round in 0..rounds(40) as u16 {
         let from = round % 13 * 4;
         runtime.set_policy(Box::new(OnTheFirst(TpcSet::range(from, from + 10)))).expect("older partitions make room");
         for (tenant, eager) in tenants.iter_mut().zip(&eager) {
@@ -301,7 +297,7 @@ fn partitions_that_come_and_go_under_a_small_limit_change_no_bit() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn two_tenants_at_once_compute_what_each_computes_alone() {
-    let device = open();
+    let device = device();
     let expected = alone(&device);
     for policy in [Box::new(StaticEqual) as Box<dyn Policy>, Box::new(DefaultSharing)] {
         let name = policy.name();
@@ -310,7 +306,7 @@ fn two_tenants_at_once_compute_what_each_computes_alone() {
             for (mut tenant, expected) in tenants(&runtime).into_iter().zip(&expected) {
                 scope.spawn(move || {
                     tenant.bind_thread();
-                    for request in 0..20 {
+                    for request in 0..rounds(20) {
                         let same = tenant.run().expect("a request") == *expected;
                         assert!(same, "{}: request {request} differs beside another tenant under {name}", tenant.name());
                     }
@@ -323,7 +319,7 @@ fn two_tenants_at_once_compute_what_each_computes_alone() {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn dismissing_a_tenant_leaves_the_others_outputs_right_and_gives_them_its_sms() {
-    let device = open();
+    let device = device();
     let expected = alone(&device);
     let runtime = runtime(&device, StaticEqual);
     let [mut stays, mut goes] = tenants(&runtime);
@@ -339,7 +335,7 @@ fn dismissing_a_tenant_leaves_the_others_outputs_right_and_gives_them_its_sms() 
                 }
             }
         });
-        for request in 0..30 {
+        for request in 0..rounds(30) {
             if request == 10 {
                 runtime.dismiss(going).expect("a tenant to dismiss");
             }
@@ -354,7 +350,7 @@ fn dismissing_a_tenant_leaves_the_others_outputs_right_and_gives_them_its_sms() 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_preset_with_random_weights_made_on_the_gpu_computes_what_the_reference_does() {
-    let device = open();
+    let device = device();
     for name in ["distilbert", "distilgpt2"] {
         let source = ModelSource::find(name).expect("a preset");
         let mut random = Random::new(5);

@@ -9,7 +9,7 @@ use smidgen::kernels::random::{Distribution, RandomWeights};
 use smidgen::weights::names::{LayerParameter, Parameter};
 use smidgen_runtime::device::{Buffer, DevicePtr};
 
-use crate::support::{Gpu, Random, assert_close};
+use crate::support::{Gpu, Random, assert_close, rounds};
 
 /// One element, the vector width and its neighbours, primes, model widths, and both sides of every change of row shape.
 const WIDTHS: [u32; 23] =
@@ -195,7 +195,7 @@ fn norms_match_the_reference_at_any_width_on_any_number_of_sms() {
 fn norms_match_the_reference_at_random_shapes() {
     let gpu = Gpu::open();
     let mut random = Random::new(2);
-    for _ in 0..60 {
+    for _ in 0..rounds(60) {
         let most = *random.pick(&[40, 1100, 9000, 32_768]);
         let width = random.between(1, most);
         let rows = random.between(1, (100_000 / width).max(2));

@@ -18,7 +18,7 @@ use smidgen_runtime::policy::{Exclusive, Policy, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
-use crate::support::Random;
+use crate::support::{Random, device};
 use crate::tenant::OnTheFirst;
 use crate::tiny_models::{DECODERS, fixture};
 
@@ -66,7 +66,7 @@ fn serve_while(
     apart: usize,
     mut before: impl FnMut(usize, &Runtime),
 ) -> (Vec<Vec<u32>>, u64) {
-    let device = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
+    let device = device();
     let runtime = Runtime::new(device, Box::new(policy), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "decoder".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
     let mut session = runtime.session(runtime.admit(spec).expect("1 GB of device memory")).expect("an admitted tenant");

@@ -10,7 +10,7 @@ use smidgen_runtime::{Runtime, Tenancy};
 
 use smidgen::weights::Weights;
 
-use crate::support::Random;
+use crate::support::{Random, device};
 use crate::tenant::{Tenant, decoder};
 use crate::tiny_models::{fixture, fixture_ids};
 
@@ -34,7 +34,7 @@ fn free_bytes(device: &Arc<dyn Device>) -> u64 {
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn two_hundred_admissions_and_dismissals_leave_a_neighbour_s_bits_and_the_memory_as_they_were() {
-    let device: Arc<dyn Device> = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
+    let device = device();
     let runtime = |policy| Runtime::new(Arc::clone(&device), policy, Arc::new(ProfileStore::default()));
     let mut random = Random::new(11);
     let prompts: Vec<Vec<u32>> = [9, 1, 130, 64].map(|length| (0..length).map(|_| random.between(0, 4000)).collect()).into();
@@ -104,7 +104,7 @@ fn two_hundred_admissions_and_dismissals_leave_a_neighbour_s_bits_and_the_memory
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_tenant_that_is_resized_again_and_again_computes_the_same_bits() {
-    let device: Arc<dyn Device> = smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary");
+    let device = device();
     let runtime = Runtime::new(Arc::clone(&device), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
     let mut random = Random::new(12);
     let prompts: Vec<Vec<u32>> = [33, 90].map(|length| (0..length).map(|_| random.between(0, 4000)).collect()).into();

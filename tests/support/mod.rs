@@ -4,25 +4,57 @@
 //! fill with 0xff bytes, a NaN in either float type), so that an element that no thread wrote cannot pass for a right one.
 #![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use half::f16;
-use smidgen::fatbin::FATBIN;
-use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Event, LaunchRequest, PartitionId, Priority, Sms, StreamId};
 use smidgen_runtime::launch::{Kernel, Launch, LaunchError, TILE_PROGRESS_BYTES, TilesArg};
 use smidgen_runtime::partition::TpcSet;
 
+/// Whether the test runs under compute-sanitizer: a launch takes up to a hundred times as long there, and what it looks for shows in few launches of few tiles
+/// as in many.
+pub fn is_sanitized() -> bool {
+    std::env::var_os("SMIDGEN_SANITIZED").is_some()
+}
+
+/// `usual` rounds of a test that repeats itself, and fewer under compute-sanitizer.
+pub fn rounds(usual: u32) -> u32 {
+    if is_sanitized() { usual.min(3) } else { usual }
+}
+
 /// SM counts at which every elastic kernel must give the same bits. Those beyond the GPU at hand are left out by [`Gpu::sm_counts`].
 const SM_COUNTS: [u16; 5] = [2, 8, 34, 66, 132];
+
+/// The first GPU with the project's kernels loaded, the same for all tests of a process: to open it takes a second, and compute-sanitizer instruments every
+/// kernel anew for each device that loads it.
+pub fn device() -> Arc<dyn Device> {
+    static DEVICE: OnceLock<Arc<dyn Device>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary"));
+    device.bind_thread().expect("the GPU's context can be made current");
+    Arc::clone(device)
+}
+
+/// The partition of the device's first `tpcs` TPCs, made at first use and shared by all tests.
+fn partition_of_first(tpcs: u16) -> PartitionId {
+    static PARTITIONS: Mutex<BTreeMap<u16, PartitionId>> = Mutex::new(BTreeMap::new());
+    *PARTITIONS.lock().expect("no test panicked here").entry(tpcs).or_insert_with(|| {
+        let device = device();
+        let partition = device.create_partition(TpcSet::range(0, tpcs)).expect("a partition");
+        let sms = device.topology().sms_of(TpcSet::range(0, tpcs));
+        assert_eq!(device.partition_sms(partition).expect("its size"), sms);
+        partition
+    })
+}
 
 /// A GPU with the project's kernels loaded.
 pub struct Gpu {
     device: Arc<dyn Device>,
     stream: StreamId,
-    /// One stream in a partition of each SM count asked for so far.
+    /// All streams, this one included: more than the hardware has queues for would wait for each other.
+    streams: Mutex<Vec<StreamId>>,
+    /// A stream in the partition of each SM count asked for so far.
     partitions: Mutex<HashMap<u16, StreamId>>,
     /// Tiles of all launches are counted here: the fixture lets one launch run at a time.
     progress: Buffer,
@@ -33,16 +65,12 @@ pub struct Gpu {
 impl Gpu {
     /// The first GPU.
     pub fn open() -> Self {
-        let device: Arc<dyn Device> = CudaDevice::open(0).expect("a GPU test needs a GPU");
-        device.bind_thread().expect("the GPU's context can be made current");
-        device
-            .load(FATBIN.expect("this binary was built without kernels: run `cargo xtask toolchain`, then build again"))
-            .expect("the kernels load");
+        let device = device();
         let stream = device.create_stream(PartitionId::WHOLE, Priority::Normal).expect("a stream");
         let progress = Buffer::new(&device, TILE_PROGRESS_BYTES).expect("device memory");
         let grant = Buffer::new(&device, 32).expect("device memory");
         device.fill(stream, progress.ptr(), 0, progress.bytes()).expect("a fill");
-        Self { device, stream, partitions: Mutex::default(), progress, grant }
+        Self { device, stream, streams: Mutex::new(vec![stream]), partitions: Mutex::default(), progress, grant }
     }
 
     /// The back end, for what the fixture does not offer.
@@ -62,9 +90,7 @@ impl Gpu {
 
     /// The SM counts at which outputs must have the same bits, as far as this GPU has them, and its own count.
     pub fn sm_counts(&self) -> Vec<u16> {
-        // Under compute-sanitizer a launch takes up to a hundred times as long, and what it looks for shows at two counts as at five.
-        let few = std::env::var_os("SMIDGEN_SANITIZED").is_some();
-        let mut counts: Vec<u16> = SM_COUNTS.into_iter().filter(|&count| count < self.sms() && (!few || count == 8)).collect();
+        let mut counts: Vec<u16> = SM_COUNTS.into_iter().filter(|&count| count < self.sms() && (!is_sanitized() || count == 8)).collect();
         counts.push(self.sms());
         counts
     }
@@ -230,11 +256,16 @@ impl Gpu {
             return self.stream;
         }
         *self.partitions.lock().expect("no test panicked here").entry(sms).or_insert_with(|| {
-            let tpcs = TpcSet::range(0, self.device.topology().tpcs_for(Sms(sms)));
-            let partition = self.device.create_partition(tpcs).expect("a partition");
-            assert_eq!(self.device.partition_sms(partition).expect("its size"), self.device.topology().sms_of(tpcs));
-            self.device.create_stream(partition, Priority::Normal).expect("a stream")
+            let partition = partition_of_first(self.device.topology().tpcs_for(Sms(sms)));
+            self.create_stream(partition, Priority::Normal)
         })
+    }
+
+    /// A stream that goes with the fixture.
+    pub fn create_stream(&self, partition: PartitionId, priority: Priority) -> StreamId {
+        let stream = self.device.create_stream(partition, priority).expect("a stream");
+        self.streams.lock().expect("no test panicked here").push(stream);
+        stream
     }
 
     fn set_grant(&self, tpcs: TpcSet) {
@@ -263,6 +294,13 @@ impl Gpu {
             assert!(first == run(&|| self.run_granted(kernel, sms)), "{}: the output under a grant of {sms} SMs differs", kernel.key());
         }
         first
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let streams = self.streams.get_mut().map(std::mem::take).unwrap_or_default();
+        streams.into_iter().for_each(|stream| self.device.destroy_stream(stream));
     }
 }
 

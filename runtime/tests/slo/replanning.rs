@@ -21,7 +21,8 @@ fn watching(tenants: &[(TenantId, Class)]) -> Replanner {
 
 /// Lets the windows pass in which nobody is judged since the plan is new.
 fn settle(replanner: &mut Replanner) {
-    let working = [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 1000, close: 1000, working: true, rested: true });
+    let working =
+        [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 1000, close: 1000, working: true, rested: true });
     for _ in 0..4 {
         assert_eq!(replanner.on(Event::Window(&working)), None);
     }
