@@ -64,13 +64,16 @@ struct Decode : DecodeArithmetic<D> {
         }
     }
 
+    // All threads of the block meet, each where it is: __syncthreads() would want all of them at one place in the code.
+    __device__ static void roles_meet() { asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory"); }
+
     // The fifth warp: takes the numbers of items two ahead, counts finished ones, and adds up the chunks of a column that is complete. All that waits
     // for other SMs, so that the four others wait for their pages only.
     __device__ void keep(DecodeNumbers &numbers, bool more) {
         while (more) {
             if (lane == 0) shared.next = numbers.next();
-            roles_meet<THREADS>(); // partial results are there
-            roles_meet<THREADS>(); // they are in the workspace, and shared.finished says what they are of
+            roles_meet(); // partial results are there
+            roles_meet(); // they are in the workspace, and shared.finished says what they are of
             const DecodeItem item = shared.finished;
             more = shared.more;
             if (item.chunks > 1) this->combine_if_last(item, shared.room);
@@ -119,7 +122,7 @@ struct Decode : DecodeArithmetic<D> {
                                     [&](int head, int column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
                 more = ahead_is_next;
                 if (more) queries = read_queries(ahead);
-                roles_meet<THREADS>(); // all four partial results are there, and the number of the item after the next
+                roles_meet(); // all four partial results are there, and the number of the item after the next
                 next = shared.next;
                 if (threadIdx.x == 0) {
                     shared.finished = item;
@@ -134,7 +137,7 @@ struct Decode : DecodeArithmetic<D> {
                     item.page = max(item.chunk * int(args.pages_per_chunk), item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
                     ahead_is_next = false;
                 }
-                roles_meet<THREADS>(); // the slot may be filled again
+                roles_meet(); // the slot may be filled again
             }
             slot = slot + 1 == STAGES ? 0 : slot + 1;
         }

@@ -151,12 +151,6 @@ class DecodeNumbers {
     uint32_t last_;
 };
 
-// All THREADS of a block whose warps have different roles meet, each where it is: __syncthreads() would want all of them at one place in the code.
-template <int THREADS>
-__device__ __forceinline__ void roles_meet() {
-    asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory");
-}
-
 // The arithmetic of one block, wherever its keys and values lie in shared memory.
 template <int D>
 struct DecodeArithmetic {
@@ -345,8 +339,8 @@ struct DecodeArithmetic {
 
     __device__ static void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-    // What adding up chunks needs of shared memory.
-    struct CombineRoom {
+    // What adding up chunks needs of shared memory. Aligned as it is read: the compiler would also read what lies before it, which others write.
+    struct alignas(16) CombineRoom {
         float weights[DECODE_HEADS][32];
         float sums[DECODE_HEADS];
     };

@@ -11,6 +11,7 @@
 //   | empty       | stage        | every attending thread       | producer              |
 //   | finished    | of two items | every attending thread       | keeper                |
 //   | kept        | of two items | every lane of the keeper     | one attending thread  |
+//   | ended       | the block    | all of these five warps      | producer, to leave    |
 //
 // Every thread that reads speaks for itself. One lane could speak for its warp after __syncwarp(), but compute-sanitizer's racecheck does not follow that, and a
 // real race would drown in what it reports.
@@ -64,7 +65,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
         DecodeItem items[STAGES]; // whose last page this is
         DecodeItem finished_items[2];
         typename Arithmetic::CombineRoom room;
-        uint64_t full[STAGES], empty[STAGES], finished[2], kept[2];
+        uint64_t full[STAGES], empty[STAGES], finished[2], kept[2], ended;
     };
 
     Shared &shared;
@@ -79,6 +80,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
         } else if (i < STAGES + 2) {
             mbarrier_init(shared_address(&shared.finished[i - STAGES]), WARPS * 32);
             mbarrier_init(shared_address(&shared.kept[i - STAGES]), 32);
+        } else if (i == STAGES + 2) {
+            mbarrier_init(shared_address(&shared.ended), (WARPS + 1) * 32);
         } else if (i == 32) {
             tma_prefetch(args.key_map);
             tma_prefetch(args.value_map);
@@ -92,7 +95,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             DecodeItems items(args);
             DecodeNumbers numbers(tiles, items.count());
             produce(items, numbers);
-            roles_meet<THREADS>(); // everything that was taken is finished
+            mbarrier_wait(shared_address(&shared.ended), 0); // everything that was taken is finished
             if (lane == 0) numbers.leave();
         } else {
             if (warp == KEEPER) {
@@ -100,7 +103,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             } else {
                 attend_to_all();
             }
-            roles_meet<THREADS>();
+            mbarrier_arrive(shared_address(&shared.ended));
         }
     }
 

@@ -293,7 +293,7 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         name: tenant.name.clone(),
         model: tenant.model.clone(),
         class: tenant.class,
-        throughput: latencies.count() as f64 / seconds,
+        throughput: served.requests / seconds,
         p50_ms: latencies.quantile_ms(0.50),
         p95_ms: latencies.quantile_ms(0.95),
         p99_ms: latencies.quantile_ms(0.99),

@@ -34,7 +34,7 @@ pub struct TenantResult {
     pub model: String,
     /// What it is served for.
     pub class: Class,
-    /// Requests finished per second.
+    /// Requests per second; of one that the measured time holds in part, that part.
     pub throughput: f64,
     /// Median latency.
     pub p50_ms: f64,

@@ -35,6 +35,9 @@ pub struct Served {
     pub latencies: Latencies,
     /// How many of them kept the objective.
     pub within_slo: u64,
+    /// Requests done in the measured window. One that began before it, or ended after it, counts for its part inside: of requests that take a fifth of the window,
+    /// whole ones would be off by as much.
+    pub requests: f64,
     /// Where the requests were a stream: when their tokens came.
     pub stream: Option<TokenLatencies>,
 }
@@ -50,6 +53,17 @@ pub struct Window {
     pub end: Duration,
 }
 
+impl Window {
+    /// The part of the time from `began` to `ended` that counts.
+    fn share(&self, began: Duration, ended: Duration) -> f64 {
+        if ended <= began {
+            return f64::from(u8::from((self.from..self.until).contains(&ended)));
+        }
+        let inside = ended.min(self.until).saturating_sub(began.max(self.from));
+        inside.as_secs_f64() / (ended - began).as_secs_f64()
+    }
+}
+
 /// A server has one kind of request.
 const REQUEST: WorkId = WorkId(0);
 
@@ -58,8 +72,7 @@ pub struct Server {
     session: Session,
     workload: Box<dyn Workload>,
     done: Event,
-    /// Scheduled arrival of the request in flight.
-    in_flight: Option<Duration>,
+    in_flight: Option<InFlight>,
     arrivals: Arrivals,
     slo: Option<Duration>,
     window: Window,
@@ -70,6 +83,13 @@ pub struct Server {
     waiting: Option<Duration>,
     lending: Lending,
     log: RequestLog,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    /// Its scheduled arrival.
+    scheduled: Duration,
+    issued: Duration,
 }
 
 /// What a server has announced to the runtime, which lends the SMs of idle tenants: between two announcements nothing is said, so that a server with
@@ -149,13 +169,13 @@ impl Server {
     /// # Errors
     /// What the device says; the tenant is lost then, and only this one.
     pub fn step(&mut self) -> Result<Step, LaunchError> {
-        if let Some(scheduled) = self.in_flight {
+        if let Some(request) = self.in_flight {
             if !self.session.device().query(self.done.id())? {
                 self.session.grow()?;
                 return Ok(Step::Busy);
             }
             self.in_flight = None;
-            self.note(scheduled);
+            self.note(request);
             self.seat.iter().for_each(Seat::give_back);
         }
         let now = self.session.device().now();
@@ -174,7 +194,7 @@ impl Server {
             self.waiting = None;
             self.issue()?;
             self.arrivals.advance();
-            self.in_flight = Some(scheduled);
+            self.in_flight = Some(InFlight { scheduled, issued: now });
         }
         Ok(Step::Busy)
     }
@@ -204,11 +224,12 @@ impl Server {
         record.map_err(|error: DeviceError| error.into())
     }
 
-    fn note(&mut self, scheduled: Duration) {
+    fn note(&mut self, InFlight { scheduled, issued }: InFlight) {
         let now = self.session.device().now();
         let latency = now.saturating_sub(scheduled);
         let spent = spent(latency, self.slo);
         self.log.answered(scheduled, now, spent);
+        self.served.requests += self.window.share(issued, now);
         if (self.window.from..self.window.until).contains(&now) {
             self.served.latencies.record(latency);
             self.served.within_slo += u64::from(spent <= 1.0);
@@ -219,4 +240,21 @@ impl Server {
 /// The part of an objective that a request took: above 1 it missed it, and 0 where there is none.
 fn spent(took: Duration, slo: Option<Duration>) -> f64 {
     slo.map_or(0.0, |slo| took.as_secs_f64() / slo.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_for_its_part_inside_the_window() {
+        let ms = Duration::from_millis;
+        let window = Window { from: ms(100), until: ms(200), end: ms(300) };
+        for (began, ended, share) in
+            [(100, 200, 1.0), (120, 130, 1.0), (50, 150, 0.5), (180, 220, 0.5), (0, 400, 0.25), (0, 90, 0.0), (210, 290, 0.0)]
+        {
+            assert!((window.share(ms(began), ms(ended)) - share).abs() < 1e-12, "from {began} to {ended}");
+        }
+        assert_eq!([99, 100, 199, 200].map(|at| window.share(ms(at), ms(at))), [0.0, 1.0, 1.0, 0.0]);
+    }
 }

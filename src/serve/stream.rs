@@ -203,6 +203,7 @@ impl<E: Executor> StreamServer<E> {
 
     fn note(&mut self, timing: Timing) {
         self.served.latencies.record(timing.latency());
+        self.served.requests += 1.0;
         self.tokens.tokens += u64::from(timing.tokens);
         let (first, per_token) = (timing.to_first_token(), timing.per_token());
         first.into_iter().for_each(|time| self.tokens.first.record(time));
