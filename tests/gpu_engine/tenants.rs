@@ -10,7 +10,7 @@ use smidgen_runtime::{Runtime, Tenancy};
 
 use smidgen::weights::Weights;
 
-use crate::support::{Random, device};
+use crate::support::{Random, device, rounds};
 use crate::tenant::{Tenant, decoder};
 use crate::tiny_models::{fixture, fixture_ids};
 
@@ -73,7 +73,7 @@ fn two_hundred_admissions_and_dismissals_leave_a_neighbour_s_bits_and_the_memory
     let start = free_bytes(&device);
 
     let (mut admitted, mut dismissed) = (0, 0);
-    while admitted < 200 || dismissed < 200 {
+    while admitted < rounds(200) || dismissed < rounds(200) {
         let admits = present.is_empty() || (present.len() < MOST_GUESTS && random.between(0, 1) == 0);
         if admits {
             present.push(admit(random.between(0, guests.len() as u32 - 1) as usize));
@@ -110,7 +110,7 @@ fn a_tenant_that_is_resized_again_and_again_computes_the_same_bits() {
     let prompts: Vec<Vec<u32>> = [33, 90].map(|length| (0..length).map(|_| random.between(0, 4000)).collect()).into();
     let (mut resized, mut other) = (Tenant::new(&runtime, &decoder(), &prompts), Tenant::new(&runtime, &decoder(), &prompts));
     let expected = resized.run().expect("a request");
-    for percent in [60, 80, 30, 60, 95, 10] {
+    for percent in [60, 80, 30, 60, 95, 10].into_iter().take(rounds(6) as usize) {
         runtime.resize(resized.id(), Share::Percent(percent)).expect("SMs enough");
         for tenant in [&mut resized, &mut other] {
             assert!(tenant.run().expect("a request") == expected, "{percent}%");
