@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         let kernel_us = together.as_secs_f64() * 1e6;
         let which = if overlaps { "launches overlapping on one stream" } else { "no launch overlapping another" };
         let work = format!("hop between two {kernel_us:.2} us kernels, eager, {which}");
-        rows.push(Row::new(2, work, (apart.as_secs_f64() - together.as_secs_f64()) * 1e6, "us", 0.3));
+        rows.push(Row::at_most(2, work, (apart.as_secs_f64() - together.as_secs_f64()) * 1e6, "us", 0.3));
     }
     for (what, moved) in
         [("attention", ["attention"].as_slice()), ("all but the GEMMs", ["attention", "layer_norm", "embedding"].as_slice())]
@@ -68,9 +68,10 @@ fn main() -> Result<()> {
             "BERT-base b8 s128 replayed with {what} in another partition, {hops} hops, {:.3} ms on one stream",
             plain.as_secs_f64() * 1e3
         );
-        rows.push(Row::new(3, work, percent, "% more", 3.0));
+        rows.push(Row::at_most(3, work, percent, "% more", 3.0));
     }
-    rows::keep("hops", Some(device.topology()), &rows)
+    rows.iter().for_each(|row| println!("{row}"));
+    rows::write("hops", Some(device.topology()), &rows)
 }
 
 /// One block for each of its tiles, each busy for [`CYCLES`]; two of different `number` are placed apart.

@@ -9,7 +9,8 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 use smidgen_runtime::tenant::Class;
 
 use crate::house::{Marks, Product, RECLAIMED, Random, Reclaim, admit, micros, runtime, spin};
-use crate::{Row, percentile};
+use crate::percentile;
+use crate::rows::Row;
 
 const TRIALS: usize = 2000;
 /// Products in flight when the kernel arrives: 4.5 ms on an H200.

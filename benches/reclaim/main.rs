@@ -19,58 +19,17 @@ mod arrival;
 mod house;
 mod probe;
 mod resize;
+#[path = "../runtime/rows.rs"]
+mod rows;
 mod undisturbed;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{env, fs};
 
 use anyhow::{Result, bail};
-use serde::Serialize;
-use smidgen::fatbin::BUILD_HASH;
-use smidgen_profiler::today;
 use smidgen_runtime::device::Device;
 
-/// One figure.
-#[derive(Debug, Clone, Serialize)]
-pub struct Row {
-    row: u8,
-    work: String,
-    ours: f64,
-    unit: &'static str,
-    target: Option<f64>,
-    reached: Option<bool>,
-}
-
-impl Row {
-    /// Reached where it is no more than `target`.
-    pub fn at_most(row: u8, work: impl Into<String>, ours: f64, unit: &'static str, target: f64) -> Self {
-        Self { row, work: work.into(), ours: rounded(ours), unit, target: Some(target), reached: Some(ours <= target) }
-    }
-
-    /// Told beside the others, and not judged.
-    pub fn beside(row: u8, work: impl Into<String>, ours: f64, unit: &'static str) -> Self {
-        Self { row, work: work.into(), ours: rounded(ours), unit, target: None, reached: None }
-    }
-}
-
-#[derive(Serialize)]
-struct Results<'a> {
-    provenance: Provenance<'a>,
-    rows: &'a [Row],
-}
-
-#[derive(Serialize)]
-struct Provenance<'a> {
-    command: String,
-    commit: &'static str,
-    kernel_build: &'static str,
-    machine: &'a str,
-    sms: u16,
-    driver: &'a str,
-    date: String,
-}
+use rows::Row;
 
 fn main() -> Result<()> {
     let device = match smidgen::cuda::open() {
@@ -89,48 +48,18 @@ fn main() -> Result<()> {
         // A line that fails must not take the others with it.
         match line(&device) {
             Ok(measured) => {
-                for row in &measured {
-                    let verdict = row.reached.map_or("", |reached| if reached { "reached" } else { "NOT REACHED" });
-                    let target = row.target.map_or(String::new(), |target| format!("(at most {target})"));
-                    println!("{:2} {:90} {:>9} {:6} {target} {verdict}", row.row, row.work, row.ours, row.unit);
-                }
+                measured.iter().for_each(|row| println!("{row}"));
                 rows.extend(measured);
             }
             Err(error) => failures.push(format!("line {name}: {error:#}")),
         }
         println!("line {name} took {:.0} s", from.elapsed().as_secs_f64());
-        write(&*device, &rows)?;
+        rows::write("reclaim", Some(device.topology()), &rows)?;
     }
     if !failures.is_empty() {
         bail!("not everything was measured: {}", failures.join("; "));
     }
     Ok(())
-}
-
-fn write(device: &dyn Device, rows: &[Row]) -> Result<()> {
-    let Some(folder) = env::var_os("SMIDGEN_RESULTS").map(PathBuf::from) else { return Ok(()) };
-    let topology = device.topology();
-    let provenance = Provenance {
-        command: env::var("SMIDGEN_COMMAND").unwrap_or_else(|_| env::args().collect::<Vec<_>>().join(" ")),
-        commit: env!("SMIDGEN_COMMIT"),
-        kernel_build: BUILD_HASH,
-        machine: &topology.name,
-        sms: topology.sms.0,
-        driver: &topology.driver,
-        date: today(),
-    };
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join("reclaim.json"), serde_json::to_string_pretty(&Results { provenance, rows })? + "\n")?;
-    Ok(())
-}
-
-/// Four significant digits.
-fn rounded(value: f64) -> f64 {
-    if value == 0.0 || !value.is_finite() {
-        return value;
-    }
-    let unit = 10_f64.powi(3 - value.abs().log10().floor() as i32);
-    (value * unit).round() / unit
 }
 
 /// The sample below which `percent` of all lie; sorts them.

@@ -13,8 +13,9 @@ use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::tenant::Class;
 
 use crate::house::{Marks, Product, Random, Share, admit, micros, runtime, spin};
+use crate::percentile;
 use crate::probe::Counts;
-use crate::{Row, percentile};
+use crate::rows::Row;
 
 const RESIZES: u32 = 10_000;
 /// Of the SMs.

@@ -10,7 +10,8 @@ use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::tenant::Class;
 
 use crate::house::{Marks, Product, admit, runtime};
-use crate::{Row, percentile};
+use crate::percentile;
+use crate::rows::Row;
 
 /// Samples of each form, taken in turn.
 const SAMPLES: usize = 200;

@@ -2,6 +2,7 @@
 // cannot bring (decode_bulk.cuh). Each of four warps has a ring of its own. The sums are those of decode_arithmetic.cuh, to be read first.
 #pragma once
 #include "attention/decode_arithmetic.cuh"
+#include "ptx/mbarrier.cuh"
 
 namespace attention {
 
@@ -34,6 +35,7 @@ struct Decode : DecodeArithmetic<D> {
         DecodeItem finished;
         bool more; // whether there is an item after it
         uint32_t first, next; // numbers of items, by the keeper
+        uint64_t meeting; // a barrier
     };
 
     Shared &shared;
@@ -44,9 +46,11 @@ struct Decode : DecodeArithmetic<D> {
         DecodeItems items(args);
         DecodeNumbers numbers(tiles, items.count());
         uint32_t first, next;
+        if (threadIdx.x == 0) mbarrier_init(shared_address(&shared.meeting), THREADS);
         if (tiles.progress == 0) {
             first = numbers.next();
             next = numbers.next();
+            __syncthreads(); // the barrier is there
         } else {
             if (threadIdx.x == KEEPER * 32) {
                 shared.first = numbers.next();
@@ -64,16 +68,21 @@ struct Decode : DecodeArithmetic<D> {
         }
     }
 
-    // All threads of the block meet, each where it is: __syncthreads() would want all of them at one place in the code.
-    __device__ static void roles_meet() { asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory"); }
+    // All threads of the block meet, each where it is: __syncthreads() would want all of them at one place in the code. They meet twice for each item, so the
+    // barrier's phases are those of the first and of the second meeting in turn.
+    __device__ void meet(uint32_t parity) const {
+        const uint32_t barrier = shared_address(&shared.meeting);
+        mbarrier_arrive(barrier);
+        mbarrier_wait(barrier, parity);
+    }
 
     // The fifth warp: takes the numbers of items two ahead, counts finished ones, and adds up the chunks of a column that is complete. All that waits
     // for other SMs, so that the four others wait for their pages only.
     __device__ void keep(DecodeNumbers &numbers, bool more) {
         while (more) {
             if (lane == 0) shared.next = numbers.next();
-            roles_meet(); // partial results are there
-            roles_meet(); // they are in the workspace, and shared.finished says what they are of
+            meet(0); // partial results are there
+            meet(1); // they are in the workspace, and shared.finished says what they are of
             const DecodeItem item = shared.finished;
             more = shared.more;
             if (item.chunks > 1) this->combine_if_last(item, shared.room);
@@ -122,7 +131,7 @@ struct Decode : DecodeArithmetic<D> {
                                     [&](int head, int column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
                 more = ahead_is_next;
                 if (more) queries = read_queries(ahead);
-                roles_meet(); // all four partial results are there, and the number of the item after the next
+                meet(0); // all four partial results are there, and the number of the item after the next
                 next = shared.next;
                 if (threadIdx.x == 0) {
                     shared.finished = item;
@@ -137,7 +146,7 @@ struct Decode : DecodeArithmetic<D> {
                     item.page = max(item.chunk * int(args.pages_per_chunk), item.begin / KV_PAGE_TOKENS); // what is copied is still to be attended to
                     ahead_is_next = false;
                 }
-                roles_meet(); // the slot may be filled again
+                meet(1); // the slot may be filled again
             }
             slot = slot + 1 == STAGES ? 0 : slot + 1;
         }

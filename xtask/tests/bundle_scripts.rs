@@ -121,12 +121,19 @@ fn the_table_s_run_fails_when_its_benchmark_does_and_refuses_options_it_does_not
     assert!(!refused.status.success() && said(&refused).contains("--rows"), "{}", said(&refused));
 }
 
-/// A `compute-sanitizer` that finds an error where the test is called `case` of a binary whose name contains `bad`.
+/// A `compute-sanitizer` that finds an error in the test `case` of a binary whose name contains `bad`, and whose `slow` binary does not end in time.
 const SANITIZER: &str = r#"#!/bin/sh
 case "$*" in
-    *bad*) echo "========= ERROR SUMMARY: 1 error"; exit 86 ;;
-    *slow*) sleep 30 ;;
+    *bad*)
+        echo "test case ... ========= Invalid __global__ write of size 4 bytes"
+        echo "========= by thread (0,0,0)"
+        echo ok
+        echo "========= ERROR SUMMARY: 1 error"
+        exit 0 ;;
+    *slow*) printf 'test case ... '; sleep 30 ;;
+    *failed*) printf 'test case ... FAILED\n'; exit 101 ;;
 esac
+echo "test case ... ok"
 echo "========= ERROR SUMMARY: 0 errors"
 "#;
 
@@ -149,5 +156,12 @@ fn what_the_sanitizer_found_fails_the_run_and_what_it_had_no_time_for_is_not_cal
     let output = sanitize(&bundle(&[("tests/gpu_bad", "exit 0"), ("tests/gpu_slow", "exit 0")]));
     assert!(!output.status.success());
     let said = said(&output);
-    assert!(said.contains("memcheck: 1 error (case), 1 unfinished (case)") && said.contains("ERROR SUMMARY: 1 error"), "{said}");
+    assert!(said.contains("memcheck: 0 clean, 1 error (case), 1 unfinished (case)\n-- gpu_bad case: ========= Invalid"), "{said}");
+}
+
+#[test]
+fn a_test_that_fails_under_the_sanitizer_fails_the_run() {
+    let output = sanitize(&bundle(&[("tests/gpu_failed", "exit 0"), ("tests/gpu_good", "exit 0")]));
+    assert!(!output.status.success());
+    assert!(said(&output).contains("racecheck: 1 clean, 1 failed (case)\n"), "{}", said(&output));
 }

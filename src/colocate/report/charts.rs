@@ -6,8 +6,8 @@ use super::scale::{Scale, index, milliseconds, number, positive, tick};
 use super::svg::{Anchor, Point, Svg, shorten};
 use crate::colocate::results::{PolicyResult, RunResult, TenantResult};
 
-/// Colours in the style sheet; a ninth policy takes the first one again, with another dash pattern.
-pub(super) const COLOURS: usize = 8;
+/// Colours in the style sheet; a twelfth policy takes the first one again, with another dash pattern.
+pub(super) const COLOURS: usize = 11;
 
 const NAME_WIDTH: f64 = 132.0;
 const PER_CHARACTER: f64 = 6.6;
