@@ -195,6 +195,24 @@ fn plans_that_take_turns_capture_once_each_and_one_that_changes_only_a_neighbour
 }
 
 #[test]
+fn a_plan_that_comes_into_force_during_a_request_is_prepared_for_while_the_request_runs() {
+    let mut house = House::new();
+    let [left, right] = [TpcSet::range(0, 20), TpcSet::range(20, 60)];
+    let body = |session: &mut Session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel));
+    house.replan(vec![left]);
+    house.request(0, true);
+    assert!(house.tenants[0].1.replay_kept(WorkId(0)).unwrap());
+    assert!(!house.tenants[0].1.prepare::<LaunchError>(WorkId(0), body).unwrap(), "the plan is the same");
+    house.replan(vec![right]);
+    let session = &mut house.tenants[0].1;
+    assert!(session.prepare::<LaunchError>(WorkId(0), body).unwrap());
+    assert!(!session.prepare::<LaunchError>(WorkId(0), body).unwrap(), "once is enough");
+    session.replay_or_capture::<LaunchError>(WorkId(0), |_| unreachable!("it is kept")).unwrap();
+    house.gpu.trace(&house.tenants[0].1);
+    house.request(0, true);
+}
+
+#[test]
 fn the_graph_replayed_longest_ago_makes_room_and_its_partition_can_go() {
     let mut house = House::new();
     house.tenants[0].1.limit_graphs(GraphLimits { graphs: 2, launches: u64::MAX });

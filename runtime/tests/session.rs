@@ -487,6 +487,7 @@ fn an_eager_session_launches_its_requests_kernel_by_kernel() {
     session.launch_eagerly();
     let request = |session: &mut Session| -> Result<(), LaunchError> { session.launch(&GEMM) };
     session.capture_kept(WorkId(0), request).unwrap();
+    assert!(!session.prepare(WorkId(0), request).unwrap());
     assert_eq!((session.stats().launches, session.kept_graphs()), (0, 0));
     for _ in 0..2 {
         session.replay_or_capture(WorkId(0), request).unwrap();

@@ -172,6 +172,7 @@ impl Server {
         if let Some(request) = self.in_flight {
             if !self.session.device().query(self.done.id())? {
                 self.session.grow()?;
+                self.prepare()?;
                 return Ok(Step::Busy);
             }
             self.in_flight = None;
@@ -187,6 +188,7 @@ impl Server {
         }
         if scheduled > now {
             self.rest()?;
+            self.prepare()?;
             return Ok(Step::IdleUntil(scheduled));
         }
         self.waiting = Some(scheduled);
@@ -211,6 +213,15 @@ impl Server {
             self.session.end_request()?;
         }
         Ok(())
+    }
+
+    /// Captures for a plan that has come into force meanwhile, so that no request waits for that.
+    fn prepare(&mut self) -> Result<(), LaunchError> {
+        match self.session.prepare(REQUEST, |session| self.workload.enqueue(session)) {
+            // It may be resumed before the next request comes.
+            Err(LaunchError::Paused) => Ok(()),
+            prepared => prepared.map(drop),
+        }
     }
 
     fn issue(&mut self) -> Result<(), LaunchError> {

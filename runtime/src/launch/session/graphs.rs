@@ -143,8 +143,26 @@ impl Session {
         Ok(())
     }
 
+    /// Captures `body` as the graph of `work` if none is kept for the plan in force: whether there was anything to do. For a thread that waits, for its request in
+    /// flight or for the next one: after another plan has come into force, no request waits for the capture then. If there is nothing to do, it costs as much as
+    /// finding the graph.
+    ///
+    /// # Errors
+    /// As [`capture`](Session::capture).
+    pub fn prepare<E: From<LaunchError>>(&mut self, work: WorkId, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<bool, E> {
+        if self.eager {
+            return Ok(false);
+        }
+        self.follow_plan()?;
+        if self.graphs.find(work).is_some() {
+            return Ok(false);
+        }
+        self.capture_kept(work, body).map(|()| true)
+    }
+
     /// Replays the kept graph of `work`; where there is none for the plan in force, captures `body` first. So a graph is instantiated by the first
-    /// request under a plan, and not before the plan is in force: only the session's own thread may capture its launches.
+    /// request under a plan, if nobody [prepared](Session::prepare) it, and not before the plan is in force: only the session's own thread may capture its
+    /// launches.
     ///
     /// # Errors
     /// As [`capture`](Session::capture) and [`replay`](Session::replay).
