@@ -131,6 +131,9 @@ class TileQueue {
         return true;
     }
 
+    // Whether workers of this launch were sent away, so that their tenant holds fewer SMs than it was launched for.
+    __device__ bool has_lost_workers() const { return tiles_.progress != 0 && *static_cast<volatile uint32_t *>(&progress()->departed) >> 16 != 0; }
+
     // Whether the worker should give the tile that it is at back: its SMs are wanted, and others will do the tile. To be asked while a tile is under way. If so,
     // the worker counts as sent away from now on, whether or not it gives its tile back.
     __device__ bool should_give_back() {

@@ -64,7 +64,8 @@ class TileBoard {
             write(at, tile);
             at.advance();
             if (i == 0) wait_for_earlier_launches();
-            if (is_of_last_wave(tile, workers, count)) let_next_launch_come();
+            // Where SMs were taken, its blocks would settle on those and keep them from their owner until this launch has ended: they come when it has.
+            if (is_of_last_wave(tile, workers, count) && !queue.has_lost_workers()) let_next_launch_come();
         }
         mbarrier_wait(finished_, 0);
         queue.leave();
