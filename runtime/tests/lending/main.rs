@@ -373,6 +373,7 @@ fn what_a_paused_tenant_has_launched_ends_on_the_tpcs_that_it_had() {
     batch.launch(&LONG).unwrap();
     house.pass(Duration::from_micros(500));
     house.runtime.pause(id).unwrap();
+    assert!(!batch.grow().unwrap(), "whoever polls meanwhile is told of no error");
     let kernel = house.gpu.trace(&batch).pop().unwrap();
     assert!(kernel.ended - kernel.started < Duration::from_micros(LONG.us) * 66 / 50, "{:?}", kernel.ended - kernel.started);
 }

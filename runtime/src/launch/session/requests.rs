@@ -45,13 +45,17 @@ impl Session {
     /// Makes the last long launch use TPCs that came back to this tenant since it started, by a second launch that takes tiles from the same counter.
     /// To be called while waiting for work of milliseconds; whether there was anything to do. Long is what takes more than 200 us (by
     /// its least work, at the rates of an H200), or 50 us in a replayed graph. If it has ended meanwhile, the second launch ends at once and does no
-    /// harm. While nothing came back, a call costs a few loads; in a replay, what came back costs a copy of 4 KiB, some 15 us.
+    /// harm. While nothing came back, a call costs a few loads; in a replay, what came back costs a copy of 4 KiB, some 15 us. Work of a tenant that was
+    /// paused meanwhile ends on what it has.
     ///
     /// # Errors
     /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress; what the device says.
     pub fn grow(&mut self) -> Result<bool, LaunchError> {
         self.refuse_in_capture()?;
-        self.follow_plan()?;
+        match self.follow_plan() {
+            Err(LaunchError::Paused) => return Ok(false),
+            followed => followed?,
+        }
         let held = self.grant.held();
         let Some(owner) = self.growth.growing(held) else { return self.grow_in_replay(held) };
         // Where the plan places the kernel now: what came back may be no part of the owner's partition.
