@@ -19,6 +19,9 @@ constexpr int TILE_BOARD_SLOTS = 4, TILE_BOARD_BYTES = TILE_BOARD_SLOTS * (8 + 8
 // A tile may be broken off after a multiple of so many steps.
 constexpr uint32_t STOP_GRAIN = 2;
 
+// Tiles and steps below this may be broken off: a number of each shares a word.
+constexpr uint32_t STOPPABLE = 1 << 16;
+
 #if __CUDA_ARCH__ >= 900
 
 template <int PAIR>

@@ -147,7 +147,9 @@ struct WarpgroupGemm {
     __device__ bool is_elastic() const { return tiles.progress != 0; }
 
     // Whether a tile takes so long that it is worth breaking off.
-    __device__ bool breaks_off() const { return !Shape::PING_PONG && is_elastic() && steps > 4 * Shape::STAGES; }
+    __device__ bool breaks_off() const {
+        return !Shape::PING_PONG && is_elastic() && steps > 4 * Shape::STAGES && steps < STOPPABLE && tiles.count < STOPPABLE;
+    }
 
     // The i-th pair of tiles of this pair of blocks where everyone can count; tiles.count or more where there is none.
     __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
