@@ -133,8 +133,8 @@ struct SkinnyGemm {
             mbarrier_init(full + i * 8, 1);
             mbarrier_init(empty + i * 8, Shape::GROUPS * 4);
         }
-        // Consumers and producers read, consumers finish.
-        board.initialise(Shape::PAIR * (Shape::GROUPS + 1), Shape::PAIR * Shape::GROUPS);
+        // The consumers' warps and the producer read, consumers finish.
+        board.initialise(Shape::PAIR * (4 * Shape::GROUPS + 1), Shape::PAIR * Shape::GROUPS);
         mbarrier_init(landed, 1);
         mbarrier_init(landing_free, 128 * Shape::GROUPS);
         mbarrier_init_fence();
@@ -207,7 +207,7 @@ struct SkinnyGemm {
         }
     }
 
-    // The producer's i-th tile.
+    // The i-th tile, for a warp that stays together.
     __device__ __forceinline__ uint32_t next_tile(typename TileBoard<Shape::PAIR>::Position &slot, uint32_t i) const {
         return is_elastic() ? board.next(slot) : counted_tile(i);
     }
@@ -275,13 +275,7 @@ struct SkinnyGemm {
         wait_for_earlier_launches();
         if (rank == 0) heads.begin();
         for (uint32_t round = 0;; ++round) {
-            uint32_t tile = counted_tile(round);
-            if (is_elastic()) {
-                tile = board.read(slot);
-                named_barrier(group);
-                if (thread == 0) board.release(slot);
-                slot.advance();
-            }
+            const uint32_t tile = next_tile(slot, round);
             if (tile >= tiles.count) break;
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             float sums[REGISTERS];

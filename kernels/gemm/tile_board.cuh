@@ -36,7 +36,7 @@ class TileBoard {
         : full_(place), empty_(place + SLOTS * 8), asked_(place + SLOTS * 16), finished_(asked_ + 8), wanted_(finished_ + 8), stopping_(wanted_ + 8),
           tiles_(stopping_ + 8), stops_at_(tiles_ + SLOTS * 4) {}
 
-    // By one thread. `readers` of one slot, without the second block's follow(), and `finishers` of the launch, in both blocks of a pair.
+    // By one thread. `readers` of one slot (warps), without the second block's follow(), and `finishers` of the launch, in both blocks of a pair.
     __device__ void initialise(uint32_t readers, uint32_t finishers) const {
         for (int i = 0; i < SLOTS; ++i) {
             mbarrier_init(full_ + i * 8, 1);
@@ -80,7 +80,6 @@ class TileBoard {
         wait_for_earlier_launches();
         for (uint32_t tile = 0; tile < count; at.advance()) {
             tile = read(at);
-            release(at);
             if (is_of_last_wave(tile, workers, count)) let_next_launch_come();
         }
     }
@@ -105,29 +104,33 @@ class TileBoard {
         return __any_sync(0xffffffff, is_stopping()) && __any_sync(0xffffffff, stops_at() == (tile << 16 | steps));
     }
 
+    // The next tile, for a warp that stays together: one reader. Its first lane reads, so that whoever gives the slot back is who read it.
+    __device__ uint32_t next(Position &at) const {
+        uint32_t tile = 0;
+        if (threadIdx.x % 32 == 0) tile = read(at);
+        at.advance();
+        return __shfl_sync(0xffffffff, tile, 0);
+    }
+
+    // One thread of each finisher, when all stores of all its tiles are ordered before this thread.
+    __device__ void finish() const { tell_first_block(finished_); }
+
+  private:
+    // One thread: reads a slot and gives it back.
     __device__ uint32_t read(const Position &at) const {
         mbarrier_wait(full_ + at.stage * 8, at.parity);
         uint32_t tile;
         asm volatile("ld.shared.b32 %0, [%1];" : "=r"(tile) : "r"(tiles_ + at.stage * 4) : "memory");
+        tell_first_block(empty_ + at.stage * 8);
         return tile;
     }
 
-    // One thread of each reader, when all of the reader's threads have read.
-    __device__ void release(const Position &at) const { mbarrier_arrive_in_cluster(in_block(empty_ + at.stage * 8, 0)); }
-
-    // For a warp that stays together.
-    __device__ uint32_t next(Position &at) const {
-        const uint32_t tile = read(at);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) release(at);
-        at.advance();
-        return tile;
+    // Arrives at a barrier of the block that takes tiles.
+    static __device__ void tell_first_block(uint32_t barrier) {
+        if constexpr (PAIR == 1) mbarrier_arrive(barrier);
+        if constexpr (PAIR > 1) mbarrier_arrive_in_cluster(in_block(barrier, 0));
     }
 
-    // One thread of each finisher, when all stores of all its tiles are ordered before this thread.
-    __device__ void finish() const { mbarrier_arrive_in_cluster(in_block(finished_, 0)); }
-
-  private:
     __device__ bool is_stopping() const { return mbarrier_is_complete(stopping_, 0); }
 
     __device__ uint32_t stops_at() const {

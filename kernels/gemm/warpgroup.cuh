@@ -129,8 +129,8 @@ struct WarpgroupGemm {
             mbarrier_init(full + i * 8, 2);  // one producer for each operand
             mbarrier_init(empty + i * 8, Shape::PAIR * Shape::SHARERS);
         }
-        // Consumers and producers read, consumers finish.
-        board.initialise(Shape::PAIR * (Shape::SHARERS + 2), Shape::PAIR * Shape::CONSUMERS);
+        // The warps of a tile's consumers and both producers read, consumers finish.
+        board.initialise(Shape::PAIR * (4 * Shape::SHARERS + 2), Shape::PAIR * Shape::CONSUMERS);
         for (int i = 0; i < 2 * Shape::CONSUMERS; ++i) mbarrier_init(residual_full + i * 8, 1);
         for (int i = 0; i < Shape::CONSUMERS; ++i) mbarrier_init(turn + i * 8, 1);
         mbarrier_init_fence();
@@ -288,10 +288,7 @@ struct WarpgroupGemm {
         for (uint32_t round = 0;; ++round) {
             uint32_t tile;
             if (is_elastic()) {
-                tile = board.read(slot);
-                named_barrier(consumer);
-                if (thread == 0) board.release(slot);
-                slot.advance();
+                tile = board.next(slot);
                 if (Shape::PING_PONG) slot.advance();
             } else {
                 tile = counted_tile(Shape::PING_PONG ? 2 * round + consumer : round);

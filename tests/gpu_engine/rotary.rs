@@ -5,14 +5,14 @@ use smidgen::kernels::attention::{CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotar
 use smidgen_runtime::device::DevicePtr;
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random};
+use crate::support::{Gpu, Random, rounds};
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn rotary_turns_queries_and_keys_and_fills_the_cache() {
     let gpu = Gpu::open();
     let mut random = Random::new(11);
-    for round in 0..40 {
+    for round in 0..rounds(40) {
         let kv_heads = random.between(1, 3);
         let heads = Heads { heads: kv_heads * random.between(1, 4), kv_heads, head_dim: 2 * random.between(1, 128) };
         let [rows, capacity] = [random.between(1, 40), PAGE_TOKENS];

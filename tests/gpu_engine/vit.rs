@@ -14,22 +14,18 @@ use smidgen::presets;
 use smidgen::reference::Reference;
 use smidgen::weights::Weights;
 use smidgen_runtime::Runtime;
-use smidgen_runtime::device::{Device, Sms};
+use smidgen_runtime::device::Sms;
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Exclusive, Policy};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
-use crate::support::{Gpu, Random};
+use crate::support::{Gpu, Random, device};
 use crate::tenant::OnTheFirst;
 use crate::tiny_models::{Copy, fixture, read_tensor, relative_error};
 
 /// FP16 on the GPU against f32 elsewhere.
 const TOLERANCE: f64 = 2e-2;
-
-fn open() -> Arc<dyn Device> {
-    smidgen::cuda::open().expect("a GPU test needs a GPU and kernels in its binary")
-}
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
@@ -68,7 +64,7 @@ fn patches_are_unfolded_exactly_with_zeros_for_the_class_token_and_the_gap() {
 
 fn solo(dir: &Path) -> Solo {
     let source = ModelSource::find(dir.to_str().expect("a path in UTF-8")).expect("a model directory");
-    Solo::load(&open(), &source, 2, 34).expect("a small model fits")
+    Solo::load(&device(), &source, 2, 34).expect("a small model fits")
 }
 
 /// The fixture's two images.
@@ -116,7 +112,7 @@ fn two_layers(preset: ModelConfig) -> (VisionConfig, Weights) {
 
 /// What a model computes of `images` under a policy: the bytes of its logits.
 fn logits(policy: impl Policy + 'static, config: &VisionConfig, weights: &Weights, pixels: &[f32]) -> Vec<u8> {
-    let runtime = Runtime::new(open(), Box::new(policy), Arc::new(ProfileStore::default()));
+    let runtime = Runtime::new(device(), Box::new(policy), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "vit".into(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
     let mut session = runtime.session(runtime.admit(spec).expect("1 GB of device memory")).expect("an admitted tenant");
     let model = Vision::new(config, weights, &mut session).expect("a small model fits");
