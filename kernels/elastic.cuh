@@ -20,7 +20,8 @@
 // What a launch promises, whatever happens to the grant while it runs:
 //   * Every tile is done exactly once.
 //   * The owner (the launch whose completion stream order waits for) completes only when every tile is *finished*, by whomever it was
-//     taken: the last block of the owner to leave waits for tiles that joiners still hold.
+//     taken: the last block of the owner to leave waits for tiles that joiners still hold. Those that blocks of the owner hold need no waiting for, since
+//     it does not complete before its blocks have ended; so these leave when there is no tile for them, while they are still at their last.
 //   * Whichever block of the owner would be the last to be sent away stays, so that a grant of zero SMs cannot hang a stream. While another one
 //     holds its SM, none stays where the grant does not hold: what an owner takes back is its own to the last SM.
 //   * A joiner (a second launch on the same counter, to grow again) takes tiles of its own epoch only and never touches a later launch's.
@@ -45,7 +46,7 @@
 //   | is no fresh one       | taken out of the ring        |                   |                                  |
 //   | a block of the owner  |                              |                   | sent away +1; -1 again if all    |
 //   | finds its SM not held |                              |                   | others were, and it stays        |
-//   | a block leaves        |                              | + tiles it did    | left +1 (owner only)             |
+//   | a block leaves        |                              | + tiles it took   | left +1 (owner only)             |
 //   | last owner block,     | epoch + 1, count 0           | 0                 | 0                                |
 //   | finished == count     |                              |                   |                                  |
 //
@@ -90,6 +91,19 @@ __device__ __forceinline__ void wait_for_earlier_launches(const Tiles &tiles) {
     if (tiles.progress == 0) let_next_launch_come();
 }
 
+// Words of a grant, each of 32 SMs.
+constexpr uint32_t GRANT_WORDS = 8;
+
+// The grant as a warp reads it together: lane i has the word of SMs 32 * i to 32 * i + 31. So it can be under way before it is known which SMs to look for.
+__device__ __forceinline__ uint32_t grant_word(const Tiles &tiles) {
+    const uint32_t lane = threadIdx.x % 32;
+    if (tiles.grant == 0) return 0xffffffff;
+    return lane < GRANT_WORDS ? reinterpret_cast<const volatile uint32_t *>(tiles.grant)[lane] : 0;
+}
+
+// Whether the grant of which each lane of this warp has a word holds an SM.
+__device__ __forceinline__ bool holds_sm(uint32_t grant_word, uint32_t sm) { return __shfl_sync(0xffffffff, grant_word, sm / 32) >> (sm % 32) & 1; }
+
 // Takes tiles for one worker: a block, or a pair of blocks that work as one. One thread of the worker holds it and calls it.
 class TileQueue {
   public:
@@ -101,9 +115,12 @@ class TileQueue {
         : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), taken_(0), taken_back_(tiles.count) {}
 
     // Reads the grant for the first tile already. The grant is no earlier launch's output, so this may be done before waiting for those.
-    __device__ void poll() {
+    __device__ void poll() { poll(holds_its_sms()); }
+
+    // The same where that is known.
+    __device__ void poll(bool held) {
         polled_ = true;
-        held_ = holds_its_sms();
+        held_ = held;
     }
 
     // The next tile; false when the worker must leave, once it has finished those that it took. To be called after waiting for earlier launches.
@@ -156,11 +173,14 @@ class TileQueue {
         if (seen % GIVEN_BACK >= tiles_.count) taken_back_ = take_given_back();
     }
 
-    // To be called once, after every tile that was taken is finished and its stores are ordered before this thread (a barrier).
+    // Whether this worker leaves when its tiles are finished and their stores ordered before this thread (a barrier), or as soon as take() gave it none.
+    __device__ bool leaves_last() const { return tiles_.joins != 0; }
+
+    // To be called once.
     __device__ void leave() {
         if (tiles_.progress == 0) return;
         const bool owner = tiles_.joins == 0;
-        __threadfence();
+        if (!owner) __threadfence();
         const unsigned long long before = atomicAdd(counts(), taken_ | (owner ? LEFT : 0ull));
         if (joined_) {
             __threadfence();

@@ -155,6 +155,7 @@ struct PrefillWgmma {
                 load_values(block);
             }
         }
+        if (!queue.leaves_last()) queue.leave();
         mbarrier_wait(shared_address(&shared.queries_empty), queries_parity ^ 1);
         shared.tile.end_key = 0;
         mbarrier_arrive(shared_address(&shared.queries_full));
@@ -260,6 +261,7 @@ struct PrefillWgmma {
             registers_grow<WORKER_REGISTERS>();
             work(args.plain, shared);
         }
+        if (!queue.leaves_last()) return;
         // Every tile's stores are ordered before the queue learns of them.
         __syncthreads();
         if (threadIdx.x == 0) queue.leave();

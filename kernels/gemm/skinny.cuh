@@ -157,11 +157,14 @@ struct SkinnyGemm {
     // The worker's i-th tile where everyone can count.
     __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
 
-    // One thread.
-    __device__ void take_tiles() const {
-        const uint32_t workers = gridDim.x / Shape::PAIR;
+    // One warp, whose lanes stay together. `grant`: its grant_word().
+    __device__ void take_tiles(uint32_t grant) const {
+        const uint32_t workers = gridDim.x / Shape::PAIR, other_sm = partner_sm();
+        const bool held = holds_sm(grant, sm_id()) & holds_sm(grant, other_sm);
+        if (threadIdx.x % 32 != 0) return;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, other_sm);
+            queue.poll(held);
             board.take_tiles(queue, workers, tiles.count, 1, false);
         } else {
             board.follow(workers, tiles.count);
@@ -294,7 +297,8 @@ struct SkinnyGemm {
                 finish_tile(sums, tile, group, thread, heads);
             }
         }
-        if (is_elastic()) {
+        // A joiner's tiles are waited for by another launch, an owner's by its own end.
+        if (tiles.joins != 0) {
             // The queue's fence then stands for the stores of all.
             named_barrier(group);
             if (thread == 0) board.finish();
@@ -488,14 +492,16 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ro
         tma_prefetch(args.b);
         gemm.initialise_barriers();
     }
-    gemm.meet();
     const uint32_t warp = threadIdx.x / 32;
+    const bool takes_tiles = warp == 4 * Shape::GROUPS + 1 && gemm.is_elastic();
+    const uint32_t grant = takes_tiles ? grant_word(tiles) : 0;
+    gemm.meet();
     if (warp < 4 * Shape::GROUPS) {
         gemm.consume(warp / 4);
     } else if (warp == 4 * Shape::GROUPS) {
         gemm.produce();
-    } else if (gemm.is_elastic() && threadIdx.x % 32 == 0) {
-        gemm.take_tiles();
+    } else if (takes_tiles) {
+        gemm.take_tiles(grant);
     }
     // Neither block may end while the other still writes to its memory.
     if (Shape::PAIR > 1) cluster_barrier();

@@ -36,7 +36,7 @@ class TileBoard {
         : full_(place), empty_(place + SLOTS * 8), asked_(place + SLOTS * 16), finished_(asked_ + 8), wanted_(finished_ + 8), stopping_(wanted_ + 8),
           tiles_(stopping_ + 8), stops_at_(tiles_ + SLOTS * 4) {}
 
-    // By one thread. `readers` of one slot (warps), without the second block's follow(), and `finishers` of the launch, in both blocks of a pair.
+    // By one thread. `readers` of one slot (warps), without the second block's follow(), and `finishers` of a joiner, in both blocks of a pair.
     __device__ void initialise(uint32_t readers, uint32_t finishers) const {
         for (int i = 0; i < SLOTS; ++i) {
             mbarrier_init(full_ + i * 8, 1);
@@ -48,11 +48,10 @@ class TileBoard {
         mbarrier_init(stopping_, 1);
     }
 
-    // One thread of the first block: takes tiles until there are none, for one of `workers`. The end is told `ends` times, a tile's number then being the
-    // count of tiles. `breaks_off`: whether producers look for is_wanted().
+    // One thread of the first block: takes tiles until there are none, for one of `workers` whose queue has polled. The end is told `ends` times, a tile's number
+    // then being the count of tiles. `breaks_off`: whether producers look for is_wanted().
     __device__ void take_tiles(TileQueue &queue, uint32_t workers, uint32_t count, uint32_t ends, bool breaks_off) const {
         Position at;
-        queue.poll();
         uint32_t tile = count;
         for (uint32_t i = 0, told = 0; told < ends; ++i) {
             if (told == 0) {
@@ -70,7 +69,7 @@ class TileBoard {
             // Where SMs were taken, its blocks would settle on those and keep them from their owner until this launch has ended: they come when it has.
             if (is_of_last_wave(tile, workers, count) && !queue.has_lost_workers()) let_next_launch_come();
         }
-        mbarrier_wait(finished_, 0);
+        if (queue.leaves_last()) mbarrier_wait(finished_, 0);
         queue.leave();
     }
 
@@ -112,7 +111,7 @@ class TileBoard {
         return __shfl_sync(0xffffffff, tile, 0);
     }
 
-    // One thread of each finisher, when all stores of all its tiles are ordered before this thread.
+    // One thread of each finisher, where the launch is a joiner and all stores of all its tiles are ordered before this thread.
     __device__ void finish() const { tell_first_block(finished_); }
 
   private:

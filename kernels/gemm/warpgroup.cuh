@@ -162,11 +162,14 @@ struct WarpgroupGemm {
         return {pair.row + (all.shares_a ? 0 : rank * Shape::BLOCK_M), pair.col + (all.shares_a ? rank * Shape::BLOCK_N : 0)};
     }
 
-    // One thread.
-    __device__ void take_tiles() const {
-        const uint32_t workers = gridDim.x / Shape::PAIR;
+    // One warp, whose lanes stay together. `grant`: its grant_word().
+    __device__ void take_tiles(uint32_t grant) const {
+        const uint32_t workers = gridDim.x / Shape::PAIR, other_sm = partner_sm();
+        const bool held = holds_sm(grant, sm_id()) & holds_sm(grant, other_sm);
+        if (threadIdx.x % 32 != 0) return;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, partner_sm());
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, other_sm);
+            queue.poll(held);
             // Consumers that take turns each want to hear of the end.
             board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1, breaks_off());
         } else {
@@ -325,9 +328,9 @@ struct WarpgroupGemm {
 
     // One thread, that issued the stores of its consumer. Whoever reads C next waits for the whole launch, whose end makes its writes visible
     // (griddepcontrol.wait), so it is enough that the copy engine has read the block's memory. Waiting for the writes themselves takes 0.3 to 0.5 us. Only
-    // a block that counts its tiles must: the owner's last one, which ends the launch, may be another.
+    // a joiner must: the launch that is waited for is another.
     __device__ __forceinline__ void end() const {
-        if (!is_elastic()) {
+        if (tiles.joins == 0) {
             tma_store_wait_read<0>();
             return;
         }
@@ -528,13 +531,15 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, co
         tma_prefetch(args.c);
         gemm.initialise_barriers();
     }
+    const uint32_t warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32;
+    const bool takes_tiles = warp == 2 && gemm.is_elastic();
+    const uint32_t grant = takes_tiles ? grant_word(tiles) : 0;
     gemm.meet();
-    const uint32_t warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         if (Shape::MOVES_REGISTERS) registers_shrink<40>();
-        if (threadIdx.x / 32 == 0) gemm.template produce<true>();
-        if (threadIdx.x / 32 == 1) gemm.template produce<false>();
-        if (threadIdx.x == 64 && gemm.is_elastic()) gemm.take_tiles();
+        if (warp == 0) gemm.template produce<true>();
+        if (warp == 1) gemm.template produce<false>();
+        if (takes_tiles) gemm.take_tiles(grant);
     } else {
         if (Shape::MOVES_REGISTERS) registers_grow<232>();
         gemm.consume(warpgroup - 1);

@@ -111,8 +111,12 @@ fn a_sampled_kernel_takes_as_long_as_its_neighbours_in_the_queue() {
     let samples = samples(&runtime, tenant);
     println!("{} samples, mean of the chain {mean:?}: {samples:?}", samples.len());
     assert!(samples.len() >= 12, "{samples:?}");
+    let is_sanitized = std::env::var_os("SMIDGEN_SANITIZED").is_some(); // which takes its own time between launches
     for took in samples {
-        assert!(took > mean.mul_f64(0.95) && took < mean.mul_f64(1.05) + Duration::from_micros(2), "{took:?} beside {mean:?}");
+        assert!(
+            is_sanitized || took > mean.mul_f64(0.95) && took < mean.mul_f64(1.05) + Duration::from_micros(2),
+            "{took:?} beside {mean:?}"
+        );
     }
 }
 
