@@ -259,13 +259,14 @@ fn a_grant_keeps_a_kernel_on_its_sms() {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_joiner_finishes_tiles_with_the_owner_once_each() {
     let gpu = Gpu::open();
-    let beside = gpu.create_stream(PartitionId::WHOLE, Priority::Normal);
     // The owner may use SMs 0 to 3, so it needs far longer than the joiner needs to start.
     let grant = Grant::new(&gpu, [0b1111, 0, 0, 0, 0, 0, 0, 0]);
     let probe = Probe::new(&gpu, 20_000, 20_000);
     let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
     for round in 1..=5 {
         let before = epoch(&gpu);
+        // Another each time: of many streams, some share a hardware queue, and this one may share the owner's and begin only behind it.
+        let beside = gpu.create_stream(PartitionId::WHOLE, Priority::Normal);
         gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
         gpu.enqueue(&probe, &launch, beside, TilesArg { joins: 1 + before, ..gpu.tiles(&launch) });
         gpu.device().synchronize(gpu.stream()).expect("the owner runs");

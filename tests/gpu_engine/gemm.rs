@@ -8,7 +8,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Skinny, Variant,
 use smidgen_runtime::device::{Buffer, Sms};
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random, assert_close, is_sanitized, rounds};
+use crate::support::{Gpu, Random, assert_close, cases, rounds};
 
 /// What to do with the sums; the operands come with the [`Problem`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -343,12 +343,10 @@ const FEW_ROWS: [u32; 9] = [1, 2, 7, 8, 9, 16, 17, 31, 32];
 fn few_rows_are_right_at_every_epilogue_and_length_of_k() {
     let gpu = Gpu::open();
     let mut random = Random::new(6);
-    // Of k: less than a step, a ring that A fits in, one that it does not fit in, and an end in the middle of a stage.
-    let (few, lengths): (&[u32], &[u32]) =
-        if is_sanitized() { (&[1, 9, 32], &[8, 5000]) } else { (&FEW_ROWS, &[8, 248, 2048, 5000, 8192]) };
     for finish in Finish::ALL {
-        for &rows in few {
-            for &k in lengths {
+        for rows in cases(&FEW_ROWS) {
+            // Of k: less than a step, a ring that A fits in, one that it does not fit in, and an end in the middle of a stage.
+            for k in cases(&[8, 248, 2048, 5000, 8192]) {
                 let columns = *random.pick(&[1, 31, 257, 1000]);
                 let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, columns, k]), [0; 4], finish);
                 gpu.run(&problem.gemm, *random.pick(&gpu.sm_counts()));
@@ -363,12 +361,10 @@ fn few_rows_are_right_at_every_epilogue_and_length_of_k() {
 fn few_normed_rows_are_right_at_every_epilogue_and_length_of_k() {
     let gpu = Gpu::open();
     let mut random = Random::new(8);
-    // Less than a step, one and a bit, the second block of a pair without any, many rounds of a ring.
-    let (few, lengths): (&[u32], &[u32]) =
-        if is_sanitized() { (&[7, 16, 32], &[264, 2048]) } else { (&FEW_ROWS, &[8, 248, 264, 2048, 5000]) };
     for finish in Finish::ALL {
-        for &rows in few {
-            for &k in lengths {
+        for rows in cases(&FEW_ROWS) {
+            // Less than a step, one and a bit, the second block of a pair without any, many rounds of a ring.
+            for k in cases(&[8, 248, 264, 2048, 5000]) {
                 // One tile; many, of which each worker has one; so many that workers have several.
                 let columns = *random.pick(&[1, 31, 257, 1000, 9000]);
                 let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, columns, k]), [0, 0, 0, 0], finish);

@@ -29,7 +29,7 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::TenantId;
 use smidgen_runtime::{Runtime, RuntimeOptions};
 
-use crate::support::{Gpu, Random, device, is_sanitized, rounds};
+use crate::support::{Gpu, Random, cases, device, is_sanitized, rounds};
 use crate::tenant::{self, OnTheFirst, Tenant};
 use crate::tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
 
@@ -102,7 +102,7 @@ struct Greedy {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
     let device = device();
-    for name in DECODERS {
+    for name in cases(&DECODERS) {
         let Greedy { prompt, tokens } = read_json(&fixture(name).join("greedy.json"));
         let source = source(name);
         let ModelConfig::Decoder(config) = source.config() else { panic!("{name} is a decoder") };

@@ -7,7 +7,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm, QkvProduct, RowNorm};
 use smidgen_runtime::device::Buffer;
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random, is_sanitized};
+use crate::support::{Gpu, Random, cases};
 
 const EPSILON: f32 = 1e-4;
 const PAGES_PER_SEQUENCE: u32 = 3;
@@ -163,11 +163,9 @@ const HEADS: [Heads; 6] = [
 fn queries_keys_and_values_of_few_rows_are_normed_rotated_and_cached_in_one_launch() {
     let gpu = Gpu::open();
     let mut random = Random::new(41);
-    let (few, widths): (&[u32], &[u32]) =
-        if is_sanitized() { (&[3, 16, 17], &[264, 896]) } else { (&[1, 3, 8, 9, 16, 17, 32], &[64, 264, 896, 2048]) };
     for heads in HEADS {
-        for &rows in few {
-            for &hidden in widths {
+        for rows in cases(&[1, 3, 8, 9, 16, 17, 32]) {
+            for hidden in cases(&[64, 264, 896, 2048]) {
                 let problem = Problem::new(&gpu, &mut random, heads, [rows, hidden], rows % 2 == 1, hidden != 264);
                 if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
                     return;

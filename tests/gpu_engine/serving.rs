@@ -18,7 +18,7 @@ use smidgen_runtime::policy::{Exclusive, Policy, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
-use crate::support::{Random, device};
+use crate::support::{Random, cases, device, is_sanitized};
 use crate::tenant::OnTheFirst;
 use crate::tiny_models::{DECODERS, fixture};
 
@@ -46,7 +46,7 @@ fn request(random: &mut Random, vocab: u32, prompt: u32, max_tokens: u32) -> Req
 fn requests() -> Vec<Request> {
     let mut random = Random::new(3);
     [(1, 70), (5, 3), (64, 9), (63, 2), (200, 30), (17, 90), (130, 1), (65, 40), (3, 3), (128, 66), (90, 20), (2, 5)]
-        .map(|(prompt, max_tokens)| request(&mut random, 2003, prompt, max_tokens))
+        .map(|(prompt, max_tokens)| request(&mut random, 2003, prompt, if is_sanitized() { max_tokens.min(9) } else { max_tokens }))
         .into()
 }
 
@@ -123,11 +123,13 @@ fn assert_greedy(what: &str, weights: &Weights, requests: &[Request], outputs: &
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn every_family_serves_requests_together_as_greedily_as_alone() {
-    for name in DECODERS {
+    for name in cases(&DECODERS) {
         let weights = Weights::open(&fixture(name)).expect("a model directory");
         let vocab = weights.config().vocab() as u32;
         let mut random = Random::new(9);
-        let requests: Vec<Request> = (1..=14).map(|index| request(&mut random, vocab, index * 5 % 17 + 1, index * 7 % 13 + 1)).collect();
+        let requests: Vec<Request> = (1..=if is_sanitized() { 6 } else { 14 })
+            .map(|index| request(&mut random, vocab, index * 5 % 17 + 1, index * 7 % 13 + 1))
+            .collect();
         let limits = Limits { slots: 5, step_tokens: 9, pages: 5, max_sequence: weights.config().max_sequence(), ..ROOMY };
         for apart in [0, 2] {
             let (outputs, _) = serve(&weights, Exclusive, limits, &requests, apart);
