@@ -7,9 +7,11 @@
 //        | ring of STAGES:  A [BLOCK_M][64], B [BLOCK_N][64] halves, 128-byte swizzled; full[s] when it has arrived, empty[s] when it is read
 //        v
 //   consumers (warpgroups)     multiply stages with wgmma; sums stay in registers
-//        | two buffers each of 64 rows by SLICE columns: the residual comes in, what C becomes goes out
+//        | two buffers each of 64 rows by SLICE columns: the residual comes in, what C becomes goes out (warpgroup_epilogue.cuh)
 //        v
 //   copy engine                writes whole lines of C, while the producer has long begun to fetch the next tile
+//
+// warpgroup_shape.cuh says how large a tile is and where its things lie in shared memory.
 //
 // Either both consumers share a tile, each with half of its rows, or each has tiles of its own and they take turns (PING_PONG): one multiplies while
 // the other finishes its tile, so that the tensor cores never wait for an epilogue. The first asks less of L2, the second wins where k is short.
@@ -27,102 +29,37 @@
 //
 // Bound: 64 x N x 16 multiply-adds take N / 2 cycles; a tile brings (BLOCK_M + BLOCK_N) * 128 bytes from L2 for every BLOCK_M * BLOCK_N / 32 cycles.
 #pragma once
-#include <cuda_fp16.h>
-
 #include <cstdint>
-#include <utility>
 
 #include "abi.h"
 #include "elastic.cuh"
-#include "gemm/epilogue.cuh"
 #include "gemm/tile_board.cuh"
 #include "gemm/tile_order.cuh"
+#include "gemm/warpgroup_epilogue.cuh"
+#include "gemm/warpgroup_shape.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/elect.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/mma.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 
-// A tile's shape and what follows from it. kernels/gemm/warpgroup.rs holds the same figures for the host.
-template <int PAIR_, int BLOCK_M_, int BLOCK_N_, int K_BLOCKS_, int STAGES_, int CONSUMERS_, bool PING_PONG_ = false>
-struct WarpgroupShape {
-    static constexpr int PAIR = PAIR_;  // blocks that work together: 1 or 2
-    static constexpr int BLOCK_M = BLOCK_M_, BLOCK_N = BLOCK_N_, STAGES = STAGES_, CONSUMERS = CONSUMERS_;
-    static constexpr int K_BLOCKS = K_BLOCKS_;  // of 64 columns in a stage
-    static constexpr bool PING_PONG = PING_PONG_;
-    static constexpr int THREADS = 128 * (CONSUMERS + 1);
-    static constexpr int SHARERS = PING_PONG ? 1 : CONSUMERS;    // consumers of one tile
-    static constexpr int CONSUMER_M = BLOCK_M / SHARERS;         // rows of it that one of them has
-    static constexpr int M_ATOMS = CONSUMER_M / 64;
-    static constexpr int A_BYTES = BLOCK_M * 128, B_BYTES = BLOCK_N * 128, STAGE_BYTES = K_BLOCKS * (A_BYTES + B_BYTES);
-    static constexpr int SLICE = BLOCK_N % 64 == 0 ? 64 : 32;  // columns of the product that leave together
-    static constexpr int SLICE_BYTES = 64 * 128;               // room for 64 rows of at most 128 bytes
-    static constexpr int STAGING_BYTES = CONSUMERS * 2 * SLICE_BYTES;
-    static constexpr int BIAS_BYTES = CONSUMERS * BLOCK_N * 2;
-    static constexpr int BARRIERS = 2 * STAGES + 3 * CONSUMERS;
-    // The first 1024 align the rest: swizzle patterns begin at multiples of it.
-    static constexpr int SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + BIAS_BYTES + BARRIERS * 8 + TILE_BOARD_BYTES + 4;
-    // Registers move from the producer to the consumers where three warpgroups share an SM's 65536.
-    static constexpr bool MOVES_REGISTERS = CONSUMERS == 2;
-    static constexpr int BLOCKS_PER_SM = SHARED_BYTES > 113 * 1024 ? 1 : 2;
-    static_assert(SHARED_BYTES <= 227 * 1024);
-    static_assert(CONSUMER_M % 64 == 0 && BLOCK_N % 32 == 0 && BLOCK_N <= 256 && M_ATOMS * BLOCK_N <= 256);
-};
-
 #if __CUDA_ARCH_FEAT_SM90_ALL
-
-// Where a byte of a staged slice lies: rows of ROW_BYTES, as the copy engine swizzles them.
-template <int ROW_BYTES>
-__device__ __forceinline__ uint32_t staged(uint32_t row, uint32_t byte) {
-    const uint32_t offset = row * ROW_BYTES + byte;
-    if (ROW_BYTES == 128) return offset ^ (row % 8) << 4;
-    if (ROW_BYTES == 64) return offset ^ (row / 2 % 4) << 4;
-    return offset ^ (row / 4 % 2) << 4;
-}
 
 template <typename Shape, int EPILOGUE>
 struct WarpgroupGemm {
-    static constexpr bool HAS_RESIDUAL = EPILOGUE == GEMM_RESIDUAL || EPILOGUE == GEMM_BIAS_RESIDUAL;
-    static constexpr bool HAS_BIAS = EPILOGUE == GEMM_BIAS || EPILOGUE == GEMM_BIAS_GELU || EPILOGUE == GEMM_BIAS_GELU_TANH ||
-                                     EPILOGUE == GEMM_BIAS_RELU || EPILOGUE == GEMM_BIAS_RESIDUAL || EPILOGUE == GEMM_SILU_GATE;
-    static constexpr bool IS_F32 = EPILOGUE == GEMM_PLAIN_F32, IS_GATE = EPILOGUE == GEMM_SILU_GATE;
-    static constexpr int SLICE = IS_F32 ? 32 : Shape::SLICE;
-    static constexpr int SLICES = Shape::M_ATOMS * (Shape::BLOCK_N / SLICE);
-    static constexpr int ROW_BYTES = IS_F32 ? SLICE * 4 : IS_GATE ? SLICE : SLICE * 2;
-
-    static constexpr int PER_ATOM = Shape::BLOCK_N / SLICE;
-
-    // A consumer's part of a tile.
-    struct Part {
-        TileOrigin tile;
-        uint32_t first_row;  // within the tile
-        uint32_t consumer;
-        uint32_t round;      // tiles that this consumer did before
-        uint32_t broken_off;  // and that it broke off: 0 or 1
-        uint32_t thread;     // within the consumer
-    };
-
     const GemmArgs &args;
     const WarpgroupGemmArgs &all;
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     const uint32_t steps;
-    uint32_t stages, staging, biases, full, empty, residual_full, turn, my_sm;
-    TileBoard<Shape::PAIR> board;
+    const uint32_t stages, full, empty, turn, my_sm;  // in shared memory
+    const WarpgroupEpilogue<Shape, EPILOGUE> epilogue;
+    const TileBoard<Shape::PAIR> board;
 
     __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)),
-          stages(swizzle_aligned(shared)),
-          board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::STAGING_BYTES + Shape::BIAS_BYTES + Shape::BARRIERS * 8) {
-        staging = stages + Shape::STAGES * Shape::STAGE_BYTES;
-        biases = staging + Shape::STAGING_BYTES;
-        full = biases + Shape::BIAS_BYTES;
-        empty = full + Shape::STAGES * 8;
-        residual_full = empty + Shape::STAGES * 8;
-        turn = residual_full + 2 * Shape::CONSUMERS * 8;
-        my_sm = turn + Shape::CONSUMERS * 8 + TILE_BOARD_BYTES;
-    }
+          stages(swizzle_aligned(shared)), full(stages + Shape::FULL), empty(stages + Shape::EMPTY), turn(stages + Shape::TURN), my_sm(stages + Shape::MY_SM),
+          epilogue{args, args.gemm, stages + Shape::STAGING, stages + Shape::BIASES, stages + Shape::RESIDUAL_FULL}, board(stages + Shape::BOARD) {}
 
     __device__ void initialise_barriers() const {
         for (int i = 0; i < Shape::STAGES; ++i) {
@@ -131,7 +68,7 @@ struct WarpgroupGemm {
         }
         // The warps of a tile's consumers and both producers read, consumers finish.
         board.initialise(Shape::PAIR * (4 * Shape::SHARERS + 2), Shape::PAIR * Shape::CONSUMERS);
-        for (int i = 0; i < 2 * Shape::CONSUMERS; ++i) mbarrier_init(residual_full + i * 8, 1);
+        epilogue.initialise_barriers();
         for (int i = 0; i < Shape::CONSUMERS; ++i) mbarrier_init(turn + i * 8, 1);
         mbarrier_init_fence();
     }
@@ -298,30 +235,21 @@ struct WarpgroupGemm {
             }
             if (tile >= tiles.count) break;
             const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
-            const Part part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
-            if (HAS_BIAS) {
-                // Read while the launch before still runs, or while the first stages are on their way; the epilogue would wait for each load.
-                for (uint32_t col = thread; col < Shape::BLOCK_N; col += 128) {
-                    store_shared(bias_place(part, col), bias_of(args, part.tile.col + col));
-                }
-            }
+            const WarpgroupPart part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
+            epilogue.read_bias(part);
             if (round == 0) wait_for_earlier_launches();
-            if (HAS_RESIDUAL && thread == 0) {
-                tma_store_wait_read<0>();
-                for (int slice = 0; slice < min(2, SLICES); ++slice) fetch_residual(slice, part);
-            }
+            epilogue.begin(part);
             // Consumers that take turns: this one's multiplications begin when all of the other's are issued.
             if (Shape::PING_PONG && (round > 0 || consumer > 0)) mbarrier_wait(turn + consumer * 8, (consumer == 0 ? round - 1 : round) & 1);
             float sums[Shape::M_ATOMS][Shape::BLOCK_N / 2];
             // Two loops, so that tiles which are never broken off do not pay for the question.
             if (breaks_off() ? !multiply<true>(sums, at, part) : !multiply<false>(sums, at, part)) {
-                if (HAS_RESIDUAL && thread == 0) await_residual(part);
+                epilogue.abandon(part);
                 broken_off = 1;
                 continue;
             }
             if (Shape::PING_PONG) skip(at);
-            if (HAS_BIAS) named_barrier(consumer);
-            finish_tile(sums, part, std::make_integer_sequence<int, SLICES>());
+            epilogue.finish(sums, part);
         }
         if (thread == 0) end();
     }
@@ -349,7 +277,7 @@ struct WarpgroupGemm {
     // Whether the tile was multiplied to its end. BREAKS_OFF: whether it may be broken off.
     template <bool BREAKS_OFF>
     __device__ __forceinline__ bool multiply(float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], RingPosition<Shape::STAGES> &at,
-                                             const Part &part) const {
+                                             const WarpgroupPart &part) const {
         RingPosition<Shape::STAGES> done = at;
         uint32_t step = 0;
 #pragma unroll 1
@@ -393,132 +321,6 @@ struct WarpgroupGemm {
         stage.advance();
     }
 
-    // Buffer `slice % 2` of this consumer, as the copy engine sees it.
-    __device__ __forceinline__ uint32_t buffer(uint32_t consumer, uint32_t slice) const {
-        return staging + (consumer * 2 + slice % 2) * Shape::SLICE_BYTES;
-    }
-
-    // Where slice `slice` of the consumer's part lies in C: its first column there, and its first row.
-    static __device__ __forceinline__ TileOrigin slice_origin(uint32_t slice, const Part &part) {
-        const uint32_t col = part.tile.col + slice % PER_ATOM * SLICE;
-        return {part.tile.row + part.first_row + slice / PER_ATOM * 64, IS_GATE ? col / 2 : col};
-    }
-
-    __device__ __forceinline__ void fetch_residual(uint32_t slice, const Part &part) const {
-        const TileOrigin origin = slice_origin(slice, part);
-        const uint32_t barrier = residual_full + (part.consumer * 2 + slice % 2) * 8;
-        mbarrier_arrive_expect(barrier, 64 * ROW_BYTES);
-        tma_load(buffer(part.consumer, slice), all.residual, barrier, origin.col, origin.row);
-    }
-
-    // Of a tile that is broken off: the slices that are on their way arrive in this block's memory, which must not end before.
-    __device__ __forceinline__ void await_residual(const Part &part) const {
-        for (int slice = 0; slice < min(2, SLICES); ++slice) {
-            const uint32_t uses = part.round * (slice == 0 ? (SLICES + 1) / 2 : SLICES / 2);
-            mbarrier_wait(residual_full + (part.consumer * 2 + slice) * 8, uses & 1);
-        }
-    }
-
-    // Epilogue: sums become C, slice by slice through shared memory, so that what meets memory is whole lines. The slices' numbers are known to
-    // the compiler, since registers cannot be indexed.
-    template <int... SLICE_NUMBERS>
-    __device__ __forceinline__ void finish_tile(const float (&sums)[Shape::M_ATOMS][Shape::BLOCK_N / 2], const Part &part,
-                                                std::integer_sequence<int, SLICE_NUMBERS...>) const {
-        (finish_slice<SLICE_NUMBERS>(sums[SLICE_NUMBERS / PER_ATOM], part), ...);
-    }
-
-    template <int NUMBER>
-    __device__ __forceinline__ void finish_slice(const float (&sums)[Shape::BLOCK_N / 2], const Part &part) const {
-        const uint32_t lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-        const uint32_t target = buffer(part.consumer, NUMBER);
-        if (HAS_RESIDUAL) {
-            // Of each tile's slices, (SLICES + 1) / 2 pass through the first buffer and SLICES / 2 through the second.
-            const uint32_t uses = (part.round - part.broken_off) * (NUMBER % 2 == 0 ? (SLICES + 1) / 2 : SLICES / 2) + part.broken_off + NUMBER / 2;
-            mbarrier_wait(residual_full + (part.consumer * 2 + NUMBER % 2) * 8, uses & 1);
-        } else {
-            if (part.thread == 0) tma_store_wait_read<1>();
-            named_barrier(part.consumer);
-        }
-        // All loads first, all stores last: the compiler keeps accesses to shared memory in order, and between them hides one element's arithmetic
-        // behind another's.
-        constexpr int GROUPS = SLICE / 8;  // of eight columns, two of them this thread's
-        const uint32_t first_byte = lane % 4 * (IS_F32 ? 8 : IS_GATE ? 2 : 4);
-        float2 bias[GROUPS] = {}, residual[GROUPS][2] = {}, x[GROUPS][2];
-        uint32_t places[2] = {target + staged<ROW_BYTES>(row, first_byte), target + staged<ROW_BYTES>(row + 8, first_byte)};
-        const auto place = [&](int group, int half) { return places[half] ^ group * (ROW_BYTES * 8 / SLICE); };
-#pragma unroll
-        for (int j = 0; j < GROUPS; ++j) {
-            if (HAS_BIAS) bias[j] = load_shared_pair(bias_place(part, NUMBER % PER_ATOM * SLICE + j * 8 + lane % 4 * 2));
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                if (HAS_RESIDUAL) residual[j][half] = load_shared_pair(place(j, half));
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < GROUPS; ++j) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float *two = &sums[(NUMBER % PER_ATOM * GROUPS + j) * 4 + half * 2];
-                x[j][half] = make_float2(two[0] * args.scale + bias[j].x, two[1] * args.scale + bias[j].y);
-                if (HAS_RESIDUAL) x[j][half] = make_float2(x[j][half].x + residual[j][half].x, x[j][half].y + residual[j][half].y);
-                x[j][half] = make_float2(activation<EPILOGUE>(x[j][half].x), activation<EPILOGUE>(x[j][half].y));
-                if (IS_GATE) x[j][half].x = silu(x[j][half].x) * x[j][half].y;
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < GROUPS; ++j) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) store_staged(place(j, half), x[j][half]);
-        }
-        fence_shared_for_async();
-        named_barrier(part.consumer);
-        if (part.thread == 0) {
-            const TileOrigin origin = slice_origin(NUMBER, part);
-            tma_store(all.c, target, origin.col, origin.row);
-            tma_store_commit();
-            // The other buffer is free once the store before this one has read it.
-            if (HAS_RESIDUAL && NUMBER > 0 && NUMBER + 1 < SLICES) {
-                tma_store_wait_read<1>();
-                fetch_residual(NUMBER + 1, part);
-            }
-        }
-    }
-
-    // Two adjacent columns, or the one that they make, rounded as C wants them.
-    static __device__ __forceinline__ void store_staged(uint32_t place, const float2 &x) {
-        if (IS_F32) {
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(x.x), "f"(x.y) : "memory");
-        } else if (IS_GATE) {
-            store_shared(place, __float2half(x.x));
-        } else {
-            asm volatile("st.shared.b32 [%0], %1;" ::"r"(place), "r"(pack_halves(x.x, x.y)) : "memory");
-        }
-    }
-
-    // Where a consumer keeps the bias of a column of its part.
-    __device__ __forceinline__ uint32_t bias_place(const Part &part, uint32_t col) const {
-        return biases + (part.consumer * Shape::BLOCK_N + col) * 2;
-    }
-
-    static __device__ __forceinline__ void store_shared(uint32_t place, __half value) {
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(place), "h"(__half_as_ushort(value)) : "memory");
-    }
-
-    static __device__ __forceinline__ float2 load_shared_pair(uint32_t place) {
-        const uint32_t word = load_shared(place);
-        return __half22float2(*reinterpret_cast<const __half2 *>(&word));
-    }
-
-    static __device__ __forceinline__ uint32_t load_shared(uint32_t place) {
-        uint32_t word;
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(place) : "memory");
-        return word;
-    }
-
-    // All threads of one consumer meet. Barrier 0 is the block's.
-    static __device__ __forceinline__ void named_barrier(uint32_t consumer) {
-        asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
-    }
 };
 
 template <typename Shape, int EPILOGUE>
