@@ -39,8 +39,11 @@ impl Clocks {
     pub fn start() -> Self {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let query = "--query-gpu=clocks.sm,power.draw.instant,clocks_event_reasons.active";
-        let child =
-            Command::new("nvidia-smi").args([query, "--format=csv,noheader,nounits", "-lms", "100"]).stdout(Stdio::piped()).spawn().ok();
+        let child = Command::new("nvidia-smi")
+            .args(["--id", &first_visible(), query, "--format=csv,noheader,nounits", "-lms", "100"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok();
         let child = child.map(|mut child| {
             if let Some(lines) = child.stdout.take() {
                 let samples = Arc::clone(&samples);
@@ -86,6 +89,12 @@ impl Drop for Clocks {
             let _ = child.wait();
         }
     }
+}
+
+/// The GPU that is measured, as `nvidia-smi` names it: the first that CUDA may use. Equal GPUs have the same numbers in both.
+fn first_visible() -> String {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    visible.split(',').next().map(str::trim).filter(|first| !first.is_empty()).unwrap_or("0").to_owned()
 }
 
 fn parse(line: &str) -> Option<Sample> {
