@@ -9,13 +9,14 @@
 //
 // next() synchronises the block, so shared memory of the previous tile may be overwritten after it returns. All threads of the block
 // must call it. It returns false once for every block, and the block must then return. A kernel whose warps have different roles takes its tiles
-// from a TileQueue instead, by one thread, and says itself when they are finished.
+// from a TileQueue instead, by one thread, and says itself when it leaves.
 //
 // A launch much shorter than the time a resize takes need not be elastic: without a TileProgress, block b does tiles b, b + gridDim.x, ...
 //
 // The constructors wait for the launch before this one (programmatic dependent launch): what a block does before may overlap that launch's
 // end, and must not touch anything that earlier launches write. The next launch's blocks, which then wait likewise, may come at once where a launch is
-// short. Where it is elastic they may come when there is no tile left to take: they would otherwise settle on SMs that were taken back, and wait there.
+// short. Where it is elastic they may come when there is no tile left to take, or with the last wave of tiles where no SM was taken back: they would otherwise
+// settle on such SMs, and wait there.
 //
 // What a launch promises, whatever happens to the grant while it runs:
 //   * Every tile is done exactly once.
@@ -31,8 +32,8 @@
 // its own back (TileQueue::give_back), and whoever next finds no fresh tile begins that one anew. Half a tile's work is lost for each SM, which is free
 // again within microseconds.
 //
-// TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it still counts
-// those that it finishes. It lets the next one come only after all launches before itself have ended, so two are enough.
+// TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it is still
+// counting its own. It lets the next one come only after all launches before itself have ended, so two are enough.
 //
 //   | step                  | taken (epoch:32, given       | finished          | departed (sent away:16, left:16) |
 //   |                       | back:9, count:23)            |                   |                                  |
@@ -54,7 +55,7 @@
 // does so when nobody is in, and has all tiles taken before it looks; so whoever is in may add to the count without asking for the epoch each time. (By
 // compare-and-swap it would hardly ever come through: the count changes several times within the way to L2 and back.)
 //
-// The ring of tiles given back keeps nothing from launch to launch: when the owner completes, every tile is finished. A tile is given back only while the
+// The ring of tiles given back keeps nothing from launch to launch: when it is reset, every tile is counted and none given back. A tile is given back only while the
 // count says that fresh ones are left, by the same word that counts it; so a worker of the owner, and be it the one that stays, has yet to find none, and
 // then sees it. If the last fresh tile went in that very moment, who gave a tile back takes one back itself.
 //
@@ -123,7 +124,7 @@ class TileQueue {
         held_ = held;
     }
 
-    // The next tile; false when the worker must leave, once it has finished those that it took. To be called after waiting for earlier launches.
+    // The next tile; false when the worker must leave, which leaves_last() says more about. To be called after waiting for earlier launches.
     __device__ bool take(uint32_t &tile) {
         const bool taken = take_early(tile);
         if (!taken) let_next_launch_come();
@@ -176,7 +177,7 @@ class TileQueue {
     // Whether this worker leaves when its tiles are finished and their stores ordered before this thread (a barrier), or as soon as take() gave it none.
     __device__ bool leaves_last() const { return tiles_.joins != 0; }
 
-    // To be called once.
+    // To be called once. An owner's worker needs no fence: what it did to the counter before gave it values that it has used.
     __device__ void leave() {
         if (tiles_.progress == 0) return;
         const bool owner = tiles_.joins == 0;
@@ -187,7 +188,7 @@ class TileQueue {
             atomicSub(&progress()->joined, 1u);
         }
         if (!owner || (before / LEFT) % (SENT_AWAY / LEFT) != workers_ - 1) return;
-        // Last worker of the owner. Tiles still unfinished are held by joiners, each for no longer than one tile.
+        // Last worker of the owner. Tiles not counted yet are held by joiners, each for no longer than one tile.
         volatile uint32_t *finished = &progress()->finished, *joined = &progress()->joined;
         while (*finished < tiles_.count) __nanosleep(64);
         __threadfence();
@@ -280,7 +281,7 @@ class ElasticTiles {
 
     // The next tile for this block, the same in every thread; false when the block must leave.
     __device__ bool next(uint32_t &tile) {
-        // The previous tile is finished in every thread, and its stores are ordered before what thread 0 publishes when it leaves.
+        // The previous tile is finished in every thread, and its stores are ordered before what thread 0 of a joiner publishes when it leaves.
         __syncthreads();
         if (tiles_.progress == 0) {
             tile = next_;

@@ -11,7 +11,7 @@
 //   | empty       | stage        | every attending thread       | producer              |
 //   | finished    | of two items | every attending thread       | keeper                |
 //   | kept        | of two items | every lane of the keeper     | one attending thread  |
-//   | ended       | the block    | all of these five warps      | producer, to leave    |
+//   | ended       | the block    | all of these five warps      | a joiner's producer   |
 //
 // Every thread that reads speaks for itself. One lane could speak for its warp after __syncwarp(), but compute-sanitizer's racecheck does not follow that, and a
 // real race would drown in what it reports.

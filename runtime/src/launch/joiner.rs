@@ -143,13 +143,14 @@ impl Growth {
         Ok(())
     }
 
-    /// The same of any launch whose predecessors are known to have ended, or waited for.
+    /// The same of any launch whose predecessors are known to have ended, or waited for. One launch in 2^32 on a counter gets no joiner: its epoch plus one
+    /// is 0, which says owner.
     pub(super) fn join(&mut self, owner: Owner, held: TpcSet, partition: PartitionId, stream: StreamId) -> Result<(), DeviceError> {
+        let Some(joins) = owner.epoch.checked_add(1) else { return Ok(()) };
         let gained = held - owner.held;
         let joining = self.stream(partition, owner.priority)?;
         let launch = Launch { grid: joiner_grid(&owner.launch, self.device.topology().sms_of(gained)), ..owner.launch };
-        // 0 says owner: the epoch is counted modulo 2^32 - 1.
-        let tiles = TilesArg { joins: 1 + owner.epoch % u32::MAX, ..owner.tiles };
+        let tiles = TilesArg { joins, ..owner.tiles };
         let Owner { function, priority, key, work, .. } = owner;
         self.device.launch(joining, &LaunchRequest { function, launch: &launch, tiles, priority, overlaps: false, key, work })?;
         self.device.record(self.after.id(), joining)?;

@@ -8,7 +8,8 @@ pub const TILE_PROGRESS_BYTES: u64 = 4 * (8 + 512);
 pub(crate) struct TileProgress {
     /// Which launch on this counter takes tiles now, or will be the next to.
     pub(crate) epoch: u32,
-    /// Blocks of that launch that have left. They leave only after everything before the launch has ended.
+    /// Blocks of that launch that have counted themselves out; they may still be at their last tile. They do so only after everything before the launch has
+    /// ended.
     pub(crate) left: u16,
 }
 

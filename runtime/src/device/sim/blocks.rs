@@ -123,7 +123,7 @@ impl Blocks {
         let chain = chained.then(|| self.chains.entry(spec.progress).or_default());
         let owner = match (&chain, spec.joins) {
             (_, 0) => None,
-            (Some(Chain { epoch, owner: Some(owner) }), joins) if joins - 1 == epoch % u32::MAX => Some(*owner),
+            (Some(Chain { epoch, owner: Some(owner) }), joins) if joins - 1 == *epoch => Some(*owner),
             _ => return false,
         };
         let mut kernel = Box::new(Kernel::new(spec, origin, self.next_seq, held, now));
