@@ -55,9 +55,9 @@
 // does so when nobody is in, and has all tiles taken before it looks; so whoever is in may add to the count without asking for the epoch each time. (By
 // compare-and-swap it would hardly ever come through: the count changes several times within the way to L2 and back.)
 //
-// The ring of tiles given back keeps nothing from launch to launch: when it is reset, every tile is counted and none given back. A tile is given back only while the
-// count says that fresh ones are left, by the same word that counts it; so a worker of the owner, and be it the one that stays, has yet to find none, and
-// then sees it. If the last fresh tile went in that very moment, who gave a tile back takes one back itself.
+// The ring of tiles given back keeps nothing from launch to launch: when the counter is reset, every tile is counted and none given back. A tile is given
+// back only while the count says that fresh ones are left, by the same word that counts it; so a worker of the owner, and be it the one that stays, has yet
+// to find none, and then sees it. If the last fresh tile went in that very moment, who gave a tile back takes one back itself.
 //
 // A launch has fewer than 65536 workers: persistent grids are no larger than what the GPU holds at once. Elastic launches have fewer than
 // 2^22 tiles (MAX_ELASTIC_TILES).
@@ -124,7 +124,7 @@ class TileQueue {
         held_ = held;
     }
 
-    // The next tile; false when the worker must leave, which leaves_last() says more about. To be called after waiting for earlier launches.
+    // The next tile; false when the worker must leave(), which says when. To be called after waiting for earlier launches.
     __device__ bool take(uint32_t &tile) {
         const bool taken = take_early(tile);
         if (!taken) let_next_launch_come();
@@ -136,7 +136,7 @@ class TileQueue {
         if (tiles_.progress == 0) {
             tile = worker_ + taken_ * workers_;
         } else {
-            const bool owner = tiles_.joins == 0;
+            const bool owner = !is_joiner();
             const bool held = polled_ ? held_ : holds_its_sms();
             polled_ = stays_ = false;
             const bool may_run = !sent_away_ && (held || (owner && is_last_to_stay()));
@@ -158,7 +158,7 @@ class TileQueue {
         if (stays_ || sent_away_ || holds_its_sms()) return false;
         const uint32_t seen = static_cast<uint32_t>(*static_cast<volatile unsigned long long *>(&progress()->taken));
         if (seen % GIVEN_BACK >= tiles_.count || seen / GIVEN_BACK >= GIVEN_BACK_ENOUGH) return false;
-        stays_ = tiles_.joins == 0 && is_last_to_stay();
+        stays_ = !is_joiner() && is_last_to_stay();
         sent_away_ = !stays_;
         return sent_away_;
     }
@@ -174,13 +174,13 @@ class TileQueue {
         if (seen % GIVEN_BACK >= tiles_.count) taken_back_ = take_given_back();
     }
 
-    // Whether this worker leaves when its tiles are finished and their stores ordered before this thread (a barrier), or as soon as take() gave it none.
-    __device__ bool leaves_last() const { return tiles_.joins != 0; }
+    __device__ bool is_joiner() const { return tiles_.joins != 0; }
 
-    // To be called once. An owner's worker needs no fence: what it did to the counter before gave it values that it has used.
+    // To be called once: by an owner's worker as soon as take() gave it none, by a joiner's when its tiles are finished and their stores ordered before this
+    // thread (a barrier). An owner's worker needs no fence: what it did to the counter before gave it values that it has used.
     __device__ void leave() {
         if (tiles_.progress == 0) return;
-        const bool owner = tiles_.joins == 0;
+        const bool owner = !is_joiner();
         if (!owner) __threadfence();
         const unsigned long long before = atomicAdd(counts(), taken_ | (owner ? LEFT : 0ull));
         if (joined_) {

@@ -142,7 +142,7 @@ class DecodeNumbers {
         }
         return last_ = NO_ITEM;
     }
-    __device__ bool leaves_last() const { return queue_.leaves_last(); }
+    __device__ bool is_joiner() const { return queue_.is_joiner(); }
     __device__ void leave() { queue_.leave(); }
 
   private:

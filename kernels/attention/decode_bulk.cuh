@@ -95,7 +95,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
             DecodeItems items(args);
             DecodeNumbers numbers(tiles, items.count());
             produce(items, numbers);
-            if (numbers.leaves_last()) mbarrier_wait(shared_address(&shared.ended), 0); // everything that was taken is finished
+            if (numbers.is_joiner()) mbarrier_wait(shared_address(&shared.ended), 0); // everything that was taken is finished
             if (lane == 0) numbers.leave();
         } else {
             if (warp == KEEPER) {

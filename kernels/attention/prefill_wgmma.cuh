@@ -155,7 +155,7 @@ struct PrefillWgmma {
                 load_values(block);
             }
         }
-        if (!queue.leaves_last()) queue.leave();
+        if (!queue.is_joiner()) queue.leave();
         mbarrier_wait(shared_address(&shared.queries_empty), queries_parity ^ 1);
         shared.tile.end_key = 0;
         mbarrier_arrive(shared_address(&shared.queries_full));
@@ -261,7 +261,7 @@ struct PrefillWgmma {
             registers_grow<WORKER_REGISTERS>();
             work(args.plain, shared);
         }
-        if (!queue.leaves_last()) return;
+        if (!queue.is_joiner()) return; // it has left
         // Every tile's stores are ordered before the queue learns of them.
         __syncthreads();
         if (threadIdx.x == 0) queue.leave();

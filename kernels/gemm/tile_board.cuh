@@ -1,6 +1,7 @@
 // Where kernels whose warps have different roles learn which tile comes next. One warp takes tiles from the launch's counter, which answers in one or two
 // microseconds, and writes them on the board: a ring of slots in shared memory, one copy in each block of a pair. Every reader sees every tile, in order
-// (of consumers that take turns, each every other one), and gives its slot back. The next tile is taken only when a producer asks for it: sooner would only keep SMs longer that are wanted back.
+// (of consumers that take turns, each every other one), and gives its slot back. The next tile is taken only when a producer asks for it: sooner would only
+// keep SMs longer that are wanted back.
 //
 // Where tiles take long, one may be broken off when the worker's SMs are wanted back. The thread that takes tiles sees it and says so; a producer then
 // decides after how many of the tile's steps all stop, so far ahead that nobody can have passed that one, tells everyone, and asks for the next tile:
@@ -69,7 +70,7 @@ class TileBoard {
             // Where SMs were taken, its blocks would settle on those and keep them from their owner until this launch has ended: they come when it has.
             if (is_of_last_wave(tile, workers, count) && !queue.has_lost_workers()) let_next_launch_come();
         }
-        if (queue.leaves_last()) mbarrier_wait(finished_, 0);
+        if (queue.is_joiner()) mbarrier_wait(finished_, 0);
         queue.leave();
     }
 

@@ -59,7 +59,7 @@ struct WarpgroupGemm {
     __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)),
           stages(swizzle_aligned(shared)), full(stages + Shape::FULL), empty(stages + Shape::EMPTY), turn(stages + Shape::TURN), my_sm(stages + Shape::MY_SM),
-          epilogue{args, args.gemm, stages + Shape::STAGING, stages + Shape::BIASES, stages + Shape::RESIDUAL_FULL}, board(stages + Shape::BOARD) {}
+          epilogue{args, stages + Shape::STAGING, stages + Shape::BIASES, stages + Shape::RESIDUAL_FULL}, board(stages + Shape::BOARD) {}
 
     __device__ void initialise_barriers() const {
         for (int i = 0; i < Shape::STAGES; ++i) {

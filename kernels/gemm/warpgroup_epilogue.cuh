@@ -52,8 +52,7 @@ struct WarpgroupEpilogue {
     static constexpr int PER_ATOM = Shape::BLOCK_N / SLICE;
     static constexpr int ROW_BYTES = IS_F32 ? SLICE * 4 : IS_GATE ? SLICE : SLICE * 2;
 
-    const WarpgroupGemmArgs &all;
-    const GemmArgs &args;
+    const WarpgroupGemmArgs &args;
     uint32_t staging, biases;  // in shared memory
     uint32_t residual_full;    // barriers, one for each buffer
 
@@ -66,7 +65,7 @@ struct WarpgroupEpilogue {
     __device__ __forceinline__ void read_bias(const WarpgroupPart &part) const {
         if (HAS_BIAS) {
             for (uint32_t col = part.thread; col < Shape::BLOCK_N; col += 128) {
-                store_shared(bias_place(part, col), bias_of(args, part.tile.col + col));
+                store_shared(bias_place(part, col), bias_of(args.gemm, part.tile.col + col));
             }
         }
     }
@@ -111,7 +110,7 @@ struct WarpgroupEpilogue {
         const TileOrigin origin = slice_origin(slice, part);
         const uint32_t barrier = residual_full + (part.consumer * 2 + slice % 2) * 8;
         mbarrier_arrive_expect(barrier, 64 * ROW_BYTES);
-        tma_load(buffer(part.consumer, slice), all.residual, barrier, origin.col, origin.row);
+        tma_load(buffer(part.consumer, slice), args.residual, barrier, origin.col, origin.row);
     }
 
     // The slices' numbers are known to the compiler, since registers cannot be indexed.
@@ -153,7 +152,7 @@ struct WarpgroupEpilogue {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float *two = &sums[(NUMBER % PER_ATOM * GROUPS + j) * 4 + half * 2];
-                x[j][half] = make_float2(two[0] * args.scale + bias[j].x, two[1] * args.scale + bias[j].y);
+                x[j][half] = make_float2(two[0] * args.gemm.scale + bias[j].x, two[1] * args.gemm.scale + bias[j].y);
                 if (HAS_RESIDUAL) x[j][half] = make_float2(x[j][half].x + residual[j][half].x, x[j][half].y + residual[j][half].y);
                 x[j][half] = make_float2(activation<EPILOGUE>(x[j][half].x), activation<EPILOGUE>(x[j][half].y));
                 if (IS_GATE) x[j][half].x = silu(x[j][half].x) * x[j][half].y;
@@ -168,7 +167,7 @@ struct WarpgroupEpilogue {
         consumer_barrier(part.consumer);
         if (part.thread == 0) {
             const TileOrigin origin = slice_origin(NUMBER, part);
-            tma_store(all.c, target, origin.col, origin.row);
+            tma_store(args.c, target, origin.col, origin.row);
             tma_store_commit();
             // The other buffer is free once the store before this one has read it.
             if (HAS_RESIDUAL && NUMBER > 0 && NUMBER + 1 < SLICES) {
