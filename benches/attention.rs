@@ -237,7 +237,7 @@ mod gpu {
                 key: kernel.key(),
                 work: kernel.work(),
             };
-            let [start, end] = [Event::new(&self.device)?, Event::new(&self.device)?];
+            let [start, end] = [Event::timed(&self.device)?, Event::timed(&self.device)?];
             self.device.record(start.id(), stream)?;
             self.device.launch(stream, &request)?;
             self.device.record(end.id(), stream)?;

@@ -128,7 +128,7 @@ fn chain(device: &Arc<dyn Device>, overlaps: bool) -> Result<[Duration; 2]> {
         session(device, halves[0], placements).map(|(_, session)| session)
     };
     let mut sides = [on(halves[1])?, on(halves[0])?];
-    let marks = [Event::new(device)?, Event::new(device)?];
+    let marks = [Event::timed(device)?, Event::timed(device)?];
     let body = |session: &mut Session| (0..LAUNCHES as usize).try_for_each(|at| session.launch(&kernels[at % 2]));
     medians(|side| Ok(time(&mut sides[side], &marks, body)? / LAUNCHES))
 }
@@ -152,7 +152,7 @@ fn bert_base(device: &Arc<dyn Device>, moved: &[&str]) -> Result<(Duration, Dura
     let before = session.stats().hops;
     let mixed = session.capture(|session| workload.enqueue(session))?;
     let hops = session.stats().hops - before;
-    let marks = [Event::new(device)?, Event::new(device)?];
+    let marks = [Event::timed(device)?, Event::timed(device)?];
     let graphs = [&mixed, &plain];
     let [mixed, plain] = medians(|side| {
         let graph = graphs[side];

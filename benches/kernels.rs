@@ -144,7 +144,7 @@ impl<'a> Replay<'a> {
             }
         }
         let graph = Graph::end_capture(gpu.device(), stream).expect("a graph");
-        let marks = [(); 2].map(|()| Event::new(gpu.device()).expect("an event"));
+        let marks = [(); 2].map(|()| Event::timed(gpu.device()).expect("an event"));
         Self { gpu, stream, graph, launches: rounds * configured.len() as u32, marks }
     }
 

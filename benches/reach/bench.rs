@@ -268,7 +268,7 @@ impl Lane {
         anyhow::Error: From<E>,
     {
         let graph = self.session.capture(|session| (0..executions as usize).try_for_each(|at| body(session, at % instances)))?;
-        let mark = || Event::new(self.session.device());
+        let mark = || Event::timed(self.session.device());
         Ok(Replay { graph, executions, marks: [mark()?, mark()?] })
     }
 

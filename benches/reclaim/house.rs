@@ -104,7 +104,7 @@ pub struct Marks {
 
 impl Marks {
     pub fn new(device: &Arc<dyn Device>) -> Result<Self> {
-        Ok(Self { from: Event::new(device)?, to: Event::new(device)? })
+        Ok(Self { from: Event::timed(device)?, to: Event::timed(device)? })
     }
 
     pub fn micros(&self, device: &dyn Device) -> Result<f64> {

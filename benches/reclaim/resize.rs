@@ -154,7 +154,7 @@ fn gap(tenant: &mut Resizable) -> Result<Vec<Row>> {
     const AHEAD: usize = 3;
     let device = Arc::clone(&tenant.device);
     let product = Product::new(&device, &mut tenant.session, [8192, 14336, 4096])?;
-    let ends = (0..=PRODUCTS).map(|_| Event::new(&device)).collect::<Result<Vec<_>, _>>()?;
+    let ends = (0..=PRODUCTS).map(|_| Event::timed(&device)).collect::<Result<Vec<_>, _>>()?;
     let mut times_of = |resizes: bool| -> Result<Vec<f64>> {
         tenant.resize(0)?;
         for at in 0..=PRODUCTS {

@@ -242,7 +242,7 @@ fn fastest(
 
 /// Microseconds of device time that `work` takes on `stream`.
 fn timed(device: &Arc<dyn Device>, stream: StreamId, work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let (start, end) = (Event::new(device)?, Event::new(device)?);
+    let (start, end) = (Event::timed(device)?, Event::timed(device)?);
     device.record(start.id(), stream)?;
     work()?;
     device.record(end.id(), stream)?;

@@ -80,7 +80,7 @@ impl Bench {
         let progress = Buffer::new(device, PROGRESSES * TILE_PROGRESS_BYTES)?;
         device.fill(lane.stream, progress.ptr(), 0, progress.bytes())?;
         device.synchronize(lane.stream)?;
-        let marks = (0..=most_samples).map(|_| Event::new(device)).collect::<Result<_, _>>()?;
+        let marks = (0..=most_samples).map(|_| Event::timed(device)).collect::<Result<_, _>>()?;
         Ok(Self { device: Arc::clone(device), progress, marks })
     }
 

@@ -96,7 +96,7 @@ fn samples(runtime: &Runtime, tenant: TenantId) -> Vec<Duration> {
 #[ignore = "needs a GPU"]
 fn a_sampled_kernel_takes_as_long_as_its_neighbours_in_the_queue() {
     let (device, runtime, tenant, mut session) = sampled();
-    let marks = [Event::new(&device).expect("an event"), Event::new(&device).expect("an event")];
+    let marks = [Event::timed(&device).expect("an event"), Event::timed(&device).expect("an event")];
     // As many at once as fit into the pool of events, three times.
     let launches = 6 * SAMPLE_STRIDE as u32;
     let mut mean = Duration::ZERO;

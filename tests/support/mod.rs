@@ -214,8 +214,8 @@ impl Gpu {
     pub fn time(&self, kernel: &dyn Kernel, sms: u16, repeats: u32) -> Duration {
         let launch = kernel.configure(Sms(sms), self.device.topology()).expect("a supported shape");
         let stream = self.partition(sms);
-        let start = Event::new(&self.device).expect("an event");
-        let end = Event::new(&self.device).expect("an event");
+        let start = Event::timed(&self.device).expect("an event");
+        let end = Event::timed(&self.device).expect("an event");
         let once = || {
             self.device.record(start.id(), stream).expect("a mark");
             self.enqueue(kernel, &launch, stream, self.tiles(&launch));

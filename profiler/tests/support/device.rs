@@ -235,7 +235,7 @@ impl Device for ScriptedDevice {
         }
         Ok(())
     }
-    fn create_event(&self) -> Result<EventId, DeviceError> {
+    fn create_event(&self, _: bool) -> Result<EventId, DeviceError> {
         let mut state = self.state();
         let event = state.handle();
         state.events.insert(event, f64::NAN);

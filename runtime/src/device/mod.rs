@@ -258,8 +258,8 @@ pub trait Device: Send + Sync {
     /// Enqueues one kernel.
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError>;
 
-    /// A new event. Use [`Event::new`].
-    fn create_event(&self) -> Result<EventId, DeviceError>;
+    /// A new event; `timed` for one that [`elapsed`](Device::elapsed) may ask. Use [`Event::new`] or [`Event::timed`].
+    fn create_event(&self, timed: bool) -> Result<EventId, DeviceError>;
 
     /// Gives back an event.
     fn destroy_event(&self, event: EventId);
@@ -373,12 +373,20 @@ pub struct Event {
 }
 
 impl Event {
-    /// A new, unmarked event.
+    /// A new, unmarked event, to be waited for and asked whether it is reached.
     ///
     /// # Errors
     /// What the driver says.
     pub fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
-        Ok(Self { id: device.create_event()?, device: Arc::clone(device) })
+        Ok(Self { id: device.create_event(false)?, device: Arc::clone(device) })
+    }
+
+    /// The same for [`Device::elapsed`]. The GPU takes microseconds longer to mark such an event and to let others wait for it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn timed(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        Ok(Self { id: device.create_event(true)?, device: Arc::clone(device) })
     }
 
     /// The handle for [`Device`]'s methods.

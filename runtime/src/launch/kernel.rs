@@ -130,12 +130,17 @@ impl Launch {
     }
 }
 
-/// A kernel's first parameter, kept inline so that a launch allocates nothing.
+/// A kernel's first parameter, kept inline so that a launch allocates nothing. A launch is copied a few times on its way, so a tensor map lies where its
+/// encoded form will be, and no byte is held for it elsewhere.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Params {
     bytes: ParamBytes,
-    tensor_maps: [Option<(usize, TensorMap)>; MAX_TENSOR_MAPS],
+    /// Of the struct.
+    len: u16,
+    map_count: u8,
+    /// Where `TensorMap`s lie in `bytes`.
+    map_offsets: [u16; MAX_TENSOR_MAPS],
 }
 
 /// A parameter struct as the driver takes it.
@@ -144,6 +149,10 @@ pub struct Params {
 pub struct ParamBytes([MaybeUninit<u8>; MAX_PARAM_BYTES]);
 
 impl ParamBytes {
+    const fn uninit() -> Self {
+        Self([MaybeUninit::uninit(); MAX_PARAM_BYTES])
+    }
+
     /// Where the struct begins.
     pub fn as_ptr(&self) -> *const u8 {
         self.0.as_ptr().cast()
@@ -154,7 +163,8 @@ impl Params {
     /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
     pub fn new<T: Copy + 'static>(args: T) -> Self {
         const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
-        let mut params = Self { bytes: ParamBytes([MaybeUninit::uninit(); MAX_PARAM_BYTES]), tensor_maps: [None; MAX_TENSOR_MAPS] };
+        let mut params =
+            Self { bytes: ParamBytes::uninit(), len: size_of::<T>() as u16, map_count: 0, map_offsets: [0; MAX_TENSOR_MAPS] };
         // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
         unsafe { params.bytes.0.as_mut_ptr().cast::<T>().write(args) };
         params
@@ -163,23 +173,31 @@ impl Params {
     /// The same parameters; each of `maps` is encoded at its offset, in bytes, by the back end when the launch is made.
     ///
     /// # Panics
-    /// If an offset is none of a tensor map in a parameter struct: a mistake in the kernel's descriptor, whatever its shapes.
+    /// If an offset is none of a tensor map in the struct, or these are more maps than [`MAX_TENSOR_MAPS`]: a mistake in the kernel's descriptor, whatever its
+    /// shapes.
     #[must_use]
     pub fn with_tensor_maps<const COUNT: usize>(mut self, maps: [(usize, TensorMap); COUNT]) -> Self {
-        const { assert!(COUNT <= MAX_TENSOR_MAPS) };
-        for (slot, (offset, map)) in self.tensor_maps.iter_mut().zip(maps) {
-            assert!(
-                offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= MAX_PARAM_BYTES,
-                "no tensor map at {offset}"
-            );
-            *slot = Some((offset, map));
+        const { assert!(COUNT <= MAX_TENSOR_MAPS && size_of::<TensorMap>() <= TENSOR_MAP_BYTES) };
+        const { assert!(align_of::<TensorMap>() <= TENSOR_MAP_ALIGNMENT) };
+        for (offset, map) in maps {
+            let fits = offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= usize::from(self.len);
+            assert!(fits && usize::from(self.map_count) < MAX_TENSOR_MAPS, "no tensor map at {offset}");
+            // SAFETY: the assertions show that a `TensorMap` fits there and is aligned.
+            unsafe { self.bytes.0.as_mut_ptr().add(offset).cast::<TensorMap>().write(map) };
+            self.map_offsets[usize::from(self.map_count)] = offset as u16;
+            self.map_count += 1;
         }
         self
     }
 
     /// The tensor maps, each with its offset in the struct.
-    pub fn tensor_maps(&self) -> impl Iterator<Item = (usize, TensorMap)> {
-        self.tensor_maps.into_iter().flatten()
+    #[inline]
+    pub fn tensor_maps(&self) -> impl Iterator<Item = (usize, &TensorMap)> {
+        self.map_offsets[..usize::from(self.map_count)].iter().map(|&offset| {
+            let offset = usize::from(offset);
+            // SAFETY: `with_tensor_maps` wrote a `TensorMap` there, and nothing writes to `bytes` afterwards.
+            (offset, unsafe { &*self.bytes.0.as_ptr().add(offset).cast::<TensorMap>() })
+        })
     }
 
     /// The struct with every tensor map in its place, from `maps` or else as `encode` writes it: a back end's part of a launch.
@@ -188,10 +206,11 @@ impl Params {
     /// What `encode` returns.
     #[inline]
     pub fn encoded<E>(&self, maps: &mut EncodedMaps, mut encode: impl FnMut(&TensorMap) -> Result<EncodedMap, E>) -> Result<ParamBytes, E> {
-        let mut params = self.bytes;
-        for (offset, map) in self.tensor_maps.iter().flatten() {
-            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[*offset..*offset + TENSOR_MAP_BYTES].chunks_exact_mut(8))
-            {
+        let mut params = ParamBytes::uninit();
+        let len = usize::from(self.len);
+        params.0[..len].copy_from_slice(&self.bytes.0[..len]);
+        for (offset, map) in self.tensor_maps() {
+            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[offset..offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
                 target.write_copy_of_slice(&word.to_ne_bytes());
             }
         }
@@ -200,7 +219,7 @@ impl Params {
 
     /// The struct of a kernel without tensor maps; none for others.
     pub fn plain(&self) -> Option<&ParamBytes> {
-        self.tensor_maps[0].is_none().then_some(&self.bytes)
+        (self.map_count == 0).then_some(&self.bytes)
     }
 }
 

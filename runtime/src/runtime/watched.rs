@@ -161,8 +161,8 @@ impl Device for Watched {
     fn launch(&self, stream: StreamId, request: &LaunchRequest<'_>) -> Result<(), DeviceError> {
         self.watch(self.device()?.launch(stream, request))
     }
-    fn create_event(&self) -> Result<EventId, DeviceError> {
-        self.watch(self.device()?.create_event())
+    fn create_event(&self, timed: bool) -> Result<EventId, DeviceError> {
+        self.watch(self.device()?.create_event(timed))
     }
     fn destroy_event(&self, event: EventId) {
         self.device.destroy_event(event);

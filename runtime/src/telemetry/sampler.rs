@@ -91,7 +91,7 @@ const TIMED: u32 = 1;
 
 impl<T> Slot<T> {
     fn new(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
-        Ok(Self { state: AtomicU32::new(FREE), begin: Event::new(device)?, end: Event::new(device)?, what: Mutex::new(None) })
+        Ok(Self { state: AtomicU32::new(FREE), begin: Event::timed(device)?, end: Event::timed(device)?, what: Mutex::new(None) })
     }
 
     fn is_free(&self) -> bool {
@@ -138,7 +138,7 @@ impl SamplePool {
         let slots = [slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?];
         let replays = [Slot::new(device)?, Slot::new(device)?];
         let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
-        let epoch = Event::new(device)?;
+        let epoch = Event::timed(device)?;
         device.record(epoch.id(), stream.id())?;
         device.synchronize(stream.id())?;
         Ok(Self { tenant, slots, replays, epoch, epoch_at: device.now(), collecting: Mutex::new(()) })

@@ -87,7 +87,7 @@ fn copies_are_refused_under_capture_and_the_capture_goes_on() {
 fn events_order_streams_of_different_partitions_and_measure_time() {
     let gpu = Gpu::open();
     let [slow, fast] = [TpcSet::range(0, 1), TpcSet::range(1, 2)].map(|tpcs| gpu.stream(gpu.partition(tpcs)));
-    let [start, end, after] = [(); 3].map(|()| Event::new(&gpu.device).unwrap());
+    let [start, end, after] = [(); 3].map(|()| Event::timed(&gpu.device).unwrap());
     let (long, late) = (gpu.words(1), gpu.words(3));
     let record = gpu.function("record_sms");
     let cycles = 200_000_000;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use smidgen_runtime::device::PartitionId;
+use smidgen_runtime::device::{Event, PartitionId};
 use smidgen_runtime::device::sim::SimConfig;
 
 use crate::support::{Gpu, Job, assert_near, micros, with_curves};
@@ -154,4 +154,17 @@ fn what_a_small_upload_wrote_is_downloaded_after_the_kernels_before_it() {
     gpu.device.download(stream, buffer.offset(8), &mut seen).unwrap();
     assert_eq!(seen, [1, 9, 3, 0]);
     assert!(gpu.device.now() > Duration::from_micros(14));
+}
+
+#[test]
+fn an_event_that_keeps_no_time_orders_streams_and_is_not_asked_for_the_time() {
+    let (job, gpu) = ten_us();
+    let stream = gpu.stream(PartitionId::WHOLE);
+    let (start, end) = (gpu.mark(stream), Event::new(&gpu.device).unwrap());
+    gpu.launch(stream, job);
+    gpu.device.record(end.id(), stream).unwrap();
+    gpu.synchronize(stream);
+    assert!(gpu.device.query(end.id()).unwrap());
+    let refused = gpu.device.elapsed(start.id(), end.id()).unwrap_err();
+    assert!(refused.to_string().contains("keeps no time"), "{refused}");
 }

@@ -129,7 +129,7 @@ impl Gpu {
     }
 
     pub fn event(&self) -> Event {
-        Event::new(&self.device).unwrap()
+        Event::timed(&self.device).unwrap()
     }
 
     /// An event that marks the present end of `stream`.

@@ -115,7 +115,7 @@ impl Device for Idle {
         self.launched.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
-    fn create_event(&self) -> Result<EventId, DeviceError> {
+    fn create_event(&self, _: bool) -> Result<EventId, DeviceError> {
         Ok(EventId(self.number()))
     }
     fn destroy_event(&self, _: EventId) {}

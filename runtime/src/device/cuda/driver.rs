@@ -584,9 +584,10 @@ pub fn stream_wait(stream: Stream, event: Event) -> Result<(), DeviceError> {
 
 // ---- events ----
 
-pub fn event_create() -> Result<Event, DeviceError> {
+pub fn event_create(timed: bool) -> Result<Event, DeviceError> {
+    use sys::CUevent_flags as Flags;
     let mut event = ptr::null_mut();
-    let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
+    let flags = if timed { Flags::CU_EVENT_DEFAULT } else { Flags::CU_EVENT_DISABLE_TIMING } as u32;
     // SAFETY: `event` is a place for one handle.
     check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
     Ok(Handle(event))

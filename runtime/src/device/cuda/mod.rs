@@ -256,9 +256,9 @@ impl Device for CudaDevice {
         driver::kernel_launch(stream.into(), request.function.into(), request.launch, &request.tiles, level, request.overlaps)
     }
 
-    fn create_event(&self) -> Result<EventId, DeviceError> {
+    fn create_event(&self, timed: bool) -> Result<EventId, DeviceError> {
         self.context.bind()?;
-        driver::event_create().map(EventId::from)
+        driver::event_create(timed).map(EventId::from)
     }
 
     fn destroy_event(&self, event: EventId) {

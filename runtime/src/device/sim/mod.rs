@@ -365,11 +365,11 @@ impl Device for SimDevice {
         Ok(())
     }
 
-    fn create_event(&self) -> Result<EventId, DeviceError> {
+    fn create_event(&self, timed: bool) -> Result<EventId, DeviceError> {
         let engine = &mut *self.alive("simCreateEvent")?;
         let id = engine.next_event;
         engine.next_event += 1;
-        engine.events.insert(id, EventState::default());
+        engine.events.insert(id, EventState { timed, ..EventState::default() });
         Ok(EventId(id))
     }
 
@@ -434,6 +434,9 @@ impl Device for SimDevice {
         let engine = &mut *self.alive(CALL)?;
         let mut reached_at = |event| {
             let state = event_state(engine, event, CALL)?;
+            if !state.timed {
+                return Err(refused(CALL, format!("event {} keeps no time: make it with `Event::timed`", event.0)));
+            }
             let complete = state.captured.is_none() && state.asked > 0 && state.reached == state.asked;
             complete.then_some(state.reached_at).ok_or_else(|| refused(CALL, format!("event {} is not complete", event.0)))
         };

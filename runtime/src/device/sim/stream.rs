@@ -85,6 +85,8 @@ impl Stream {
 /// Marks are numbered by the calls to record, so that a wait knows which call it was for.
 #[derive(Debug, Default)]
 pub(super) struct EventState {
+    /// Whether it may be asked for the time.
+    pub(super) timed: bool,
     /// The last mark asked for; 0 before the first.
     pub(super) asked: u64,
     /// The last mark reached.
