@@ -200,6 +200,16 @@ pub trait Device: Send + Sync {
     /// Copies host bytes to the device in stream order. `source` may be reused as soon as this returns. An error while the stream is captured.
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError>;
 
+    /// Writes a few words in stream order, each by itself: quicker than [`upload`](Device::upload) where a back end has something quicker. `target` is a
+    /// multiple of 8. An error while the stream is captured.
+    fn write_words(&self, stream: StreamId, target: DevicePtr, words: &[u64]) -> Result<(), DeviceError> {
+        let mut bytes = [0; 64];
+        words.chunks(8).zip((0..).step_by(64)).try_for_each(|(words, at)| {
+            bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+            self.upload(stream, target.offset(at), &bytes[..8 * words.len()])
+        })
+    }
+
     /// `bytes` of page-locked host memory, which the GPU reads without the host's help; more than 0 bytes, not cleared. Slow (the driver locks every
     /// page): never on the launch path. Use [`PinnedBuffer::new`].
     fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError>;

@@ -1,8 +1,10 @@
 //! Grants: the SM set a tenant holds right now, a mask in device memory that its elastic kernels poll before every tile.
 //!
-//! What stands in a tenant's grant is decided in [`lending`](super::lending), from the ledger; here it is written. A write is one 32-byte copy on
-//! a high-priority stream of the grant's own, so that it overtakes the kernels it steers. It allocates nothing and waits for nothing.
+//! What stands in a tenant's grant is decided in [`lending`](super::lending), from the ledger; here it is written. A write is four words on
+//! a high-priority stream of the grant's own, so that it overtakes the kernels it steers. It allocates nothing and waits for nothing. Kernels may see one word before
+//! another: whatever a mask says of an SM, it says by itself.
 
+use std::array::from_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -83,11 +85,8 @@ impl Grant {
     }
 
     fn write(&self, tpcs: TpcSet, mask: [u32; 8]) -> Result<(), DeviceError> {
-        let mut bytes = [0; 32];
-        for (target, word) in bytes.chunks_exact_mut(4).zip(mask) {
-            target.copy_from_slice(&word.to_le_bytes());
-        }
-        self.device.upload(self.stream.id(), self.mask.ptr(), &bytes)?;
+        let words: [u64; 4] = from_fn(|at| u64::from(mask[2 * at + 1]) << 32 | u64::from(mask[2 * at]));
+        self.device.write_words(self.stream.id(), self.mask.ptr(), &words)?;
         self.held.set(tpcs);
         Ok(())
     }

@@ -163,8 +163,7 @@ impl Params {
     /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
     pub fn new<T: Copy + 'static>(args: T) -> Self {
         const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
-        let mut params =
-            Self { bytes: ParamBytes::uninit(), len: size_of::<T>() as u16, map_count: 0, map_offsets: [0; MAX_TENSOR_MAPS] };
+        let mut params = Self { bytes: ParamBytes::uninit(), len: size_of::<T>() as u16, map_count: 0, map_offsets: [0; MAX_TENSOR_MAPS] };
         // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
         unsafe { params.bytes.0.as_mut_ptr().cast::<T>().write(args) };
         params

@@ -115,6 +115,9 @@ impl Device for Watched {
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
         self.watch(self.device()?.upload(stream, target, source))
     }
+    fn write_words(&self, stream: StreamId, target: DevicePtr, words: &[u64]) -> Result<(), DeviceError> {
+        self.watch(self.device()?.write_words(stream, target, words))
+    }
     fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
         self.watch(self.device()?.allocate_host(bytes))
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use smidgen_runtime::device::{Event, PartitionId};
 use smidgen_runtime::device::sim::SimConfig;
+use smidgen_runtime::device::{Event, PartitionId};
 
 use crate::support::{Gpu, Job, assert_near, micros, with_curves};
 

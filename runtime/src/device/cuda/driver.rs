@@ -582,6 +582,26 @@ pub fn stream_wait(stream: Stream, event: Event) -> Result<(), DeviceError> {
     check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.0, event.0, 0) })
 }
 
+/// Words that one call writes at most.
+pub const WORDS_AT_ONCE: usize = 8;
+
+/// Writes the first [`WORDS_AT_ONCE`] of `words`, one after another.
+pub fn stream_write_words(stream: Stream, target: DevicePtr, words: &[u64]) -> Result<(), DeviceError> {
+    use sys::CUstreamBatchMemOpType_enum::CU_STREAM_MEM_OP_WRITE_VALUE_64 as WRITE;
+    type Write = sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st;
+    type Value = sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st__bindgen_ty_1;
+    let mut operations = [sys::CUstreamBatchMemOpParams_v1 { pad: [0; 6] }; WORDS_AT_ONCE];
+    let mut count = 0;
+    for ((operation, &word), at) in operations.iter_mut().zip(words).zip((0..).step_by(8)) {
+        let value = Value { value64: word };
+        let address = target.offset(at).0;
+        operation.writeValue = Write { operation: WRITE, address, __bindgen_anon_1: value, flags: 0, alias: 0 };
+        count += 1;
+    }
+    // SAFETY: `count` operations of the array are set, each of the kind that it names; the driver checks the addresses.
+    check("cuStreamBatchMemOp", unsafe { sys::cuStreamBatchMemOp_v2(stream.0, count, operations.as_mut_ptr(), 0) })
+}
+
 // ---- events ----
 
 pub fn event_create(timed: bool) -> Result<Event, DeviceError> {

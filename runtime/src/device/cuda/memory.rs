@@ -31,6 +31,17 @@ impl HostMemory {
     }
 }
 
+/// Writes words in stream order, without a copy: the stream's own engine does it, and the host makes one short call for all.
+pub fn write_words(stream: Stream, target: DevicePtr, words: &[u64]) -> Result<(), DeviceError> {
+    refuse_under_capture(stream, "cuStreamBatchMemOp")?;
+    let mut target = target;
+    for words in words.chunks(driver::WORDS_AT_ONCE) {
+        driver::stream_write_words(stream, target, words)?;
+        target = target.offset(8 * words.len() as u64);
+    }
+    Ok(())
+}
+
 /// Copies page-locked bytes in stream order, without waiting.
 ///
 /// # Safety

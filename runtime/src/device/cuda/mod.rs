@@ -163,6 +163,11 @@ impl Device for CudaDevice {
         self.host_memory.upload(stream.into(), target, source)
     }
 
+    fn write_words(&self, stream: StreamId, target: DevicePtr, words: &[u64]) -> Result<(), DeviceError> {
+        self.context.bind()?;
+        memory::write_words(stream.into(), target, words)
+    }
+
     fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
         self.context.bind()?;
         driver::host_allocate(bytes).map(HostPtr)
