@@ -130,6 +130,9 @@ case "$*" in
         echo ok
         echo "========= ERROR SUMMARY: 1 error"
         exit 0 ;;
+    *stuck*"first second"*) printf 'test first ... '; exec sleep 30 ;;
+    *crashing*"first second"*) printf 'test first ... '; exit 139 ;;
+    *stuck*|*crashing*) echo 'test second ... ok'; exit 0 ;;
     *slow*) printf 'test case ... '; sleep 30 ;;
     *failed*) printf 'test case ... FAILED\n'; exit 101 ;;
 esac
@@ -157,6 +160,20 @@ fn what_the_sanitizer_found_fails_the_run_and_what_it_had_no_time_for_is_not_cal
     assert!(!output.status.success());
     let said = said(&output);
     assert!(said.contains("memcheck: 0 clean, 1 error (case), 1 unfinished (case)\n-- gpu_bad case: ========= Invalid"), "{said}");
+}
+
+#[test]
+fn tests_after_one_that_stands_still_or_crashes_are_run_all_the_same() {
+    let bundle = bundle(&[]);
+    for name in ["tests/gpu_crashing", "tests/gpu_stuck"] {
+        executable(&bundle.path().join(name), "#!/bin/sh\necho 'first: test'\necho 'second: test'\n");
+    }
+    executable(&bundle.path().join("path/compute-sanitizer"), SANITIZER);
+    let path = format!("{}/path:{}", bundle.path().display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(bundle.path().join("run-sanitizer"));
+    let limits = [("SMIDGEN_SANITIZER_SECONDS", "25"), ("SMIDGEN_SANITIZER_STALL", "2"), ("SMIDGEN_SANITIZER_TOOLS", "memcheck")];
+    let output = command.env("PATH", path).envs(limits).output().expect("the script runs");
+    assert!(said(&output).contains("memcheck: 2 clean, 2 unfinished (first first)\n"), "{}", said(&output));
 }
 
 #[test]

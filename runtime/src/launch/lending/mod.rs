@@ -7,9 +7,9 @@
 //!
 //! | what happens | the ledger | grants written |
 //! |---|---|---|
-//! | a request begins, the tenant's first under way | what it lent is reclaimed | one copy for each tenant that borrowed from it |
+//! | a request begins, the tenant's first under way | what it lent is reclaimed | one write for each tenant that borrowed from it |
 //! | the last request under way ends | nothing yet | none |
-//! | and the hysteresis has passed | what it owns is lent | one copy for each tenant that may borrow from it |
+//! | and the hysteresis has passed | what it owns is lent | one write for each tenant that may borrow from it |
 //! | another plan | TPCs change owners; loans that it does not allow end | what widens before it is published, what narrows after |
 //! | a tenant is paused | as by another plan: others own what it owned | its own, at most: work in flight ends on what it had by right |
 //! | a tenant is dismissed | what it borrowed is given back, what it lent is orphaned until the next plan | its own, at most |
@@ -22,7 +22,7 @@
 //! spin on, would make simulated runs depend on the host's scheduler, and would gain little: a borrower that goes on launching passes here anyway,
 //! and an engine that waits for its next request has nothing better to do. While nothing is due, a call costs one load.
 //!
-//! **What beginning a request costs**: one load for each TPC of the GPU, a compare-and-swap for each one lent, and one 32-byte copy for each borrower.
+//! **What beginning a request costs**: one load for each TPC of the GPU, a compare-and-swap for each one lent, and one write of 32 bytes for each borrower.
 //! No lock, no allocation, no waiting: neither for the copy nor for the borrowers' blocks, which leave within one tile of seeing it.
 
 mod activity;
