@@ -181,8 +181,9 @@ impl Params {
         for (offset, map) in maps {
             let fits = offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= usize::from(self.len);
             assert!(fits && usize::from(self.map_count) < MAX_TENSOR_MAPS, "no tensor map at {offset}");
+            let place = self.bytes.0[offset..].as_mut_ptr().cast::<TensorMap>();
             // SAFETY: the assertions show that a `TensorMap` fits there and is aligned.
-            unsafe { self.bytes.0.as_mut_ptr().add(offset).cast::<TensorMap>().write(map) };
+            unsafe { place.write(map) };
             self.map_offsets[usize::from(self.map_count)] = offset as u16;
             self.map_count += 1;
         }
@@ -194,8 +195,9 @@ impl Params {
     pub fn tensor_maps(&self) -> impl Iterator<Item = (usize, &TensorMap)> {
         self.map_offsets[..usize::from(self.map_count)].iter().map(|&offset| {
             let offset = usize::from(offset);
+            let place = self.bytes.0[offset..].as_ptr().cast::<TensorMap>();
             // SAFETY: `with_tensor_maps` wrote a `TensorMap` there, and nothing writes to `bytes` afterwards.
-            (offset, unsafe { &*self.bytes.0.as_ptr().add(offset).cast::<TensorMap>() })
+            (offset, unsafe { &*place })
         })
     }
 
