@@ -67,6 +67,7 @@ pub const SYMBOLS: &[&str] = &[
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
     "cuPointerGetAttribute",
+    "cuStreamBatchMemOp_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
