@@ -7,8 +7,8 @@
 namespace attention {
 
 template <int D>
-struct Decode : DecodeArithmetic<D> {
-    using Arithmetic = DecodeArithmetic<D>;
+struct Decode : DecodeArithmetic<D, false> {
+    using Arithmetic = DecodeArithmetic<D, false>;
     using typename Arithmetic::Partial;
     using typename Arithmetic::Queries;
     using typename Arithmetic::WarpSums;
@@ -167,7 +167,7 @@ struct Decode : DecodeArithmetic<D> {
     // One group of copies: this warp's quarter of the page.
     __device__ __forceinline__ void copy_page(const DecodeItem &item, int slot) {
         const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page % args.pages_per_chunk);
-        const size_t first_row = (page * args.cache.kv_heads + item.column / this->group) * KV_PAGE_TOKENS + warp * KEYS;
+        const size_t first_row = (page * args.cache.kv_heads + item.key_head) * KV_PAGE_TOKENS + warp * KEYS;
         const int rows = item.length - item.page * KV_PAGE_TOKENS - warp * KEYS;
         const bool aligned = head_dim % 8 == 0;
         const auto rows_from = [&](uint64_t pool) {
@@ -183,8 +183,8 @@ struct Decode : DecodeArithmetic<D> {
         Queries queries;
         const __half *const qkv = reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride);
         const int head = lane / 4, first = lane % 4 * 2;
-        const __half *const row = qkv + (this->first_head(item) + head) * head_dim + first;
-        const int columns = head < this->heads_of(item) ? head_dim - first : 0;
+        const __half *const row = qkv + (item.first_head + head) * head_dim + first;
+        const int columns = head < int(item.heads) ? head_dim - first : 0;
         const bool in_pairs = ((args.qkv | 2 * (args.qkv_stride | head_dim)) & 3) == 0;
 #pragma unroll
         for (int i = 0; i < D / 8; ++i) {

@@ -34,6 +34,7 @@ constexpr uint32_t NO_ITEM = 0xffffffff;
 // One chunk of one column of one sequence.
 struct DecodeItem {
     uint32_t sequence, column;
+    uint32_t key_head, first_head, heads; // of the column: a key head, and the query heads that share it, up to DECODE_HEADS
     int begin, length;    // positions that the query sees
     int chunk, chunks;    // this one, and how many the sequence has from the first that it sees
     int page, end_page;   // still to be read
@@ -45,7 +46,8 @@ struct DecodeItem {
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
-        : args_(args), columns_(args.cache.kv_heads * div_ceil(args.heads / args.cache.kv_heads, DECODE_HEADS)) {
+        : args_(args), heads_per_key_(args.heads / args.cache.kv_heads), columns_per_key_(div_ceil(heads_per_key_, DECODE_HEADS)),
+          columns_(args.cache.kv_heads * columns_per_key_) {
         read(0);
     }
 
@@ -77,6 +79,10 @@ class DecodeItems {
         item.chunks = chunks(item.length);
         const uint32_t nth = number - before_ - __shfl_sync(EVERY_LANE, last_, owner) + item.chunks * columns_;
         item.column = nth % columns_;
+        item.key_head = item.column / columns_per_key_;
+        const uint32_t before = item.column % columns_per_key_ * DECODE_HEADS; // heads of the same key head
+        item.first_head = item.key_head * heads_per_key_ + before;
+        item.heads = min(heads_per_key_ - before, uint32_t(DECODE_HEADS));
         item.chunk = item.begin / chunk_tokens() + nth / columns_;
         const int first_page = item.chunk * args_.pages_per_chunk;
         item.page = max(first_page, item.begin / KV_PAGE_TOKENS);
@@ -112,7 +118,7 @@ class DecodeItems {
     }
 
     const AttentionDecodeArgs &args_;
-    const uint32_t columns_;
+    const uint32_t heads_per_key_, columns_per_key_, columns_;
     uint32_t first_, before_ = 0, last_;
     int length_;
 };
@@ -152,8 +158,8 @@ class DecodeNumbers {
     uint32_t last_;
 };
 
-// The arithmetic of one block, wherever its keys and values lie in shared memory.
-template <int D>
+// The arithmetic of one block, wherever its keys and values lie in shared memory. FILLED: heads have all of the D columns, and none fewer.
+template <int D, bool FILLED>
 struct DecodeArithmetic {
     static constexpr int WARPS = 4;                     // that attend
     static constexpr int KEYS = KV_PAGE_TOKENS / WARPS; // of one warp in one page
@@ -177,23 +183,14 @@ struct DecodeArithmetic {
     };
 
     const AttentionDecodeArgs &args;
-    const int warp, lane, head_dim, heads_per_key;
-    const uint32_t group, columns; // groups of up to 8 query heads that share a key head; and all of a sequence
+    const int warp, lane, head_dim;
     const float scale_log2;
 
     __device__ explicit DecodeArithmetic(const AttentionDecodeArgs &args)
         : args(args),
           // Broadcast, so that the compiler knows that a warp does not part ways over its number.
-          warp(__shfl_sync(EVERY_LANE, threadIdx.x / 32, 0)), lane(threadIdx.x % 32), head_dim(args.cache.head_dim),
-          heads_per_key(args.heads / args.cache.kv_heads), group(div_ceil(heads_per_key, DECODE_HEADS)), columns(args.cache.kv_heads * group),
+          warp(__shfl_sync(EVERY_LANE, threadIdx.x / 32, 0)), lane(threadIdx.x % 32), head_dim(FILLED ? D : args.cache.head_dim),
           scale_log2(args.scale * 1.4426950408889634f) {}
-
-    __device__ int first_head(const DecodeItem &item) const {
-        return item.column / group * heads_per_key + item.column % group * DECODE_HEADS;
-    }
-    __device__ int heads_of(const DecodeItem &item) const {
-        return min(heads_per_key - int(item.column % group) * DECODE_HEADS, DECODE_HEADS);
-    }
 
     // The warp's 16 keys from `position` on, which may lie partly outside what the query sees. In shared memory, the lane's chunk of 8 columns for
     // ldmatrix lies at key_address(step) for the 16 columns from 16 * step, and at value_address(step), transposed.
@@ -311,11 +308,12 @@ struct DecodeArithmetic {
         return make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
     }
 
-    // Adds up the warps' results, into the output or the workspace; result(warp, head, column) is the place of four of them.
+    // Adds up the warps' results, into the output or, of several chunks, the workspace, or nowhere for an item of none; result(warp, head, column) is the
+    // place of four of them.
     template <typename Result>
     __device__ __forceinline__ void store(const DecodeItem &item, const WarpSums (&sums)[WARPS], const Result &result) const {
-        const int first = first_head(item), pieces = pitch();
-        for (int i = threadIdx.x; i < heads_of(item) * pieces; i += WARPS * 32) {
+        const int first = item.first_head, pieces = pitch();
+        for (int i = threadIdx.x; i < int(item.heads) * pieces; i += WARPS * 32) {
             const int row = i / pieces, piece = i % pieces;
             float highest = sums[0].highest[row];
 #pragma unroll
@@ -330,7 +328,7 @@ struct DecodeArithmetic {
             }
             if (item.chunks == 1) {
                 write_output(item, first + row, piece * 4, scaled(output, 1.0f / sum));
-            } else {
+            } else if (item.chunks > 1) {
                 const size_t at = workspace_row(item, first + row) + item.chunk;
                 outputs()[at * pieces + piece] = output;
                 if (piece == 0) statistics()[at] = make_float2(highest, sum);
@@ -350,6 +348,7 @@ struct DecodeArithmetic {
     __device__ void combine_if_last(const DecodeItem &item, CombineRoom &room) const {
         bool last = false;
         if (lane == 0) {
+            const uint32_t columns = args.cache.kv_heads * div_ceil(args.heads / args.cache.kv_heads, DECODE_HEADS);
             uint32_t *const arrivals = reinterpret_cast<uint32_t *>(args.workspace) + size_t(item.sequence) * columns + item.column;
             fence(); // releases every thread's part, which is ordered before this thread
             last = atomicAdd(arrivals, 1u) == item.chunks - 1;
@@ -365,7 +364,7 @@ struct DecodeArithmetic {
     // first loads of both are under way together.
     __device__ void combine(const DecodeItem &item, CombineRoom &room) const {
         constexpr int EACH = D <= 80 ? 1 : D < 32 * 4 ? D / 32 : 4, AHEAD = D <= 80 ? 2 : 4;
-        const int first = first_head(item), rows = heads_of(item), pieces = pitch(), chunks = item.chunks;
+        const int first = item.first_head, rows = item.heads, pieces = pitch(), chunks = item.chunks;
         const int first_chunk = item.begin / int(args.pages_per_chunk * KV_PAGE_TOKENS);
         const size_t first_row = workspace_row(item, first) + first_chunk;
         const auto known = [&](int row, int chunk) {

@@ -18,7 +18,9 @@
 //
 // The launch before writes the queries and each sequence's newest row; all else was there before it (AttentionDecode in decode.rs says what that asks of
 // the launches before). So the producer finds its first item and fills the ring while that launch still runs, all but queries and newest page, and then
-// waits for it. That changes when bytes arrive, and no bit of what comes out.
+// waits for it. That changes when bytes arrive, and no bit of what comes out. Where chunks are short, the attending warps meanwhile rehearse: they go through a
+// page of whatever shared memory holds, and drop the result. An SM that ran other kernels since must fetch the instructions first, each when it is wanted, which
+// takes longer than what a short context needs of them. The rehearsal's place in the ring is the first, and everyone goes on from the second.
 //
 // A stage: the page's keys and values as boxes of BOX columns, each box 64 rows of at most 128 bytes that the copy engine swizzles so that ldmatrix
 // meets no bank conflict. When an item ends, a warp leaves its partial result where its keys of the last page were: 16 rows of BOX halves
@@ -34,8 +36,8 @@
 namespace attention {
 
 template <int D>
-struct DecodeBulk : DecodeArithmetic<D> {
-    using Arithmetic = DecodeArithmetic<D>;
+struct DecodeBulk : DecodeArithmetic<D, true> {
+    using Arithmetic = DecodeArithmetic<D, true>;
     using typename Arithmetic::Partial;
     using typename Arithmetic::Queries;
     using typename Arithmetic::WarpSums;
@@ -56,6 +58,10 @@ struct DecodeBulk : DecodeArithmetic<D> {
         uint32_t heads; // of the item if this is its first page, or 0; with LAST_PAGE
     };
     static constexpr uint32_t LAST_PAGE = 1u << 31;
+    // All of an item in a page, some keys masked; it has no chunks, so nothing of it is written to global memory.
+    static constexpr Note REHEARSAL = {0, 0, KV_PAGE_TOKENS - 1, DECODE_HEADS | LAST_PAGE};
+    // Long chunks are worth more than what it saves.
+    static constexpr uint32_t MOST_REHEARSED_PAGES = 8;
     struct Shared {
         uint8_t keys[STAGES][PAGE_BYTES]; // from here on 1024 bytes, where the swizzle's pattern begins
         uint8_t values[STAGES][PAGE_BYTES];
@@ -107,9 +113,20 @@ struct DecodeBulk : DecodeArithmetic<D> {
         }
     }
 
+    __device__ bool rehearses() const { return args.pages_per_chunk <= MOST_REHEARSED_PAGES; }
+
     // Keeps the ring full. Lanes stay together.
     __device__ void produce(DecodeItems &items, DecodeNumbers &numbers) {
         RingPosition<STAGES> at;
+        if (rehearses()) {
+            if (lane == 0) {
+                shared.notes[at.stage] = REHEARSAL;
+                shared.items[at.stage] = DecodeItem{.heads = DECODE_HEADS};
+                mbarrier_arrive(shared_address(&shared.full[at.stage]));
+            }
+            at.advance();
+        }
+        const int first_stage = at.stage;
         uint32_t number = 0;
         if (lane == 0) number = numbers.first();
         number = __shfl_sync(EVERY_LANE, number, 0);
@@ -119,6 +136,7 @@ struct DecodeBulk : DecodeArithmetic<D> {
         const int newest = (item.length - 1) / KV_PAGE_TOKENS;
         int page = item.page;
         for (; page < min(item.end_page, item.page + STAGES); ++page) {
+            mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
             fill(item, page, at.stage, page < newest);
             at.advance();
         }
@@ -126,8 +144,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
         if (number == NO_ITEM) {
             let_next_launch_come();
         } else {
-            load_queries(item, 0);
-            if (newest < page) load_page(item, newest, newest - item.page);
+            load_queries(item, first_stage);
+            if (newest < page) load_page(item, newest, (first_stage + newest - item.page) % STAGES);
         }
 
         while (number != NO_ITEM) {
@@ -156,10 +174,9 @@ struct DecodeBulk : DecodeArithmetic<D> {
         const uint32_t row = row_of(item, page);
         if (elect_one()) {
             const bool first = page == item.page, last = page + 1 == item.end_page;
-            const uint32_t heads = this->heads_of(item);
-            shared.notes[stage] = Note{page, item.begin, item.length, (first ? heads : 0) | (last ? LAST_PAGE : 0)};
+            shared.notes[stage] = Note{page, item.begin, item.length, (first ? item.heads : 0) | (last ? LAST_PAGE : 0)};
             if (last) shared.items[stage] = item;
-            mbarrier_arrive_expect(shared_address(&shared.full[stage]), 2 * PAGE_BYTES + (first ? heads * D * 2 : 0));
+            mbarrier_arrive_expect(shared_address(&shared.full[stage]), 2 * PAGE_BYTES + (first ? item.heads * D * 2 : 0));
             if (now) load_rows(row, stage);
         }
         __syncwarp();
@@ -173,15 +190,15 @@ struct DecodeBulk : DecodeArithmetic<D> {
 
     __device__ __forceinline__ void load_queries(const DecodeItem &item, int stage) const {
         const __half *const queries =
-            reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + this->first_head(item) * D;
-        if (elect_one()) bulk_load(shared_address(shared.queries[stage]), queries, this->heads_of(item) * D * 2, shared_address(&shared.full[stage]));
+            reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + item.first_head * D;
+        if (elect_one()) bulk_load(shared_address(shared.queries[stage]), queries, item.heads * D * 2, shared_address(&shared.full[stage]));
         __syncwarp();
     }
 
     // The page's first row in the pools, of the item's key head. All lanes.
     __device__ __forceinline__ uint32_t row_of(const DecodeItem &item, int page) const {
         const uint32_t page_number = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
-        return (page_number * args.cache.kv_heads + item.column / this->group) * KV_PAGE_TOKENS;
+        return (page_number * args.cache.kv_heads + item.key_head) * KV_PAGE_TOKENS;
     }
 
     // By one thread.
@@ -238,7 +255,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
         uint32_t handed = 0; // items to the keeper
         Queries queries = {};
         Partial partial;
-        wait_for_earlier_launches();
+        bool has_waited = !rehearses();
+        if (has_waited) wait_for_earlier_launches();
         while (true) {
             mbarrier_wait(shared_address(&shared.full[at.stage]), at.parity);
             const Note note = shared.notes[at.stage];
@@ -273,6 +291,8 @@ struct DecodeBulk : DecodeArithmetic<D> {
             }
             mbarrier_arrive(empty);
             at.advance();
+            if (!has_waited) wait_for_earlier_launches();
+            has_waited = true;
         }
         hand_over(DecodeItem{}, handed); // that there are no more
     }
@@ -297,13 +317,12 @@ struct DecodeBulk : DecodeArithmetic<D> {
         }
     }
 
-    // Zeros in this warp's rows from the `valid`th on.
+    // Zeros in this warp's rows from the `valid`th on. The page is its item's last, whose end tells the copy engine.
     __device__ __forceinline__ void clear_values(uint8_t *values, int valid) const {
         for (int i = lane; i < (KEYS - valid) * D / 8; i += 32) {
             const int row = warp * KEYS + valid + i / (D / 8);
             *reinterpret_cast<uint4 *>(values + chunk_at(row, i % (D / 8))) = make_uint4(0, 0, 0, 0);
         }
-        fence_shared_for_async();
         __syncwarp();
     }
 };

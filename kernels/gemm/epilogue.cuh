@@ -65,19 +65,33 @@ __device__ __forceinline__ __half bias_of(const GemmArgs &args, uint32_t col) {
     return bias != nullptr && col < args.n ? bias[col] : __half();
 }
 
+struct alignas(8) FourHalves {
+    __half of[4];
+};
+
 // Four halves that are 8-byte aligned, or the first `valid` of them one by one; the others read as 0.
-__device__ __forceinline__ void load_4_halves(float (&values)[4], const __half *source, bool whole, uint32_t valid) {
-    __half halves[4] = {};
+__device__ __forceinline__ FourHalves load_4_halves(const __half *source, bool whole, uint32_t valid) {
+    FourHalves halves = {};
     if (whole) {
-        *reinterpret_cast<uint2 *>(halves) = *reinterpret_cast<const uint2 *>(source);
+        halves = *reinterpret_cast<const FourHalves *>(source);
     } else {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) {
-            if (i < valid) halves[i] = source[i];
+            if (i < valid) halves.of[i] = source[i];
         }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = __half2float(halves[i]);
+    return halves;
+}
+
+__device__ __forceinline__ bool has_residual(int epilogue) { return epilogue == GEMM_RESIDUAL || epilogue == GEMM_BIAS_RESIDUAL; }
+
+// What the epilogue adds to columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. For kernels that know long before
+// they have the sums.
+template <int EPILOGUE>
+__device__ __forceinline__ FourHalves residual_of(const GemmArgs &args, uint32_t row, uint32_t col) {
+    if (!has_residual(EPILOGUE == ANY_EPILOGUE ? static_cast<int>(args.epilogue) : EPILOGUE) || row >= args.m || col >= args.n) return {};
+    const __half *source = reinterpret_cast<const __half *>(args.residual) + static_cast<uint64_t>(row) * args.ld_residual + col;
+    return load_4_halves(source, args.vectorised && args.n - col >= 4, args.n - col);
 }
 
 // The converse. T is __half or float.
@@ -99,9 +113,9 @@ __device__ __forceinline__ void store(T *target, const T (&values)[COUNT], bool 
     }
 }
 
-// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4.
+// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them, with their residual_of(). `col` is a multiple of 4.
 template <int EPILOGUE>
-__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums) {
+__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const FourHalves &residual) {
     if (row >= args.m || col >= args.n) return;
     const int epilogue = EPILOGUE == ANY_EPILOGUE ? static_cast<int>(args.epilogue) : EPILOGUE;
     const uint32_t valid = args.n - col;
@@ -110,17 +124,13 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
     float x[4] = {sums.x * args.scale, sums.y * args.scale, sums.z * args.scale, sums.w * args.scale};
     if (epilogue == GEMM_BIAS || epilogue == GEMM_BIAS_GELU || epilogue == GEMM_BIAS_GELU_TANH || epilogue == GEMM_BIAS_RELU ||
         epilogue == GEMM_BIAS_RESIDUAL || (epilogue == GEMM_SILU_GATE && args.bias != 0)) {
-        float bias[4];
-        load_4_halves(bias, reinterpret_cast<const __half *>(args.bias) + col, whole, valid);
+        const FourHalves bias = load_4_halves(reinterpret_cast<const __half *>(args.bias) + col, whole, valid);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] += bias[i];
+        for (int i = 0; i < 4; ++i) x[i] += __half2float(bias.of[i]);
     }
-    if (epilogue == GEMM_RESIDUAL || epilogue == GEMM_BIAS_RESIDUAL) {
-        float residual[4];
-        const __half *source = reinterpret_cast<const __half *>(args.residual) + static_cast<uint64_t>(row) * args.ld_residual + col;
-        load_4_halves(residual, source, whole, valid);
+    if (has_residual(epilogue)) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] += residual[i];
+        for (int i = 0; i < 4; ++i) x[i] += __half2float(residual.of[i]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -83,6 +83,10 @@ struct SkinnyGemm {
     // even and at odd blocks of k, which a pair's threads add up apart.
     static constexpr int CHUNKS = Shape::K_BLOCKS * Shape::PARTS * Shape::ROWS / 16, SQUARED_ROWS = Shape::PARTS * Shape::SQUARES / 16;
     using Squares = float2[SQUARED_ROWS];
+    // A consumer's columns of C, in quads, and how many rows of these its threads do at a time.
+    static constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4, QUAD_ROWS = 128 / QUADS;
+    // Whether a thread does one quad of a tile at most; then it has its residual beforehand.
+    static constexpr bool KNOWS_RESIDUAL = !ROTATES && Shape::ROWS <= QUAD_ROWS;
     // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
     // copy.
     static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
@@ -282,6 +286,9 @@ struct SkinnyGemm {
             if (tile >= tiles.count) break;
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             float sums[REGISTERS];
+            FourHalves residual = {};
+            // Earlier launches wrote it, so it is as far away as memory, and is wanted the moment the sums are there.
+            if (KNOWS_RESIDUAL && rank == 0) residual = residual_of<ANY_EPILOGUE>(args, thread / QUADS, first_column(tile, group, thread));
             const bool squares_a = all.norms_rows && round == 0;
             if (squares_a) {
                 Squares squares = {};
@@ -294,7 +301,7 @@ struct SkinnyGemm {
                 send(sums, round);
             } else {
                 if (Shape::PAIR > 1) receive(sums, round, squares_a);
-                finish_tile(sums, tile, group, thread, heads);
+                finish_tile(sums, residual, tile, group, thread, heads);
             }
         }
         // A joiner's tiles are waited for by another launch, an owner's by its own end.
@@ -417,9 +424,14 @@ struct SkinnyGemm {
         }
     }
 
+    // Of the quads of C that a consumer's thread does.
+    static __device__ __forceinline__ uint32_t first_column(uint32_t tile, uint32_t group, uint32_t thread) {
+        return tile * Shape::COLUMNS + group * GROUP_COLUMNS + thread % QUADS * 4;
+    }
+
     // Sums lie as the product does, 64 rows of B by ROWS of A; C wants the converse.
     __device__ __forceinline__ void finish_tile(
-        const float (&sums)[REGISTERS], uint32_t tile, uint32_t group, uint32_t thread, const HeadsIfAny &heads) const {
+        const float (&sums)[REGISTERS], const FourHalves &residual, uint32_t tile, uint32_t group, uint32_t thread, const HeadsIfAny &heads) const {
         const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
         const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
         // The last tile's sums, and those that landed, have been read.
@@ -440,10 +452,9 @@ struct SkinnyGemm {
                 heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
             }
         } else {
-            constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4;
-            const uint32_t quad = thread % QUADS * 4;
+            const uint32_t quad = thread % QUADS * 4, column = first_column(tile, group, thread);
 #pragma unroll 1
-            for (uint32_t a_row = thread / QUADS; a_row < args.m; a_row += 128 / QUADS) {
+            for (uint32_t a_row = thread / QUADS; a_row < args.m; a_row += QUAD_ROWS) {
                 float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
                 if constexpr (Shape::PARTS > 1) {
                     const float4 other = load_sums(place + (a_row * Shape::SUMS_PITCH + GROUP_COLUMNS + quad) * 4);
@@ -453,7 +464,7 @@ struct SkinnyGemm {
                     const float norm = norm_of_row(group, a_row);
                     total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
                 }
-                finish<ANY_EPILOGUE>(args, a_row, tile * Shape::COLUMNS + group * GROUP_COLUMNS + quad, total);
+                finish<ANY_EPILOGUE>(args, a_row, column, total, KNOWS_RESIDUAL ? residual : residual_of<ANY_EPILOGUE>(args, a_row, column));
             }
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
