@@ -227,7 +227,7 @@ mod gpu {
         fn time(&self, kernel: &impl Kernel, sms: Sms, stream: StreamId) -> Result<Duration, Box<dyn Error>> {
             let launch = kernel.configure(sms, self.device.topology())?;
             let function = self.device.function(launch.symbol)?;
-            let tiles = TilesArg { progress: self.progress.ptr(), grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
+            let tiles = TilesArg::owner(&launch, self.progress.ptr(), DevicePtr::NULL);
             let request = LaunchRequest {
                 function,
                 launch: &launch,

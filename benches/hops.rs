@@ -106,6 +106,7 @@ unsafe impl Kernel for Busy {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: self.overlaps,
+            begins_by_number: false,
             params: Params::new(ElasticProbeArgs { executions: self.executions.0, sms: self.sms.0, cycles: CYCLES }),
         })
     }

@@ -132,6 +132,7 @@ unsafe impl Kernel for Saxpy {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(SaxpyArgs { x: self.x.0, y: self.y.0, count: self.count, a: self.a }),
         })
     }

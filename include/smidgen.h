@@ -326,6 +326,10 @@ typedef struct {
     uint32_t count;
     // 0 for the launch that owns the counter, else 1 + the epoch that it may take tiles of.
     uint32_t joins;
+    // How many tiles the owner's workers begin with by their own numbers, and the counter leaves out: 0 in kernels launched from here.
+    uint32_t numbered;
+    // 0.
+    uint32_t unused;
 } smidgen_tiles;
 
 #ifdef __cplusplus

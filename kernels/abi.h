@@ -34,6 +34,8 @@ typedef struct Tiles {
     uint64_t grant;    // one bit per SM in %smid order; 0 where every SM is granted
     uint32_t count;    // tiles to be done
     uint32_t joins;    // 0 for the owner; 1 + epoch for a joiner
+    uint32_t numbered; // tiles that the counter leaves out: the owner's workers begin with those of their own numbers; 0 or its workers
+    uint32_t unused;
 } Tiles;
 
 // ---- elastic_probe.cu ----

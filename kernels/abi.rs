@@ -98,15 +98,20 @@ pub struct Tiles {
     pub count: u32,
     #[doc = " 0 for the owner; 1 + epoch for a joiner"]
     pub joins: u32,
+    #[doc = " tiles that the counter leaves out: the owner's workers begin with those of their own numbers; 0 or its workers"]
+    pub numbered: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of Tiles"][::std::mem::size_of::<Tiles>() - 24usize];
+    ["Size of Tiles"][::std::mem::size_of::<Tiles>() - 32usize];
     ["Alignment of Tiles"][::std::mem::align_of::<Tiles>() - 8usize];
     ["Offset of field: Tiles::progress"][::std::mem::offset_of!(Tiles, progress) - 0usize];
     ["Offset of field: Tiles::grant"][::std::mem::offset_of!(Tiles, grant) - 8usize];
     ["Offset of field: Tiles::count"][::std::mem::offset_of!(Tiles, count) - 16usize];
     ["Offset of field: Tiles::joins"][::std::mem::offset_of!(Tiles, joins) - 20usize];
+    ["Offset of field: Tiles::numbered"][::std::mem::offset_of!(Tiles, numbered) - 24usize];
+    ["Offset of field: Tiles::unused"][::std::mem::offset_of!(Tiles, unused) - 28usize];
 };
 #[doc = " What the tests of elastic.cuh observe: how often each tile was done, and where."]
 #[repr(C)]

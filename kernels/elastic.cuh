@@ -32,6 +32,9 @@
 // its own back (TileQueue::give_back), and whoever next finds no fresh tile begins that one anew. Half a tile's work is lost for each SM, which is free
 // again within microseconds.
 //
+// A worker learns from the counter 1 or 2 us after it began which tile is its. Where its SM is most likely its tenant's, its first tile is that of its own number
+// instead, and the counter gives out those behind (Tiles::numbered). If the SM is not its tenant's, the worker gives that tile back and leaves.
+//
 // TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it is still
 // counting its own. It lets the next one come only after all launches before itself have ended, so two are enough.
 //
@@ -40,8 +43,8 @@
 //   |-----------------------|------------------------------|-------------------|----------------------------------|
 //   | owner takes a tile    | count +1                     |                   |                                  |
 //   | joiner takes a tile   | count +1, while it is in     |                   |                                  |
-//   | a tile is given back  | given back +1, once its      |                   |                                  |
-//   |                       | number is in the ring        |                   |                                  |
+//   | a tile is given back, | given back +1, once its      |                   |                                  |
+//   | begun or not          | number is in the ring        |                   |                                  |
 //   | one that was given    | given back -1 by compare-and-|                   |                                  |
 //   | back is taken: there  | swap, then the number is     |                   |                                  |
 //   | is no fresh one       | taken out of the ring        |                   |                                  |
@@ -113,7 +116,8 @@ class TileQueue {
 
     // Of worker `worker` of `workers`, whose blocks run on this SM and on `other_sm`.
     __device__ TileQueue(const Tiles &tiles, uint32_t worker, uint32_t workers, uint32_t other_sm)
-        : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), taken_(0), taken_back_(tiles.count) {}
+        : tiles_(tiles), worker_(worker), workers_(workers), other_sm_(other_sm), fresh_(tiles.count - tiles.numbered), taken_(0),
+          taken_back_(tiles.count), begins_by_number_(tiles.numbered != 0 && tiles.joins == 0) {}
 
     // Reads the grant for the first tile already. The grant is no earlier launch's output, so this may be done before waiting for those.
     __device__ void poll() { poll(holds_its_sms()); }
@@ -141,8 +145,13 @@ class TileQueue {
             polled_ = stays_ = false;
             const bool may_run = !sent_away_ && (held || (owner && is_last_to_stay()));
             sent_away_ = !may_run;
-            tile = may_run && (owner || is_in()) ? take_fresh() : taken_back_;
-            taken_back_ = tiles_.count;
+            if (begins_by_number_) {
+                begins_by_number_ = false;
+                tile = may_run ? worker_ : leave_to_others(worker_);
+            } else {
+                tile = may_run && (owner || is_in()) ? take_fresh() : taken_back_;
+                taken_back_ = tiles_.count;
+            }
         }
         if (tile >= tiles_.count) return false;
         ++taken_;
@@ -157,7 +166,7 @@ class TileQueue {
     __device__ bool should_give_back() {
         if (stays_ || sent_away_ || holds_its_sms()) return false;
         const uint32_t seen = static_cast<uint32_t>(*static_cast<volatile unsigned long long *>(&progress()->taken));
-        if (seen % GIVEN_BACK >= tiles_.count || seen / GIVEN_BACK >= GIVEN_BACK_ENOUGH) return false;
+        if (seen % GIVEN_BACK >= fresh_ || seen / GIVEN_BACK >= GIVEN_BACK_ENOUGH) return false;
         stays_ = !is_joiner() && is_last_to_stay();
         sent_away_ = !stays_;
         return sent_away_;
@@ -167,11 +176,7 @@ class TileQueue {
     // case that nobody else would come for the tile.
     __device__ void give_back(uint32_t tile) {
         --taken_;
-        uint32_t *place = &progress()->ring[atomicAdd(&progress()->ring_end, 1u) % GIVEN_BACK_TILES];
-        atomicExch(place, tile + 1);
-        __threadfence();
-        const uint32_t seen = static_cast<uint32_t>(atomicAdd(&progress()->taken, static_cast<unsigned long long>(GIVEN_BACK)));
-        if (seen % GIVEN_BACK >= tiles_.count) taken_back_ = take_given_back();
+        taken_back_ = leave_to_others(tile);
     }
 
     __device__ bool is_joiner() const { return tiles_.joins != 0; }
@@ -227,10 +232,19 @@ class TileQueue {
         return (grant[sm / 32] >> (sm % 32)) & (grant[other_sm_ / 32] >> (other_sm_ % 32)) & 1u;
     }
 
+    // Puts a tile into the ring. Where nobody else may come any more to take it out, another one is taken out at once; else none, the count of tiles.
+    __device__ uint32_t leave_to_others(uint32_t tile) {
+        uint32_t *place = &progress()->ring[atomicAdd(&progress()->ring_end, 1u) % GIVEN_BACK_TILES];
+        atomicExch(place, tile + 1);
+        __threadfence();
+        const uint32_t seen = static_cast<uint32_t>(atomicAdd(&progress()->taken, static_cast<unsigned long long>(GIVEN_BACK)));
+        return seen % GIVEN_BACK < fresh_ ? tiles_.count : take_given_back();
+    }
+
     // Nobody who may call this sees the epoch change: it does so only after the last of the owner's workers has left, and no joiner is in.
     __device__ uint32_t take_fresh() {
         const uint32_t count = static_cast<uint32_t>(atomicAdd(&progress()->taken, 1ull)) % GIVEN_BACK;
-        return count < tiles_.count ? count : take_given_back();
+        return count < fresh_ ? tiles_.numbered + count : take_given_back();
     }
 
     // Whether this worker of a joiner is counted in; it is so from the first time that there is a tile for it.
@@ -240,7 +254,7 @@ class TileQueue {
         __threadfence();
         const unsigned long long seen = *static_cast<volatile unsigned long long *>(&progress()->taken);
         const uint32_t count = static_cast<uint32_t>(seen);
-        joined_ = static_cast<uint32_t>(seen >> 32) == tiles_.joins - 1 && (count % GIVEN_BACK < tiles_.count || count >= GIVEN_BACK);
+        joined_ = static_cast<uint32_t>(seen >> 32) == tiles_.joins - 1 && (count % GIVEN_BACK < fresh_ || count >= GIVEN_BACK);
         if (!joined_) atomicSub(&progress()->joined, 1u);
         return joined_;
     }
@@ -267,7 +281,9 @@ class TileQueue {
 
     const Tiles &tiles_;
     uint32_t worker_, workers_, other_sm_;
+    uint32_t fresh_; // tiles that the counter gives out
     uint32_t taken_, taken_back_;
+    bool begins_by_number_;
     bool polled_ = false, held_ = false, sent_away_ = false, stays_ = false, joined_ = false;
 };
 

@@ -82,6 +82,7 @@ unsafe impl Kernel for Stamp {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(self.stamps.0),
         })
     }

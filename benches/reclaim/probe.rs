@@ -69,6 +69,7 @@ unsafe impl Kernel for Probe {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(ElasticProbeArgs { executions: self.executions.0, sms: self.sms.0, cycles: self.cycles }),
         })
     }

@@ -82,6 +82,7 @@ unsafe impl Kernel for BiasRelu {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(BiasReluArgs { h: self.h.0, bias: self.bias.0, count, width: HIDDEN }),
         })
     }

@@ -125,6 +125,7 @@ impl CompiledSize {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
+            begins_by_number: false,
             params,
         })
     }

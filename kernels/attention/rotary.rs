@@ -149,6 +149,7 @@ impl Rows {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(self.args()),
         }
     }

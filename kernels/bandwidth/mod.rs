@@ -52,6 +52,7 @@ unsafe impl Kernel for ReadBandwidth {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(ReadBandwidthArgs { source: self.source.0, sink: self.sink.0, never: 0x9e37_79b9 }),
         })
     }

@@ -85,11 +85,8 @@ __device__ __forceinline__ FourHalves load_4_halves(const __half *source, bool w
 
 __device__ __forceinline__ bool has_residual(int epilogue) { return epilogue == GEMM_RESIDUAL || epilogue == GEMM_BIAS_RESIDUAL; }
 
-// What the epilogue adds to columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. For kernels that know long before
-// they have the sums.
-template <int EPILOGUE>
-__device__ __forceinline__ FourHalves residual_of(const GemmArgs &args, uint32_t row, uint32_t col) {
-    if (!has_residual(EPILOGUE == ANY_EPILOGUE ? static_cast<int>(args.epilogue) : EPILOGUE) || row >= args.m || col >= args.n) return {};
+// What is added to columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4.
+__device__ __forceinline__ FourHalves load_residual(const GemmArgs &args, uint32_t row, uint32_t col) {
     const __half *source = reinterpret_cast<const __half *>(args.residual) + static_cast<uint64_t>(row) * args.ld_residual + col;
     return load_4_halves(source, args.vectorised && args.n - col >= 4, args.n - col);
 }
@@ -113,9 +110,10 @@ __device__ __forceinline__ void store(T *target, const T (&values)[COUNT], bool 
     }
 }
 
-// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them, with their residual_of(). `col` is a multiple of 4.
-template <int EPILOGUE>
-__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const FourHalves &residual) {
+// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. Where there is a residual, residual() is what
+// of it is theirs.
+template <int EPILOGUE, typename Residual>
+__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const Residual &residual) {
     if (row >= args.m || col >= args.n) return;
     const int epilogue = EPILOGUE == ANY_EPILOGUE ? static_cast<int>(args.epilogue) : EPILOGUE;
     const uint32_t valid = args.n - col;
@@ -129,8 +127,9 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
         for (int i = 0; i < 4; ++i) x[i] += __half2float(bias.of[i]);
     }
     if (has_residual(epilogue)) {
+        const FourHalves addends = residual();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] += __half2float(residual.of[i]);
+        for (int i = 0; i < 4; ++i) x[i] += __half2float(addends.of[i]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -149,6 +148,11 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
         const __half rounded[4] = {__float2half(x[0]), __float2half(x[1]), __float2half(x[2]), __float2half(x[3])};
         store(reinterpret_cast<__half *>(args.c) + row_start + col, rounded, whole, valid);
     }
+}
+
+template <int EPILOGUE>
+__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums) {
+    finish<EPILOGUE>(args, row, col, sums, [&] { return load_residual(args, row, col); });
 }
 
 // The entry points of one tile shape, one for each epilogue; variant.rs lists the names in the order of GemmEpilogue.

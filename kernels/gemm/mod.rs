@@ -168,6 +168,7 @@ impl Gemm {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(self.args()),
         })
     }

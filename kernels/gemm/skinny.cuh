@@ -85,8 +85,8 @@ struct SkinnyGemm {
     using Squares = float2[SQUARED_ROWS];
     // A consumer's columns of C, in quads, and how many rows of these its threads do at a time.
     static constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4, QUAD_ROWS = 128 / QUADS;
-    // Whether a thread does one quad of a tile at most; then it has its residual beforehand.
-    static constexpr bool KNOWS_RESIDUAL = !ROTATES && Shape::ROWS <= QUAD_ROWS;
+    // Whether a thread has its residual beforehand: it does one quad of a tile at most, and no other block makes use of the SM while it would wait.
+    static constexpr bool KNOWS_RESIDUAL = !ROTATES && Shape::ROWS <= QUAD_ROWS && Shape::BLOCKS_PER_SM == 1;
     // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
     // copy.
     static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
@@ -179,7 +179,7 @@ struct SkinnyGemm {
     __device__ void produce() const {
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
-        // The tile that this worker would have if all started at one time: somebody will want it soon.
+        // The tile that this worker would have if all started at one time: somebody will want it soon, and most likely this one.
         if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
         uint32_t done = 0, tile = next_tile(slot, done);
         TileRows rows = rows_of(tile);
@@ -287,8 +287,7 @@ struct SkinnyGemm {
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             float sums[REGISTERS];
             FourHalves residual = {};
-            // Earlier launches wrote it, so it is as far away as memory, and is wanted the moment the sums are there.
-            if (KNOWS_RESIDUAL && rank == 0) residual = residual_of<ANY_EPILOGUE>(args, thread / QUADS, first_column(tile, group, thread));
+            if (KNOWS_RESIDUAL) know_residual(residual, tile, group, thread);
             const bool squares_a = all.norms_rows && round == 0;
             if (squares_a) {
                 Squares squares = {};
@@ -424,6 +423,12 @@ struct SkinnyGemm {
         }
     }
 
+    // Earlier launches wrote the residual, so it is as far away as memory, and is wanted the moment the sums are there.
+    __device__ __forceinline__ void know_residual(FourHalves &residual, uint32_t tile, uint32_t group, uint32_t thread) const {
+        const uint32_t row = thread / QUADS, column = first_column(tile, group, thread);
+        if (has_residual(args.epilogue) && rank == 0 && row < args.m && column < args.n) residual = load_residual(args, row, column);
+    }
+
     // Of the quads of C that a consumer's thread does.
     static __device__ __forceinline__ uint32_t first_column(uint32_t tile, uint32_t group, uint32_t thread) {
         return tile * Shape::COLUMNS + group * GROUP_COLUMNS + thread % QUADS * 4;
@@ -464,7 +469,8 @@ struct SkinnyGemm {
                     const float norm = norm_of_row(group, a_row);
                     total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
                 }
-                finish<ANY_EPILOGUE>(args, a_row, column, total, KNOWS_RESIDUAL ? residual : residual_of<ANY_EPILOGUE>(args, a_row, column));
+                if constexpr (KNOWS_RESIDUAL) finish<ANY_EPILOGUE>(args, a_row, column, total, [&] { return residual; });
+                if constexpr (!KNOWS_RESIDUAL) finish<ANY_EPILOGUE>(args, a_row, column, total);
             }
         }
         if (Shape::PAIR > 1) mbarrier_arrive_in_cluster(in_block(landing_free, 1));

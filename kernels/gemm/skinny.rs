@@ -19,13 +19,14 @@ const MOST_SHARED_TILES: u32 = 128;
 /// Columns of k from which two blocks share them whatever the tiles: one would be long over its last tile.
 const ALWAYS_SHARED_K: u32 = 4096;
 
-/// Columns of `C` up to which one block does both halves of k, of 32 columns: with more, a block would have several tiles where a pair has one.
+/// Columns of `C` up to which one block does both halves of k, of 32 columns, for sure: with more, it would have a second tile where a pair has one. Of many
+/// tiles that does not matter.
 const MOST_HALVED_COLUMNS: u32 = 64 * 64;
 
 /// Columns of k that one block can halve as pairs do are a multiple of this: twice what pairs cut at.
 const HALVED_K: u32 = 512;
 
-/// SMs from which blocks that share k have one each: the memory's rate is then divided among so many that one block takes in its part.
+/// SMs from which blocks that share k may have one each: the memory's rate is then divided among so many that one block takes in its part.
 const DEEP_FROM_SMS: Sms = Sms(60);
 
 /// Pairs of a head that are in one tile of a product whose columns are heads.
@@ -115,27 +116,37 @@ impl Skinny {
 
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let skinny = Self::choose_rotary(gemm, sms, gpu)?;
+        let skinny = Self::of_whole_tiles(gemm, sms >= DEEP_FROM_SMS, gpu)?;
         let halved = match skinny {
             Self::EightPair => Self::EightHalves,
             Self::EightDeepPair => Self::EightDeepHalves,
             other => other,
         };
-        Some(if gemm.n <= MOST_HALVED_COLUMNS && halved.fits(gemm, gpu) { halved } else { skinny })
+        let has_many_rounds = sms >= DEEP_FROM_SMS && gemm.n.div_ceil(32) > 2 * sms.get();
+        let halves = (gemm.n <= MOST_HALVED_COLUMNS || has_many_rounds) && halved.fits(gemm, gpu);
+        Some(if halves { halved } else { skinny })
     }
 
     /// The same of products whose columns are heads, which take whole tiles of 64 columns.
     pub(super) fn choose_rotary(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
+        // Of a second round few SMs would have a block; then two on each do all at once. A chain of such products loses by it, since the next one's
+        // blocks fill the other SMs, but attention's, which come next in a decoder, are few.
+        let has_two_rounds = (sms.get() + 1..=2 * sms.get()).contains(&gemm.n.div_ceil(32));
+        Self::of_whole_tiles(gemm, sms >= DEEP_FROM_SMS && !has_two_rounds, gpu)
+    }
+
+    /// `deep`: blocks that share k have an SM to themselves.
+    fn of_whole_tiles(gemm: &Gemm, deep: bool, gpu: &Topology) -> Option<Self> {
         let [single, pair, deep_pair] = match gemm.m {
             ..=8 => [Self::Eight, Self::EightPair, Self::EightDeepPair],
             9..=16 => [Self::Sixteen, Self::SixteenPair, Self::SixteenDeepPair],
             _ => [Self::ThirtyTwo, Self::ThirtyTwoPair, Self::ThirtyTwoDeepPair],
         };
         let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
-        let skinny = match shares_k {
-            false => single,
-            true if sms < DEEP_FROM_SMS => pair,
-            true => deep_pair,
+        let skinny = match (shares_k, deep) {
+            (false, _) => single,
+            (true, false) => pair,
+            (true, true) => deep_pair,
         };
         Some(skinny).filter(|skinny| skinny.fits(gemm, gpu))
     }
@@ -146,7 +157,7 @@ impl Skinny {
 
     /// Whether problems like `gemm`, with columns that are heads or not, are done here, however many SMs there are.
     pub(super) fn is_chosen_at_any_sms(gemm: &Gemm, gpu: &Topology) -> bool {
-        [Sms(1), DEEP_FROM_SMS].into_iter().all(|sms| Self::choose_rotary(gemm, sms, gpu).is_some())
+        [false, true].into_iter().all(|deep| Self::of_whole_tiles(gemm, deep, gpu).is_some())
     }
 
     /// Whether the kernel is right for the problem, quick or not.
@@ -295,6 +306,7 @@ impl Skinny {
             blocks_per_tile: self.shape().pair,
             elastic: predicted_us(gemm, sms) > LONG_US,
             programmatic: true,
+            begins_by_number: true,
             params: params.with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
         }
     }

@@ -199,8 +199,7 @@ __device__ __forceinline__ void gemm_tiled(const GemmArgs &args, const Tiles &ti
             const uint32_t quad = pass * 32 + lane;
             const uint32_t row = quad / QUADS_PER_ROW, col = quad % QUADS_PER_ROW * 4;
             const float4 four = *reinterpret_cast<const float4 *>(staging + row * Shape::STAGING_PITCH + col);
-            finish<EPILOGUE>(args, origin.row + warp_row + row, origin.col + warp_col + col, four,
-                             residual_of<EPILOGUE>(args, origin.row + warp_row + row, origin.col + warp_col + col));
+            finish<EPILOGUE>(args, origin.row + warp_row + row, origin.col + warp_col + col, four);
         }
     }
 }

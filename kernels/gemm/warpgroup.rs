@@ -208,6 +208,7 @@ impl Warpgroup {
             blocks_per_tile: blocks_in_pair,
             elastic,
             programmatic: true,
+            begins_by_number: true,
             params: self.params(gemm),
         }
     }

@@ -130,6 +130,7 @@ impl RowShape {
             blocks_per_tile: 1,
             elastic: outlasts_a_reaction(work, sms),
             programmatic: true,
+            begins_by_number: false,
             params,
         }
     }

@@ -60,6 +60,7 @@ fn launch(symbols: [&'static str; 2], key: &KernelKey, work: Work, sms: Sms, arg
         blocks_per_tile: 1,
         elastic: outlasts_a_reaction(work, sms),
         programmatic: true,
+        begins_by_number: false,
         params: Params::new(args),
     })
 }

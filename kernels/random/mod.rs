@@ -77,6 +77,7 @@ unsafe impl Kernel for RandomWeights {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(args),
         })
     }

@@ -136,6 +136,7 @@ unsafe impl Kernel for Sample {
             blocks_per_tile: 1,
             elastic: outlasts_a_reaction(self.work(), sms),
             programmatic: true,
+            begins_by_number: false,
             params: Params::new(args),
         })
     }

@@ -69,6 +69,7 @@ fn launch(symbol: &'static str, key: &KernelKey, rows: Option<u32>, sms: Sms, pa
         blocks_per_tile: 1,
         elastic: false,
         programmatic: true,
+        begins_by_number: false,
         params,
     })
 }

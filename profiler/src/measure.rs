@@ -124,7 +124,7 @@ impl Bench {
         let Configured { function, launch, key, work } = configured;
         let counter = self.progress.ptr().offset(at as u64 % PROGRESSES * TILE_PROGRESS_BYTES);
         let progress = if launch.elastic { counter } else { DevicePtr::NULL };
-        let tiles = TilesArg { progress, grant: DevicePtr::NULL, count: launch.tiles, joins: 0 };
+        let tiles = TilesArg::owner(launch, progress, DevicePtr::NULL);
         let overlaps = at > 0 && launch.programmatic;
         let request = LaunchRequest { function: *function, launch, tiles, priority: Priority::Normal, overlaps, key: *key, work: *work };
         self.device.launch(lane.stream, &request)

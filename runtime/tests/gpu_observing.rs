@@ -62,6 +62,7 @@ unsafe impl Kernel for Spin {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
+            begins_by_number: false,
             params,
         })
     }

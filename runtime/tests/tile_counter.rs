@@ -106,6 +106,8 @@ struct Worker {
     /// Index into [`Model::launches`].
     launch: u8,
     step: Step,
+    /// Of an owner that has not begun, where first tiles go by number: 1 + its own; else 0.
+    own: u8,
     /// A bit for each tile that it took and has not given back; their number is `taken_`.
     held: u8,
     /// The tile that was taken last, while it may be given back.
@@ -127,14 +129,20 @@ struct Launch {
     joins: bool,
     epoch: u8,
     workers: u8,
+    /// Of an owner: whether a worker's first tile is that of its own number.
+    numbered: bool,
 }
 
 const fn owner(epoch: u8, workers: u8) -> Launch {
-    Launch { joins: false, epoch, workers }
+    Launch { joins: false, epoch, workers, numbered: false }
+}
+
+const fn numbered(epoch: u8, workers: u8) -> Launch {
+    Launch { numbered: true, ..owner(epoch, workers) }
 }
 
 const fn joiner(epoch: u8, workers: u8) -> Launch {
-    Launch { joins: true, epoch, workers }
+    Launch { joins: true, epoch, workers, numbered: false }
 }
 
 /// A precaution left out, to see that it is missed.
@@ -168,13 +176,22 @@ struct Wrong {
 
 impl Model<'_> {
     fn first(&self) -> State {
-        let mut launches = (0..).zip(self.launches).flat_map(|(index, launch)| (0..launch.workers).map(move |_| (index, Step::Take)));
-        let workers = [(); MOST_WORKERS].map(|()| {
-            let (launch, step) = launches.next().unwrap_or((u8::MAX, Step::Ended));
-            Worker { launch, step, held: 0, last: 0, sent_away: false, joined: false }
+        let own = |launch: &Launch, worker: u8| if launch.numbered { worker + 1 } else { 0 };
+        let mut launches = (0..)
+            .zip(self.launches)
+            .flat_map(|(index, launch)| (0..launch.workers).map(move |worker| (index, Step::Take, own(launch, worker))));
+        let mut workers = [(); MOST_WORKERS].map(|()| {
+            let (launch, step, own) = launches.next().unwrap_or((u8::MAX, Step::Ended, 0));
+            Worker { launch, step, own, held: 0, last: 0, sent_away: false, joined: false }
         });
         assert!(launches.next().is_none(), "a state has room for {MOST_WORKERS} workers");
+        workers.sort_unstable();
         State { counter: Counter::default(), done: [0; MOST_EPOCHS], workers }
+    }
+
+    /// Tiles of an epoch that are not taken by the counter, and come before those that are.
+    fn taken_by_number(&self, epoch: u8) -> u8 {
+        self.launches.iter().filter(|launch| launch.numbered && launch.epoch == epoch).map(|launch| launch.workers).sum()
     }
 
     /// Whether a launch may run: of owners, which are on one stream, one at a time.
@@ -193,6 +210,8 @@ impl Model<'_> {
         let State { counter, done, workers } = &mut after;
         let (done, me) = (&mut done[usize::from(epoch)], &mut workers[who]);
         let mut tile = None;
+        let by_number = self.taken_by_number(epoch);
+        let fresh = self.tiles - by_number;
         if matches!(step, Step::TakeFresh | Step::TakeGivenBack { .. } | Step::GiveBack | Step::ResetTaken { .. })
             && counter.taken.epoch != epoch
         {
@@ -205,7 +224,7 @@ impl Model<'_> {
                 }
                 return Ok(());
             }
-            Step::LookForFresh if counter.taken.count >= self.tiles || counter.taken.given_back >= ENOUGH => Step::Take,
+            Step::LookForFresh if counter.taken.count >= fresh || counter.taken.given_back >= ENOUGH => Step::Take,
             Step::LookForFresh if joins => {
                 next.extend(break_off(after, who));
                 return Ok(());
@@ -218,12 +237,16 @@ impl Model<'_> {
                 } else if at_work {
                     next.extend(break_off(after, who));
                     return Ok(());
+                } else if me.own != 0 {
+                    (me.last, me.sent_away) = (std::mem::take(&mut me.own) - 1, true);
+                    Step::FindPlaceIn
                 } else {
                     Step::Leave
                 }
             }
             Step::Stay { at_work } => {
                 counter.sent_away -= 1;
+                tile = std::mem::take(&mut me.own).checked_sub(1);
                 if at_work { Step::Take } else { Step::TakeFresh }
             }
             Step::Enter => {
@@ -233,7 +256,7 @@ impl Model<'_> {
             }
             Step::LookForAny => {
                 let Taken { epoch: now, given_back, count } = counter.taken;
-                let has_any = now == epoch && (count < self.tiles || given_back > 0);
+                let has_any = now == epoch && (count < fresh || given_back > 0);
                 let is_counted = self.flaw != Some(Flaw::LooksBeforeItIsIn);
                 me.joined = has_any && is_counted;
                 match (has_any, is_counted) {
@@ -248,7 +271,7 @@ impl Model<'_> {
                 Step::Leave
             }
             Step::TakeFresh => {
-                tile = Some(counter.taken.count).filter(|&fresh| fresh < self.tiles);
+                tile = Some(counter.taken.count).filter(|&count| count < fresh).map(|count| by_number + count);
                 counter.taken.count += 1;
                 Step::LookForGivenBack
             }
@@ -272,7 +295,7 @@ impl Model<'_> {
             }
             Step::GiveBack => {
                 counter.taken.given_back += 1;
-                let others_come = counter.taken.count < self.tiles || self.flaw == Some(Flaw::NobodyComesForTheTile);
+                let others_come = counter.taken.count < fresh || self.flaw == Some(Flaw::NobodyComesForTheTile);
                 if others_come { Step::Leave } else { Step::LookForGivenBack }
             }
             Step::Leave => {
@@ -317,9 +340,7 @@ impl Model<'_> {
             if *done >> tile & 1 == 1 || state.workers.iter().any(holds) {
                 return Err("a tile was taken twice");
             }
-            me.held |= 1 << tile;
-            me.last = if self.gives_back { tile } else { 0 };
-            me.step = if self.gives_back { Step::Work } else { Step::Take };
+            self.begin(me, tile);
             if me.sent_away {
                 me.step = Step::Leave; // of its own that it took back
             }
@@ -340,6 +361,12 @@ impl Model<'_> {
         Ok(())
     }
 
+    fn begin(&self, me: &mut Worker, tile: u8) {
+        me.held |= 1 << tile;
+        me.last = if self.gives_back { tile } else { 0 };
+        me.step = if self.gives_back { Step::Work } else { Step::Take };
+    }
+
     /// The steps of a worker that reads the grant, for either answer.
     fn read_grant(&self, state: &State, who: usize, next: &mut Vec<State>) {
         let Worker { step, launch, joined, .. } = state.workers[who];
@@ -354,7 +381,12 @@ impl Model<'_> {
             (true, true) => Step::LookForAny,
         };
         let if_not = if joins { Step::Leave } else { Step::SendAway { at_work: false } };
-        next.extend([if_held, if_not].map(|step| with(state, who, |me| (me.step, me.last) = (step, 0))));
+        let if_held = with(state, who, |me| match std::mem::take(&mut me.own).checked_sub(1) {
+            // No access more.
+            Some(own) => self.begin(me, own),
+            None => (me.step, me.last) = (if_held, 0),
+        });
+        next.extend([if_held, with(state, who, |me| (me.step, me.last) = (if_not, 0))]);
     }
 
     /// How many states there are, all of them right.
@@ -486,6 +518,18 @@ fn owners_do_every_tile_once_and_end_whatever_the_grant() {
 }
 
 #[test]
+fn first_tiles_that_go_by_number_are_done_once_whatever_the_grant() {
+    assert_right(&[numbered(0, 1)], 2);
+    assert_right(&[numbered(0, 2), numbered(1, 2)], 4);
+    assert_right(&[numbered(0, 3)], 4);
+    assert_right(&[numbered(0, 3)], 3);
+    assert_right(&[numbered(0, 2), joiner(0, 1)], 4);
+    assert_right(&[numbered(0, 2), joiner(0, 1), joiner(0, 1)], 3);
+    assert_right(&[numbered(0, 2), joiner(0, 1), owner(1, 2)], 3);
+    assert_right(&[numbered(0, 1), joiner(0, 1), numbered(1, 2), joiner(1, 1)], 3);
+}
+
+#[test]
 fn owners_and_joiners_do_every_tile_once_and_end_whatever_the_grant() {
     assert_right(&[owner(0, 2), joiner(0, 1)], 4);
     assert_right(&[owner(0, 3), joiner(0, 1)], 3);
@@ -507,6 +551,11 @@ fn a_protocol_that_lacks_one_of_its_precautions_is_found_wrong() {
         |flaw| Model { launches: &launches, tiles: 2, gives_back: true, flaw: Some(flaw) }.explore().expect_err("it is flawed").what;
     assert_eq!(found(Flaw::EndsOverJoiners), "a worker changed the tiles of another launch");
     assert_eq!(found(Flaw::LooksBeforeItIsIn), "a worker changed the tiles of another launch");
+    assert_eq!(found(Flaw::NobodyStays), "everybody waits");
+    assert_eq!(found(Flaw::NobodyComesForTheTile), "everybody waits");
+    let found = |flaw| {
+        Model { launches: &[numbered(0, 2)], tiles: 3, gives_back: false, flaw: Some(flaw) }.explore().expect_err("it is flawed").what
+    };
     assert_eq!(found(Flaw::NobodyStays), "everybody waits");
     assert_eq!(found(Flaw::NobodyComesForTheTile), "everybody waits");
 }

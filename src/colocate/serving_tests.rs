@@ -40,6 +40,7 @@ unsafe impl Kernel for Fake {
             tiles: 132,
             elastic: false,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(0_u32),
         })
     }

@@ -21,13 +21,19 @@ use crate::support::{Gpu, Random, is_sanitized, rounds};
 struct Probe {
     tiles: u32,
     cycles: u32,
+    blocks_per_sm: u32,
     executions: Buffer,
     sms: Buffer,
 }
 
 impl Probe {
     fn new(gpu: &Gpu, tiles: u32, cycles: u32) -> Self {
-        Self { tiles, cycles, executions: gpu.zeroed(4 * tiles as usize), sms: gpu.poisoned_u32(tiles as usize) }
+        Self { tiles, cycles, blocks_per_sm: 4, executions: gpu.zeroed(4 * tiles as usize), sms: gpu.poisoned_u32(tiles as usize) }
+    }
+
+    /// With so few blocks that each begins with the tile of its own number.
+    fn numbered(self) -> Self {
+        Self { blocks_per_sm: 1, ..self }
     }
 
     fn assert_each_tile_done(&self, gpu: &Gpu, times: u32) {
@@ -54,7 +60,7 @@ unsafe impl Kernel for Probe {
     }
 
     fn configure(&self, sms: Sms, _: &Topology) -> Result<Launch, LaunchError> {
-        let blocks_per_sm = 4;
+        let blocks_per_sm = self.blocks_per_sm;
         Ok(Launch {
             symbol: "elastic_probe",
             grid: Launch::persistent_grid(self.tiles, sms, blocks_per_sm),
@@ -65,6 +71,7 @@ unsafe impl Kernel for Probe {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: true,
+            begins_by_number: true,
             params: Params::new(ElasticProbeArgs { executions: self.executions.ptr().0, sms: self.sms.ptr().0, cycles: self.cycles }),
         })
     }
@@ -119,16 +126,25 @@ fn epoch(gpu: &Gpu) -> u32 {
 fn every_tile_is_done_once_while_the_grant_changes_at_random() {
     let gpu = Gpu::open();
     let grant = Grant::new(&gpu, [u32::MAX; 8]);
-    let probe = Probe::new(&gpu, 40_000, 4_000);
-    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
-    let before = epoch(&gpu);
-    for round in 1..=rounds(20) {
-        grant.set_at_random_during(&gpu, u64::from(round), || {
-            gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
-            gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
-        });
-        probe.assert_each_tile_done(&gpu, round);
-        assert_eq!(epoch(&gpu), before + round);
+    // Long launches, and such whose blocks have two tiles each, one of them numbered.
+    let few = 2 * u32::from(gpu.sms());
+    for (probe, launches) in [
+        (Probe::new(&gpu, 40_000, 4_000), 1),
+        (Probe::new(&gpu, 20_000, 4_000).numbered(), 1),
+        (Probe::new(&gpu, few, 4_000).numbered(), 50),
+    ] {
+        let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+        let before = epoch(&gpu);
+        for round in 1..=rounds(20) {
+            grant.set_at_random_during(&gpu, u64::from(round), || {
+                for _ in 0..launches {
+                    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+                }
+                gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+            });
+            probe.assert_each_tile_done(&gpu, round * launches);
+            assert_eq!(epoch(&gpu), before + round * launches);
+        }
     }
 }
 
@@ -231,13 +247,14 @@ fn a_block_for_each_tile_gives_the_bits_of_persistent_blocks() {
 fn a_launch_with_no_sm_granted_still_finishes() {
     let gpu = Gpu::open();
     let grant = Grant::new(&gpu, [0; 8]);
-    let probe = Probe::new(&gpu, 50, 1_000);
-    let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
-    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
-    gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
-    probe.assert_each_tile_done(&gpu, 1);
-    assert_eq!(probe.sms_used(&gpu).len(), 1, "only one block may stay without a grant");
-    epoch(&gpu);
+    for probe in [Probe::new(&gpu, 50, 1_000), Probe::new(&gpu, 2_000, 1_000).numbered()] {
+        let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
+        gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+        gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
+        probe.assert_each_tile_done(&gpu, 1);
+        assert_eq!(probe.sms_used(&gpu).len(), 1, "only one block may stay without a grant");
+        epoch(&gpu);
+    }
 }
 
 #[test]
@@ -245,14 +262,19 @@ fn a_launch_with_no_sm_granted_still_finishes() {
 fn a_grant_keeps_a_kernel_on_its_sms() {
     let gpu = Gpu::open();
     let grant = Grant::new(&gpu, [0b1111_0000, 0, 0, 0, 0, 0, 0, 0]);
-    let probe = Probe::new(&gpu, 2_000, 10_000);
+    for probe in [Probe::new(&gpu, 2_000, 10_000), Probe::new(&gpu, 2_000, 10_000).numbered()] {
+        assert_only_on_sms_4_to_7(&gpu, &grant, &probe);
+    }
+}
+
+fn assert_only_on_sms_4_to_7(gpu: &Gpu, grant: &Grant, probe: &Probe) {
     let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
-    gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+    gpu.enqueue(probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
     gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
-    probe.assert_each_tile_done(&gpu, 1);
-    let outside: Vec<u32> = probe.sms_used(&gpu).into_iter().filter(|sm| !(4..8).contains(sm)).collect();
+    probe.assert_each_tile_done(gpu, 1);
+    let outside: Vec<u32> = probe.sms_used(gpu).into_iter().filter(|sm| !(4..8).contains(sm)).collect();
     assert!(outside.is_empty(), "no block stays outside the grant while others hold theirs, but {outside:?} worked");
-    epoch(&gpu);
+    epoch(gpu);
 }
 
 #[test]
@@ -261,21 +283,26 @@ fn a_joiner_finishes_tiles_with_the_owner_once_each() {
     let gpu = Gpu::open();
     // The owner may use SMs 0 to 3, so it needs far longer than the joiner needs to start.
     let grant = Grant::new(&gpu, [0b1111, 0, 0, 0, 0, 0, 0, 0]);
-    let probe = Probe::new(&gpu, 20_000, 20_000);
+    for probe in [Probe::new(&gpu, 20_000, 20_000), Probe::new(&gpu, 5_000, 20_000).numbered()] {
+        assert_joined(&gpu, &grant, &probe);
+    }
+}
+
+fn assert_joined(gpu: &Gpu, grant: &Grant, probe: &Probe) {
     let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
     for round in 1..=5 {
-        let before = epoch(&gpu);
+        let before = epoch(gpu);
         // Another each time: of many streams, some share a hardware queue, and this one may share the owner's and begin only behind it.
         let beside = gpu.create_stream(PartitionId::WHOLE, Priority::Normal);
-        gpu.enqueue(&probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
-        gpu.enqueue(&probe, &launch, beside, TilesArg { joins: 1 + before, ..gpu.tiles(&launch) });
+        gpu.enqueue(probe, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
+        gpu.enqueue(probe, &launch, beside, TilesArg { joins: 1 + before, ..gpu.tiles(&launch) });
         gpu.device().synchronize(gpu.stream()).expect("the owner runs");
         // The owner's stream alone was waited for: its completion must cover the joiner's tiles.
-        probe.assert_each_tile_done(&gpu, round);
-        assert_eq!(epoch(&gpu), before + 1);
+        probe.assert_each_tile_done(gpu, round);
+        assert_eq!(epoch(gpu), before + 1);
         gpu.device().synchronize(beside).expect("the joiner runs");
     }
-    assert!(probe.sms_used(&gpu).len() > 5, "the joiner did no tile");
+    assert!(probe.sms_used(gpu).len() > 5, "the joiner did no tile");
 }
 
 #[test]

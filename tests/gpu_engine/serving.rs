@@ -154,7 +154,8 @@ fn requests_that_are_preempted_for_want_of_pages_go_on_where_they_were() {
     let weights = model();
     let mut random = Random::new(4);
     // Each grows from one page to three, and four of them fill the cache with two pages each. A sanitizer has no memory for so many launches: from one page to two.
-    let (prompts, tokens, pages) = if is_sanitized() { ([60, 61, 64].as_slice(), 70, 3) } else { ([60, 50, 61, 40, 64, 33].as_slice(), 140, 8) };
+    let (prompts, tokens, pages) =
+        if is_sanitized() { ([60, 61, 64].as_slice(), 70, 3) } else { ([60, 50, 61, 40, 64, 33].as_slice(), 140, 8) };
     let requests: Vec<Request> = prompts.iter().map(|&prompt| request(&mut random, 2003, prompt, tokens - prompt)).collect();
     let limits = Limits { pages, step_tokens: 33, ..ROOMY };
     let (outputs, preemptions) = serve(&weights, Exclusive, limits, &requests, 1);

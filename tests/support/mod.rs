@@ -247,7 +247,7 @@ impl Gpu {
 
     /// The second parameter of a launch that owns the fixture's tile counter, every SM granted.
     pub fn tiles(&self, launch: &Launch) -> TilesArg {
-        TilesArg { progress: self.progress.ptr(), grant: DevicePtr::NULL, count: launch.tiles, joins: 0 }
+        TilesArg::owner(launch, self.progress.ptr(), DevicePtr::NULL)
     }
 
     /// The tile counter's words: taken (low, high: the epoch), finished, departed.

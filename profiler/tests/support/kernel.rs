@@ -39,6 +39,7 @@ unsafe impl Kernel for ScriptedKernel {
             blocks_per_tile: 1,
             elastic: true,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(0_u64),
         })
     }

@@ -97,6 +97,10 @@ pub struct smidgen_tiles {
     pub count: u32,
     /// 0 for the launch that owns the counter, else 1 + the epoch that it may take tiles of.
     pub joins: u32,
+    /// How many tiles the owner's workers begin with by their own numbers, and the counter leaves out: 0 in kernels launched from here.
+    pub numbered: u32,
+    /// 0.
+    pub unused: u32,
 }
 
 /// Fills in the launch that uses at most `sms` SMs, given the kernel's `launch` to start from, and returns 0; or returns something else, and
@@ -252,6 +256,7 @@ unsafe fn read(launch: &smidgen_launch, sms: Sms) -> Result<Launch, Failure> {
         blocks_per_tile: 1,
         elastic: launch.flags & SMIDGEN_LAUNCH_ELASTIC != 0,
         programmatic: launch.flags & SMIDGEN_LAUNCH_PROGRAMMATIC != 0,
+        begins_by_number: false,
         params: Params::new(params),
     })
 }

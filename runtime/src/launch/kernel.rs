@@ -101,6 +101,9 @@ pub struct Launch {
     /// Whether every thread waits (`griddepcontrol.wait`) before it touches what earlier launches write, so that this launch's blocks
     /// may start while the last ones of the launch before it still run (programmatic dependent launch).
     pub programmatic: bool,
+    /// Whether an elastic launch's workers can begin with the tiles of their own numbers, [`TilesArg::numbered`]: those of a `TileQueue` in
+    /// kernels/elastic.cuh can.
+    pub begins_by_number: bool,
     /// The kernel's first parameter.
     pub params: Params,
 }
@@ -115,6 +118,18 @@ impl Launch {
 
     /// Tiles that an elastic launch may have: the counter keeps other things in the same word. One of more tiles is not elastic.
     pub const MAX_ELASTIC_TILES: u32 = 1 << 22;
+
+    /// Most workers that may begin with tiles of their own numbers: as many give theirs back at most, and others may wait to be taken again besides.
+    const MOST_NUMBERED: u32 = 320;
+
+    /// [`TilesArg::numbered`] of a launch whose blocks begin on SMs that the grant most likely holds. None where workers have fewer than two tiles each: nobody
+    /// would be left to do the one of a worker that begins elsewhere.
+    #[inline]
+    pub const fn numbered(&self) -> u32 {
+        let workers = self.grid / if self.blocks_per_tile == 0 { 1 } else { self.blocks_per_tile };
+        let may = self.elastic && self.begins_by_number && workers <= Self::MOST_NUMBERED && workers <= self.tiles / 2;
+        if may { workers } else { 0 }
+    }
 
     /// Gives an elastic launch the form of `grids`; others have none to choose. A launch that is not elastic is given no `TileProgress`.
     #[inline]
@@ -242,4 +257,16 @@ pub struct TilesArg {
     pub count: u32,
     /// 0 for the launch that owns the counter; for a joining launch, 1 + the epoch that it may take tiles of, modulo 2^32 - 1.
     pub joins: u32,
+    /// Tiles that the counter leaves out, since the owner's workers begin with those of their own numbers: [`Launch::numbered`]; or 0.
+    pub numbered: u32,
+    /// 0.
+    pub unused: u32,
+}
+
+impl TilesArg {
+    /// Of a launch that owns the counter at `progress`, on SMs that it was granted.
+    #[inline]
+    pub const fn owner(launch: &Launch, progress: DevicePtr, grant: DevicePtr) -> Self {
+        Self { progress, grant, count: launch.tiles, joins: 0, numbered: launch.numbered(), unused: 0 }
+    }
 }

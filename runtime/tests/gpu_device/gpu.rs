@@ -169,6 +169,7 @@ pub fn launch(
         blocks_per_tile: 1,
         elastic: false,
         programmatic: false,
+        begins_by_number: false,
         params,
     };
     let request = LaunchRequest {

@@ -65,6 +65,7 @@ unsafe impl Kernel for Busy {
             blocks_per_tile: 1,
             elastic,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(0_u32),
         })
     }

@@ -89,6 +89,7 @@ fn launches_that_no_gpu_could_run_are_refused() {
         blocks_per_tile: 1,
         elastic: true,
         programmatic: false,
+        begins_by_number: false,
         params: Params::new(0_u8),
     };
     let launch = |function, launch: &Launch| {

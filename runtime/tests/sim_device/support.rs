@@ -113,9 +113,10 @@ impl Gpu {
             blocks_per_tile: 1,
             elastic: job.elastic,
             programmatic: job.overlaps,
+            begins_by_number: false,
             params: Params::new(0_u32),
         };
-        let tiles = TilesArg { progress: job.progress, grant: job.grant, count: job.tiles, joins: job.joins };
+        let tiles = TilesArg { progress: job.progress, grant: job.grant, count: job.tiles, joins: job.joins, ..TilesArg::default() };
         let request = LaunchRequest {
             function: self.function,
             launch: &launch,

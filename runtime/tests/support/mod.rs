@@ -84,6 +84,7 @@ unsafe impl Kernel for Fake {
             blocks_per_tile: 1,
             elastic: self.elastic,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(0_u32),
         })
     }

@@ -182,6 +182,7 @@ impl<'a> SmMarker<'a> {
             blocks_per_tile: 1,
             elastic: false,
             programmatic: false,
+            begins_by_number: false,
             params: Params::new(self.marks.0),
         };
         driver::kernel_launch(stream, self.kernel, &launch, &TilesArg::default(), self.priority, false)

@@ -298,16 +298,16 @@ impl Session {
             _ => self.function(at, launch.symbol)?,
         };
         self.hop(placement.lane)?;
-        let tiles = TilesArg {
-            progress: if launch.elastic {
-                self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES)
-            } else {
-                DevicePtr::NULL
-            },
-            grant: if launch.elastic { self.grant.ptr() } else { DevicePtr::NULL },
-            count: launch.tiles,
-            joins: 0,
+        let (progress, grant) = if launch.elastic {
+            (self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES), self.grant.ptr())
+        } else {
+            (DevicePtr::NULL, DevicePtr::NULL)
         };
+        let mut tiles = TilesArg::owner(launch, progress, grant);
+        if placement.borrows {
+            // Its blocks may begin on SMs that their owner has taken back, and must leave those at once.
+            tiles.numbered = 0;
+        }
         let may_grow = launch.elastic && self.capturing.is_none() && is_long(work, placement.sms);
         if may_grow {
             self.growth.prepare(self.stream())?;
