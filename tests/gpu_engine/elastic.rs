@@ -131,7 +131,7 @@ fn every_tile_is_done_once_while_the_grant_changes_at_random() {
     for (probe, launches) in [
         (Probe::new(&gpu, 40_000, 4_000), 1),
         (Probe::new(&gpu, 20_000, 4_000).numbered(), 1),
-        (Probe::new(&gpu, few, 4_000).numbered(), 50),
+        (Probe::new(&gpu, few, 4_000).numbered(), rounds(50)),
     ] {
         let launch = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
         let before = epoch(&gpu);
