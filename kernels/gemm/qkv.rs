@@ -136,11 +136,13 @@ mod tests {
         }
     }
 
+    const MISTRAL: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 128 };
+
     #[test]
     fn the_launch_is_that_of_the_product_with_another_symbol() {
         let bias = Epilogue::Bias(DevicePtr(64));
-        for sms in [1, 2, 59, 60, 132] {
-            let plain = qkv(8, 4096, Heads { heads: 32, kv_heads: 8, head_dim: 128 });
+        for sms in [1, 2, 59] {
+            let plain = qkv(8, 4096, MISTRAL);
             let normed = Gemm { row_norm: Some(RowNorm { epsilon: 1e-5 }), epilogue: bias, ..plain.product };
             let fused = QkvProduct { product: normed, ..plain };
             let [alone, both] = [
@@ -152,5 +154,16 @@ mod tests {
             assert_eq!(facts(&both), facts(&alone));
             assert_eq!(fused.key().to_string(), "rms_norm_gemm_bias_rotary_cached[8x6144x4096x8x128]f16");
         }
+    }
+
+    #[test]
+    fn pairs_have_sms_to_themselves_unless_that_takes_a_second_round_of_few() {
+        let launch = |hidden, heads, sms| {
+            let launch = qkv(1, hidden, heads).configure(Sms(sms), &h200()).expect("a supported shape");
+            (launch.symbol, launch.grid)
+        };
+        assert_eq!(launch(2048, LLAMA, 132), ("gemm_skinny_8x64_deep_pair_rotary", 96));
+        assert_eq!(launch(4096, MISTRAL, 132), ("gemm_skinny_8x64_pair_rotary", 192));
+        assert_eq!(launch(4096, MISTRAL, 60), ("gemm_skinny_8x64_deep_pair_rotary", 60));
     }
 }

@@ -395,6 +395,10 @@ mod tests {
         assert_eq!(choose([8, 2048, 8192], 132), Skinny::EightDeepHalves);
         assert_eq!(choose([1, 4096, 4096], 32), Skinny::EightHalves);
         assert_eq!(choose([1, 4097, 4096], 32), Skinny::EightPair);
+        // Two rounds of tiles, or many.
+        assert_eq!(choose([8, 6144, 4096], 132), Skinny::EightDeepPair);
+        assert_eq!(choose([8, 28_672, 4096], 132), Skinny::EightDeepHalves);
+        assert_eq!(choose([8, 28_672, 4096], 32), Skinny::EightPair);
         // A pair's first block has 768 of these.
         assert_eq!(choose([8, 2048, 1280], 132), Skinny::EightDeepPair);
         for shape in SHAPES {
