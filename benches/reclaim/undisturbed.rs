@@ -36,11 +36,7 @@ pub fn run(device: &Arc<dyn Device>) -> Result<Vec<Row>> {
             let launch_one = |at: u32, overlaps: bool| -> Result<()> {
                 let counter = progress.ptr().offset(u64::from(at % 2) * TILE_PROGRESS_BYTES);
                 let [progress, grant] = [counter, grant.ptr()].map(|ptr| if elastic { ptr } else { DevicePtr::NULL });
-                let tiles = if elastic {
-                    TilesArg::owner(&launch, progress, grant)
-                } else {
-                    TilesArg { count: launch.tiles, ..TilesArg::default() }
-                };
+                let tiles = TilesArg::owner(&launch, progress, grant);
                 let request = LaunchRequest { function, launch: &launch, tiles, priority: Priority::Normal, overlaps, key, work };
                 Ok(device.launch(stream, &request)?)
             };

@@ -153,7 +153,8 @@ fn long_prompts_in_chunks_and_sequences_of_several_pages_are_greedy_up_to_ties()
 fn requests_that_are_preempted_for_want_of_pages_go_on_where_they_were() {
     let weights = model();
     let mut random = Random::new(4);
-    // Each grows from one page to three, and four of them fill the cache with two pages each. A sanitizer has no memory for so many launches: from one page to two.
+    // Each grows from one page to three, and four of them fill the cache with two pages each. Under a sanitizer from one page to two: racecheck
+    // did not survive so many steps.
     let (prompts, tokens, pages) =
         if is_sanitized() { ([60, 61, 64].as_slice(), 70, 3) } else { ([60, 50, 61, 40, 64, 33].as_slice(), 140, 8) };
     let requests: Vec<Request> = prompts.iter().map(|&prompt| request(&mut random, 2003, prompt, tokens - prompt)).collect();

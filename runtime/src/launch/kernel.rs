@@ -264,9 +264,10 @@ pub struct TilesArg {
 }
 
 impl TilesArg {
-    /// Of a launch that owns the counter at `progress`, on SMs that it was granted.
+    /// Of a launch that owns the counter at `progress`, on SMs that it was granted; of one that is not elastic where that is null.
     #[inline]
     pub const fn owner(launch: &Launch, progress: DevicePtr, grant: DevicePtr) -> Self {
-        Self { progress, grant, count: launch.tiles, joins: 0, numbered: launch.numbered(), unused: 0 }
+        let numbered = if progress.0 == 0 { 0 } else { launch.numbered() };
+        Self { progress, grant, count: launch.tiles, joins: 0, numbered, unused: 0 }
     }
 }
