@@ -41,12 +41,17 @@ struct DecodeItem {
     uint32_t page_number; // lane i: the table's entry of the chunk's page i
 };
 
+// Columns of a sequence that have the same key head: groups of up to DECODE_HEADS of the query heads that share it.
+__device__ __forceinline__ uint32_t columns_per_key_head(const AttentionDecodeArgs &args) {
+    return div_ceil(args.heads / args.cache.kv_heads, DECODE_HEADS);
+}
+
 // A warp's way through the batch, from item to item; quick where their numbers grow. Reads lengths and pages past L1: it may do so before earlier launches
 // have ended, and what an SM kept in L1 from before may be older than what the last launch to write them left.
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
-        : args_(args), heads_per_key_(args.heads / args.cache.kv_heads), columns_per_key_(div_ceil(heads_per_key_, DECODE_HEADS)),
+        : args_(args), heads_per_key_(args.heads / args.cache.kv_heads), columns_per_key_(columns_per_key_head(args)),
           columns_(args.cache.kv_heads * columns_per_key_) {
         read(0);
     }
@@ -348,7 +353,7 @@ struct DecodeArithmetic {
     __device__ void combine_if_last(const DecodeItem &item, CombineRoom &room) const {
         bool last = false;
         if (lane == 0) {
-            const uint32_t columns = args.cache.kv_heads * div_ceil(args.heads / args.cache.kv_heads, DECODE_HEADS);
+            const uint32_t columns = args.cache.kv_heads * columns_per_key_head(args);
             uint32_t *const arrivals = reinterpret_cast<uint32_t *>(args.workspace) + size_t(item.sequence) * columns + item.column;
             fence(); // releases every thread's part, which is ordered before this thread
             last = atomicAdd(arrivals, 1u) == item.chunks - 1;

@@ -110,8 +110,8 @@ __device__ __forceinline__ void store(T *target, const T (&values)[COUNT], bool 
     }
 }
 
-// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. Where there is a residual, residual() is what
-// of it is theirs.
+// Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. Where the epilogue
+// adds a residual, residual() loads those four of it.
 template <int EPILOGUE, typename Residual>
 __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const Residual &residual) {
     if (row >= args.m || col >= args.n) return;
