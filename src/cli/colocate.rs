@@ -105,9 +105,9 @@ pub struct DemoArgs {
     device: Option<RunDevice>,
 }
 
-/// The tenants of the demo; those of results/h200/slo-encoder.json.
+/// The tenants of the demo: those of results/h200/slo-30-encoder.json, at a load that MPS can follow too.
 const DEMO_TENANTS: [&str; 2] =
-    ["chat=llama-3.2-1b,class=latency,slo=1.5x,batch=8,seq=128", "embed=bert-large,class=throughput,batch=64,seq=128"];
+    ["chat=llama-3.2-1b,class=latency,slo=1.5x,batch=8,seq=128,load=0.1", "embed=bert-large,class=throughput,batch=64,seq=128"];
 const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
 /// Measured on an H200 and shipped, so that the demo runs where there is no GPU.

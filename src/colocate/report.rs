@@ -115,14 +115,15 @@ fn cards(compared: &Comparison) -> String {
     )
 }
 
-fn figures(run: &RunResult, draw: impl Fn(&TenantResult) -> String) -> String {
+fn figures<'a>(run: &'a RunResult, draw: impl Fn(&'a TenantResult) -> String) -> String {
     tenants(run).iter().map(|tenant| format!("<figure>{}</figure>\n", draw(tenant))).collect()
 }
 
-fn latency(run: &RunResult, charts: &Charts) -> String {
+fn latency<'a>(run: &'a RunResult, charts: &Charts<'a>) -> String {
     format!(
         "<section>\n<h2>Latency, tenant by tenant</h2>\n<p class=\"note\">{}Ring: median. Tick: 95th percentile. Disc, with its figure: 99th. \
-         The grey band is what the tenant has alone on the GPU; further right is slower.</p>\n<div class=\"charts\">\n{}</div>\n</section>\n",
+         The grey band is what the tenant has by itself on the GPU, at its own rate of requests if it has one, and the \
+         bright line what it should keep; further right is slower.</p>\n<div class=\"charts\">\n{}</div>\n</section>\n",
         mark(run),
         figures(run, |tenant| charts.latency(tenant))
     )
@@ -145,11 +146,11 @@ fn throughput(run: &RunResult, charts: &Charts) -> String {
     )
 }
 
-fn distributions(run: &RunResult, charts: &Charts) -> String {
+fn distributions<'a>(run: &'a RunResult, charts: &Charts<'a>) -> String {
     format!(
         "<section>\n<h2>Every request, not only percentiles</h2>\n<p class=\"note\">{}The height of a curve is the share of requests that \
-         finished within that latency. Steep and far left is good; a long flat top is a bad tail. Latency is on a logarithmic \
-         scale.</p>\n<div class=\"charts\">\n{}</div>\n</section>\n",
+         finished within that latency. Steep and far left is good; a long flat top is a bad tail. Alone is as in the charts \
+         above, the grey band. Latency is on a logarithmic scale.</p>\n<div class=\"charts\">\n{}</div>\n</section>\n",
         mark(run),
         figures(run, |tenant| charts.distribution(tenant))
     )

@@ -52,28 +52,44 @@ impl<'a> Charts<'a> {
         self.run.policies.iter().enumerate().filter_map(found)
     }
 
-    /// One tenant's median, 95th and 99th percentile, a row a policy, with what it has alone as a band behind.
-    pub(super) fn latency(&self, alone: &TenantResult) -> String {
+    /// The tenant by itself at the rate at which its requests arrive, where they do.
+    fn at_rate(&self, alone: &TenantResult) -> Option<&'a TenantResult> {
+        find(&self.run.alone_at_rate, &alone.name)
+    }
+
+    /// One tenant's median, 95th and 99th percentile, a row a policy, with what it has by itself as a band behind and its objective as a line.
+    pub(super) fn latency(&self, alone: &'a TenantResult) -> String {
         let mut svg = Svg::new(&self.title(&format!("{}: latency, ms", shorten(&alone.name, TITLE_NAME, 1.0))));
-        let rows: Vec<_> = self.under(alone).collect();
+        let shared: Vec<_> = self.under(alone).map(|(at, policy, tenant)| (self.class(at), &*policy.policy, tenant)).collect();
+        // A stream's objective is for its tokens; these are the latencies of whole requests.
+        let objective = shared.iter().find_map(|(.., tenant)| tenant.slo_ms.filter(|_| tenant.stream.is_none())).and_then(positive);
+        let by_itself = [("alone", Some(alone)), ("alone at its rate", self.at_rate(alone))];
+        let by_itself = by_itself.into_iter().filter_map(|(name, tenant)| Some(("alone".to_owned(), name, tenant?)));
+        let rows: Vec<_> = by_itself.chain(shared).collect();
         let (first_row, row_height) = (46.0, 30.0);
-        let bottom = first_row + row_height * (rows.len() + 1) as f64 - 8.0;
-        let figures =
-            rows.iter().map(|(.., tenant)| *tenant).chain([alone]).flat_map(|tenant| [tenant.p50_ms, tenant.p95_ms, tenant.p99_ms]);
+        let bottom = first_row + row_height * rows.len() as f64 - 8.0;
+        let figures = rows.iter().flat_map(|(.., tenant)| [tenant.p50_ms, tenant.p95_ms, tenant.p99_ms]).chain(objective);
         // Room for the figures that stand beside the marks.
         let scale = Scale::fitting(figures, (NAME_WIDTH + 14.0, RIGHT - 46.0));
-        axis(&mut svg, &scale, 7, (first_row - 12.0, bottom), tick);
+        let plot = (first_row - 12.0, bottom);
+        axis(&mut svg, &scale, 7, plot, tick);
         svg.text("minor", (Svg::WIDTH, 15.0), Anchor::End, if scale.is_log() { "log scale" } else { "" });
-        if let (Some(p50), Some(p99)) = (positive(alone.p50_ms), positive(alone.p99_ms)) {
+        let undisturbed = self.at_rate(alone).unwrap_or(alone);
+        if let (Some(p50), Some(p99)) = (positive(undisturbed.p50_ms), positive(undisturbed.p99_ms)) {
             let (left, right) = (scale.at(p50), scale.at(p99));
             svg.group("alone", &format!("alone: p50 {}, p99 {}", milliseconds(p50), milliseconds(p99)), |svg| {
-                svg.rect("band", (left, first_row - 12.0), right - left, bottom - first_row + 12.0);
-                svg.line("reference", (right, first_row - 12.0), (right, bottom));
+                svg.rect("band", (left, plot.0), right - left, plot.1 - plot.0);
+                svg.line("reference", (right, plot.0), (right, plot.1));
             });
         }
-        percentiles(&mut svg, &scale, first_row, "alone", "alone", alone);
-        for (at, (policy, name, tenant)) in rows.into_iter().enumerate() {
-            percentiles(&mut svg, &scale, first_row + row_height * (at + 1) as f64, &self.class(policy), &name.policy, tenant);
+        if let Some(objective) = objective {
+            svg.group("alone", &format!("objective: {}", milliseconds(objective)), |svg| {
+                svg.line("objective", (scale.at(objective), plot.0), (scale.at(objective), plot.1));
+                svg.text("minor", (scale.at(objective) + 4.0, plot.0 - 1.0), Anchor::Start, "objective");
+            });
+        }
+        for (at, (class, name, tenant)) in rows.into_iter().enumerate() {
+            percentiles(&mut svg, &scale, first_row + row_height * at as f64, &class, name, tenant);
         }
         svg.finish(bottom + 22.0)
     }
@@ -139,13 +155,12 @@ impl<'a> Charts<'a> {
         svg.text("value", (scale.at(from) + 5.0, y + 4.5), Anchor::Start, &index(policy.total_normalised_throughput));
     }
 
-    /// The share of one tenant's requests that finish within a latency, a curve a policy.
-    pub(super) fn distribution(&self, alone: &TenantResult) -> String {
+    /// The share of one tenant's requests that finish within a latency, a curve a policy, and one for what it would have without neighbours.
+    pub(super) fn distribution(&self, alone: &'a TenantResult) -> String {
         let mut svg = Svg::new(&self.title(&format!("{}: requests within a latency, ms", shorten(&alone.name, TITLE_NAME, 1.0))));
-        let curves: Vec<_> = [("alone curve".to_owned(), "alone", alone)]
-            .into_iter()
-            .chain(self.under(alone).map(|(at, policy, tenant)| (self.curve_class(at), &*policy.policy, tenant)))
-            .collect();
+        let undisturbed = ("alone curve".to_owned(), "alone", self.at_rate(alone).unwrap_or(alone));
+        let shared = self.under(alone).map(|(at, policy, tenant)| (self.curve_class(at), &*policy.policy, tenant));
+        let curves: Vec<_> = std::iter::once(undisturbed).chain(shared).collect();
         let (left, top, bottom) = (40.0, 34.0, 250.0);
         let scale = Scale::log(curves.iter().flat_map(|(.., tenant)| &tenant.quantiles_ms).copied(), (left, RIGHT));
         axis(&mut svg, &scale, 8, (top, bottom), tick);

@@ -10,8 +10,8 @@ pub(super) struct Place {
     pub(super) anchor: Anchor,
 }
 
-/// Size of a character of a label, drawing units.
-const CHARACTER: (f64, f64) = (6.4, 12.0);
+/// Size of a character of a label, drawing units, in the widest font that the style sheet can fall back to.
+const CHARACTER: (f64, f64) = (8.0, 12.0);
 
 /// A place beside its own curve for each name: the first free one of several heights and both sides, or the least bad. `left` and `right`
 /// bound the plot. Curves without points have no place.

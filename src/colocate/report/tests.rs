@@ -138,6 +138,22 @@ fn names_from_outside_cannot_change_the_page() {
 }
 
 #[test]
+fn requests_that_arrive_at_a_rate_are_set_against_the_same_rate_alone_and_the_objective() {
+    let mut run = run(&[("mps-default", 43.0, 0.92), ("slo", 1.9, 1.05)]);
+    let closed_loop = render(&run);
+    assert!(!closed_loop.contains("alone at its rate") && !closed_loop.contains(">objective<"));
+    run.alone_at_rate = vec![tenant("chat", Class::Latency, 100.0, 0.9, 1.4)];
+    run.policies.iter_mut().for_each(|policy| policy.tenants[0].slo_ms = Some(2.1));
+    let page = render(&run);
+    let charts = elements(&page, "svg");
+    let drawn = |word: &str| charts.iter().map(|chart| chart.contains(word)).collect::<Vec<_>>();
+    // Latency of chat and of bulk, throughput, requests of chat and of bulk within a latency.
+    assert_eq!(drawn(">alone at its rate<"), [true, false, false, false, false]);
+    assert_eq!(drawn("<title>alone: p50 0.900 ms, p99 1.40 ms</title>"), [true, false, false, true, false]);
+    assert_eq!(drawn("<title>objective: 2.10 ms</title>"), [true, false, false, false, false]);
+}
+
+#[test]
 fn a_simulated_page_says_so_in_every_chart_and_every_table() {
     let page = render(&simulated(run(&[("mps-default", 43.0, 0.9), ("krisp-i", 1.9, 1.0)])));
     for tag in ["h1", "title", "caption"] {
