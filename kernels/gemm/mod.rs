@@ -275,8 +275,8 @@ impl Gemm {
     }
 }
 
-// SAFETY: every symbol of `Variant::symbol` is defined with `GemmArgs` as its first parameter (GEMM_TILED_ENTRY, GEMM_SKINNY and
-// gemm_unaligned); that the pointers stay valid is for whoever makes the descriptor to see to.
+// SAFETY: tiled symbols and gemm_unaligned are defined with `GemmArgs` as their first parameter, warpgroup ones with `WarpgroupGemmArgs`, skinny ones with
+// `SkinnyGemmArgs`, and each branch of `launch_of` pairs them so; that the pointers stay valid is for whoever makes the descriptor to see to.
 unsafe impl Kernel for Gemm {
     /// `[m x n x k]`, named by the norm of the rows and the epilogue.
     fn key(&self) -> KernelKey {

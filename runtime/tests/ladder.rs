@@ -44,6 +44,26 @@ fn a_partition_is_made_once_and_given_back_only_when_nobody_refers_to_it() {
 }
 
 #[test]
+fn a_partition_that_the_device_does_not_give_up_stands_in_nobodys_way() {
+    let gpu = Gpu::h200();
+    let ladder = Ladder::new(Arc::clone(&gpu.device), 2);
+    let set = |end| TpcSet::range(0, end);
+    let in_use = ladder.partition(set(1)).unwrap().id();
+    let stream = gpu.device.create_stream(in_use, Priority::Normal).unwrap();
+    let free = ladder.partition(set(2)).unwrap().id();
+    let kept = ladder.partition(set(3)).unwrap();
+    assert!(gpu.device.partition_sms(free).is_err(), "it made room");
+    assert!(
+        matches!(ladder.partition(set(4)), Err(LadderError::Device(_))),
+        "of the other two, one is referred to and the device keeps the other"
+    );
+    assert_eq!(ladder.partition(set(1)).unwrap().id(), in_use);
+    gpu.device.destroy_stream(stream);
+    drop(kept);
+    ladder.partition(set(4)).unwrap();
+}
+
+#[test]
 fn the_simulator_refuses_to_destroy_what_is_in_use() {
     let gpu = Gpu::h200();
     let partition = gpu.device.create_partition(TpcSet::range(0, 2)).unwrap();

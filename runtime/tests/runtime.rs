@@ -195,12 +195,14 @@ fn a_partition_without_memory_is_an_error_and_never_the_whole_gpu() {
 fn a_partition_of_another_size_than_asked_is_an_error_and_is_not_made_again() {
     let idle = Idle::new();
     let ladder = Ladder::new(Arc::clone(&idle) as Arc<dyn Device>, 8);
-    for _ in 0..3 {
-        let error = ladder.partition(TpcSet::range(0, 4)).unwrap_err();
-        let short = DeviceError::ShortPartition { asked: Sms(8), granted: Sms(132) };
-        assert_eq!(error.to_string(), short.to_string());
+    for (tpcs, made) in [(4, 1), (5, 2)] {
+        for _ in 0..3 {
+            let error = ladder.partition(TpcSet::range(0, tpcs)).unwrap_err();
+            let short = DeviceError::ShortPartition { asked: Sms(2 * tpcs), granted: Sms(132) };
+            assert_eq!(error.to_string(), short.to_string());
+        }
+        assert_eq!(idle.partitions(), made);
     }
-    assert_eq!(idle.partitions(), 1);
     assert_eq!(ladder.partition(idle.topology().all_tpcs()).unwrap().id(), PartitionId::WHOLE);
 }
 

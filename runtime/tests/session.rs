@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use smidgen_runtime::device::sim::KernelTrace;
-use smidgen_runtime::device::{Event, PartitionId, Priority, Sms};
+use smidgen_runtime::device::{Event, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
-use smidgen_runtime::launch::{Grids, Kernel, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls, WorkId};
+use smidgen_runtime::launch::{
+    Grids, Kernel, KernelKey, Launch, LaunchError, OpaqueKernel, Placement, Plan, PlanCell, Session, TenantPlan, Walls, Work, WorkId,
+};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::tenant::TenantId;
 
@@ -473,11 +475,32 @@ fn only_launches_that_poll_the_grant_run_where_the_plan_would_have_them_borrow()
     session.launch_opaque(&opaque, |_, sms| assert_eq!(sms, Sms(16))).unwrap();
     assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1), ("norm", house.small.1)]);
 
-    // Without elasticity nothing can be taken back from anybody.
-    let mut session = house.session_of(TENANT).unwrap();
+    // Without elasticity nothing can be taken back from anybody, nor from a launch of more tiles than a counter counts.
     session.set_grids(Grids::Fixed);
     session.launch(&ELASTIC).unwrap();
     assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
+    let mut session = house.session_of(TENANT).unwrap();
+    session.launch(&Vast(ELASTIC)).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
+}
+
+/// A kernel of more tiles than an elastic launch may have.
+#[derive(Clone)]
+struct Vast(Fake);
+
+// SAFETY: the simulator reads no parameters.
+unsafe impl Kernel for Vast {
+    fn key(&self) -> KernelKey {
+        self.0.key()
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        Ok(Launch { tiles: Launch::MAX_ELASTIC_TILES + 1, ..self.0.configure(sms, gpu)? })
+    }
 }
 
 #[test]

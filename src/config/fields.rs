@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 
-/// Sizes beyond this are typing errors: no published model comes near it, and products of two of them still fit in 64 bits.
-const LARGEST_SIZE: u64 = 1 << 28;
+/// Sizes beyond this are typing errors: no published model comes near it, and products of three of them still fit in 64 bits.
+const LARGEST_SIZE: u64 = 1 << 20;
 
 /// Fields of `config.json` that cannot change the result of a forward pass in inference, whatever their value: descriptions, training
 /// settings, output options, and the settings of heads that this engine does not run.

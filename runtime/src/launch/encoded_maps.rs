@@ -56,6 +56,9 @@ impl EncodedMaps {
     #[inline]
     fn find(&self, map: &TensorMap) -> Option<usize> {
         let mask = self.entries.len().checked_sub(1)?;
+        if *map == Entry::FREE.map {
+            return None;
+        }
         let home = home(map);
         (home..home + WINDOW).map(|at| at & mask).find(|&at| self.entries[at].map == *map)
     }
@@ -177,6 +180,8 @@ mod tests {
     #[test]
     fn a_map_that_cannot_be_encoded_is_asked_for_again() {
         let mut maps = EncodedMaps::new();
+        maps.get(&map(2), encode).unwrap();
+        assert_eq!(maps.get(&Entry::FREE.map, |_| Err("no dimensions")), Err("no dimensions"));
         assert_eq!(maps.get(&map(1), |_| Err("refused")), Err("refused"));
         assert_eq!(maps.get(&map(1), encode).copied(), encode(&map(1)));
     }

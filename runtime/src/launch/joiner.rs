@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceError, DevicePtr, Event, FunctionId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
-use crate::partition::TpcSet;
+use crate::partition::{PartitionRef, TpcSet};
 
 use super::capture::GraphBody;
 use super::progress::TileProgress;
@@ -75,8 +75,23 @@ pub(super) struct Growth {
     replayed: Option<Replayed>,
     /// Where counters are read back.
     reading: Option<Stream>,
-    /// Where joiners go, by partition and priority.
-    streams: Vec<(PartitionId, Priority, Stream)>,
+    /// Where joiners go.
+    streams: Vec<JoiningStream>,
+}
+
+/// A stream inside a partition where joiners go.
+struct JoiningStream {
+    stream: Stream,
+    priority: Priority,
+    /// Its reference is given back after the stream.
+    place: JoiningPlace,
+}
+
+/// A partition for joiners; of a session of no runtime, without a reference.
+#[derive(Clone)]
+pub(super) struct JoiningPlace {
+    pub(super) partition: PartitionId,
+    pub(super) _reference: Option<PartitionRef>,
 }
 
 impl Growth {
@@ -135,41 +150,48 @@ impl Growth {
 
     /// Launches a joiner of the eager launch `owner` into `partition`, for the TPCs that `held` has beyond the owner's; `stream` holds the end of the chain,
     /// and waits for it.
-    pub(super) fn grow(&mut self, owner: Owner, held: TpcSet, partition: PartitionId, stream: StreamId) -> Result<(), DeviceError> {
-        let joining = self.stream(partition, owner.priority)?;
+    pub(super) fn grow(&mut self, owner: Owner, held: TpcSet, place: &JoiningPlace, stream: StreamId) -> Result<(), DeviceError> {
+        let joining = self.stream(place, owner.priority)?;
         self.device.wait(joining, self.before.id())?;
-        self.join(owner, held, partition, stream)?;
+        self.join(owner, held, place, stream)?;
         self.last = Some(Owner { held, ..owner });
         Ok(())
     }
 
     /// The same of any launch whose predecessors are known to have ended, or waited for. One launch in 2^32 on a counter gets no joiner: its epoch plus one
     /// is 0, which says owner.
-    pub(super) fn join(&mut self, owner: Owner, held: TpcSet, partition: PartitionId, stream: StreamId) -> Result<(), DeviceError> {
+    pub(super) fn join(&mut self, owner: Owner, held: TpcSet, place: &JoiningPlace, stream: StreamId) -> Result<(), DeviceError> {
         let Some(joins) = owner.epoch.checked_add(1) else { return Ok(()) };
         let gained = held - owner.held;
-        let joining = self.stream(partition, owner.priority)?;
+        let joining = self.stream(place, owner.priority)?;
         let launch = Launch { grid: joiner_grid(&owner.launch, self.device.topology().sms_of(gained)), ..owner.launch };
         let tiles = TilesArg { joins, ..owner.tiles };
         let Owner { function, priority, key, work, .. } = owner;
         self.device.launch(joining, &LaunchRequest { function, launch: &launch, tiles, priority, overlaps: false, key, work })?;
-        self.device.record(self.after.id(), joining)?;
-        self.device.wait(stream, self.after.id())
+        let awaited = self.device.record(self.after.id(), joining).and_then(|()| self.device.wait(stream, self.after.id()));
+        // What the chain cannot wait for must have ended before anything follows.
+        awaited.or_else(|error| self.device.synchronize(joining).and(Err(error)))
     }
 
-    fn stream(&mut self, partition: PartitionId, priority: Priority) -> Result<StreamId, DeviceError> {
-        if let Some((.., stream)) = self.streams.iter().find(|(at, with, _)| (*at, *with) == (partition, priority)) {
-            return Ok(stream.id());
+    fn stream(&mut self, place: &JoiningPlace, priority: Priority) -> Result<StreamId, DeviceError> {
+        let is_there = |joining: &&JoiningStream| joining.place.partition == place.partition && joining.priority == priority;
+        if let Some(joining) = self.streams.iter().find(is_there) {
+            return Ok(joining.stream.id());
         }
-        let stream = Stream::new(&self.device, partition, priority)?;
+        let stream = Stream::new(&self.device, place.partition, priority)?;
         let id = stream.id();
-        self.streams.push((partition, priority, stream));
+        self.streams.push(JoiningStream { stream, priority, place: place.clone() });
         Ok(id)
+    }
+
+    /// Lets go of the streams in partitions of which `stays` says no. The chain has passed every joiner on them.
+    pub(super) fn keep_only(&mut self, stays: impl Fn(PartitionId) -> bool) {
+        self.streams.retain(|joining| stays(joining.place.partition));
     }
 }
 
 /// As many blocks as the gained SMs hold, never more than the owner has; even, since blocks of some kernels come in pairs.
 const fn joiner_grid(owner: &Launch, gained: Sms) -> u32 {
-    let grid = (gained.get() * owner.blocks_per_sm).next_multiple_of(2);
-    if grid < owner.grid { grid } else { owner.grid }
+    let grid = gained.get().saturating_mul(owner.blocks_per_sm);
+    if grid < owner.grid { grid.next_multiple_of(2) } else { owner.grid }
 }

@@ -6,7 +6,7 @@ use crate::device::{DevicePtr, Sms, Topology};
 
 use super::{EncodedMap, EncodedMaps, KernelKey, LaunchError, TensorMap};
 
-/// The largest parameter struct a kernel may take, bytes (three 128-byte tensor maps and their companions fit).
+/// The largest parameter struct a kernel may take, bytes (four 128-byte tensor maps and their companions fit).
 pub const MAX_PARAM_BYTES: usize = 768;
 
 /// The most tensor maps that a kernel's parameters may hold.
@@ -111,7 +111,7 @@ pub struct Launch {
 impl Launch {
     /// The grid of a persistent kernel: as many blocks as `sms` SMs hold at once, never more than there are tiles.
     pub const fn persistent_grid(tiles: u32, sms: Sms, blocks_per_sm: u32) -> u32 {
-        let resident = sms.get() * blocks_per_sm;
+        let resident = sms.get().saturating_mul(blocks_per_sm);
         let grid = if tiles < resident { tiles } else { resident };
         if grid == 0 { 1 } else { grid }
     }
@@ -187,15 +187,17 @@ impl Params {
     /// The same parameters; each of `maps` is encoded at its offset, in bytes, by the back end when the launch is made.
     ///
     /// # Panics
-    /// If an offset is none of a tensor map in the struct, or these are more maps than [`MAX_TENSOR_MAPS`]: a mistake in the kernel's descriptor, whatever its
-    /// shapes.
+    /// If an offset is none of a tensor map in the struct, or of two maps that overlap, or these are more maps than [`MAX_TENSOR_MAPS`]: a mistake in the
+    /// kernel's descriptor, whatever its shapes.
     #[must_use]
     pub fn with_tensor_maps<const COUNT: usize>(mut self, maps: [(usize, TensorMap); COUNT]) -> Self {
         const { assert!(COUNT <= MAX_TENSOR_MAPS && size_of::<TensorMap>() <= TENSOR_MAP_BYTES) };
         const { assert!(align_of::<TensorMap>() <= TENSOR_MAP_ALIGNMENT) };
         for (offset, map) in maps {
-            let fits = offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= usize::from(self.len);
-            assert!(fits && usize::from(self.map_count) < MAX_TENSOR_MAPS, "no tensor map at {offset}");
+            let is_inside = offset.is_multiple_of(TENSOR_MAP_ALIGNMENT) && offset + TENSOR_MAP_BYTES <= usize::from(self.len);
+            let others = &self.map_offsets[..usize::from(self.map_count)];
+            let is_free = others.iter().all(|&other| usize::from(other).abs_diff(offset) >= TENSOR_MAP_BYTES);
+            assert!(is_inside && is_free && usize::from(self.map_count) < MAX_TENSOR_MAPS, "no tensor map at {offset}");
             let place = self.bytes.0[offset..].as_mut_ptr().cast::<TensorMap>();
             // SAFETY: the assertions show that a `TensorMap` fits there and is aligned.
             unsafe { place.write(map) };
@@ -211,7 +213,7 @@ impl Params {
         self.map_offsets[..usize::from(self.map_count)].iter().map(|&offset| {
             let offset = usize::from(offset);
             let place = self.bytes.0[offset..].as_ptr().cast::<TensorMap>();
-            // SAFETY: `with_tensor_maps` wrote a `TensorMap` there, and nothing writes to `bytes` afterwards.
+            // SAFETY: `with_tensor_maps` wrote a `TensorMap` there, and asserted of every later one that it lies beside it.
             (offset, unsafe { &*place })
         })
     }
@@ -255,7 +257,7 @@ pub struct TilesArg {
     pub grant: DevicePtr,
     /// Tiles to be done.
     pub count: u32,
-    /// 0 for the launch that owns the counter; for a joining launch, 1 + the epoch that it may take tiles of, modulo 2^32 - 1.
+    /// 0 for the launch that owns the counter; for a joining launch, 1 + the epoch that it may take tiles of: epoch 2^32 - 1 gets none.
     pub joins: u32,
     /// Tiles that the counter leaves out, since the owner's workers begin with those of their own numbers: [`Launch::numbered`]; or 0.
     pub numbered: u32,
@@ -264,10 +266,35 @@ pub struct TilesArg {
 }
 
 impl TilesArg {
-    /// Of a launch that owns the counter at `progress`, on SMs that it was granted; of one that is not elastic where that is null.
+    /// The argument of a launch that owns the counter at `progress`, on SMs that it was granted; with a null `progress`, of one that is not elastic.
     #[inline]
     pub const fn owner(launch: &Launch, progress: DevicePtr, grant: DevicePtr) -> Self {
         let numbered = if progress.0 == 0 { 0 } else { launch.numbered() };
         Self { progress, grant, count: launch.tiles, joins: 0, numbered, unused: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Element, Swizzle};
+    use super::*;
+
+    const MAP: TensorMap = TensorMap::matrix(DevicePtr(4096), Element::F16, [8, 8], 8, [8, 8], Swizzle::None);
+
+    #[test]
+    fn tensor_maps_are_found_where_they_were_put() {
+        let params = Params::new([0_u64; 40]).with_tensor_maps([(192, MAP), (0, MAP)]);
+        assert_eq!(params.tensor_maps().map(|(at, map)| (at, *map)).collect::<Vec<_>>(), [(192, MAP), (0, MAP)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "no tensor map at 64")]
+    fn tensor_maps_cannot_overlap() {
+        let _ = Params::new([0_u64; 40]).with_tensor_maps([(0, MAP), (64, MAP)]);
+    }
+
+    #[test]
+    fn a_grid_of_any_number_of_blocks_an_sm_has_no_more_blocks_than_tiles() {
+        assert_eq!(Launch::persistent_grid(1000, Sms(132), u32::MAX), 1000);
     }
 }

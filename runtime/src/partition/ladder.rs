@@ -137,14 +137,11 @@ impl Ladder {
         }
         self.make_room(state)?;
         let _span = tracing::debug_span!("create partition", ?tpcs).entered();
-        let id = self.device.create_partition(tpcs)?;
-        let (asked, granted) = (self.device.topology().sms_of(tpcs), self.device.partition_sms(id)?);
-        if granted != asked {
-            let error = DeviceError::ShortPartition { asked, granted };
-            state.refused.insert(tpcs, error.clone());
-            self.device.destroy_partition(id)?;
-            return Err(error.into());
-        }
+        let id = self.create(tpcs).inspect_err(|error| {
+            if let DeviceError::ShortPartition { .. } = error {
+                state.refused.insert(tpcs, error.clone());
+            }
+        })?;
         let partition = PartitionRef(Arc::new(Referenced { id, scarce: Arc::clone(&self.whole.0.scarce) }));
         state.made.insert(tpcs, Made { partition: partition.clone(), asked: state.clock });
         Ok(partition)
@@ -165,14 +162,39 @@ impl Ladder {
         self.len() == 0
     }
 
-    /// Destroys partitions that nothing refers to until there is room for another.
+    /// A new partition of as many SMs as `tpcs` have.
+    fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
+        let id = self.device.create_partition(tpcs)?;
+        let asked = self.device.topology().sms_of(tpcs);
+        let error = match self.device.partition_sms(id) {
+            Ok(granted) if granted == asked => return Ok(id),
+            Ok(granted) => DeviceError::ShortPartition { asked, granted },
+            Err(error) => error,
+        };
+        self.device.destroy_partition(id).and(Err(error))
+    }
+
+    /// Destroys partitions that nothing refers to until there is room for another. One that the device does not give up is tried again next time.
     fn make_room(&self, state: &mut State) -> Result<(), LadderError> {
-        while state.made.len() >= self.limit {
-            let oldest = state.made.iter().filter(|(_, made)| made.is_unused()).min_by_key(|(_, made)| made.asked);
-            let (&tpcs, made) = oldest.ok_or(LadderError::Full { limit: self.limit })?;
-            self.device.destroy_partition(made.partition.id())?;
-            state.made.remove(&tpcs);
+        if state.made.len() < self.limit {
+            return Ok(());
         }
-        Ok(())
+        let mut unused: Vec<_> =
+            state.made.iter().filter(|(_, made)| made.is_unused()).map(|(&tpcs, made)| (made.asked, tpcs, made.partition.id())).collect();
+        unused.sort_unstable_by_key(|&(asked, ..)| asked);
+        let mut failure = LadderError::Full { limit: self.limit };
+        for (_, tpcs, id) in unused {
+            match self.device.destroy_partition(id) {
+                Ok(()) => state.made.remove(&tpcs),
+                Err(error) => {
+                    failure = error.into();
+                    continue;
+                }
+            };
+            if state.made.len() < self.limit {
+                return Ok(());
+            }
+        }
+        Err(failure)
     }
 }

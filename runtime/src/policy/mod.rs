@@ -207,8 +207,8 @@ pub trait Policy: Send + Sync {
         let _ = adjustments;
     }
 
-    /// How many times longer than undisturbed each tenant's requests are predicted to take under [`plan`](Policy::plan), while all others work. Tenants of
-    /// which nothing is predicted are left out.
+    /// How many times longer than undisturbed, 1 or more, each tenant's requests are predicted to take under [`plan`](Policy::plan), while all others work.
+    /// Tenants of which nothing is predicted are left out.
     fn slowdowns(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
         let _ = (topology, tenants);
         BTreeMap::new()

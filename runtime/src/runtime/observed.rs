@@ -98,7 +98,8 @@ impl Runtime {
             };
             let measured = replay.took.as_secs_f64() * 1e6;
             // Neighbours need not all work: anything between none of them and all is as expected.
-            state.plan_drift.add(replay.tenant, measured, measured.clamp(undisturbed, undisturbed * slowdown));
+            let expected = measured.min(undisturbed * slowdown).max(undisturbed);
+            state.plan_drift.add(replay.tenant, measured, expected);
         }
         let drifted: Vec<_> = state.plan_drift.review().into_iter().map(|(tenant, ratio)| PlanDrift { tenant, ratio }).collect();
         for drift in &drifted {

@@ -320,7 +320,8 @@ impl Admitted {
     fn check_objective(&self) -> Result<(), AdmitError> {
         let Some(slo) = self.spec.slo else { return Ok(()) };
         let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
-        let isolated = Duration::from_secs_f64(self.kernels.iter().map(best).sum::<f64>() / 1e6);
+        let isolated = self.kernels.iter().map(best).sum::<f64>() / 1e6;
+        let isolated = Duration::try_from_secs_f64(isolated).unwrap_or(Duration::MAX);
         if slo < isolated {
             return Err(AdmitError::ImpossibleSlo { name: self.spec.name.clone(), slo, isolated });
         }

@@ -294,7 +294,8 @@ impl Upload<'_> {
         }
         self.queue(progress);
         self.uploader.transfers.pump();
-        match progress.outcome.lock().take() {
+        let outcome = progress.outcome.lock().take();
+        match outcome {
             Some(Ok(last)) => self.session.wait_for(&last).map(|()| true),
             Some(Err(error)) => Err(error.into()),
             None => Ok(false),

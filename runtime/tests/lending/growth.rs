@@ -52,6 +52,43 @@ fn a_long_launch_grows_onto_what_a_new_plan_gives_its_tenant() {
     assert_eq!(trace.iter().map(|kernel| kernel.tpcs).collect::<Vec<_>>(), [TpcSet::range(0, 33), TpcSet::range(33, 66)]);
 }
 
+/// One tenant, on the TPCs that the test says next.
+struct Moving(TpcSet);
+
+impl Policy for Moving {
+    fn name(&self) -> &'static str {
+        "moving"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let default = DraftPlacement { sms: topology.sms_of(self.0), tpcs: self.0, priority: Priority::Normal };
+        let walls = Walls { grid: true, grant: true, partition: true };
+        let draft = TenantDraft { owned: self.0, grant: self.0, default, kernels: BTreeMap::new(), walls };
+        tenants.iter().map(|tenant| (tenant.id, draft.clone())).collect()
+    }
+}
+
+#[test]
+fn a_partition_that_a_launch_grew_into_makes_room_for_others_later() {
+    const LIMIT: u64 = 12;
+    let gpu = Gpu::h200();
+    let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let policy = |at: u16| Box::new(Moving(TpcSet::range(at, at + 10)));
+    let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy(0), Arc::new(ProfileStore::default()), options);
+    let spec = TenantSpec { name: String::new(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+    let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
+    for at in 1..50 {
+        session.launch(&LONG).unwrap();
+        runtime.set_policy(policy(at)).unwrap();
+        assert!(session.grow().unwrap());
+        assert_eq!(gpu.trace(&session).last().unwrap().tpcs, TpcSet::range(at + 9, at + 10));
+    }
+}
+
 #[test]
 fn a_long_launch_of_a_replay_grows_and_what_the_replay_has_left_behind_does_not() {
     let house = House::new();

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use smidgen_runtime::device::{Priority, Sms, Topology};
 use smidgen_runtime::launch::lending::{DEFAULT_HYSTERESIS, Holdings};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Walls, Work, WorkId};
-use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::partition::{PARTITION_BYTES, TpcSet};
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, Slo, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
-use smidgen_runtime::{AdmitError, Runtime};
+use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 mod growth;
 mod promises;

@@ -11,7 +11,8 @@ use smidgen_runtime::device::{
 };
 use smidgen_runtime::partition::TpcSet;
 
-/// A device that numbers what it is asked for and does nothing else. Every partition of it has the SMs of the whole GPU.
+/// A device that numbers what it is asked for and does nothing else. Every partition of it has the SMs of the whole GPU; of an odd number of TPCs it says so
+/// at once, as a driver's back end may.
 pub struct Idle {
     topology: Topology,
     next: AtomicU64,
@@ -93,8 +94,11 @@ impl Device for Idle {
     fn function(&self, _: &'static str) -> Result<FunctionId, DeviceError> {
         Ok(FunctionId(self.number()))
     }
-    fn create_partition(&self, _: TpcSet) -> Result<PartitionId, DeviceError> {
+    fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         self.partitions.fetch_add(1, Ordering::Relaxed);
+        if !tpcs.len().is_multiple_of(2) {
+            return Err(DeviceError::ShortPartition { asked: self.topology.sms_of(tpcs), granted: self.topology.sms });
+        }
         Ok(PartitionId(self.number() as u32))
     }
     fn destroy_partition(&self, _: PartitionId) -> Result<(), DeviceError> {

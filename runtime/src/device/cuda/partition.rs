@@ -82,13 +82,6 @@ impl GreenContext {
         driver::green_context_stream_create(self.0, priority)
     }
 
-    /// Destroys it now, where dropping it would not tell of an error.
-    fn destroy(self) -> Result<(), DeviceError> {
-        let context = self.0;
-        std::mem::forget(self);
-        driver::green_context_destroy(context)
-    }
-
     fn sms(&self) -> Result<Sms, DeviceError> {
         driver::green_context_sms(self.0).map(topology::sms)
     }
@@ -144,10 +137,13 @@ impl Partitions {
 
     /// Destroys a partition other than the whole GPU, in which nothing runs and no stream is left.
     pub fn destroy(&self, partition: PartitionId) -> Result<(), DeviceError> {
-        match self.contexts.lock().kept.remove(&partition.0) {
-            Some(context) => context.destroy(),
-            None => Err(unknown(partition, "cuGreenCtxDestroy")),
+        let contexts = &mut *self.contexts.lock();
+        let context = contexts.kept.get(&partition.0).ok_or_else(|| unknown(partition, "cuGreenCtxDestroy"))?;
+        driver::green_context_destroy(context.0)?;
+        if let Some(destroyed) = contexts.kept.remove(&partition.0) {
+            std::mem::forget(destroyed);
         }
+        Ok(())
     }
 
     /// A partition of exactly `sms` SMs, the first groups of those that keep large clusters possible.

@@ -76,7 +76,7 @@ impl Session {
                 let stream = Stream::new(&self.device, partition, priority)?;
                 drop(made);
                 self.probe.lane(stream.id(), partition);
-                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, _reference: reference });
+                self.lanes.push(Lane { partition, priority, stream, event: Event::new(&self.device)?, reference });
             }
         }
         Ok(())
@@ -108,7 +108,7 @@ impl Session {
             |lane: &Lane| layouts().any(|layout| layout.plan.streams().any(|(partition, priority)| lane.is_for(partition, priority)));
         let mut lanes = std::mem::take(&mut self.lanes);
         let current = lanes.remove(self.current);
-        let is_scarce = lanes.iter().any(|lane| lane._reference.as_ref().is_some_and(PartitionRef::is_scarce));
+        let is_scarce = lanes.iter().any(|lane| lane.reference.as_ref().is_some_and(PartitionRef::is_scarce));
         let spare = if is_scarce { 0 } else { SPARE_LANES };
         let mut too_many = lanes.iter().filter(|lane| !needed(lane)).count().saturating_sub(spare);
         // The oldest come first.
@@ -121,6 +121,8 @@ impl Session {
         lanes.push(current);
         self.current = lanes.len() - 1;
         self.lanes = lanes;
+        let lanes = &self.lanes;
+        self.growth.keep_only(|partition| lanes.iter().any(|lane| lane.partition == partition));
         for (resolved, seen) in self.resolved.iter_mut().zip(&self.seen) {
             *resolved = resolve(&self.lanes, self.layout.plan.placement(seen.key.fingerprint()))?;
         }

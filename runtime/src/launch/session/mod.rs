@@ -23,11 +23,11 @@ use crate::tenant::TenantId;
 use super::capture::Layout;
 use super::grant::Grant;
 use super::graph_cache::GraphCache;
-use super::joiner::{Growth, Owner, is_long, is_long_in_a_graph};
+use super::joiner::{Growth, JoiningPlace, Owner, is_long, is_long_in_a_graph};
 use super::lending::Requests;
 use super::plan::{Plan, PlanCell, PlanReader};
 use super::progress::TILE_PROGRESS_BYTES;
-use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, LaunchError, TenantPlan, TilesArg, Work};
+use super::{Choice, Fingerprint, Grids, Kernel, KernelKey, Launch, LaunchError, TenantPlan, TilesArg, Work};
 
 mod graphs;
 mod key_index;
@@ -165,7 +165,7 @@ struct Lane {
     stream: Stream,
     event: Event,
     /// Given back after the stream.
-    _reference: Option<PartitionRef>,
+    reference: Option<PartitionRef>,
 }
 
 #[derive(Clone, Copy)]
@@ -246,6 +246,10 @@ impl Session {
     /// Launches elastic kernels with `grids` from here on; graphs that were captured keep theirs.
     pub fn set_grids(&mut self, grids: Grids) {
         self.grids = grids;
+        // Whether a kernel may borrow depends on the form.
+        for resolved in &mut self.resolved {
+            (resolved.choice, resolved.polls) = (None, false);
+        }
     }
 
     /// Makes [`replay_or_capture`](Session::replay_or_capture) launch its body each time from here on, for comparison: nothing is captured to be kept.
@@ -418,7 +422,7 @@ impl Session {
     /// Counts a launch of the kernel with this index.
     #[inline]
     fn count(&mut self, at: usize) {
-        self.seen[at].launches += 1;
+        self.seen[at].launches = self.seen[at].launches.saturating_add(1);
         self.stats.launches += 1;
     }
 
@@ -451,9 +455,10 @@ impl Session {
     /// where the same entry point does poll.
     fn polls_where_it_borrows(&self, at: usize, kernel: &dyn Kernel, choice: Choice) -> Result<bool, LaunchError> {
         let gpu = self.device.topology();
-        let borrowing = kernel.configure_as(choice, self.resolved[at].sms, gpu)?;
-        if self.grids != Grids::Persistent || borrowing.elastic {
-            return Ok(self.grids == Grids::Persistent);
+        let mut borrowing = kernel.configure_as(choice, self.resolved[at].sms, gpu)?;
+        borrowing.take_form(self.grids);
+        if borrowing.elastic || self.grids != Grids::Persistent || borrowing.tiles > Launch::MAX_ELASTIC_TILES {
+            return Ok(borrowing.elastic);
         }
         let home = kernel.configure(self.layout.plan.default.sms, gpu)?;
         Ok(home.elastic && std::ptr::eq(home.symbol, borrowing.symbol))
@@ -499,6 +504,10 @@ impl Session {
 impl Lane {
     fn is_for(&self, partition: PartitionId, priority: Priority) -> bool {
         self.partition == partition && self.priority == priority
+    }
+
+    fn joining_place(&self) -> JoiningPlace {
+        JoiningPlace { partition: self.partition, _reference: self.reference.clone() }
     }
 }
 

@@ -59,16 +59,16 @@ impl Session {
         let held = self.grant.held();
         let Some(owner) = self.growth.growing(held) else { return self.grow_in_replay(held) };
         // Where the plan places the kernel now: what came back may be no part of the owner's partition.
-        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
-        self.growth.grow(owner, held, partition, self.stream())?;
+        let place = self.lanes[self.resolved[owner.kernel].lane].joining_place();
+        self.growth.grow(owner, held, &place, self.stream())?;
         self.follows_launch = false;
         Ok(true)
     }
 
     fn grow_in_replay(&mut self, held: TpcSet) -> Result<bool, LaunchError> {
         let Some(owner) = self.growth.growing_in_replay(held, self.progress.ptr())? else { return Ok(false) };
-        let partition = self.lanes[self.resolved[owner.kernel].lane].partition;
-        self.growth.join(owner, held, partition, self.stream())?;
+        let place = self.lanes[self.resolved[owner.kernel].lane].joining_place();
+        self.growth.join(owner, held, &place, self.stream())?;
         self.follows_launch = false;
         Ok(true)
     }
