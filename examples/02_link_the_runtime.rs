@@ -14,7 +14,7 @@ use smidgen_runtime::Runtime;
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
+use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Precision, Session, Work};
 use smidgen_runtime::policy::StaticEqual;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
         let start = device.now();
         session.replay(&graph)?;
         device.synchronize(session.stream())?;
-        let placement = runtime.plan().tenants[&tenant].default;
+        let placement = runtime.plan().tenant(tenant)?.default;
         let milliseconds = (device.now() - start).as_secs_f64() * 1e3;
         println!("10 launches of saxpy on {:3} SMs: {milliseconds:.3} ms{simulated}", placement.sms.get());
     }
@@ -112,7 +112,7 @@ unsafe impl Kernel for Saxpy {
     /// What profiles call it.
     fn key(&self) -> KernelKey {
         const NAME: KernelName = KernelName::new("saxpy");
-        KernelKey::new(NAME, [self.count])
+        KernelKey::new(NAME, [self.count]).with_precision(Precision::F32)
     }
 
     fn work(&self) -> Work {

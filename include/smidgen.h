@@ -41,9 +41,9 @@
 // this launch may start while the last ones of the launch before it still run.
 #define SMIDGEN_LAUNCH_PROGRAMMATIC 2
 
-// The version of this interface, major in the upper half and minor in the lower: 1.1. A new minor version adds functions, constants, and
+// The version of this interface, major in the upper half and minor in the lower: 1.2. A new minor version adds functions, constants, and
 // fields at the end of structs; a new major version may change anything.
-#define SMIDGEN_ABI_VERSION 65537
+#define SMIDGEN_ABI_VERSION 65538
 
 // How a call ended. smidgen_last_error says more, in words that name the remedy.
 typedef enum {
@@ -391,6 +391,14 @@ smidgen_status smidgen_session_answered(smidgen_session *session,
                                         uint64_t arrival_nanoseconds,
                                         double spent);
 
+// Marks the end of the chain: what is launched so far, for smidgen_session_is_done. Each mark takes the place of the one before. Not during a capture.
+smidgen_status smidgen_session_mark(smidgen_session *session);
+
+// Sets `done` to whether everything before the last mark is done, without waiting for it: for an engine that polls. On the simulator, where time passes only
+// while somebody waits, a call that finds it not done lets time pass to the next event. SMIDGEN_STATUS_STATE where nothing was marked.
+smidgen_status smidgen_session_is_done(smidgen_session *session,
+                                       bool *done);
+
 // Makes the last long launch use SMs that came back to the tenant since it started. Call it while waiting for work of milliseconds: while nothing came
 // back, it costs a few loads. `grew`, where it is not null, says whether there was anything to do. Not during a capture.
 smidgen_status smidgen_session_grow(smidgen_session *session,
@@ -426,7 +434,8 @@ smidgen_status smidgen_runtime_admit(smidgen_runtime *runtime,
 smidgen_status smidgen_runtime_dismiss(smidgen_runtime *runtime,
                                        smidgen_tenant tenant);
 
-// Says where the plan in force places the tenant's kernel of this key or, where `key` is null, kernels that were not profiled.
+// Says where the plan in force places the tenant's kernel of this key or, where `key` is null, kernels that were not profiled. SMIDGEN_STATUS_STATE of a
+// tenant that is paused.
 smidgen_status smidgen_runtime_placement(smidgen_runtime *runtime,
                                          smidgen_tenant tenant,
                                          const smidgen_key *key,
@@ -532,6 +541,11 @@ smidgen_status smidgen_runtime_resize(smidgen_runtime *runtime, smidgen_tenant t
 // times a second, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
 smidgen_status smidgen_runtime_adapt(smidgen_runtime *runtime,
                                      bool *replanned);
+
+// Compares the times of kernels since the last call, of which one launch in some hundred is timed, with the profiles, and plans again where they differ by more than
+// a tenth. Call it once a second or so, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
+smidgen_status smidgen_runtime_correct(smidgen_runtime *runtime,
+                                       bool *replanned);
 
 // Lends the SMs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; call it where every
 // thread only waits. `next_nanoseconds` is set to the time of smidgen_device_now at which more will be due, or to UINT64_MAX where nothing will

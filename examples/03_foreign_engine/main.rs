@@ -58,8 +58,8 @@ fn main() -> Result<()> {
         let graph = capture(&mut engine, &mut session)?;
         let us = replay(&device, &mut session, &graph)?;
         let plan = runtime.plan();
-        let sms = [UP.kernel().key, engine.bias_relu().key(), DOWN.kernel().key]
-            .map(|key| plan.tenants[&tenant].placement(key.fingerprint()).sms);
+        let mine = plan.tenant(tenant)?;
+        let sms = [UP.kernel().key, engine.bias_relu().key(), DOWN.kernel().key].map(|key| mine.placement(key.fingerprint()).sms);
         let whom = neighbour.map_or("alone", |_| "beside a neighbour");
         println!("{whom}: {us:.1} us a block; SMs of its launches: up {}, bias_relu {}, down {}{simulated}", sms[0], sms[1], sms[2]);
     }

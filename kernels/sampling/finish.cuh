@@ -64,7 +64,8 @@ class Finisher {
         bound_cuts();
         gather(segments);
         __syncthreads();
-        if (shared_.candidate_count > CANDIDATES) return decide_among_many();
+        // As many as there is room for could have a mass of 2^32, which `sums` cannot hold.
+        if (shared_.candidate_count >= CANDIDATES) return decide_among_many();
         sort();
         return decide();
     }

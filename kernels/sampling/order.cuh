@@ -27,9 +27,9 @@ class Grid {
     static constexpr float BINS_PER_NAT = 32.0f;
     static constexpr uint32_t UNIT = 1u << 20;
 
-    // An infinite temperature is as good as a very high one, and spares every zero times infinity.
+    // An infinite temperature is as good as a very high one, and one whose bins would have no width as a very low one: zero times infinity is spared.
     __device__ explicit Grid(float temperature)
-        : logits_per_bin_(fminf(temperature, 0x1p100f) / BINS_PER_NAT), bins_per_logit_(1.0 / logits_per_bin_) {}
+        : logits_per_bin_(fmaxf(fminf(temperature, 0x1p100f), 0x1p-100f) / BINS_PER_NAT), bins_per_logit_(1.0 / logits_per_bin_) {}
 
     // The number of a logit's bin, an integer. Rounded as written wherever this is inlined: were the compiler free to fuse the product with the
     // sum in one place and not in another, a logit on an edge would have two bins.

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{Placement, Plan, PlanCell, Session, TenantPlan, Walls};
@@ -14,6 +13,7 @@ use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::Recording;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::{Runtime, RuntimeOptions};
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -36,7 +36,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plans = PlanCell::new(plan);
     let unobserved = Session::new(&device, &plans, TenantId(0), Arc::new(Grant::new(&device)?))?;
     let observed = |recording| {
-        let runtime = Runtime::recording(Arc::clone(&device), Box::new(DefaultSharing), Arc::new(ProfileStore::default()), recording);
+        let runtime = Runtime::with_options(
+            Arc::clone(&device),
+            Box::new(DefaultSharing),
+            Arc::new(ProfileStore::default()),
+            RuntimeOptions { recording, ..RuntimeOptions::default() },
+        );
         let spec = TenantSpec { name: "seen".into(), class: Class::Throughput, slo: None, memory_bytes: 1 };
         let session = runtime.session(runtime.admit(spec)?)?;
         Ok::<_, Box<dyn std::error::Error>>((session, runtime))

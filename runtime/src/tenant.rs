@@ -36,11 +36,11 @@ pub enum Share {
 /// One model being served, as the engine announces it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TenantSpec {
-    /// A name for reports.
+    /// A name for reports and metrics, which tell tenants apart by it.
     pub name: String,
     /// What it is served for.
     pub class: Class,
-    /// The latency that a latency tenant's requests should keep.
+    /// The latency that requests should keep. Of a throughput tenant it is reported and never planned for.
     pub slo: Option<Duration>,
     /// Device memory it will take: weights, cache and activations.
     pub memory_bytes: u64,

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Device, Event, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
@@ -13,6 +12,7 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::trace::Happening;
 use smidgen_runtime::telemetry::{Recording, SAMPLE_STRIDE};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::{Runtime, RuntimeOptions};
 
 /// `spin` keeps one SM for as many cycles as its parameter says.
 const PTX: &str = r".version 7.0
@@ -74,7 +74,12 @@ fn sampled() -> (Arc<dyn Device>, Runtime, TenantId, Session) {
     device.bind_thread().expect("the context can be made current");
     device.load(PTX.as_bytes()).expect("the PTX loads");
     let recording = Recording { events: 1 << 16, sampling: true };
-    let runtime = Runtime::recording(Arc::clone(&device), Box::new(DefaultSharing), Arc::new(ProfileStore::default()), recording);
+    let runtime = Runtime::with_options(
+        Arc::clone(&device),
+        Box::new(DefaultSharing),
+        Arc::new(ProfileStore::default()),
+        RuntimeOptions { recording, ..RuntimeOptions::default() },
+    );
     let spec = TenantSpec { name: "spin".into(), class: Class::Throughput, slo: None, memory_bytes: 1 << 20 };
     let tenant = runtime.admit(spec).expect("room for a tenant");
     let mut session = runtime.session(tenant).expect("a session");

@@ -17,7 +17,7 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::Recording;
 use smidgen_runtime::telemetry::trace::Happening;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
-use smidgen_runtime::{AdmitError, Runtime};
+use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 mod support;
 
@@ -130,7 +130,12 @@ fn encoding_the_maps_of_known_matrices_allocates_nothing() {
 fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Result<(), AdmitError> {
     let device = Idle::new() as Arc<dyn Device>;
     let recording = Recording { events: 1024, sampling: true };
-    let runtime = Runtime::recording(Arc::clone(&device), Box::new(StaticEqual), Arc::new(ProfileStore::default()), recording);
+    let runtime = Runtime::with_options(
+        Arc::clone(&device),
+        Box::new(StaticEqual),
+        Arc::new(ProfileStore::default()),
+        RuntimeOptions { recording, ..RuntimeOptions::default() },
+    );
     let spec = TenantSpec { name: "seen".into(), class: Class::Throughput, slo: None, memory_bytes: 1 };
     let tenant = runtime.admit(spec)?;
     let mut session = runtime.session(tenant)?;

@@ -16,7 +16,7 @@ use smidgen_runtime::telemetry::chrome::{self, Phase};
 use smidgen_runtime::telemetry::trace::Happening;
 use smidgen_runtime::telemetry::{Recording, metrics as names};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
-use smidgen_runtime::{Runtime, Unprofiled};
+use smidgen_runtime::{Runtime, RuntimeOptions, Unprofiled};
 
 mod support;
 
@@ -45,7 +45,12 @@ fn request(session: &mut Session) {
 
 /// One tenant under `policy`, whose kernels are known.
 fn serving(gpu: &Gpu, policy: impl Policy + 'static, profiles: Arc<ProfileStore>, recording: Recording) -> (Runtime, TenantId, Session) {
-    let runtime = Runtime::recording(Arc::clone(&gpu.device), Box::new(policy), profiles, recording);
+    let runtime = Runtime::with_options(
+        Arc::clone(&gpu.device),
+        Box::new(policy),
+        profiles,
+        RuntimeOptions { recording, ..RuntimeOptions::default() },
+    );
     let id = runtime.admit(tenant("chat")).unwrap();
     let mut session = runtime.session(id).unwrap();
     request(&mut session);
@@ -282,7 +287,12 @@ fn the_timeline_can_be_turned_off_and_on() {
 fn chrome_of_two_tenants() -> Value {
     let gpu = Gpu::h200();
     let recording = Recording { events: 1 << 12, sampling: true };
-    let runtime = Runtime::recording(Arc::clone(&gpu.device), Box::new(StaticEqual), Arc::default(), recording);
+    let runtime = Runtime::with_options(
+        Arc::clone(&gpu.device),
+        Box::new(StaticEqual),
+        Arc::default(),
+        RuntimeOptions { recording, ..RuntimeOptions::default() },
+    );
     for name in ["chat", "embed"] {
         let id = runtime.admit(tenant(name)).unwrap();
         let (mut session, mut log) = (runtime.session(id).unwrap(), runtime.request_log(id).unwrap());

@@ -73,6 +73,43 @@ impl Policy for Scripted {
     }
 }
 
+/// Forgets everybody but the first.
+struct Forgetful;
+
+impl Policy for Forgetful {
+    fn name(&self) -> &'static str {
+        "forgetful"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        DefaultSharing.plan(topology, &tenants[..1])
+    }
+}
+
+#[test]
+fn a_draft_that_leaves_a_tenant_out_is_refused_by_name() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, Forgetful);
+    let first = runtime.admit(tenant("first", 0)).unwrap();
+    let error = runtime.admit(tenant("second", 0)).unwrap_err();
+    assert_eq!(error.to_string(), "the policy `forgetful` has no place for tenant `second`; a draft has one entry for each tenant");
+    assert!(runtime.plan().tenant(first).is_ok());
+}
+
+#[test]
+fn an_objective_of_no_time_is_refused() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let at_once = TenantSpec { slo: Some(Duration::ZERO), class: Class::Latency, ..tenant("at once", 0) };
+    assert!(matches!(runtime.admit(at_once), Err(AdmitError::ZeroSlo { .. })));
+    let id = runtime.admit(tenant("later", 0)).unwrap();
+    assert!(matches!(runtime.set_objective(id, Class::Latency, Some(Duration::ZERO)), Err(AdmitError::ZeroSlo { .. })));
+}
+
 /// No device can make a partition of it.
 const NOTHING: TpcSet = TpcSet::EMPTY;
 
@@ -148,7 +185,7 @@ fn an_objective_below_the_isolated_latency_is_refused_with_both_figures() {
     let error = learn(&runtime, id, &mut session).unwrap_err();
     assert!(matches!(error, AdmitError::ImpossibleSlo { slo, isolated, .. } if slo.as_micros() == 119 && isolated.as_micros() == 120));
     let text = error.to_string();
-    assert!(["`chat`", "0.119 ms", "0.120 ms", "slo="].iter().all(|part| text.contains(part)), "{text}");
+    assert!(["`chat`", "0.119 ms", "0.120 ms", "raise the SLO"].iter().all(|part| text.contains(part)), "{text}");
     assert!(same(&plan, &runtime));
     let id = runtime.admit(spec(Duration::from_micros(120))).unwrap();
     let mut session = runtime.session(id).unwrap();

@@ -169,6 +169,34 @@ fn a_capture_in_two_calls_makes_the_graph_that_a_closure_makes() {
 }
 
 #[test]
+fn a_capture_is_refused_what_is_no_launch_and_ends_where_it_began() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    session.begin_capture().unwrap();
+    assert!(matches!(session.begin_capture(), Err(LaunchError::InCapture)));
+    assert!(matches!(session.replay(&graph), Err(LaunchError::InCapture)));
+    assert!(matches!(session.replay_kept(WorkId(0)), Err(LaunchError::InCapture)));
+    session.launch(&GEMM).unwrap();
+    let elsewhere = std::thread::scope(|scope| scope.spawn(|| session.finish_capture().err()).join().unwrap());
+    assert!(matches!(elsewhere, Some(LaunchError::WrongThread)));
+    let graph = session.finish_capture().unwrap();
+    session.replay(&graph).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1)]);
+}
+
+#[test]
+fn a_graph_is_replayed_by_the_session_that_captured_it_alone() {
+    let house = House::new();
+    let mut session = house.session(&[(GEMM, house.large)]);
+    let graph = session.capture(|session| session.launch(&GEMM)).unwrap();
+    drop(session);
+    let mut other = house.session_of(TENANT).unwrap();
+    assert!(matches!(other.replay(&graph), Err(LaunchError::WrongSession)));
+    assert!(matches!(other.is_current(&graph), Err(LaunchError::WrongSession)));
+}
+
+#[test]
 fn a_graph_belongs_to_the_plan_that_it_was_captured_under() {
     let house = House::new();
     let mut session = house.session(&[(GEMM, house.large)]);
@@ -270,12 +298,15 @@ fn a_capture_whose_body_fails_leaves_the_session_as_it_was() {
 }
 
 #[test]
-fn a_session_whose_capture_panicked_can_be_given_up() {
+fn a_session_is_as_before_after_a_capture_that_panicked_and_can_be_given_up_within_one() {
     let house = House::new();
     let free = house.gpu.free_bytes();
     let mut session = house.session(&[(GEMM, house.large)]);
     let body = std::panic::AssertUnwindSafe(|| session.capture::<LaunchError>(|_| panic!("in the body of a capture")));
     assert!(std::panic::catch_unwind(body).is_err());
+    session.launch(&GEMM).unwrap();
+    assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.large.1)]);
+    session.begin_capture().unwrap();
     drop(session);
     assert_eq!(house.gpu.free_bytes(), free);
     let mut next = house.session(&[(GEMM, house.large)]);

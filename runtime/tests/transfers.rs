@@ -236,14 +236,14 @@ fn throughput_tenants_keep_the_rate_that_they_are_shaped_to_and_latency_tenants_
     assert!(took >= least(10e9) && took < least(10e9) * 1.1, "{took} s");
     assert!(time(&mut latency) < least(40e9));
     // A rate of its own holds for a latency tenant too.
-    runtime.transfers().set_rate(latency.id, rate(10e9));
+    runtime.limit_transfers(latency.id, rate(10e9)).unwrap();
     assert!(time(&mut latency) >= least(10e9));
-    runtime.transfers().set_rate(latency.id, None);
+    runtime.limit_transfers(latency.id, None).unwrap();
     assert!(time(&mut latency) < least(40e9));
     // The lower of two rates holds.
-    runtime.transfers().set_rate(throughput.id, rate(5e9));
+    runtime.limit_transfers(throughput.id, rate(5e9)).unwrap();
     assert!(time(&mut throughput) >= least(5e9));
-    runtime.transfers().set_rate(throughput.id, None);
+    runtime.limit_transfers(throughput.id, None).unwrap();
     runtime.set_objective(throughput.id, Class::Latency, None).unwrap();
     assert!(time(&mut throughput) < least(40e9), "its class is another now");
     runtime.set_objective(throughput.id, Class::Throughput, None).unwrap();
@@ -259,7 +259,10 @@ fn nothing_is_copied_for_a_tenant_that_is_paused_gone_or_capturing() {
     tenant.session.launch(&KERNEL).unwrap();
     let Tenant { session, uploader, target, .. } = &mut tenant;
     let copied = session.capture(|session| uploader.upload(session, target.ptr(), [1; 8].as_slice(), After::Launches));
-    assert!(matches!(copied.err(), Some(LaunchError::Capturing)));
+    assert!(matches!(copied.err(), Some(LaunchError::InCapture)));
+    let mut other = Tenant::new(&runtime, Class::Latency, 4096);
+    let jumped = other.uploader.upload(&mut tenant.session, tenant.target.ptr(), [1; 8].as_slice(), After::Nothing);
+    assert!(matches!(jumped, Err(LaunchError::WrongTenant)), "an uploader copies in its own tenant's turn");
     runtime.pause(tenant.id).unwrap();
     assert!(matches!(tenant.upload(&[1; 8], After::Nothing), Err(LaunchError::Paused)));
     runtime.resume(tenant.id).unwrap();
@@ -267,6 +270,7 @@ fn nothing_is_copied_for_a_tenant_that_is_paused_gone_or_capturing() {
     runtime.dismiss(tenant.id).unwrap();
     assert!(matches!(tenant.upload(&[2; 8], After::Launches), Err(LaunchError::Dismissed)));
     assert!(matches!(runtime.uploader(tenant.id), Err(AdmitError::Unknown(_))));
+    assert!(matches!(runtime.limit_transfers(tenant.id, None), Err(AdmitError::Unknown(_))));
     let mut read = [0; 8];
     gpu.device.download(tenant.session.stream(), tenant.target.ptr(), &mut read).unwrap();
     assert_eq!(read, [1; 8]);

@@ -11,7 +11,7 @@ use smidgen_runtime::policy::UnknownPolicy;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
-use smidgen_runtime::{Runtime, Tenancy};
+use smidgen_runtime::{Runtime, RuntimeOptions, Tenancy};
 
 use super::results::{StreamResult, TenantResult};
 use super::serving::{self, Resident};
@@ -109,7 +109,7 @@ pub fn run(
     let by_profile = policy.needs_profiles();
     let adapts = policy.adapts() && tenants.iter().any(|tenant| tenant.slo_ms.is_some());
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
-    let runtime = Runtime::recording(device.device(), policy, profiles, recording);
+    let runtime = Runtime::with_options(device.device(), policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() });
     let mut tenancies = Vec::new();
     let mut prepared = Vec::new();
     for (process, tenant) in tenants.iter().enumerate() {

@@ -215,8 +215,8 @@ fn a_tiny_temperature_draws_among_the_largest_and_a_huge_one_among_all() {
     let logits = vec![vec![-1.0, 3.0, 2.9, 3.0, 0.0, 3.0, -2.0, -3.0]; 8];
     let draws = [0.0, 0.1, 0.3, 0.35, 0.6, 0.7, 0.9, 0.99];
     let at = |temperature| draws.map(|draw| SampleParams { temperature, draw, ..GREEDY });
-    // 1e-40 is so small that its inverse is infinite.
-    for temperature in [1e-4, 1e-30, 1e-40] {
+    // The inverse of 1e-40 is infinite, and a bin at 1e-44 has no width.
+    for temperature in [1e-4, 1e-30, 1e-40, 1e-44] {
         assert_eq!(draw(&gpu, &logits, &at(temperature)), [1, 1, 1, 3, 3, 5, 5, 5], "temperature {temperature}");
     }
     assert_eq!(draw(&gpu, &logits, &at(1e30)), [1, 1, 5, 5, 4, 0, 7, 7]);
@@ -237,6 +237,9 @@ fn equal_logits_are_drawn_in_the_order_of_their_ids() {
             assert_eq!(tokens, expected, "{kept} of {vocabulary} tokens of logit {logit}");
         }
     }
+    // Of this logit a bin's upper edge is the logit itself, so that masses are as large as they come.
+    let last = SampleParams { temperature: 1.0, draw: 1.0 - f32::EPSILON / 2.0, ..GREEDY };
+    assert_eq!(draw(&gpu, &[vec![1.0 / 64.0; 4096]], &[last]), [4095]);
     // Zero has two signs but one value.
     assert_eq!(draw(&gpu, &[vec![-0.0, 0.0, -0.0], vec![-1.0, -0.0, 0.0]], &[GREEDY; 2]), [0, 1]);
 }

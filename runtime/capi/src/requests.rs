@@ -4,12 +4,12 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use ::smidgen_runtime::device::DevicePtr;
+use ::smidgen_runtime::device::{DevicePtr, Event};
 use ::smidgen_runtime::transfer::After;
 
-use crate::arguments::{bytes, refused};
+use crate::arguments::{bytes, given, refused};
 use crate::session::{enter, smidgen_session};
-use crate::status::{guard, smidgen_status};
+use crate::status::{Failure, guard, smidgen_status};
 
 /// What a transfer comes after.
 #[repr(C)]
@@ -59,6 +59,40 @@ pub unsafe extern "C" fn smidgen_session_answered(session: *mut smidgen_session,
         }
         let ended = chain.session.device().now();
         chain.log.answered(Duration::from_nanos(arrival_nanoseconds), ended, spent);
+        Ok(())
+    })
+}
+
+/// Marks the end of the chain: what is launched so far, for smidgen_session_is_done. Each mark takes the place of the one before. Not during a capture.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn smidgen_session_mark(session: *mut smidgen_session) -> smidgen_status {
+    guard(|| {
+        // SAFETY: the caller's promise is passed on.
+        let chain = &mut *unsafe { enter(session) }?;
+        let mark = match &chain.mark {
+            Some(mark) => mark,
+            None => chain.mark.insert(Event::new(chain.session.device())?),
+        };
+        Ok(chain.session.mark(mark)?)
+    })
+}
+
+/// Sets `done` to whether everything before the last mark is done, without waiting for it: for an engine that polls. On the simulator, where time passes only
+/// while somebody waits, a call that finds it not done lets time pass to the next event. SMIDGEN_STATUS_STATE where nothing was marked.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn smidgen_session_is_done(session: *mut smidgen_session, done: Option<&mut MaybeUninit<bool>>) -> smidgen_status {
+    guard(|| {
+        // SAFETY: the caller's promise is passed on.
+        let chain = unsafe { enter(session) }?;
+        let done = given(done, "done")?;
+        let mark =
+            chain.mark.as_ref().ok_or_else(|| Failure::new(smidgen_status::STATE, "nothing is marked; call smidgen_session_mark first"))?;
+        let device = chain.session.device();
+        let is_done = device.query(mark.id())?;
+        if !is_done && device.is_simulated() {
+            device.pass_time(Duration::MAX);
+        }
+        done.write(is_done);
         Ok(())
     })
 }

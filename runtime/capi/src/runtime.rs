@@ -6,16 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::smidgen_runtime::Runtime;
 use ::smidgen_runtime::device::Priority;
 use ::smidgen_runtime::policy;
 use ::smidgen_runtime::profile::{Machine, Profile, ProfileStore};
 use ::smidgen_runtime::tenant::{TenantId, TenantSpec};
-use ::smidgen_runtime::{AdmitError, Runtime};
 
 use crate::arguments::{Sized32, fill, given, hand_out, handle, sized, take_back, text, values};
 use crate::device::smidgen_device;
 use crate::kernel::smidgen_key;
-use crate::status::{Failure, guard, smidgen_status};
+use crate::status::{guard, smidgen_status};
 use crate::tenant::class;
 
 /// Several tenants on one device, and the plan of who runs where. May be used by all threads at once.
@@ -199,7 +199,8 @@ pub unsafe extern "C" fn smidgen_runtime_dismiss(runtime: *mut smidgen_runtime, 
     })
 }
 
-/// Says where the plan in force places the tenant's kernel of this key or, where `key` is null, kernels that were not profiled.
+/// Says where the plan in force places the tenant's kernel of this key or, where `key` is null, kernels that were not profiled. SMIDGEN_STATUS_STATE of a
+/// tenant that is paused.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_runtime_placement(
     runtime: *mut smidgen_runtime,
@@ -212,8 +213,7 @@ pub unsafe extern "C" fn smidgen_runtime_placement(
         let runtime = &unsafe { handle(runtime, "runtime") }?.runtime;
         let find = || {
             let plan = runtime.plan();
-            let tenant = TenantId(tenant);
-            let mine = plan.tenants.get(&tenant).ok_or_else(|| Failure::from(AdmitError::Unknown(tenant)))?;
+            let mine = plan.tenant(TenantId(tenant))?;
             // SAFETY: the caller's promise is passed on.
             let placement = match unsafe { key.as_ref() } {
                 // SAFETY: the caller's promise is passed on.

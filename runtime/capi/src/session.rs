@@ -4,10 +4,9 @@ use std::ffi::c_void;
 use std::mem::{MaybeUninit, size_of};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::smidgen_runtime::Runtime;
-use ::smidgen_runtime::device::DevicePtr;
+use ::smidgen_runtime::device::{DevicePtr, Event};
 use ::smidgen_runtime::launch::{CapturedGraph, OpaqueKernel, Session};
 use ::smidgen_runtime::telemetry::RequestLog;
 use ::smidgen_runtime::tenant::TenantId;
@@ -33,15 +32,13 @@ pub(crate) struct Chain {
     pub(crate) log: RequestLog,
     /// Made by the first transfer.
     pub(crate) uploader: Option<Uploader>,
-    /// By which its graphs know it.
-    number: u64,
-    capturing: bool,
+    /// The point of the chain marked last.
+    pub(crate) mark: Option<Event>,
 }
 
 /// A captured chain of launches. Its nodes keep the partitions and priorities of the plan that it was captured under.
 pub struct smidgen_graph {
     graph: CapturedGraph,
-    session: u64,
 }
 
 /// Where foreign work shall be enqueued.
@@ -107,11 +104,6 @@ fn busy() -> Failure {
     Failure::new(smidgen_status::BUSY, message)
 }
 
-#[cold]
-fn wrong_state(message: &str) -> Failure {
-    Failure::new(smidgen_status::STATE, message)
-}
-
 /// A session for an admitted tenant.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_create(
@@ -119,14 +111,13 @@ pub unsafe extern "C" fn smidgen_session_create(
     tenant: smidgen_tenant,
     session: Option<&mut MaybeUninit<*mut smidgen_session>>,
 ) -> smidgen_status {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     guard(|| {
         hand_out(session, "session", || {
             // SAFETY: the caller's promise is passed on.
             let runtime = Arc::clone(&unsafe { handle(runtime, "runtime") }?.runtime);
-            let (tenant, number) = (TenantId(tenant), NEXT.fetch_add(1, Ordering::Relaxed));
+            let tenant = TenantId(tenant);
             let (session, log) = (runtime.session(tenant)?, runtime.request_log(tenant)?);
-            let chain = Chain { session, runtime, tenant, log, uploader: None, number, capturing: false };
+            let chain = Chain { session, runtime, tenant, log, uploader: None, mark: None };
             Ok(smidgen_session { chain: Mutex::new(chain) })
         })
     })
@@ -243,6 +234,7 @@ pub unsafe extern "C" fn smidgen_session_upload(
         let chain = unsafe { enter(session) }?;
         // SAFETY: the caller's promise is passed on.
         let source = unsafe { bytes(source, size, "source") }?;
+        chain.session.refuse_in_capture()?;
         Ok(chain.session.device().upload(chain.session.stream(), DevicePtr(target), source)?)
     })
 }
@@ -264,8 +256,13 @@ pub unsafe extern "C" fn smidgen_session_download(
         if size > isize::MAX as usize {
             return Err(refused(format!("`target` cannot have {size} bytes")));
         }
+        chain.session.refuse_in_capture()?;
         // The caller's bytes may be uninitialised, so the device fills others and they are copied.
-        let mut received = vec![0; size];
+        let mut received = Vec::new();
+        if received.try_reserve_exact(size).is_err() {
+            return Err(Failure::new(smidgen_status::NO_MEMORY, format!("the host has no {size} bytes to copy to; copy in parts")));
+        }
+        received.resize(size, 0);
         chain.session.device().download(chain.session.stream(), DevicePtr(source), &mut received)?;
         if size > 0 {
             // SAFETY: the caller vouches for `size` bytes at `target`, and `received` is new.
@@ -292,12 +289,7 @@ pub unsafe extern "C" fn smidgen_session_begin_capture(session: *mut smidgen_ses
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let mut chain = unsafe { enter(session) }?;
-        if chain.capturing {
-            return Err(wrong_state("a capture is in progress already; end it first"));
-        }
-        chain.session.begin_capture()?;
-        chain.capturing = true;
-        Ok(())
+        Ok(chain.session.begin_capture()?)
     })
 }
 
@@ -310,24 +302,8 @@ pub unsafe extern "C" fn smidgen_session_end_capture(
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let mut chain = unsafe { enter(session) }?;
-        hand_out(graph, "graph", || {
-            chain.capturing = false;
-            Ok(smidgen_graph { graph: chain.session.finish_capture()?, session: chain.number })
-        })
+        hand_out(graph, "graph", || Ok(smidgen_graph { graph: chain.session.finish_capture()? }))
     })
-}
-
-/// The graph, if it is this chain's.
-fn own<'a>(chain: &Chain, graph: Option<&'a smidgen_graph>) -> Result<&'a CapturedGraph, Failure> {
-    let graph = given(graph, "graph")?;
-    if graph.session != chain.number {
-        let message = "the graph was captured by another session, whose memory it uses; capture it with this one";
-        return Err(Failure::new(smidgen_status::WRONG_SESSION, message));
-    }
-    if chain.capturing {
-        return Err(wrong_state("a capture is in progress; end it before graphs are used"));
-    }
-    Ok(&graph.graph)
 }
 
 /// Sets `current` to whether the plan that `graph` was captured under is still in force for this tenant. If it is not, capture again: its
@@ -341,8 +317,8 @@ pub unsafe extern "C" fn smidgen_session_is_current(
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let mut chain = unsafe { enter(session) }?;
-        let graph = own(&chain, graph)?;
-        given(current, "current")?.write(chain.session.is_current(graph)?);
+        let graph = given(graph, "graph")?;
+        given(current, "current")?.write(chain.session.is_current(&graph.graph)?);
         Ok(())
     })
 }
@@ -353,8 +329,8 @@ pub unsafe extern "C" fn smidgen_session_replay(session: *mut smidgen_session, g
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let mut chain = unsafe { enter(session) }?;
-        let graph = own(&chain, graph)?;
-        Ok(chain.session.replay(graph)?)
+        let graph = given(graph, "graph")?;
+        Ok(chain.session.replay(&graph.graph)?)
     })
 }
 
@@ -370,6 +346,7 @@ pub unsafe extern "C" fn smidgen_session_synchronize(session: *mut smidgen_sessi
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let chain = unsafe { enter(session) }?;
+        chain.session.refuse_in_capture()?;
         Ok(chain.session.device().synchronize(chain.session.stream())?)
     })
 }

@@ -92,7 +92,8 @@ impl From<LaunchError> for Failure {
             LaunchError::Device(error) => return error.into(),
             LaunchError::Dismissed => smidgen_status::UNKNOWN_TENANT,
             LaunchError::NoStream { .. } => smidgen_status::PARTITION,
-            LaunchError::NotCapturing | LaunchError::InCapture | LaunchError::Capturing | LaunchError::Paused => smidgen_status::STATE,
+            LaunchError::NotCapturing | LaunchError::InCapture | LaunchError::WrongThread | LaunchError::Paused => smidgen_status::STATE,
+            LaunchError::WrongSession | LaunchError::WrongTenant => smidgen_status::WRONG_SESSION,
             LaunchError::Unsupported { .. } => smidgen_status::UNSUPPORTED,
         };
         Self::new(status, error.to_string())
@@ -116,7 +117,7 @@ impl From<AdmitError> for Failure {
             AdmitError::Ladder(error) => return error.into(),
             AdmitError::NoMemory { .. } => smidgen_status::NO_MEMORY,
             AdmitError::NoSms { .. } => smidgen_status::PARTITION,
-            AdmitError::TooMany => smidgen_status::ARGUMENT,
+            AdmitError::TooMany | AdmitError::ZeroSlo { .. } | AdmitError::Unplaced { .. } => smidgen_status::ARGUMENT,
             AdmitError::ImpossibleSlo { .. } => smidgen_status::IMPOSSIBLE_SLO,
             AdmitError::Unknown(_) => smidgen_status::UNKNOWN_TENANT,
         };

@@ -110,6 +110,22 @@ pub unsafe extern "C" fn smidgen_runtime_adapt(runtime: *mut smidgen_runtime, re
     })
 }
 
+/// Compares the times of kernels since the last call, of which one launch in some hundred is timed, with the profiles, and plans again where they differ by more than
+/// a tenth. Call it once a second or so, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn smidgen_runtime_correct(
+    runtime: *mut smidgen_runtime,
+    replanned: Option<&mut MaybeUninit<bool>>,
+) -> smidgen_status {
+    guard(|| {
+        // SAFETY: the caller's promise is passed on.
+        let runtime = &unsafe { handle(runtime, "runtime") }?.runtime;
+        let report = runtime.correct()?;
+        replanned.map(|replanned| replanned.write(report.is_some_and(|report| report.replanned)));
+        Ok(())
+    })
+}
+
 /// Lends the SMs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; call it where every
 /// thread only waits. `next_nanoseconds` is set to the time of smidgen_device_now at which more will be due, or to UINT64_MAX where nothing will
 /// be before another request ends.
@@ -138,8 +154,7 @@ pub unsafe extern "C" fn smidgen_runtime_limit_transfers(
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let runtime = &unsafe { handle(runtime, "runtime") }?.runtime;
-        runtime.transfers().set_rate(TenantId(tenant), limit(bytes_per_second));
-        Ok(())
+        Ok(runtime.limit_transfers(TenantId(tenant), limit(bytes_per_second))?)
     })
 }
 

@@ -57,7 +57,7 @@ static void versions(void) {
     EXPECT_THAT(smidgen_abi_version() == SMIDGEN_ABI_VERSION);
     EXPECT_OK(smidgen_require_abi(SMIDGEN_ABI_VERSION));
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 1), VERSION, "compile it with the library's own header");
-    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.1");
+    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.2");
     EXPECT_THAT(strcmp(smidgen_status_name(12345), "unknown status") == 0);
 }
 
@@ -270,11 +270,24 @@ static void requests(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_se
     EXPECT_OK(smidgen_runtime_resize(runtime, tenant, 0));
     EXPECT_OK(smidgen_runtime_pause(runtime, tenant));
     EXPECT(smidgen_session_launch(session, &kernel), STATE, "paused");
+    EXPECT(smidgen_runtime_placement(runtime, tenant, NULL, &placement), STATE, "paused");
     EXPECT_OK(smidgen_runtime_resume(runtime, tenant));
     EXPECT_OK(smidgen_runtime_resume(runtime, tenant)); // twice
     EXPECT_OK(smidgen_session_launch(session, &kernel));
     EXPECT(smidgen_runtime_pause(runtime, tenant + 1), UNKNOWN_TENANT, NULL);
-    EXPECT_OK(smidgen_session_synchronize(session));
+
+    bool done = true;
+    EXPECT(smidgen_session_is_done(session, &done), STATE, "nothing is marked");
+    EXPECT_OK(smidgen_session_mark(session));
+    EXPECT(smidgen_session_is_done(session, NULL), NULL, "`done` is null");
+    EXPECT_OK(smidgen_session_is_done(session, &done));
+    EXPECT_THAT(!done); // launched, and nobody has waited yet
+    for (int polls = 0; !done && polls < 1000; ++polls) EXPECT_OK(smidgen_session_is_done(session, &done));
+    EXPECT_THAT(done);
+    bool replanned = true;
+    EXPECT_OK(smidgen_runtime_correct(runtime, &replanned));
+    EXPECT_THAT(!replanned);
+    EXPECT_OK(smidgen_runtime_correct(runtime, NULL));
 }
 
 static void transfers(smidgen_device *device, smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
@@ -285,6 +298,7 @@ static void transfers(smidgen_device *device, smidgen_runtime *runtime, smidgen_
     EXPECT_OK(smidgen_device_allocate(device, COUNT, &address));
     EXPECT(smidgen_session_transfer(session, address, NULL, 4, SMIDGEN_AFTER_LAUNCHES), NULL, "`source` is null");
     EXPECT(smidgen_session_transfer(session, address, sent, COUNT, 2), ARGUMENT, "`after` is 2");
+    EXPECT(smidgen_runtime_limit_transfers(runtime, tenant + 1, 1000000000), UNKNOWN_TENANT, NULL);
     EXPECT_OK(smidgen_runtime_limit_transfers(runtime, tenant, 1000000000));
     EXPECT_OK(smidgen_runtime_limit_throughput_transfers(runtime, 1000000000));
     EXPECT_OK(smidgen_session_transfer(session, address, sent, COUNT, SMIDGEN_AFTER_LAUNCHES));
@@ -303,6 +317,7 @@ static void copies(smidgen_device *device, smidgen_session *session) {
     EXPECT(smidgen_session_upload(session, address, NULL, 4), NULL, "`source` is null");
     EXPECT(smidgen_session_upload(session, 0, &sent, sizeof sent), DEVICE, "not in one allocation");
     EXPECT(smidgen_session_download(session, address, NULL, 4), NULL, "`target` is null");
+    EXPECT(smidgen_session_download(session, address, &received, (size_t)1 << 60), NO_MEMORY, "copy in parts");
     EXPECT_OK(smidgen_session_upload(session, address, &sent, sizeof sent));
     EXPECT_OK(smidgen_session_download(session, address, &received, sizeof received));
     EXPECT_THAT(received == sent);
@@ -318,15 +333,19 @@ static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_sess
     EXPECT(smidgen_session_end_capture(session, &graph), STATE, "no capture is in progress");
     EXPECT_THAT(graph == NULL);
     EXPECT_OK(smidgen_session_begin_capture(session));
-    EXPECT(smidgen_session_begin_capture(session), STATE, "in progress already");
+    EXPECT(smidgen_session_begin_capture(session), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_launch(session, &kernel));
-    EXPECT(smidgen_session_synchronize(session), DEVICE, "capturing");
+    uint8_t byte = 0;
+    EXPECT(smidgen_session_synchronize(session), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_upload(session, 4096, &byte, 1), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_download(session, 4096, &byte, 1), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_mark(session), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_end_capture(session, &graph));
     EXPECT_OK(smidgen_session_replay(session, graph));
     EXPECT(smidgen_session_replay(session, NULL), NULL, "`graph` is null");
 
     EXPECT_OK(smidgen_session_begin_capture(session));
-    EXPECT(smidgen_session_replay(session, graph), STATE, "end it before");
+    EXPECT(smidgen_session_replay(session, graph), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_end_capture(session, &none));
     EXPECT_OK(smidgen_graph_destroy(&none));
 

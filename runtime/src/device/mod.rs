@@ -58,9 +58,9 @@ impl DevicePtr {
     /// The null address: "this operand is absent".
     pub const NULL: Self = Self(0);
 
-    /// The address `bytes` further on.
+    /// The address `bytes` further on; beyond the last one it wraps, and the device refuses what is no address of its.
     pub const fn offset(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
+        Self(self.0.wrapping_add(bytes))
     }
 
     /// Whether this is [`DevicePtr::NULL`].
@@ -442,7 +442,7 @@ impl Drop for Graph {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DeviceError {
     /// The driver library or the GPU is not there.
-    #[error("no NVIDIA GPU: {0}; install the NVIDIA driver, or use `--device sim`")]
+    #[error("no NVIDIA GPU: {0}; install the NVIDIA driver, or use the simulator (`--device sim`, `SimDevice`)")]
     NoGpu(String),
     /// The driver is older than what the green-context API needs.
     #[error("the driver supports CUDA {}.{}, smidgen needs {}.{} or newer: update the NVIDIA driver", found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10)]
@@ -452,17 +452,19 @@ pub enum DeviceError {
         /// The oldest that works.
         needed: u32,
     },
-    /// The kernels were not compiled into this binary.
-    #[error("this binary was built without a CUDA compiler and holds no kernels; run `cargo xtask toolchain`, then build again")]
+    /// Nothing was loaded, or the kernels were not compiled into this binary.
+    #[error(
+        "no kernels are loaded; load a fatbin or PTX first, or where smidgen was built without a CUDA compiler run `cargo xtask toolchain` and build again"
+    )]
     NoKernels,
     /// No loaded library has such a kernel.
-    #[error("no loaded library has a kernel called `{symbol}`; the fatbin and the binary do not belong together: build again")]
+    #[error("no loaded library has a kernel called `{symbol}`; load the one that has it, and build both again if this binary should")]
     UnknownSymbol {
         /// The name looked for.
         symbol: String,
     },
     /// Device memory is used up.
-    #[error("out of device memory: {asked} bytes asked, {free} bytes free")]
+    #[error("out of device memory: {asked} bytes asked, {free} bytes free; use a smaller batch, sequence or model, or dismiss a tenant")]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,
@@ -470,7 +472,7 @@ pub enum DeviceError {
         free: u64,
     },
     /// A partition could not be made as asked. There is no fallback to the whole GPU.
-    #[error("a partition of {asked} SMs was asked for and {granted} were granted")]
+    #[error("a partition of {asked} SMs was asked for and {granted} were granted; use a policy with coarser parts, such as static-equal")]
     ShortPartition {
         /// SMs asked for.
         asked: Sms,

@@ -1,6 +1,8 @@
 //! Captured graphs: a forward pass as one launch.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 
 use crate::device::{Graph, Sms};
 use crate::partition::PartitionRef;
@@ -12,9 +14,31 @@ use super::{Fingerprint, TenantPlan};
 /// A graph and the tenant's part of the plan under which it was captured. Its nodes keep the partitions, SM counts and priorities of that plan;
 /// its grant is read on the device, and is always the present one.
 pub struct CapturedGraph {
+    /// Who captured it, and alone may replay it.
+    pub(super) session: SessionNumber,
     pub(super) graph: Graph,
     pub(super) layout: Arc<Layout>,
     pub(super) body: Arc<GraphBody>,
+}
+
+/// Tells the sessions of a process apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct SessionNumber(u64);
+
+impl SessionNumber {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A capture in progress.
+#[derive(Clone, Copy)]
+pub(super) struct Capture {
+    /// The lane on which it began.
+    pub(super) origin: usize,
+    /// That on which it must end.
+    pub(super) thread: ThreadId,
 }
 
 /// What a graph launches.

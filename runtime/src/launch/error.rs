@@ -27,15 +27,21 @@ pub enum LaunchError {
     /// There is no capture to finish.
     #[error("no capture is in progress; begin one first")]
     NotCapturing,
-    /// Something that acts once was asked for in a capture, whose launches run at every replay.
-    #[error("a capture is in progress; begin and end requests, and grow launches, before or after it")]
+    /// Something that acts once was asked for in a capture, whose launches run at every replay: requests, growing, copies from the host, events, other graphs.
+    #[error("a capture is in progress, and holds launches alone; do all else before or after it")]
     InCapture,
+    /// A capture ends on the thread that began it.
+    #[error("this capture was begun on another thread; end it there")]
+    WrongThread,
+    /// A graph counts tiles in its session's memory.
+    #[error("this graph was captured by another session, whose memory it uses; capture it with this one")]
+    WrongSession,
+    /// An uploader copies in its own tenant's turn.
+    #[error("this uploader is another tenant's than the session; get one for this tenant")]
+    WrongTenant,
     /// The tenant is paused. Its weights and graphs are where they were.
     #[error("this tenant is paused; resume it to launch")]
     Paused,
-    /// The session is capturing, and a graph cannot hold copies from the host.
-    #[error("a graph cannot hold copies from the host; copy before or after the capture")]
-    Capturing,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

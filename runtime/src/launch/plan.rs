@@ -96,8 +96,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A tenant's part.
+    ///
+    /// # Errors
+    /// [`LaunchError::Paused`] or [`LaunchError::Dismissed`] where it has none.
+    pub fn tenant(&self, tenant: TenantId) -> Result<&TenantPlan, LaunchError> {
+        self.tenants.get(&tenant).ok_or_else(|| self.absence(tenant))
+    }
+
     /// Why a tenant is not in the plan.
-    pub(super) fn absence(&self, tenant: TenantId) -> LaunchError {
+    fn absence(&self, tenant: TenantId) -> LaunchError {
         if self.paused.contains(&tenant) { LaunchError::Paused } else { LaunchError::Dismissed }
     }
 }

@@ -23,10 +23,10 @@ impl TpcSet {
         if end >= Self::CAPACITY { u128::MAX } else { (1 << end) - 1 }
     }
 
-    /// The set with `tpc` in it.
+    /// The set with `tpc` in it, unless that is [`TpcSet::CAPACITY`] or more.
     #[must_use]
     pub const fn with(self, tpc: u16) -> Self {
-        Self(self.0 | (Self::below(tpc + 1) & !Self::below(tpc)))
+        Self(self.0 | (Self::below(tpc.saturating_add(1)) & !Self::below(tpc)))
     }
 
     /// One bit for each TPC, TPC 0 the lowest.

@@ -38,8 +38,11 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// The command that measures these models again, into `path`.
+    /// The command that measures the same again: into `path`, or where it was not `smidgen profile` that measured, the one noted.
     pub fn command_again(&self, path: &Path) -> String {
+        if !self.command.is_empty() && !self.command.contains("smidgen") {
+            return self.command.clone();
+        }
         let models: String = self.models.iter().map(|model| format!(" --model {model}")).collect();
         format!("smidgen profile{models} -o {}", path.display())
     }

@@ -43,7 +43,7 @@ pub enum AdmitError {
     NoSms {
         /// The tenant's name.
         name: String,
-        /// SMs asked for.
+        /// SMs asked for, in whole TPCs.
         asked: Sms,
         /// SMs in nobody's share.
         free: Sms,
@@ -52,7 +52,7 @@ pub enum AdmitError {
     },
     /// The objective cannot be met even alone.
     #[error(
-        "tenant `{name}`: its SLO of {:.3} ms is below its isolated latency of {:.3} ms; raise `slo=` or use a smaller batch",
+        "tenant `{name}`: its SLO of {:.3} ms is below its isolated latency of {:.3} ms; raise the SLO or use a smaller batch",
         slo.as_secs_f64() * 1e3,
         isolated.as_secs_f64() * 1e3
     )]
@@ -64,11 +64,25 @@ pub enum AdmitError {
         /// The sum of its kernels' latencies on the whole GPU.
         isolated: Duration,
     },
+    /// An objective of no time.
+    #[error("tenant `{name}`: an SLO of 0 cannot be kept; give a time, or none for no objective")]
+    ZeroSlo {
+        /// The tenant's name.
+        name: String,
+    },
+    /// The policy's draft leaves a tenant out.
+    #[error("the policy `{policy}` has no place for tenant `{name}`; a draft has one entry for each tenant")]
+    Unplaced {
+        /// The policy.
+        policy: &'static str,
+        /// The tenant's name.
+        name: String,
+    },
     /// The ledger cannot tell more tenants apart.
     #[error("65535 tenants are admitted already; dismiss one first")]
     TooMany,
     /// No such tenant.
-    #[error("no tenant has the number {}; it was dismissed", .0.0)]
+    #[error("no tenant has the number {}; it was dismissed, or never admitted", .0.0)]
     Unknown(TenantId),
     /// A partition of the new plan cannot be made.
     #[error(transparent)]

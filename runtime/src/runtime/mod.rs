@@ -79,10 +79,10 @@ impl Default for RuntimeOptions {
 ///
 /// let first = runtime.admit(tenant("first"))?;
 /// let second = runtime.admit(tenant("second"))?;
-/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(66));
+/// assert_eq!(runtime.plan().tenant(first)?.default.sms, Sms(66));
 ///
 /// runtime.dismiss(second)?;
-/// assert_eq!(runtime.plan().tenants[&first].default.sms, Sms(132));
+/// assert_eq!(runtime.plan().tenant(first)?.default.sms, Sms(132));
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Runtime {
@@ -121,11 +121,6 @@ impl Runtime {
     /// A runtime without tenants, which records what [`Recording`] says unless told otherwise.
     pub fn new(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>) -> Self {
         Self::with_options(device, policy, profiles, RuntimeOptions::default())
-    }
-
-    /// A runtime without tenants that records what `recording` says.
-    pub fn recording(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, recording: Recording) -> Self {
-        Self::with_options(device, policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() })
     }
 
     /// A runtime without tenants, as `options` say.
@@ -209,6 +204,10 @@ impl Runtime {
             return Err(lost.clone().into());
         }
         let draft = self.draft(state)?;
+        let unplaced = state.tenants.iter().find(|(id, admitted)| !admitted.paused && !draft.contains_key(id));
+        if let Some((_, admitted)) = unplaced {
+            return Err(AdmitError::Unplaced { policy: state.policy.name(), name: admitted.spec.name.clone() });
+        }
         // Referred to from here on, so that making one does not take another of the same plan away.
         let mut partitions = HashMap::new();
         let mut realise = |(&id, draft)| Ok((id, self.realise(draft, &mut partitions)?));

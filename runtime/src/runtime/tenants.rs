@@ -8,6 +8,7 @@
 //!
 //! No change touches memory or another tenant's work: weights stay where they are, sessions follow the new plan at their next launch.
 
+use std::num::NonZeroU64;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::thread;
@@ -64,9 +65,12 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::NoMemory`] with figures if it does not fit beside what the others were promised or hold, or if less is free;
-    /// [`AdmitError::NoSms`] where every SM is in somebody's share; what a plan or the device says. Nothing has changed then.
+    /// [`AdmitError::NoSms`] where every SM is in somebody's share; [`AdmitError::ZeroSlo`]; what a plan or the device says. Nothing has changed then.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = spec.name))]
     pub fn admit(&self, spec: TenantSpec) -> Result<TenantId, AdmitError> {
+        if spec.slo == Some(Duration::ZERO) {
+            return Err(AdmitError::ZeroSlo { name: spec.name });
+        }
         let mut state = self.state.lock();
         // A tenant admitted before may not have allocated all of its memory yet.
         let kept = state.tenants.values().map(Admitted::memory_bytes).fold(0, u64::saturating_add);
@@ -117,6 +121,18 @@ impl Runtime {
         let state = self.state.lock();
         let admitted = state.tenant(tenant)?;
         Ok(Uploader::new(&self.transfers, &admitted.device, tenant, admitted.spec.class)?)
+    }
+
+    /// Lets the tenant's uploaders copy at most so many bytes per second, or as many as they can. A pause saves up for
+    /// [`TransferConfig::in_flight`](crate::transfer::TransferConfig::in_flight) chunks at most. An upload that goes at once is not held up any more.
+    ///
+    /// # Errors
+    /// [`AdmitError::Unknown`] after it was dismissed.
+    pub fn limit_transfers(&self, tenant: TenantId, bytes_per_second: Option<NonZeroU64>) -> Result<(), AdmitError> {
+        let state = self.state.lock();
+        state.tenant(tenant)?;
+        self.transfers.set_rate(tenant, bytes_per_second);
+        Ok(())
     }
 
     /// Tells which kernels one request of the tenant launches, and plans again.
@@ -319,6 +335,9 @@ impl Admitted {
 
     fn check_objective(&self) -> Result<(), AdmitError> {
         let Some(slo) = self.spec.slo else { return Ok(()) };
+        if slo.is_zero() {
+            return Err(AdmitError::ZeroSlo { name: self.spec.name.clone() });
+        }
         let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
         let isolated = self.kernels.iter().map(best).sum::<f64>() / 1e6;
         let isolated = Duration::try_from_secs_f64(isolated).unwrap_or(Duration::MAX);

@@ -5,7 +5,7 @@
 //! | `smidgen_requests_total` | counter | `tenant` | requests answered |
 //! | `smidgen_request_seconds` | histogram | `tenant` | from a request's arrival to its end |
 //! | `smidgen_slo_misses_total` | counter | `tenant` | requests that missed the tenant's objective |
-//! | `smidgen_slo_seconds` | gauge | `tenant` | the objective; absent where the tenant has none |
+//! | `smidgen_slo_seconds` | gauge | `tenant` | the objective; absent or 0 where the tenant has none |
 //! | `smidgen_launches_total` | counter | `tenant` | kernels launched eagerly, or captured |
 //! | `smidgen_hops_total` | counter | `tenant` | changes of stream between launches |
 //! | `smidgen_replays_total` | counter | `tenant` | captured graphs launched |
@@ -16,6 +16,8 @@
 //! | `smidgen_drift_reports_total` | counter | | times that kernels were found to differ from their profile |
 //! | `smidgen_drift_ratio` | gauge | `kernel` | a kernel's time divided by its profile's, where it was found to differ |
 //! | `smidgen_plan_drift_ratio` | gauge | `tenant` | a replay's time divided by what the plan expects of it, where that was found to differ |
+//!
+//! Tenants are told apart by their names, also those of several runtimes, such as one for each GPU: give each a name of its own.
 //!
 //! Sessions count in plain atomics; [`Runtime::publish_metrics`](crate::Runtime::publish_metrics) carries the counts over. Call it twice a
 //! second, or before each scrape.
@@ -127,9 +129,7 @@ impl TenantMetrics {
     }
 
     pub(super) fn set_objective(&self, slo: Option<Duration>) {
-        if let Some(slo) = slo {
-            gauge!(SLO_SECONDS, "tenant" => self.name.clone()).set(slo.as_secs_f64());
-        }
+        gauge!(SLO_SECONDS, "tenant" => self.name.clone()).set(slo.unwrap_or_default().as_secs_f64());
     }
 
     pub(super) fn set_plan_drift(&self, ratio: f64) {
@@ -171,7 +171,7 @@ fn describe() {
     describe_counter!(REQUESTS, "Requests answered.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "From a request's arrival to its end.");
     describe_counter!(SLO_MISSES, "Requests that missed the tenant's objective.");
-    describe_gauge!(SLO_SECONDS, Unit::Seconds, "The tenant's objective.");
+    describe_gauge!(SLO_SECONDS, Unit::Seconds, "The tenant's objective; 0 for none.");
     describe_counter!(LAUNCHES, "Kernels launched eagerly, or captured.");
     describe_counter!(HOPS, "Changes of stream between launches.");
     describe_counter!(REPLAYS, "Captured graphs launched.");

@@ -189,9 +189,11 @@ impl Telemetry {
 
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
         let metrics = TenantMetrics::new(&spec.name);
-        metrics.set_objective(spec.slo);
-        let tenant_ = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
-        self.state.lock().tenants.insert(tenant, tenant_);
+        if spec.slo.is_some() {
+            metrics.set_objective(spec.slo);
+        }
+        let known = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
+        self.state.lock().tenants.insert(tenant, known);
     }
 
     pub(crate) fn objective_changed(&self, tenant: TenantId, slo: Option<Duration>) {
@@ -204,6 +206,7 @@ impl Telemetry {
         if let Some(tenant) = self.state.lock().tenants.remove(&tenant) {
             tenant.metrics.publish(&tenant.counts);
             tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
+            tenant.metrics.set_objective(None);
         }
     }
 
@@ -307,6 +310,7 @@ impl Drop for Telemetry {
         for tenant in self.state.get_mut().tenants.values() {
             tenant.metrics.publish(&tenant.counts);
             tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
+            tenant.metrics.set_objective(None);
         }
     }
 }

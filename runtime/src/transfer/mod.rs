@@ -130,9 +130,7 @@ impl Transfers {
         self.config
     }
 
-    /// Lets a tenant copy at most so many bytes per second, or as many as it can. A pause saves up for [`TransferConfig::in_flight`] chunks at most. An upload
-    /// that goes at once is not held up any more.
-    pub fn set_rate(&self, tenant: TenantId, bytes_per_second: Option<NonZeroU64>) {
+    pub(crate) fn set_rate(&self, tenant: TenantId, bytes_per_second: Option<NonZeroU64>) {
         let mut shared = self.shared.lock();
         shared.queue.set_rate(tenant, bytes_per_second, self.device.now());
         shared.tell(tenant);

@@ -125,8 +125,8 @@ impl Uploader {
     /// sent, and pageable bytes may be used again then.
     ///
     /// # Errors
-    /// [`LaunchError::Paused`], [`LaunchError::Dismissed`] and [`LaunchError::Capturing`] before anything is copied; what the device says. After an error
-    /// part of the target may have been written.
+    /// [`LaunchError::WrongTenant`] with another tenant's session, [`LaunchError::Paused`], [`LaunchError::Dismissed`] and [`LaunchError::InCapture`] before
+    /// anything is copied; what the device says. After an error part of the target may have been written.
     pub fn upload<'a>(
         &'a mut self,
         session: &'a mut Session,
@@ -156,6 +156,9 @@ impl Uploader {
         source: impl Into<Source<'a>>,
         after: After,
     ) -> Result<Upload<'a>, LaunchError> {
+        if session.tenant() != self.tenant {
+            return Err(LaunchError::WrongTenant);
+        }
         let stream = session.stream_for_copy()?;
         let source = source.into();
         let (express, bytes) = (self.express.load(Ordering::Relaxed), source.bytes());

@@ -53,7 +53,7 @@ impl Status {
                 match (name, label("quantile")) {
                     (names::REQUESTS, _) => tenant.requests = value,
                     (names::SLO_MISSES, _) => tenant.misses = value,
-                    (names::SLO_SECONDS, _) => tenant.slo = Some(value),
+                    (names::SLO_SECONDS, _) => tenant.slo = Some(value).filter(|seconds| *seconds > 0.0),
                     (names::SMS_OWNED, _) => tenant.owned = value,
                     (names::SMS_HELD, _) => tenant.held = value,
                     (names::SMS_BORROWED, _) => tenant.borrowed = value,

@@ -237,7 +237,11 @@ impl Device for SimDevice {
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
         let mut engine = self.alive("simAllocateHost")?;
-        let memory = Box::leak(vec![0_u8; bytes.max(1)].into_boxed_slice());
+        let mut memory = Vec::new();
+        let reserved = memory.try_reserve_exact(bytes.max(1));
+        reserved.map_err(|_| refused("simAllocateHost", format!("the host has no {bytes} bytes; copy in smaller parts")))?;
+        memory.resize(bytes.max(1), 0_u8);
+        let memory = Box::leak(memory.into_boxed_slice());
         engine.host_memory.insert(memory.as_ptr().addr(), memory.len());
         Ok(HostPtr(memory.as_mut_ptr()))
     }

@@ -1,10 +1,12 @@
 //! A session's graphs: launches captured instead of run, replayed, and kept for the plans that place them alike.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::thread;
 
 use super::{PROGRESSES, SeenKernel, Session};
 use crate::device::{DeviceError, Graph, GraphId};
-use crate::launch::capture::{GraphBody, GraphKernel};
+use crate::launch::capture::{Capture, GraphBody, GraphKernel};
 use crate::launch::{CapturedGraph, GraphLimits, LaunchError, WorkId};
 
 impl Session {
@@ -12,27 +14,29 @@ impl Session {
     /// loaded while capturing.
     ///
     /// # Errors
-    /// What `body` returns, or what the device says of the capture. The session can be used on as if nothing had been captured.
+    /// [`LaunchError::InCapture`] within another capture; what `body` returns, or what the device says of the capture. The session can be used on as if nothing
+    /// had been captured, also where `body` panics.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     pub fn capture<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<CapturedGraph, E> {
         self.begin_capture()?;
-        let done = body(self);
-        // Also after a failure: a stream that is left capturing takes no work any more.
+        let done = catch_unwind(AssertUnwindSafe(|| body(self)));
+        // Also after a failure or a panic: a stream that is left capturing takes no work any more.
         let graph = self.finish_capture();
-        done?;
+        done.unwrap_or_else(|panic| resume_unwind(panic))?;
         Ok(graph?)
     }
 
     /// [`capture`](Session::capture) in two halves, for a caller that has no closure to give, such as one in C: from here on launches are
-    /// captured, until [`finish_capture`](Session::finish_capture).
+    /// captured, until [`finish_capture`](Session::finish_capture) on the same thread.
     ///
     /// # Errors
-    /// As [`launch`](Session::launch); what the device says, also where a capture is in progress already.
+    /// As [`launch`](Session::launch); [`LaunchError::InCapture`] where a capture is in progress already; what the device says.
     pub fn begin_capture(&mut self) -> Result<(), LaunchError> {
+        self.refuse_in_capture()?;
         self.follow_plan()?;
         let origin = self.current;
         self.device.begin_capture(self.stream())?;
-        self.capturing = Some(origin);
+        self.capturing = Some(Capture { origin, thread: thread::current().id() });
         self.captured = [0; PROGRESSES];
         self.captured_long.clear();
         self.follows_launch = false;
@@ -43,9 +47,13 @@ impl Session {
     /// Ends the capture in progress, also when it fails.
     ///
     /// # Errors
-    /// [`LaunchError::NotCapturing`] without a capture; what the device says of it.
+    /// [`LaunchError::NotCapturing`] without a capture; [`LaunchError::WrongThread`], and the capture goes on, where another thread began it; what the device
+    /// says of it.
     pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
-        let origin = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        let Capture { origin, thread } = self.capturing.ok_or(LaunchError::NotCapturing)?;
+        if thread != thread::current().id() {
+            return Err(LaunchError::WrongThread);
+        }
         let joined = self.hop(origin);
         let graph = self.end_capture(origin);
         joined?;
@@ -57,7 +65,7 @@ impl Session {
         let kernels = self.seen.iter().enumerate().filter_map(captured).collect();
         let long = std::mem::take(&mut self.captured_long).into();
         let body = GraphBody { launches: self.stats.launches - before, kernels, elastic: self.captured, long };
-        Ok(CapturedGraph { graph: graph?, layout: Arc::clone(&self.layout), body: Arc::new(body) })
+        Ok(CapturedGraph { session: self.number, graph: graph?, layout: Arc::clone(&self.layout), body: Arc::new(body) })
     }
 
     pub(super) fn end_capture(&mut self, origin: usize) -> Result<Graph, LaunchError> {
@@ -67,24 +75,35 @@ impl Session {
         Ok(Graph::end_capture(&self.device, self.stream())?)
     }
 
-    /// Whether `graph` is one of this session's, captured under a plan that places this tenant's kernels as the one now in force. If not,
-    /// capture again: its nodes keep their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
+    /// Whether `graph` was captured under a plan that places this tenant's kernels as the one now in force. If not, capture again: its nodes keep
+    /// their old partitions. A plan that changes other tenants, or this one's grant alone, leaves it current.
     ///
     /// # Errors
-    /// As [`launch`](Session::launch).
+    /// As [`replay`](Session::replay).
     pub fn is_current(&mut self, graph: &CapturedGraph) -> Result<bool, LaunchError> {
-        self.follow_plan()?;
+        self.admit(graph)?;
         Ok(Arc::ptr_eq(&graph.layout, &self.layout))
     }
 
     /// Replays `graph` after everything launched so far, on the partitions of the plan that it was captured under.
     ///
     /// # Errors
-    /// [`LaunchError::Dismissed`] once the tenant is gone; what the device says.
+    /// [`LaunchError::WrongSession`] if another session captured it; [`LaunchError::InCapture`] while a capture is in progress; [`LaunchError::Dismissed`] once the
+    /// tenant is gone; what the device says.
     pub fn replay(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
-        self.follow_plan()?;
+        self.admit(graph)?;
         self.settle();
         Ok(self.run(graph.graph.id(), Arc::clone(&graph.body))?)
+    }
+
+    /// Follows the plan, for a graph of this session's.
+    #[inline]
+    fn admit(&mut self, graph: &CapturedGraph) -> Result<(), LaunchError> {
+        if graph.session != self.number {
+            return Err(LaunchError::WrongSession);
+        }
+        self.refuse_in_capture()?;
+        self.follow_plan()
     }
 
     /// Lends what is due, on the way.
@@ -121,6 +140,7 @@ impl Session {
     /// # Errors
     /// As [`replay`](Session::replay).
     pub fn replay_kept(&mut self, work: WorkId) -> Result<bool, LaunchError> {
+        self.refuse_in_capture()?;
         self.follow_plan()?;
         self.settle();
         let Some(graph) = self.graphs.find(work) else { return Ok(false) };

@@ -38,7 +38,7 @@ impl Session {
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     fn adopt(&mut self) -> Result<(), LaunchError> {
         let (plan, partitions) = self.plans.in_force();
-        let mine = plan.tenants.get(&self.tenant).ok_or_else(|| plan.absence(self.tenant))?;
+        let mine = plan.tenant(self.tenant)?;
         if self.followed.is_none() || !mine.places_like(&self.layout.plan) {
             let left = self.left.iter().position(|left| mine.places_like(&left.layout.plan));
             let layout = match left {

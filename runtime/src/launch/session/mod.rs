@@ -20,7 +20,7 @@ use crate::telemetry::Probe;
 use crate::telemetry::probe::Observable;
 use crate::tenant::TenantId;
 
-use super::capture::Layout;
+use super::capture::{Capture, Layout, SessionNumber};
 use super::grant::Grant;
 use super::graph_cache::GraphCache;
 use super::joiner::{Growth, JoiningPlace, Owner, is_long, is_long_in_a_graph};
@@ -113,6 +113,7 @@ pub struct SeenKernel {
 /// # Ok::<(), AdmitError>(())
 /// ```
 pub struct Session {
+    number: SessionNumber,
     device: Arc<dyn Device>,
     tenant: TenantId,
     plans: PlanCell,
@@ -124,8 +125,7 @@ pub struct Session {
     /// Followed before, and needed by graphs or by launches that may not have ended.
     left: Vec<LeftLayout>,
     graphs: GraphCache,
-    /// The lane on which the capture in progress began.
-    capturing: Option<usize>,
+    capturing: Option<Capture>,
     /// In all, and by kernel index.
     launches_before_capture: (u64, Vec<u32>),
     lanes: Vec<Lane>,
@@ -192,6 +192,7 @@ impl Session {
         device.bind_thread()?;
         let layout = Layout { plan: TenantPlan::everywhere(device.topology()), partitions: Vec::new() };
         let mut session = Self {
+            number: SessionNumber::new(),
             device: Arc::clone(device),
             tenant,
             plans: plans.clone(),
@@ -365,6 +366,11 @@ impl Session {
         self.lanes[self.current].stream.id()
     }
 
+    /// Whose launches they are.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
     /// The device.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
@@ -407,7 +413,12 @@ impl Session {
         }
     }
 
-    fn refuse_in_capture(&self) -> Result<(), LaunchError> {
+    /// For what acts once, where the launches of a capture act at every replay: copies, events, waiting for the stream.
+    ///
+    /// # Errors
+    /// [`LaunchError::InCapture`] while a capture is in progress.
+    #[inline]
+    pub fn refuse_in_capture(&self) -> Result<(), LaunchError> {
         if self.capturing.is_some() { Err(LaunchError::InCapture) } else { Ok(()) }
     }
 
@@ -515,8 +526,8 @@ impl Drop for Session {
     /// Waits for the end of the chain: its launches count their tiles in memory that is given back now, and poll the grant.
     fn drop(&mut self) {
         self.probe.count(self.stats);
-        // Only where the body of a capture panicked.
-        let ended = self.capturing.map_or(Ok(()), |origin| self.end_capture(origin).map(drop));
+        // Only of a capture in two halves, of which the second was never asked for.
+        let ended = self.capturing.map_or(Ok(()), |capture| self.end_capture(capture.origin).map(drop));
         // There is no lane where the session was refused before it had one.
         let idle = match self.lanes.get(self.current) {
             Some(lane) => ended.and_then(|()| Ok(self.device.synchronize(lane.stream.id())?)),

@@ -76,7 +76,7 @@ impl Session {
     /// Marks the end of the chain in `event`: what is launched so far comes before it.
     ///
     /// # Errors
-    /// [`LaunchError::Capturing`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
+    /// [`LaunchError::InCapture`] during a capture, [`LaunchError::Paused`] or [`LaunchError::Dismissed`] as for a launch; what the device says.
     pub fn mark(&mut self, event: &Event) -> Result<(), LaunchError> {
         let stream = self.stream_for_copy()?;
         Ok(self.device.record(event.id(), stream)?)
@@ -84,9 +84,7 @@ impl Session {
 
     /// The stream on which a copy comes after what is launched so far and before what is launched from here on. Errors as [`mark`](Session::mark).
     pub(crate) fn stream_for_copy(&mut self) -> Result<StreamId, LaunchError> {
-        if self.capturing.is_some() {
-            return Err(LaunchError::Capturing);
-        }
+        self.refuse_in_capture()?;
         self.follow_plan()?;
         self.follows_launch = false;
         Ok(self.stream())
@@ -95,11 +93,9 @@ impl Session {
     /// Makes what is launched from here on wait for `event`, which another stream has recorded.
     ///
     /// # Errors
-    /// [`LaunchError::Capturing`] during a capture; what the device says.
+    /// [`LaunchError::InCapture`] during a capture; what the device says.
     pub fn wait_for(&mut self, event: &Event) -> Result<(), LaunchError> {
-        if self.capturing.is_some() {
-            return Err(LaunchError::Capturing);
-        }
+        self.refuse_in_capture()?;
         self.device.wait(self.stream(), event.id())?;
         self.follows_launch = false;
         Ok(())
