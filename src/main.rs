@@ -3,6 +3,9 @@
 //! Every command lives in a file of `cli/` and answers with `Ok` or one error; here the error becomes one line on standard error and exit
 //! code 2. Standard output carries results only.
 
+// They panic where nobody reads.
+#![warn(clippy::print_stdout)]
+
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
@@ -41,14 +44,34 @@ enum Command {
     Worker,
 }
 
+impl Command {
+    /// Runs it: the exit code where nothing failed.
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Embed(args) => cli::embed::run(&args),
+            Self::Generate(args) => cli::generate::run(&args),
+            Self::Classify(args) => cli::classify::run(&args),
+            Self::Forward(args) => cli::forward::run(&args),
+            Self::Profile(args) => cli::profile::run(args),
+            Self::Colocate(args) => cli::colocate::run(args),
+            Self::Demo(args) => cli::colocate::demo(args),
+            Self::Top(args) => cli::top::run(&args),
+            Self::Doctor => return cli::doctor::run(),
+            Self::Worker => Ok(worker::serve_coordinator()?),
+        }
+        .map(|()| ExitCode::SUCCESS)
+    }
+}
+
 /// Warnings; with `SMIDGEN_LOG`, what it asks for, each line with the time since the start and each span with how long it took.
 fn log_to_stderr() {
     let (asked, filter) = match EnvFilter::try_from_env("SMIDGEN_LOG") {
         Ok(filter) => (true, filter),
         Err(_) => (false, EnvFilter::new("warn")),
     };
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    // https://no-color.org
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).with_target(false);
     if asked {
         log.with_timer(uptime()).with_span_events(FmtSpan::CLOSE).init();
     } else {
@@ -72,20 +95,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let result = match cli.command {
-        Command::Embed(args) => cli::embed::run(&args),
-        Command::Generate(args) => cli::generate::run(&args),
-        Command::Classify(args) => cli::classify::run(&args),
-        Command::Forward(args) => cli::forward::run(&args),
-        Command::Profile(args) => cli::profile::run(args),
-        Command::Colocate(args) => cli::colocate::run(args),
-        Command::Demo(args) => cli::colocate::demo(args),
-        Command::Top(args) => cli::top::run(&args),
-        Command::Doctor => return cli::doctor::run(),
-        Command::Worker => worker::serve_coordinator().map_err(anyhow::Error::from),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match cli.command.run() {
+        Ok(code) => code,
         // Whoever reads our output has seen enough, as in `smidgen embed ... | head`.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -288,8 +288,44 @@ fn four_encoders_share_the_gpu() {
 }
 
 #[test]
+fn a_reader_who_has_seen_enough_takes_no_file_away() {
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+    command.current_dir(folder.path()).args(["colocate", "--device", "sim", "--duration", "0.05s", "--policy", "static-equal"]);
+    command.args(["--tenant", EMBED, "--json", "out.json", "--profile", profile().to_str().unwrap()]);
+    let mut running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(running.stdout.take());
+    let output = running.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    has_keys(&json(folder.path()), &["alone", "policies"]);
+}
+
+#[test]
+fn what_waiting_does_to_a_tenant_by_itself_is_no_slowdown() {
+    let folder = TempDir::new().unwrap();
+    succeeded(&colocate_for("1s", folder.path(), &["chat=llama-3.2-1b,class=latency,load=0.9"], "static-equal"));
+    let result = json(folder.path());
+    assert!(number(&result["alone_at_rate"][0], "mean_ms") > 1.5 * number(&result["alone"][0], "mean_ms"), "it waits for itself");
+    let slowdown = number(&result["policies"][0]["tenants"][0], "slowdown");
+    assert!((slowdown - 1.0).abs() < 0.05, "all SMs are its own, and yet it is {slowdown} times slower");
+}
+
+#[test]
+fn what_is_asked_for_twice_is_refused() {
+    for (args, parts) in [
+        (&["--policy", "slo,slo"][..], &["`slo`", "twice"][..]),
+        (&["--json", "one", "--html", "one"], &["one", "a name of its own"]),
+        (&["--predict"], &["--predict", "--device sim"]),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let line = refused(folder.path(), &smidgen(folder.path(), &[&["colocate", "--device", "sim", "--tenant", EMBED], args].concat()));
+        names_all(&line, parts);
+    }
+}
+
+#[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
-    let cases: [(&[&str], &[&str]); 20] = [
+    let cases: [(&[&str], &[&str]); 22] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
@@ -308,6 +344,8 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=llama-3.2-1b,phase=prefill,seq=131073,batch=1"], &["`a`", "131073", "131072", "smaller `seq`"]),
         (&["a=llama-3.2-1b,phase=prefill,seq=131072,batch=64"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
+        (&["a=bert-large,batch=1,batch=2"], &["`batch` is given twice"]),
+        (&["a=llama-3.2-1b", "b=no-such-model"], &["`b`", "no-such-model", "llama-3.2-1b"]),
         (&["a=bert-large,sms=0"], &["`sms`", "NAME=MODEL"]),
         (&["bert-large"], &["no `=`", "NAME=MODEL"]),
     ];
@@ -408,7 +446,7 @@ fn doctor_without_a_gpu_says_what_is_missing_and_what_to_do() {
     let output = without_gpu(folder.path(), &["doctor"]);
     assert_eq!(output.status.code(), Some(2));
     let stdout = String::from_utf8(output.stdout).unwrap();
-    names_all(&stdout, &["kernels", "GPU", "install the NVIDIA driver", "MPS", "mps-default", "--device sim"]);
+    names_all(&stdout, &["kernels", "GPU", "install the NVIDIA driver", "MPS", "the mps- baselines", "--device sim"]);
     assert!(stdout.lines().any(|line| line.trim_start().starts_with("MISSING")), "{stdout}");
 }
 

@@ -427,3 +427,12 @@ mod damaged {
         }
     }
 }
+
+#[test]
+fn damaged_weights_are_no_result() {
+    let damaged =
+        Copy::of("bert").edit_tensors(|all| all.iter().map(|tensor| tensor.encoded(Dtype::F32, |_| f32::NAN.to_le_bytes())).collect());
+    let model = damaged.path().to_str().unwrap();
+    let line = message(&["embed", "--device", "cpu", "--model", model, "a cat"]);
+    assert!(line.starts_with(model) && line.contains("not finite") && line.contains("download"), "{line}");
+}

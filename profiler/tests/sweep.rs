@@ -336,7 +336,10 @@ fn a_file_that_is_no_profile_is_refused_before_anything_is_measured() {
 fn a_partition_that_is_not_granted_as_asked_ends_the_sweep_before_it_measures() {
     let rig = Rig::new(Script { most_granted: Sms(96), ..noisy() });
     let error = rig.run().unwrap_err();
-    assert_eq!(error.to_string(), "no partition of 112 SMs: a partition of 112 SMs was asked for and 96 were granted");
+    assert_eq!(
+        error.to_string(),
+        "no partition of 112 SMs: a partition of 112 SMs was asked for and 96 were granted; ask for whole groups of SMs, which `smidgen doctor` shows"
+    );
     assert_eq!(rig.device.launches(), 0);
 }
 

@@ -11,7 +11,7 @@ use smidgen::images::ImageProcessor;
 use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 
-use super::ComputeDevice;
+use super::{ComputeDevice, finite};
 
 /// Images in one batch: enough to fill the device, few enough that the first labels come soon.
 const BATCH: usize = 64;
@@ -70,7 +70,7 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     for paths in args.images.chunks(BATCH) {
         let pixels = paths.iter().map(|path| processor.read(path)).collect::<Result<Vec<_>, _>>()?;
         for (path, logits) in paths.iter().zip(classifier.classify(&pixels)?) {
-            print(&mut out, args, path, &most_probable(config, &logits, args.top as usize))?;
+            print(&mut out, args, path, &most_probable(config, finite(&args.model, &logits)?, args.top as usize))?;
         }
     }
     Ok(())

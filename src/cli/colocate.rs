@@ -18,7 +18,7 @@ use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
-use super::output::{Unfinished, check_writable};
+use super::output::{Unfinished, check_writable, print_line};
 use super::profile;
 
 /// Where tenants run.
@@ -65,7 +65,7 @@ pub struct ColocateArgs {
     #[arg(long, value_delimiter = ',', default_values = ["mps-default", policy::DEFAULT], value_name = "NAME", help = policy_help(), long_help = policy_help())]
     policy: Vec<Sharing>,
     /// Time measured for each policy, such as 10s.
-    #[arg(long, default_value = "10s", value_parser = seconds)]
+    #[arg(long, default_value = "10s", value_parser = seconds, allow_hyphen_values = true)]
     duration: f64,
     /// Profiles that policies place by, and that the simulator takes durations from. On a GPU, tenants with kernels that are in none of them are
     /// profiled first if a policy needs it; the simulator takes the shipped profile where none is given.
@@ -98,7 +98,7 @@ pub struct DemoArgs {
     #[arg(long, default_value = "target/demo")]
     out: PathBuf,
     /// Time measured for each policy.
-    #[arg(long, default_value = "3s", value_parser = seconds)]
+    #[arg(long, default_value = "3s", value_parser = seconds, allow_hyphen_values = true)]
     duration: f64,
     /// GPU or simulator; the GPU where there is one.
     #[arg(long, value_enum)]
@@ -114,9 +114,10 @@ const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT
 pub const SHIPPED_PROFILE: &str = "profiles/h200.json";
 
 pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
-    for path in args.json.iter().chain(&args.html).chain(&args.trace) {
-        check_writable(path)?;
+    if args.predict && args.device == RunDevice::Sim {
+        bail!("--predict sets the simulator beside a GPU's figures; leave it out with --device sim");
     }
+    check_writable(&args.json.iter().chain(&args.html).chain(&args.trace).map(PathBuf::as_path).collect::<Vec<_>>())?;
     let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
     let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let place = args.device.into();
@@ -134,16 +135,15 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     }
     match place {
         Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
-        Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile()?),
+        Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile("; or name a profile with --profile")?),
         Where::Sim => (),
     }
     let mut result = execute(&run, topology)?;
-    if args.predict && place == Where::Cuda {
+    if args.predict {
         run.predict(&mut result)?;
     }
-    print!("{}", table::render(&result));
-    print_unprofiled(&run);
-    write(args.json.as_deref(), args.html.as_deref(), args.trace.as_deref(), &run.watch, &result)
+    let written = write(args.json.as_deref(), args.html.as_deref(), args.trace.as_deref(), &run.watch, &result)?;
+    show(&run, &result, &written)
 }
 
 pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
@@ -154,33 +154,34 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let policies = Sharing::with_both_forms(policies);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
-    for path in [&json, &html] {
-        check_writable(path)?;
-    }
+    check_writable(&[&json, &html])?;
     let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place, watch: Watch::default() };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
-        Where::Sim => vec![find_shipped_profile()?],
+        Where::Sim => vec![find_shipped_profile("")?],
         Where::Cuda => profile::make_missing(&run.tenants, &run.policies, &[])?,
     };
     let result = execute(&run, topology)?;
-    print!("{}", table::render(&result));
-    print_unprofiled(&run);
-    write(Some(&json), Some(&html), None, &run.watch, &result)
+    let written = write(Some(&json), Some(&html), None, &run.watch, &result)?;
+    show(&run, &result, &written)
 }
 
-/// Names the command that profiles what ran on a default placement for want of a profile.
-fn print_unprofiled(run: &Run) {
+/// Prints what a run found, the command that profiles what ran on a default placement for want of a profile, and the files that were written.
+fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
+    print_line(table::render(result).trim_end())?;
+    let given: String = run.profiles.iter().map(|path| format!("--profile {} ", path.display())).collect();
+    let device = if run.place == Where::Sim { "--device sim " } else { "" };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
         let (model, batch, seq, phase) = (&tenant.model, tenant.batch, tenant.context(), phase_option(tenant.phase));
-        println!(
-            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile --model {model} --batch {batch} --seq {seq}{phase} -o FILE`, then add `--profile FILE`",
+        print_line(format_args!(
+            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile {device}--model {model} --batch {batch} --seq {seq}{phase} -o FILE`, then this again with `{given}--profile FILE`",
             kernels.len()
-        );
+        ))?;
     }
+    written.iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
 }
 
 fn phase_option(phase: DecoderPhase) -> &'static str {
@@ -190,14 +191,14 @@ fn phase_option(phase: DecoderPhase) -> &'static str {
     }
 }
 
-/// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out).
-pub fn find_shipped_profile() -> anyhow::Result<PathBuf> {
+/// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
+fn find_shipped_profile(or_else: &str) -> anyhow::Result<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIPPED_PROFILE)));
     let places = [Some(PathBuf::from(SHIPPED_PROFILE)), beside];
     match places.into_iter().flatten().find(|path| path.is_file()) {
         Some(path) => Ok(path),
         None => {
-            bail!("{SHIPPED_PROFILE} is missing: run from the project's root or from an unpacked bundle, or name a profile with --profile")
+            bail!("{SHIPPED_PROFILE} is missing: run from the project's root or from an unpacked bundle{or_else}")
         }
     }
 }
@@ -227,7 +228,14 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
     Ok(result?)
 }
 
-fn write(json: Option<&Path>, html: Option<&Path>, trace: Option<&Path>, watch: &Watch, result: &RunResult) -> anyhow::Result<()> {
+/// Writes the files that are wanted: which they are.
+fn write<'a>(
+    json: Option<&'a Path>,
+    html: Option<&'a Path>,
+    trace: Option<&'a Path>,
+    watch: &Watch,
+    result: &RunResult,
+) -> anyhow::Result<Vec<&'a Path>> {
     let mut outputs = Vec::new();
     if let Some(path) = json {
         outputs.push((path, serde_json::to_string_pretty(result)?));
@@ -244,17 +252,13 @@ fn write(json: Option<&Path>, html: Option<&Path>, trace: Option<&Path>, watch: 
     }
     // All are complete before the first appears.
     let mut complete = Vec::new();
-    for (path, text) in outputs {
+    for (path, text) in &outputs {
         let mut file = Unfinished::create(path)?;
         file.write(text.as_bytes())?;
         complete.push(file);
     }
     complete.into_iter().try_for_each(Unfinished::finish)?;
-    let mark = if result.provenance.simulated { "SIMULATED  " } else { "" };
-    for path in json.iter().chain(&html).chain(&trace) {
-        println!("{mark}wrote {}", path.display());
-    }
-    Ok(())
+    Ok(outputs.into_iter().map(|(path, _)| path).collect())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use smidgen::colocate::mps;
 use smidgen::fatbin::{BUILD_HASH, FATBIN};
 
+use super::output::print_line;
+
 /// Prints every finding; exit code 2 if something is missing that a GPU run needs.
-pub fn run() -> ExitCode {
+pub fn run() -> anyhow::Result<ExitCode> {
     let mut findings = Findings::default();
     match FATBIN {
         Some(image) => findings.good("kernels", format!("built in, {} KB, build {BUILD_HASH}", image.len() / 1024)),
@@ -19,16 +21,16 @@ pub fn run() -> ExitCode {
         Err(_) => findings.note(
             "MPS",
             "`nvidia-cuda-mps-control` is not on the PATH",
-            "only the policy mps-default needs it; it comes with the NVIDIA driver",
+            "only the mps- baselines need it; it comes with the NVIDIA driver",
         ),
     }
-    if findings.missing == 0 {
-        println!("everything is there; try `smidgen demo`");
-        ExitCode::SUCCESS
-    } else {
-        println!("{} missing; `--device sim` and `--device cpu` work all the same", findings.missing);
-        ExitCode::from(2)
-    }
+    let (last, code) = match findings.missing {
+        0 => ("everything is there; try `smidgen demo`".to_owned(), ExitCode::SUCCESS),
+        missing => (format!("{missing} missing; `--device sim` and `--device cpu` work all the same"), ExitCode::from(2)),
+    };
+    findings.lines.push(last);
+    print_line(findings.lines.join("\n"))?;
+    Ok(code)
 }
 
 #[cfg(feature = "cuda-13000")]
@@ -67,6 +69,7 @@ fn gpu(findings: &mut Findings) {
 
 #[derive(Default)]
 struct Findings {
+    lines: Vec<String>,
     missing: u32,
     /// The last device error. Every later probe fails for the same reason, which is said once.
     last_error: Option<String>,
@@ -74,16 +77,16 @@ struct Findings {
 
 impl Findings {
     fn good(&mut self, what: &str, finding: impl Display) {
-        println!("  ok       {what:<15} {finding}");
+        self.lines.push(format!("  ok       {what:<15} {finding}"));
     }
 
     fn bad(&mut self, what: &str, finding: impl Display, remedy: &str) {
         self.missing += 1;
-        println!("  MISSING  {what:<15} {finding}\n           {:<15} {remedy}", "");
+        self.lines.push(format!("  MISSING  {what:<15} {finding}\n           {:<15} {remedy}", ""));
     }
 
     fn note(&mut self, what: &str, finding: impl Display, remedy: &str) {
-        println!("  absent   {what:<15} {finding}\n           {:<15} {remedy}", "");
+        self.lines.push(format!("  absent   {what:<15} {finding}\n           {:<15} {remedy}", ""));
     }
 
     /// A finding, or an error that carries its remedy; whether it is there.
@@ -94,7 +97,7 @@ impl Findings {
                 let error = error.to_string();
                 if self.last_error.as_ref() != Some(&error) {
                     self.missing += 1;
-                    println!("  MISSING  {what:<15} {error}");
+                    self.lines.push(format!("  MISSING  {what:<15} {error}"));
                     self.last_error = Some(error);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use smidgen::batch::RaggedBatch;
@@ -12,7 +12,7 @@ use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
-use super::{ComputeDevice, text_directory};
+use super::{ComputeDevice, finite, text_directory};
 
 /// Texts in one batch: enough to fill the device, few enough that the first vectors come soon.
 const BATCH: usize = 64;
@@ -68,6 +68,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let mut printer = Printer { format: args.format.unwrap_or(default), out: io::stdout().lock(), first: None };
     for (texts, ids) in texts.chunks(BATCH).zip(ids.chunks(BATCH)) {
         for (text, vector) in texts.iter().zip(embedder.embed(ids)?) {
+            finite(&args.model, &vector)?;
             printer.print(text, vector)?;
         }
     }
@@ -79,7 +80,14 @@ fn read_lines() -> anyhow::Result<Vec<String>> {
     if stdin.is_terminal() {
         bail!("no text; give one or more after the options, or pipe lines into standard input");
     }
-    Ok(stdin.lock().lines().collect::<Result<_, _>>()?)
+    let line = |(index, line): (usize, io::Result<String>)| {
+        line.map_err(|error| anyhow!("standard input, line {}: cannot be read ({error}); give UTF-8", index + 1))
+    };
+    let lines = stdin.lock().lines().enumerate().map(line).collect::<Result<Vec<_>, _>>()?;
+    if lines.is_empty() {
+        bail!("standard input is empty; give one text a line");
+    }
+    Ok(lines)
 }
 
 fn encode(tokenizer: &Tokenizer, texts: &[String]) -> anyhow::Result<Vec<Vec<u32>>> {

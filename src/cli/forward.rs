@@ -12,7 +12,7 @@ use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 
 use super::ComputeDevice;
-use super::output::Unfinished;
+use super::output::{Unfinished, check_writable};
 
 /// Run a model on token ids and write its output: the tensor `logits` (decoders) or `last_hidden_state` (encoders), f32, one row per token,
 /// the sequences one after another.
@@ -36,8 +36,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let sequences = read_ids(&args.ids)?;
     let source = ModelSource::find(&args.model)?;
     let batch = RaggedBatch::new(&sequences, source.config()).with_context(|| args.ids.display().to_string())?;
-    // Made before the long part, so that a path that cannot be written fails at once.
-    let mut file = Unfinished::create(&args.out)?;
+    check_writable(&[&args.out])?;
     let values = match ComputeDevice::open(args.device)? {
         None => Reference::load(source.weights())?.forward(&batch).into_values(),
         Some(gpu) => {
@@ -50,6 +49,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         // No batch of token ids is for a vision model.
         ModelConfig::Decoder(_) | ModelConfig::Vision(_) => "logits",
     };
+    let mut file = Unfinished::create(&args.out)?;
     file.write(&encode(name, &values, source.config().output_width())?)?;
     file.finish()
 }

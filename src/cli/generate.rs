@@ -23,22 +23,22 @@ pub struct GenerateArgs {
     /// A Hugging Face model directory.
     #[arg(long)]
     pub(super) model: String,
-    /// The text to continue.
-    #[arg(required_unless_present = "requests", conflicts_with = "requests")]
+    /// The text to continue; or --requests.
+    #[arg(conflicts_with = "requests")]
     prompt: Option<String>,
     #[command(flatten)]
     serving: ServingArgs,
     /// The most tokens to generate.
-    #[arg(long, default_value = "128")]
+    #[arg(long, default_value = "128", allow_negative_numbers = true)]
     pub(super) max_tokens: NonZeroUsize,
     /// Divides the logits before sampling; 0 always takes the most probable token.
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Sample among this many of the most probable tokens; default all.
     #[arg(long)]
     top_k: Option<NonZeroUsize>,
     /// Sample among the fewest most probable tokens that together reach this probability.
-    #[arg(long, default_value_t = 1.0, value_parser = probability)]
+    #[arg(long, default_value_t = 1.0, value_parser = probability, allow_negative_numbers = true)]
     top_p: f32,
     /// The seed of the random numbers; of the first request, where there are several, and one more for each after it.
     #[arg(long, default_value_t = 0)]
@@ -51,7 +51,11 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let ModelConfig::Decoder(config) = source.config() else {
-        bail!("{}: is an encoder, which generates nothing; use `smidgen embed`, or a decoder", args.model);
+        let (found, command) = match source.config() {
+            ModelConfig::Vision(_) => ("a vision model, which takes images", "classify"),
+            _ => ("an encoder, which generates nothing", "embed"),
+        };
+        bail!("{}: is {found}; use `smidgen {command}`, or a decoder", args.model);
     };
     let tokenizer = Tokenizer::open(text_directory(&source)?, source.config(), None)?;
     let Some(prompt) = &args.prompt else { return requests::serve(args, &args.serving, &source, config, &tokenizer) };

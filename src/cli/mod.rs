@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use anyhow::bail;
 use clap::ValueEnum;
 use smidgen::models::ModelSource;
-use smidgen_runtime::device::Device;
+use smidgen_runtime::device::{Device, DeviceError};
 
 pub mod classify;
 pub mod colocate;
@@ -31,7 +32,11 @@ impl ComputeDevice {
     fn open(choice: Option<Self>) -> anyhow::Result<Option<Arc<dyn Device>>> {
         match choice {
             Some(Self::Cpu) => Ok(None),
-            Some(Self::Cuda) => Ok(Some(smidgen::cuda::open()?)),
+            Some(Self::Cuda) => match smidgen::cuda::open() {
+                // What is simulated computes nothing.
+                Err(DeviceError::NoGpu(reason)) => bail!("no NVIDIA GPU: {reason}; install the NVIDIA driver, or use `--device cpu`"),
+                opened => Ok(Some(opened?)),
+            },
             None => Ok(smidgen::cuda::open().inspect_err(|error| tracing::info!("computing on the CPU: {error}")).ok()),
         }
     }
@@ -40,12 +45,21 @@ impl ComputeDevice {
 /// The directory of a model that has text to work with. A preset has none.
 fn text_directory(source: &ModelSource) -> anyhow::Result<&std::path::Path> {
     if source.weights().as_random().is_some() {
-        anyhow::bail!(
+        bail!(
             "{}: a preset has random weights and no tokenizer; give a model directory, or use `smidgen forward`, which takes token ids",
             source.name()
         );
     }
     Ok(std::path::Path::new(source.name()))
+}
+
+/// `values`, the output of the model `name`, if they are numbers: damaged weights give none.
+fn finite<'a>(name: &str, values: &'a [f32]) -> anyhow::Result<&'a [f32]> {
+    if values.iter().all(|value| value.is_finite()) {
+        Ok(values)
+    } else {
+        bail!("{name}: its output is not finite: its weights are damaged; download them again")
+    }
 }
 
 /// The command this process was started by, as it can be typed again: what results and profiles keep as their provenance.

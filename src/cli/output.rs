@@ -1,15 +1,30 @@
-//! Files that commands write. A file is there whole or not at all: an earlier one survives until its successor is complete.
+//! What commands write: lines on standard output, and files. A file is there whole or not at all: an earlier one survives until its successor is complete.
 
-use std::io::Write;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use tempfile::NamedTempFile;
 
+/// Prints `text` and ends the line. Where nobody reads any more, that is an error like another, and no panic.
+pub fn print_line(text: impl Display) -> anyhow::Result<()> {
+    writeln!(io::stdout().lock(), "{text}").context("standard output cannot be written; check where it leads")
+}
+
 /// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails.
 pub struct Unfinished {
+    /// As it was given.
     path: PathBuf,
-    file: NamedTempFile,
+    place: Place,
+}
+
+enum Place {
+    /// Takes the place of the file at the path, where links lead.
+    Beside(NamedTempFile, PathBuf),
+    /// A device or a pipe, which has no earlier contents to be kept and must stay what it is.
+    Straight(File),
 }
 
 impl Unfinished {
@@ -18,7 +33,13 @@ impl Unfinished {
         if path.is_dir() {
             bail!("{}: is a folder; give the name of a file", path.display());
         }
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            let opened = File::options().write(true).open(path);
+            let file = opened.map_err(|error| anyhow!("{}: cannot be written ({}); give another", path.display(), error.kind()))?;
+            return Ok(Self { path: path.to_owned(), place: Place::Straight(file) });
+        }
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         // As any new file has them, instead of the private ones of a temporary; the process's mask still applies.
         #[cfg(unix)]
@@ -27,24 +48,72 @@ impl Unfinished {
         let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
             anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
         })?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), place: Place::Beside(file, target) })
     }
 
     /// Puts `contents` on the disk, still under the temporary's name.
     pub fn write(&mut self, contents: &[u8]) -> anyhow::Result<()> {
-        let written = self.file.write_all(contents).and_then(|()| self.file.as_file().sync_all());
+        let written = match &mut self.place {
+            Place::Beside(file, _) => file.write_all(contents).and_then(|()| file.as_file().sync_all()),
+            Place::Straight(file) => file.write_all(contents),
+        };
         written.with_context(|| format!("{}: cannot be written; check that its disk has room", self.path.display()))
     }
 
     /// Gives the file its name, in place of an earlier one.
     pub fn finish(self) -> anyhow::Result<()> {
-        let path = self.path;
-        self.file.persist(&path).with_context(|| format!("{}: cannot be written", path.display()))?;
+        if let Place::Beside(file, target) = self.place {
+            file.persist(target).with_context(|| format!("{}: cannot be written", self.path.display()))?;
+        }
         Ok(())
     }
 }
 
-/// Refuses a path that cannot be written, so that a long run does not end there.
-pub fn check_writable(path: &Path) -> anyhow::Result<()> {
-    Unfinished::create(path).map(drop)
+/// Refuses paths that cannot be written, or of which two are one, so that a long run does not end there.
+pub fn check_writable(paths: &[&Path]) -> anyhow::Result<()> {
+    for (at, path) in paths.iter().enumerate() {
+        if paths[..at].contains(path) {
+            bail!("{}: two outputs cannot be one file; give each a name of its own", path.display());
+        }
+        Unfinished::create(path)?;
+    }
+    Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn write(path: &Path) -> anyhow::Result<()> {
+        let mut file = Unfinished::create(path)?;
+        file.write(b"new")?;
+        file.finish()
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_its_target_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        fs::write(&target, "old").unwrap();
+        symlink(&target, &link).unwrap();
+        write(&link).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(target).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_device_stays_a_device() {
+        write(Path::new("/dev/null")).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn two_outputs_are_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        check_writable(&[&one, &other]).unwrap();
+        assert!(check_writable(&[&one, &one]).unwrap_err().to_string().contains("a name of its own"));
+    }
 }

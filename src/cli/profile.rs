@@ -23,6 +23,7 @@ use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
 use super::colocate::RunDevice;
+use super::output::print_line;
 
 /// Find the fewest SMs on which each kernel of a model keeps its speed.
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub struct ProfileArgs {
     #[arg(long, default_value = "decode", value_name = "decode|prefill")]
     phase: DecoderPhase,
     /// How much slower than on the whole GPU a kernel may be on its minimum SM count: 0.02 is 2%.
-    #[arg(long, default_value_t = 0.02)]
+    #[arg(long, default_value_t = 0.02, allow_negative_numbers = true)]
     tolerance: f64,
     /// SM counts to measure, such as 8,16,32; the whole GPU always is. Default: the ladder's rungs.
     #[arg(long, value_delimiter = ',')]
@@ -63,16 +64,15 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     if !args.sms.is_empty() {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }
+    // A name that is none is said before the models ahead of it are measured.
+    args.model.iter().try_for_each(|model| ModelSource::find(model).map(drop))?;
     for model in &args.model {
         let recording = record(&device, model, args.phase, args.batch, args.seq)?;
         let profile = sweep(&device, model, &recording, &options, &args.output)?;
-        for line in report::table(&profile).lines() {
-            println!("{line}");
-        }
+        print_line(report::table(&profile).trim_end())?;
     }
     let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
-    println!("{mark}wrote {}", args.output.display());
-    Ok(())
+    print_line(format_args!("{mark}wrote {}", args.output.display()))
 }
 
 /// Profiles what a run's policies need and `given` does not hold, into one file for this GPU that the next run finds again.

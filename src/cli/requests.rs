@@ -77,7 +77,8 @@ pub fn serve(
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<()> {
     let Some(path) = &serving.requests else { bail!("give a prompt, or a file of prompts with --requests") };
-    let text = fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot be read; give a file of prompts, one a line, in UTF-8", path.display()))?;
     let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if prompts.is_empty() {
         bail!("{}: has no prompt; write one a line", path.display());

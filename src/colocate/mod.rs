@@ -72,6 +72,12 @@ pub enum RunError {
     /// Two tenants of the same name could not be told apart.
     #[error("two tenants are called `{0}`; give each --tenant a name of its own")]
     SameName(String),
+    /// A way of sharing that stands in a run twice would be measured twice under one name.
+    #[error("`{0}` is asked for twice; name each --policy once")]
+    SamePolicy(String),
+    /// A tenant's model is not there, or does not suit it.
+    #[error(transparent)]
+    Tenant(Box<PhaseError>),
     /// A phase failed in worker processes.
     #[error("{phase}: {source}")]
     Worker {
@@ -121,11 +127,17 @@ impl Run {
     /// Refuses what can be refused before anything is measured.
     ///
     /// # Errors
-    /// [`RunError::SameName`]; [`RunError::Shares`]; [`RunError::Mps`] where a policy needs MPS and it is missing.
+    /// [`RunError::SameName`]; [`RunError::SamePolicy`]; [`RunError::Tenant`]; [`RunError::Shares`]; [`RunError::Mps`] where a policy needs MPS and it is missing.
     pub fn check(&self) -> Result<(), RunError> {
         for (at, tenant) in self.tenants.iter().enumerate() {
             if self.tenants[..at].iter().any(|other| other.name == tenant.name) {
                 return Err(RunError::SameName(tenant.name.clone()));
+            }
+            phase::find_model(tenant).map_err(|error| RunError::Tenant(Box::new(error)))?;
+        }
+        for (at, sharing) in self.policies.iter().enumerate() {
+            if self.policies[..at].contains(sharing) {
+                return Err(RunError::SamePolicy(sharing.to_string()));
             }
         }
         self.policies.iter().try_for_each(|sharing| sharing.check(self.tenants.len()))?;
@@ -170,7 +182,7 @@ impl Run {
             let phase = sharing.to_string();
             observe(&phase);
             let tenants = self.phase(&phase, sharing, &tenants)?;
-            policies.push(PolicyResult::new(phase, tenants, &alone));
+            policies.push(PolicyResult::new(phase, tenants, &alone, &alone_at_rate));
         }
         Ok(RunResult { provenance, alone, alone_at_rate, policies })
     }

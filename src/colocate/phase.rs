@@ -19,7 +19,7 @@ use super::sharing::Sharing;
 use super::spec::{Stream, TenantRequest};
 use super::watch::{self, Observer, PhaseWatch, Shown, SimulatedKernels, TRACE_EVENTS};
 use crate::kernels::attention::PAGE_TOKENS;
-use crate::models::{self, BuildError, DecoderPhase, SlotBatch};
+use crate::models::{BuildError, DecoderPhase, ModelSource, SlotBatch};
 use crate::serve::batching::{Batching, Limits};
 use crate::serve::{RequestShape, Seat, Served, Server, Step, StreamError, StreamServer, Turn, Window, Workload};
 
@@ -178,17 +178,26 @@ pub(super) enum TenantServer {
     Stream(Box<StreamServer<SlotBatch>>),
 }
 
-/// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
-fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
+/// A tenant's model, and the device memory that serving it takes.
+///
+/// # Errors
+/// [`PhaseError::Build`]: there is no such model, or it does not suit the tenant's phase and lengths.
+pub fn find_model(tenant: &TenantRequest) -> Result<(ModelSource, u64), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
-    let source = models::ModelSource::find(&tenant.model).map_err(build)?;
-    let limits = tenant.stream.map(|stream| limits(tenant, stream));
-    let memory_bytes = match (limits, tenant.phase) {
-        (Some(limits), _) => source.serving_memory_bytes(limits),
+    let source = ModelSource::find(&tenant.model).map_err(build)?;
+    let memory_bytes = match (tenant.stream, tenant.phase) {
+        (Some(stream), _) => source.serving_memory_bytes(limits(tenant, stream)),
         (None, DecoderPhase::Decode) => source.memory_bytes(tenant.batch, tenant.seq),
         (None, DecoderPhase::Prefill) => source.prefill_memory_bytes(tenant.batch, tenant.seq),
     };
     let memory_bytes = memory_bytes.map_err(build)?;
+    Ok((source, memory_bytes))
+}
+
+/// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
+fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
+    let build = |source| PhaseError::build(tenant, source);
+    let (source, memory_bytes) = find_model(tenant)?;
     let spec = TenantSpec { name: tenant.name.clone(), class: tenant.class, slo: tenant.slo(), memory_bytes };
     let id = runtime.admit(spec)?;
     let tenancy = Tenancy::new(runtime, id);
@@ -199,16 +208,16 @@ fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) 
     if sharing.is_eager() {
         session.launch_eagerly();
     }
-    let (kernels, prepared) = match (tenant.stream, limits) {
-        (Some(stream), Some(limits)) => {
-            let mut slots = source.slots(session, limits).map_err(build)?;
+    let (kernels, prepared) = match tenant.stream {
+        Some(stream) => {
+            let mut slots = source.slots(session, limits(tenant, stream)).map_err(build)?;
             slots.session().forget_counts();
             slots.run_idle_step().map_err(build)?;
             let vocab = source.config().vocab() as u32;
             let shape = RequestShape { vocab, prompt: stream.prompt, generate: stream.generate.try_into().unwrap_or(NonZeroUsize::MIN) };
             (slots.session().seen().to_vec(), Prepared::Stream(Box::new(slots), shape))
         }
-        _ => {
+        None => {
             let workload = match tenant.phase {
                 DecoderPhase::Decode => source.workload(&mut session, tenant.batch, tenant.seq),
                 DecoderPhase::Prefill => source.prefill(&mut session, tenant.batch, tenant.seq),

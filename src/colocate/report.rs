@@ -256,7 +256,7 @@ fn predictions(run: &RunResult) -> String {
 const READING: &str = "<section>\n<h2>How to read this</h2>\n<dl class=\"words\">\n\
     <dt>alone</dt><dd>The tenant by itself on the whole GPU, as many requests as it can take. All else is compared with this.</dd>\n\
     <dt>p50, p95, p99</dt><dd>Half, 95% or 99% of the requests finished within this time. A latency tenant’s users feel p99.</dd>\n\
-    <dt>slowdown</dt><dd>Mean latency divided by mean latency alone.</dd>\n\
+    <dt>slowdown</dt><dd>Mean latency divided by mean latency alone, at its own rate where requests arrive at one.</dd>\n\
     <dt>normalised throughput</dt><dd>Throughput divided by throughput alone; the total is the sum over tenants.</dd>\n\
     <dt>fairness</dt><dd>Smallest slowdown divided by largest: at 1 all tenants suffer alike.</dd>\n\
     <dt>Jain’s index</dt><dd>Fairness of the normalised throughputs: 1 when equal, 1/n when one of n tenants has everything.</dd>\n\
@@ -288,7 +288,8 @@ fn provenance(run: &RunResult) -> String {
         ),
         ("tenants", models(run)),
     ];
-    let rows: String = rows.map(|(term, text)| format!("<dt>{term}</dt><dd>{text}</dd>\n")).concat();
+    let known = rows.into_iter().filter(|(_, text)| !text.is_empty());
+    let rows: String = known.map(|(term, text)| format!("<dt>{term}</dt><dd>{text}</dd>\n")).collect();
     let rows = if provenance.simulated { rows.replace("<dt>measured</dt>", "<dt>SIMULATED</dt>") } else { rows };
     format!("<section>\n<h2>Where this comes from</h2>\n<dl>\n{rows}</dl>\n</section>\n")
 }

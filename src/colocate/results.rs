@@ -42,7 +42,7 @@ pub struct TenantResult {
     pub p95_ms: f64,
     /// 99th percentile.
     pub p99_ms: f64,
-    /// Mean latency over mean latency alone; 1 when alone.
+    /// Mean latency over mean latency alone, at the same rate where requests arrive at one; 1 when alone.
     pub slowdown: f64,
     /// Requests finished while measuring.
     pub requests: u64,
@@ -122,12 +122,14 @@ pub struct RunResult {
 }
 
 impl PolicyResult {
-    /// Compares what tenants did together with what they did alone; `alone` and `tenants` are in the same order.
-    pub fn new(policy: String, mut tenants: Vec<TenantResult>, alone: &[TenantResult]) -> Self {
+    /// Compares what tenants did together with what they did alone; `alone` and `tenants` are in the same order. Latencies are set against `alone_at_rate` where a
+    /// tenant is in it: what queueing does to it without a neighbour is no neighbour's doing.
+    pub fn new(policy: String, mut tenants: Vec<TenantResult>, alone: &[TenantResult], alone_at_rate: &[TenantResult]) -> Self {
         let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
         let mut normalised = Vec::with_capacity(tenants.len());
         for (tenant, alone) in tenants.iter_mut().zip(alone) {
-            tenant.slowdown = ratio(tenant.mean_ms, alone.mean_ms);
+            let undisturbed = alone_at_rate.iter().find(|at_rate| at_rate.name == tenant.name).unwrap_or(alone);
+            tenant.slowdown = ratio(tenant.mean_ms, undisturbed.mean_ms);
             normalised.push(ratio(tenant.throughput, alone.throughput));
         }
         let total: f64 = normalised.iter().sum();

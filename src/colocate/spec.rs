@@ -112,8 +112,13 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
         stream: None,
     };
     let (mut seq, mut prompt, mut generate, mut chunk) = (None, None, None, None);
+    let mut given = Vec::new();
     for field in fields {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("`{field}` is no key=value"))?;
+        if given.contains(&key) {
+            return Err(format!("`{key}` is given twice"));
+        }
+        given.push(key);
         match key {
             "class" if value == "latency" => tenant.class = Class::Latency,
             "class" if value == "throughput" => tenant.class = Class::Throughput,
@@ -241,6 +246,7 @@ mod tests {
             ("bert", "no `=`"),
             ("a=", "empty"),
             ("a=b,seq=0", "seq `0`"),
+            ("a=b,batch=1,batch=2", "`batch` is given twice"),
             ("a=b,slo=5", "no unit"),
             ("a=b,rate=-1/s", "rate `-1/s`"),
             ("a=b,class=best", "class `best`"),

@@ -149,8 +149,9 @@ mod tests {
 
     fn run(simulated: bool, names: [&str; 2]) -> RunResult {
         let alone = vec![tenant(names[0], 1000.0, 0.9), tenant(names[1], 200.0, 5.0)];
-        let policy =
-            |policy: &str, latency_ms| PolicyResult::new(policy.into(), names.map(|name| tenant(name, 100.0, latency_ms)).to_vec(), &alone);
+        let policy = |policy: &str, latency_ms| {
+            PolicyResult::new(policy.into(), names.map(|name| tenant(name, 100.0, latency_ms)).to_vec(), &alone, &[])
+        };
         RunResult {
             policies: vec![policy("model-rightsize", 43.0), policy("krisp-i", 123_456.789)],
             provenance: RunProvenance {

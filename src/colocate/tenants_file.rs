@@ -19,7 +19,7 @@ struct TenantsFile {
 #[derive(Debug, thiserror::Error)]
 pub enum TenantsFileError {
     /// It cannot be read.
-    #[error("{path}: cannot be read ({source})")]
+    #[error("{path}: cannot be read ({source}); give a file with tenants = [\"NAME=MODEL,...\", ...]")]
     Unreadable {
         /// The file.
         path: PathBuf,

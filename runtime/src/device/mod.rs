@@ -472,7 +472,9 @@ pub enum DeviceError {
         free: u64,
     },
     /// A partition could not be made as asked. There is no fallback to the whole GPU.
-    #[error("a partition of {asked} SMs was asked for and {granted} were granted; use a policy with coarser parts, such as static-equal")]
+    #[error(
+        "a partition of {asked} SMs was asked for and {granted} were granted; ask for whole groups of SMs, which `smidgen doctor` shows"
+    )]
     ShortPartition {
         /// SMs asked for.
         asked: Sms,

@@ -1,6 +1,7 @@
 //! Validation of a profile's values, the same for reading and for writing. Types and field names are the parser's business.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use crate::device::Sms;
 use crate::launch::Fingerprint;
@@ -83,16 +84,22 @@ fn check_kernel(kernel: &KernelProfile, whole: Sms) -> Result<(), Flaw> {
     Ok(())
 }
 
+/// Microseconds: from a clock's tick to a quarter of an hour.
+const LATENCIES_US: RangeInclusive<f64> = 1e-3..=1e9;
+
 fn check_point(point: &SamplePoint, whole: Sms) -> Result<(), Flaw> {
     if point.sms.0 == 0 || point.sms > whole {
         return Flaw::at("sms", format!("{} is not between 1 and the {whole} SMs of the GPU", point.sms));
     }
-    let is_latency = |us: f64| us.is_finite() && us > 0.0;
+    let is_latency = |us: f64| LATENCIES_US.contains(&us);
     if !is_latency(point.median_us) {
-        return Flaw::at("median_us", format!("{} is no latency: it must be a positive number", point.median_us));
+        return Flaw::at("median_us", format!("{} is no latency: it must be a number from 1e-3 to 1e9", point.median_us));
     }
     if let Some(at) = point.samples_us.iter().position(|&us| !is_latency(us)) {
-        return Flaw::at(format!("samples_us[{at}]"), format!("{} is no latency: it must be a positive number", point.samples_us[at]));
+        return Flaw::at(
+            format!("samples_us[{at}]"),
+            format!("{} is no latency: it must be a number from 1e-3 to 1e9", point.samples_us[at]),
+        );
     }
     if point.kept() == 0 {
         return Flaw::at("rejected", format!("{} of {} samples rejected leaves none", point.rejected, point.samples_us.len()));

@@ -13,6 +13,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
+use super::output::print_line;
 use scrape::Status;
 
 /// Longest wait for an answer, seconds.
@@ -32,8 +33,7 @@ pub struct TopArgs {
 pub fn run(args: &TopArgs) -> anyhow::Result<()> {
     let status = fetch(&args.connect)?;
     if !io::stdout().is_terminal() {
-        print!("{}", view::text(&status));
-        return Ok(());
+        return print_line(view::text(&status).trim_end());
     }
     let mut terminal = ratatui::try_init()?;
     let watched = watch(args, &mut terminal, status);

@@ -35,7 +35,7 @@ fn run(policies: &[(&str, f64, f64)]) -> RunResult {
     let policy = |&(name, p99, share): &(&str, f64, f64)| {
         let chat = tenant("chat", Class::Latency, 500.0, p99 / 2.0, p99);
         let bulk = tenant("bulk", Class::Throughput, 200.0 * share, 5.0 / share, 5.5 / share);
-        PolicyResult::new(name.to_owned(), vec![chat, bulk], &alone)
+        PolicyResult::new(name.to_owned(), vec![chat, bulk], &alone, &[])
     };
     RunResult {
         policies: policies.iter().map(policy).collect(),
@@ -215,7 +215,7 @@ fn any_number_of_tenants_and_policies_is_drawn_within_the_frame() {
         let all = |slow: f64| names.iter().map(|name| tenant(name, Class::Latency, 100.0 / slow, slow, 30.0 * slow)).collect::<Vec<_>>();
         let mut run = run(&[]);
         run.alone = all(1.0);
-        run.policies = (1..=policies).map(|at| PolicyResult::new(format!("policy-{at}"), all(f64::from(at)), &run.alone)).collect();
+        run.policies = (1..=policies).map(|at| PolicyResult::new(format!("policy-{at}"), all(f64::from(at)), &run.alone, &[])).collect();
         let page = render(&run);
         assert_eq!(elements(&page, "svg").len(), 2 * tenants + usize::from(policies > 0), "{tenants} tenants, {policies} policies");
         for attribute in [" x=\"", " x1=\"", " x2=\"", " cx=\""] {
