@@ -371,9 +371,9 @@ struct DecodeArithmetic {
         constexpr int EACH = D <= 80 ? 1 : D < 32 * 4 ? D / 32 : 4, AHEAD = D <= 80 ? 2 : 4;
         const int first = item.first_head, rows = item.heads, pieces = pitch(), chunks = item.chunks;
         const int first_chunk = item.begin / int(args.pages_per_chunk * KV_PAGE_TOKENS);
-        const size_t first_row = workspace_row(item, first) + first_chunk;
+        const size_t first_row = workspace_row(item, first) + first_chunk, next_head = chunk_rows();
         const auto known = [&](int row, int chunk) {
-            return row < rows && chunk < chunks ? __ldcg(statistics() + first_row + row * chunk_rows() + chunk) : make_float2(-INFINITY, 0.0f);
+            return row < rows && chunk < chunks ? __ldcg(statistics() + first_row + row * next_head + chunk) : make_float2(-INFINITY, 0.0f);
         };
 
         float2 mine[DECODE_HEADS]; // of this lane's chunk among 32
@@ -403,7 +403,7 @@ struct DecodeArithmetic {
                 const int i = min(base + j * 32 + lane, rows * pieces - 1);
                 row_of[j] = i / pieces;
                 column_of[j] = i % pieces * 4;
-                of[j] = outputs() + (first_row + row_of[j] * chunk_rows()) * pieces + i % pieces;
+                of[j] = outputs() + (first_row + row_of[j] * next_head) * pieces + i % pieces;
             }
             float4 ahead[AHEAD][EACH];
 #pragma unroll

@@ -25,13 +25,14 @@ struct CacheRow {
 
     CacheRow() = default;
 
-    // A position past the capacity has no place in the cache; writing it would damage another sequence's pages.
+    // A position past the capacity has no place in the cache; writing it would damage another sequence's pages. Reads past L1: it may be done before earlier
+    // launches have ended, and what an SM kept in L1 from before may be older than what the last launch to write them left.
     __device__ CacheRow(const RotaryArgs &args, uint32_t row, uint32_t position) {
         const KvPages &pages = args.cache;
         const uint32_t page = position / KV_PAGE_TOKENS;
         if (pages.keys == 0 || page >= pages.pages_per_sequence) return;
-        const size_t sequence = reinterpret_cast<const uint32_t *>(args.sequence_of)[row];
-        const size_t number = reinterpret_cast<const uint32_t *>(pages.page_table)[sequence * pages.pages_per_sequence + page];
+        const size_t sequence = __ldcg(reinterpret_cast<const uint32_t *>(args.sequence_of) + row);
+        const size_t number = __ldcg(reinterpret_cast<const uint32_t *>(pages.page_table) + sequence * pages.pages_per_sequence + page);
         first = number * pages.kv_heads * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS;
         exists = true;
     }

@@ -38,12 +38,12 @@ class Heads {
     __device__ Heads(const RotaryArgs *args, uint64_t bias, uint32_t thread)
         : args_(*args), bias_(reinterpret_cast<const __half *>(bias)), thread_(thread) {}
 
-    // Reads the rows' positions, which may be an earlier launch's output: to be called after waiting for those.
+    // Reads the rows' positions and places, before earlier launches have ended: past L1, as CacheRow does. gemm/qkv.rs says who may have written them.
     __device__ void begin() {
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
             if (row(pass) >= args_.rows) break;
-            positions_[pass] = reinterpret_cast<const uint32_t *>(args_.positions)[row(pass)];
+            positions_[pass] = __ldcg(reinterpret_cast<const uint32_t *>(args_.positions) + row(pass));
             places_[pass] = CacheRow(args_, row(pass), positions_[pass]);
         }
     }
@@ -63,6 +63,8 @@ class Heads {
             bias_low_ = make_float2(__half2float(bias_[first]), __half2float(bias_[first + 1]));
             bias_high_ = make_float2(__half2float(bias_[first + half]), __half2float(bias_[first + half + 1]));
         }
+#pragma unroll
+        for (int pass = 0; pass < PASSES; ++pass) targets_[pass] = exists ? target(pass) : nullptr;
         // Most workers meet the same pairs in all of their tiles.
         if (tile_.pair == turned_pair_ || !is_turned()) return;
         turned_pair_ = tile_.pair;
@@ -77,7 +79,7 @@ class Heads {
 
     // Two sums of the lower halves, and those of the upper ones.
     __device__ void finish(int pass, float2 low, float2 high) const {
-        __half *const to = target(pass);
+        __half *const to = targets_[pass];
         if (to == nullptr) return;
         float2 first = make_float2(low.x + bias_low_.x, high.x + bias_high_.x), second = make_float2(low.y + bias_low_.y, high.y + bias_high_.y);
         if (is_turned()) {
@@ -91,13 +93,13 @@ class Heads {
   private:
     __device__ bool is_turned() const { return tile_.head < args_.heads + args_.cache.kv_heads; }
 
-    // Of the lower halves; nowhere where the cache has no place for the row, or there is no such head.
+    // Of the lower halves; nowhere where the cache has no place for the row.
     __device__ __half *target(int pass) const {
         if (tile_.head < args_.heads) {
             return reinterpret_cast<__half *>(args_.qkv) + row(pass) * size_t(args_.qkv_stride) + tile_.first_row(args_) + pair();
         }
         const uint32_t kv_heads = args_.cache.kv_heads, kept = tile_.head - args_.heads;  // number among keys, then values
-        if (kept >= 2 * kv_heads || !places_[pass].exists) return nullptr;
+        if (!places_[pass].exists) return nullptr;
         const uint64_t pool = kept < kv_heads ? args_.cache.keys : args_.cache.values;
         return reinterpret_cast<__half *>(pool) + (places_[pass].first + kept % kv_heads * KV_PAGE_TOKENS) * args_.cache.head_dim + tile_.pair + pair();
     }
@@ -109,6 +111,7 @@ class Heads {
     uint32_t turned_pair_ = ~0u;
     uint32_t positions_[PASSES] = {};
     CacheRow places_[PASSES];
+    __half *targets_[PASSES];
     float2 angles_[PASSES][2];
     float2 bias_low_, bias_high_;
 };

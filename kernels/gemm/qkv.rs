@@ -11,6 +11,10 @@ use super::skinny::{PAIRS_OF_TILE, Skinny};
 use super::{Epilogue, Gemm};
 
 /// `product`, and then `rotary` of it; but only the queries are stored in `C`: keys and values are in the cache alone.
+///
+/// Positions, sequences and the page table are read as soon as the launch runs, as attention reads them
+/// ([`AttentionDecode`](super::super::attention::AttentionDecode)): nothing may have written them since the last launch before this one that waits for those before
+/// it with its first instruction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvProduct {
     /// Its epilogue is [`Epilogue::NONE`] or [`Epilogue::Bias`]; its rows may be normed.

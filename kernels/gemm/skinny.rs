@@ -304,7 +304,8 @@ impl Skinny {
             blocks_per_sm,
             tiles,
             blocks_per_tile: self.shape().pair,
-            elastic: predicted_us(gemm, sms) > LONG_US,
+            // Of a tile to each worker none is given back.
+            elastic: predicted_us(gemm, sms) > LONG_US && tiles > workers,
             programmatic: true,
             begins_by_number: true,
             params: params.with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
@@ -433,6 +434,9 @@ mod tests {
         let elastic = |shape, sms| choose(shape, sms).launch(&gemm(shape), Sms(sms), &h200()).elastic;
         assert!(elastic([8, 128_256, 2048], 132));
         assert!(!elastic([8, 2048, 2048], 132));
+        // One tile for each SM, which takes 28 us.
+        assert!(!elastic([1, 4096, 14_336], 132));
+        assert!(elastic([1, 4096, 14_336], 32));
         assert!(elastic([8, 2048, 2048], 2));
     }
 }
