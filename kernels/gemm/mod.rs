@@ -136,7 +136,7 @@ impl Gemm {
         self.launch_of(variant, is_elastic, sms, gpu)
     }
 
-    /// The launch of `variant`, for a problem that [`check`](Self::check) has passed. Only of a warpgroup variant it is asked whether it is elastic.
+    /// The launch of `variant`, for a problem that [`check`](Self::check) has passed. `is_elastic` matters to warpgroup variants alone.
     fn launch_of(&self, variant: Variant, is_elastic: bool, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         if !variant.can_do(self, gpu) {
             return Err(self.unsupported(format!("{variant:?} takes other row counts or alignments")));

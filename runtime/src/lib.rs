@@ -8,7 +8,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`device`] | the contract with a GPU and its two back ends: `cuda`, and `sim`, a discrete-event model |
-//! | [`partition`] | TPC sets, the ladder of partitions, each made once, the ledger of who holds which TPCs, KRISP's mask allocation |
+//! | [`partition`] | TPC sets, the ladder of partitions, kept while there is room, the ledger of who holds which TPCs, KRISP's mask allocation |
 //! | [`launch`] | kernels, plans, grants, [`lending`](launch::lending) of what is not used, and the one interception point |
 //! | [`policy`] | one file per policy: pure functions from tenants and profiles to a plan |
 //! | [`profile`] | what the profiler measured: schema, provenance, store |

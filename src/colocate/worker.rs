@@ -27,6 +27,7 @@ pub const SUBCOMMAND: &str = "worker";
 /// The environment variables by which an MPS client tells its priority, 0 being the highest and 1 the next, and the most of the SMs it will use. NVIDIA,
 /// "Multi-Process Service", appendix "Environment Variables".
 const PRIORITY: &str = "CUDA_MPS_CLIENT_PRIORITY";
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 const PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
 
 /// How many hardware queues an MPS client asks for, as in `CUDA_DEVICE_MAX_CONNECTIONS`. Clients share what there is: four that ask for 32 each were refused
@@ -171,7 +172,13 @@ impl Worker {
         let mut command = Command::new(std::env::current_exe().map_err(pipe)?);
         command.arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         match daemon {
-            Some(daemon) => command.envs(daemon.environment()).env(CONNECTIONS.0, CONNECTIONS.1),
+            Some(daemon) => {
+                // The daemon took the GPUs that it was shown, and numbers them anew.
+                if std::env::var_os(VISIBLE).is_some() {
+                    command.env(VISIBLE, "0");
+                }
+                command.envs(daemon.environment()).env(CONNECTIONS.0, CONNECTIONS.1)
+            }
             // No daemon of the machine's own shall serve what is measured without MPS: nobody listens in this folder.
             None => command.env("CUDA_MPS_PIPE_DIRECTORY", std::env::temp_dir().join("no-mps-daemon")),
         };

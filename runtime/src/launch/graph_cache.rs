@@ -16,7 +16,7 @@ use super::capture::Layout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(pub u64);
 
-/// What a session keeps at most. At least one graph is kept whatever these say.
+/// What a session keeps at most. A graph of more launches than all may have is kept alone, until the next one comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GraphLimits {
     /// Graphs.

@@ -2,7 +2,7 @@
 //!
 //! An engine implements [`Kernel`] for its descriptors and calls [`Session::launch`]. The session reads the current [`Plan`] (one atomic
 //! load), finds the [`Placement`] of the kernel's [`KernelKey`], asks the kernel for its launch at that SM count, hops to the placement's
-//! stream if it differs from the last one, attaches the tenant's grant, and launches. Nothing in this room allocates, locks or
+//! stream if it differs from the last one, attaches the tenant's grant, and launches. Nothing in this room allocates, waits for a lock or
 //! makes a system call on that path, once a kernel key has been seen.
 
 pub(crate) mod capture;

@@ -15,6 +15,15 @@ pub(super) struct Turn {
     asked: AtomicU32,
 }
 
+/// Gives the turn back where an update panics: others would wait for ever for whoever has it.
+struct Taken<'a>(&'a AtomicU32);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
 impl Turn {
     pub(super) fn new() -> Self {
         Self { asked: AtomicU32::new(0) }
@@ -29,10 +38,14 @@ impl Turn {
         if asked > 1 {
             return Ok(());
         }
+        let taken = Taken(&self.asked);
         loop {
             let updated = update();
             match self.asked.compare_exchange(asked, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return updated,
+                Ok(_) => {
+                    std::mem::forget(taken);
+                    return updated;
+                }
                 Err(more) => asked = more,
             }
         }
@@ -41,5 +54,20 @@ impl Turn {
     /// Whether a thread is at it.
     pub(super) fn is_taken(&self) -> bool {
         self.asked.load(Ordering::Acquire) > 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_turn_is_over_after_an_update_that_panicked() {
+        let turn = Turn::new();
+        let panicked = catch_unwind(AssertUnwindSafe(|| turn.run::<()>(|| panic!("in an update"))));
+        assert!(panicked.is_err() && !turn.is_taken());
+        assert_eq!(turn.run(|| Err(7)), Err(7));
     }
 }

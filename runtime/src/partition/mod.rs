@@ -1,6 +1,6 @@
-//! Which SMs: sets of TPCs, the ladder of partitions, each made once and never on the launch path, and KRISP's allocation of SMs to kernels.
+//! Which SMs: sets of TPCs, the ladder of partitions, and KRISP's allocation of SMs to kernels.
 //!
-//! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, once, off the launch path; the [`Ledger`](ledger::Ledger) says who owns and
+//! A [`TpcSet`] names TPCs; the [`Ladder`] turns sets into partitions, off the launch path, and keeps them while there is room; the [`Ledger`](ledger::Ledger) says who owns and
 //! who borrows each TPC; [`krisp`] chooses sets from counts of who runs where. Nothing in this room launches anything.
 
 pub mod krisp;

@@ -1,11 +1,11 @@
 //! Device times of a few launches and replays, taken by events around them.
 //!
-//! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so manieth replay, is enqueued between two events of a fixed pool. Nobody waits for them: whoever
+//! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so many replays one, is enqueued between two events of a fixed pool. Nobody waits for them: whoever
 //! collects samples asks later whether they are done. A launch inside a capture is never timed, since events would become nodes of the graph.
 //!
 //! Two kinds of launches give no sample, because what lies between their events is not the kernel alone:
 //! - where the device had come to the first event before the launch was enqueued, so that it then waited for the host. A replay may: what it waits is the
-//!   5 to 10 us in which the host launches the graph, and who compares it leaves short graphs out;
+//!   5 to 10 us in which the host launches the graph, so that comparisons leave short graphs out;
 //! - where all events of the pool are taken by launches that are not done.
 
 use std::sync::Arc;

@@ -19,7 +19,7 @@
 //! | latency, shaped | in chunks, as soon as the rate lets them |
 //! | throughput | in chunks, at most [`TransferConfig::in_flight`] of all such tenants on the link, as soon as the rates let them |
 //!
-//! No thread of its own does the copying: chunks are staged by the thread whose they are, and of the threads that wait for theirs one looks after the link for
+//! No thread of its own does the copying: each thread stages its own chunks, and one of those that wait looks after the link for
 //! all, while the others sleep. Copies back to the host, copies within captured graphs, and the few bytes of a grant do not come here.
 
 mod bucket;
@@ -48,7 +48,7 @@ pub use uploader::{After, Source, Upload, Uploader};
 /// How often the one who looks after the link does so. Each look takes the driver's lock, which launches take too; a chunk is on the link fifteen times as long.
 const LOOK_EVERY: Duration = Duration::from_micros(5);
 
-/// How long a thread sleeps whom nobody wakes. Whoever looks after the link wakes those whose chunks moved on, so this only bounds what a missed call costs.
+/// The longest that a waiting thread sleeps where nobody wakes it. Whoever looks after the link wakes those whose chunks moved on, so this only bounds what a missed call costs.
 const SLEEP: Duration = Duration::from_millis(1);
 
 /// How copies of throughput tenants, and of tenants with a rate, are cut.

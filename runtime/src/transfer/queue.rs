@@ -144,7 +144,7 @@ impl<T> Queue<T> {
         latency.chain(self.throughput.iter().map(|waiting| at(Class::Throughput, waiting))).filter(|&at| at > now).min()
     }
 
-    /// Where in its class the first chunk is that may go. Of a lane whose first chunk may not, no later one may.
+    /// The place in its class of the first chunk that may go. A lane keeps its order: once one of its chunks is held up, so are those behind it.
     fn first(&self, class: Class, now: Duration, ready: &mut impl FnMut(&T) -> bool) -> Option<usize> {
         let mut held_up = Vec::new();
         let waiting = match class {

@@ -81,7 +81,7 @@ pub(crate) struct Lending {
 #[derive(Clone)]
 struct Member {
     membership: Arc<Membership>,
-    /// What it may use whatever the ledger says: what several tenants share, and while the plan changes what it had and will have.
+    /// What it may use beyond the ledger: TPCs that several tenants share and, while the plan changes, both those it had and those it will have.
     beyond: TpcSet,
     /// What it was given by hand, instead of all else.
     by_hand: Option<TpcSet>,

@@ -86,7 +86,7 @@ impl Pressure {
         Self { flops: self.flops / times, ..self }
     }
 
-    /// Without one who is part of it. Never below none, whatever rounding says.
+    /// This pressure without one of its parts; never negative, whatever rounding says.
     pub(super) fn without(self, one: Self) -> Self {
         Self { traffic: (self.traffic - one.traffic).max(0.0), flops: (self.flops - one.flops).max(0.0) }
     }
