@@ -192,13 +192,15 @@ impl Warpgroup {
         self.predicted_cycles(gemm, sms) > ELASTIC_FROM_MICROSECONDS * CYCLES_PER_MICROSECOND
     }
 
-    /// The launch. `args` are those of every kernel.
+    /// The launch. It is made where it stays: a move of its parameters takes longer than all that is decided here.
     pub(super) fn launch(self, gemm: &Gemm, symbol: &'static str, tiles: u32, elastic: bool, sms: Sms) -> Launch {
+        use abi::WarpgroupGemmArgs as Args;
+        const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
         let shape = self.shape();
         let blocks_in_pair = shape.blocks_in_pair;
         // A pair needs two SMs, and there is no TPC of one.
         let workers = (sms.get() / blocks_in_pair).max(1);
-        Launch {
+        let mut launch = Launch {
             symbol,
             grid: tiles.clamp(1, workers) * blocks_in_pair,
             block: 128 * (shape.consumers + 1),
@@ -209,13 +211,22 @@ impl Warpgroup {
             elastic,
             programmatic: true,
             begins_by_number: true,
-            params: self.params(gemm),
-        }
+            params: Params::new(Args {
+                a: UNUSED,
+                b: UNUSED,
+                c: UNUSED,
+                residual: UNUSED,
+                gemm: gemm.args(),
+                shares_a: u32::from(self.shares_a(gemm)),
+            }),
+        };
+        self.put_tensor_maps(gemm, &mut launch.params);
+        launch
     }
 
-    fn params(self, gemm: &Gemm) -> Params {
+    #[inline(always)]
+    fn put_tensor_maps(self, gemm: &Gemm, params: &mut Params) {
         use abi::WarpgroupGemmArgs as Args;
-        const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
         let shape = self.shape();
         let shares_a = self.shares_a(gemm);
         let shared_rows = |rows: u32, shared: bool| if shared { rows / shape.blocks_in_pair } else { rows };
@@ -237,17 +248,11 @@ impl Warpgroup {
             _ => Swizzle::Bytes32,
         };
         let c = TensorMap::matrix(gemm.c, element, [gemm.m, gemm.c_columns()], gemm.ldc, [64, c_slice], swizzle);
-        let params =
-            Params::new(Args { a: UNUSED, b: UNUSED, c: UNUSED, residual: UNUSED, gemm: gemm.args(), shares_a: u32::from(shares_a) });
-        let maps = [(offset_of!(Args, a), a), (offset_of!(Args, b), b), (offset_of!(Args, c), c)];
-        // Encoding a map takes time on the launch path, so only those that are used are named.
-        match gemm.residual() {
-            None => params.with_tensor_maps(maps),
-            Some(Residual { ptr, stride }) => {
-                let residual = TensorMap::matrix(ptr, element, [gemm.m, gemm.c_columns()], stride, [64, c_slice], swizzle);
-                let [a, b, c] = maps;
-                params.with_tensor_maps([a, b, c, (offset_of!(Args, residual), residual)])
-            }
+        params.put_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b), (offset_of!(Args, c), c)]);
+        // Encoding a map takes time on the launch path, so only one that is used is named.
+        if let Some(Residual { ptr, stride }) = gemm.residual() {
+            let residual = TensorMap::matrix(ptr, element, [gemm.m, gemm.c_columns()], stride, [64, c_slice], swizzle);
+            params.put_tensor_maps([(offset_of!(Args, residual), residual)]);
         }
     }
 }

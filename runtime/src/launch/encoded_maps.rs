@@ -111,14 +111,17 @@ impl Entry {
     };
 }
 
-/// Where the search for a map begins, before it is wrapped to the table: Fibonacci hashing (Knuth, "The Art of Computer Programming", 6.4) of what
-/// tells an engine's maps apart.
+/// Where the search for a map begins, before it is wrapped to the table: multiplicative hashing (Knuth, "The Art of Computer Programming", 6.4) of what
+/// tells an engine's maps apart. Each part has an odd factor of its own, so that no product waits for another.
 fn home(map: &TensorMap) -> usize {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let [rows, columns] = [map.sizes[1], map.sizes[0]];
     let tile = u64::from(map.tile[0]) << 32 | u64::from(map.tile[1]);
-    let mixed = [rows, columns, tile].into_iter().fold(map.ptr.0, |mixed, part| (mixed ^ part).wrapping_mul(GOLDEN).rotate_left(31));
-    (mixed.wrapping_mul(GOLDEN) >> 40) as usize
+    let mixed = map.ptr.0.wrapping_mul(GOLDEN)
+        ^ rows.wrapping_mul(GOLDEN.rotate_left(16) | 1)
+        ^ columns.wrapping_mul(GOLDEN.rotate_left(32) | 1)
+        ^ tile.wrapping_mul(GOLDEN.rotate_left(48) | 1);
+    (mixed >> 40) as usize
 }
 
 #[cfg(test)]

@@ -154,6 +154,8 @@ pub struct Params {
     /// Of the struct.
     len: u16,
     map_count: u8,
+    /// Bytes at the beginning that are tensor maps.
+    maps_end: u16,
     /// Where `TensorMap`s lie in `bytes`.
     map_offsets: [u16; MAX_TENSOR_MAPS],
 }
@@ -164,7 +166,8 @@ pub struct Params {
 pub struct ParamBytes([MaybeUninit<u8>; MAX_PARAM_BYTES]);
 
 impl ParamBytes {
-    const fn uninit() -> Self {
+    /// Room for one.
+    pub const fn uninit() -> Self {
         Self([MaybeUninit::uninit(); MAX_PARAM_BYTES])
     }
 
@@ -176,9 +179,11 @@ impl ParamBytes {
 
 impl Params {
     /// The bytes of `args`, a `#[repr(C)]` struct from the kernels' ABI. Structs beyond [`MAX_PARAM_BYTES`] do not compile.
+    #[inline(always)]
     pub fn new<T: Copy + 'static>(args: T) -> Self {
         const { assert!(size_of::<T>() <= MAX_PARAM_BYTES && align_of::<T>() <= align_of::<Params>()) };
-        let mut params = Self { bytes: ParamBytes::uninit(), len: size_of::<T>() as u16, map_count: 0, map_offsets: [0; MAX_TENSOR_MAPS] };
+        let mut params =
+            Self { bytes: ParamBytes::uninit(), len: size_of::<T>() as u16, map_count: 0, maps_end: 0, map_offsets: [0; MAX_TENSOR_MAPS] };
         // SAFETY: the assertion above shows that `T` fits and is aligned; padding stays `MaybeUninit`.
         unsafe { params.bytes.0.as_mut_ptr().cast::<T>().write(args) };
         params
@@ -187,10 +192,21 @@ impl Params {
     /// The same parameters; each of `maps` is encoded at its offset, in bytes, by the back end when the launch is made.
     ///
     /// # Panics
+    /// As [`put_tensor_maps`](Params::put_tensor_maps).
+    #[must_use]
+    #[inline(always)]
+    pub fn with_tensor_maps<const COUNT: usize>(mut self, maps: [(usize, TensorMap); COUNT]) -> Self {
+        self.put_tensor_maps(maps);
+        self
+    }
+
+    /// [`with_tensor_maps`](Params::with_tensor_maps) where the parameters are in their place already: moving them takes time on the launch path.
+    ///
+    /// # Panics
     /// If an offset is none of a tensor map in the struct, or of two maps that overlap, or these are more maps than [`MAX_TENSOR_MAPS`]: a mistake in the
     /// kernel's descriptor, whatever its shapes.
-    #[must_use]
-    pub fn with_tensor_maps<const COUNT: usize>(mut self, maps: [(usize, TensorMap); COUNT]) -> Self {
+    #[inline(always)]
+    pub fn put_tensor_maps<const COUNT: usize>(&mut self, maps: [(usize, TensorMap); COUNT]) {
         const { assert!(COUNT <= MAX_TENSOR_MAPS && size_of::<TensorMap>() <= TENSOR_MAP_BYTES) };
         const { assert!(align_of::<TensorMap>() <= TENSOR_MAP_ALIGNMENT) };
         for (offset, map) in maps {
@@ -203,8 +219,10 @@ impl Params {
             unsafe { place.write(map) };
             self.map_offsets[usize::from(self.map_count)] = offset as u16;
             self.map_count += 1;
+            if offset == usize::from(self.maps_end) {
+                self.maps_end += TENSOR_MAP_BYTES as u16;
+            }
         }
-        self
     }
 
     /// The tensor maps, each with its offset in the struct.
@@ -218,24 +236,29 @@ impl Params {
         })
     }
 
-    /// The struct with every tensor map in its place, from `maps` or else as `encode` writes it: a back end's part of a launch.
+    /// Writes the struct to `place` with every tensor map encoded, from `maps` or else as `encode` says: a back end's part of a launch.
     ///
     /// # Errors
-    /// What `encode` returns.
+    /// What `encode` returns; what is in `place` is of no use then.
     #[inline]
-    pub fn encoded<E>(&self, maps: &mut EncodedMaps, mut encode: impl FnMut(&TensorMap) -> Result<EncodedMap, E>) -> Result<ParamBytes, E> {
-        let mut params = ParamBytes::uninit();
-        let len = usize::from(self.len);
-        params.0[..len].copy_from_slice(&self.bytes.0[..len]);
+    pub fn encode_into<E>(
+        &self,
+        place: &mut ParamBytes,
+        maps: &mut EncodedMaps,
+        mut encode: impl FnMut(&TensorMap) -> Result<EncodedMap, E>,
+    ) -> Result<(), E> {
+        let plain = usize::from(self.maps_end)..usize::from(self.len);
+        place.0[plain.clone()].copy_from_slice(&self.bytes.0[plain]);
         for (offset, map) in self.tensor_maps() {
-            for (word, target) in maps.get(map, &mut encode)?.iter().zip(params.0[offset..offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
+            for (word, target) in maps.get(map, &mut encode)?.iter().zip(place.0[offset..offset + TENSOR_MAP_BYTES].chunks_exact_mut(8)) {
                 target.write_copy_of_slice(&word.to_ne_bytes());
             }
         }
-        Ok(params)
+        Ok(())
     }
 
     /// The struct of a kernel without tensor maps; none for others.
+    #[inline]
     pub fn plain(&self) -> Option<&ParamBytes> {
         (self.map_count == 0).then_some(&self.bytes)
     }
@@ -285,6 +308,21 @@ mod tests {
     fn tensor_maps_are_found_where_they_were_put() {
         let params = Params::new([0_u64; 40]).with_tensor_maps([(192, MAP), (0, MAP)]);
         assert_eq!(params.tensor_maps().map(|(at, map)| (at, *map)).collect::<Vec<_>>(), [(192, MAP), (0, MAP)]);
+    }
+
+    #[test]
+    fn encoded_maps_take_their_places_and_the_rest_stays_as_it_was() {
+        for offsets in [[0, 128], [192, 0], [64, 256]] {
+            let params = Params::new([7_u64; 48]).with_tensor_maps(offsets.map(|offset| (offset, MAP)));
+            let mut place = ParamBytes::uninit();
+            params.encode_into(&mut place, &mut EncodedMaps::new(), |map| Ok::<_, ()>([map.ptr.0; 16])).unwrap();
+            // SAFETY: all 48 words were written: `Params::new` copied them, and maps are whole words.
+            let words = unsafe { place.as_ptr().cast::<[u64; 48]>().read() };
+            for (at, word) in words.into_iter().enumerate() {
+                let is_map = offsets.iter().any(|&offset| (offset..offset + TENSOR_MAP_BYTES).contains(&(8 * at)));
+                assert_eq!(word, if is_map { MAP.ptr.0 } else { 7 }, "word {at} of maps at {offsets:?}");
+            }
+        }
     }
 
     #[test]

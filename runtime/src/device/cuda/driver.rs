@@ -486,11 +486,11 @@ pub fn kernel_launch(
         attrs: attributes.as_mut_ptr(),
         numAttrs: if overlaps { 2 } else { 1 },
     };
-    let encoded;
+    let mut encoded = ParamBytes::uninit();
     let params = match launch.params.plain() {
         Some(plain) => plain,
         None => {
-            encoded = encode_tensor_maps(&launch.params)?;
+            encode_tensor_maps(&launch.params, &mut encoded)?;
             &encoded
         }
     };
@@ -506,11 +506,11 @@ thread_local! {
     static ENCODED_MAPS: RefCell<EncodedMaps> = const { RefCell::new(EncodedMaps::new()) };
 }
 
-fn encode_tensor_maps(params: &Params) -> Result<ParamBytes, DeviceError> {
+fn encode_tensor_maps(params: &Params, place: &mut ParamBytes) -> Result<(), DeviceError> {
     let encode = |map: &TensorMap| tensor_map_encode(map).map(|encoded| encoded.opaque);
-    let remembered = ENCODED_MAPS.try_with(|maps| params.encoded(&mut maps.borrow_mut(), encode));
+    let remembered = ENCODED_MAPS.try_with(|maps| params.encode_into(place, &mut maps.borrow_mut(), encode));
     // A thread that is ending has no table any more.
-    remembered.unwrap_or_else(|_| params.encoded(&mut EncodedMaps::new(), encode))
+    remembered.unwrap_or_else(|_| params.encode_into(place, &mut EncodedMaps::new(), encode))
 }
 
 /// The driver's description of a matrix. It is made on the host, in well under a microsecond, and names no context.
