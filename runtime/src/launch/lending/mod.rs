@@ -26,21 +26,27 @@
 //! No lock, no allocation, no waiting: neither for the copy nor for the borrowers' blocks, which leave within one tile of seeing it.
 
 mod activity;
+mod members;
+mod requests;
+mod terms;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::device::{Device, DeviceError};
 use crate::partition::TpcSet;
 use crate::partition::ledger::{Borrowers, Holder, Ledger};
 
-use super::TenantPlan;
 use super::grant::Grant;
-use activity::Activity;
+use members::{Member, Members};
+use terms::borrowers;
+
+pub(crate) use members::Membership;
+pub(crate) use requests::Requests;
+pub(crate) use terms::Terms;
 
 /// How long a tenant must have been idle before it lends, unless told otherwise. Shorter pauses, as between two steps of one stream of
 /// requests, are not worth two copies and the borrower's lost waves.
@@ -68,36 +74,12 @@ pub(crate) struct Lending {
     ledger: Ledger,
     /// The SMs of each TPC, once a plan needed them.
     masks: OnceLock<Vec<[u32; 8]>>,
-    /// By the number of the holder. Replaced whole, so that a request may look a borrower up without a lock.
-    members: ArcSwap<Vec<Option<Member>>>,
+    members: Members,
     /// Held by whoever lends or changes owners, never by whoever takes back.
     loans: Mutex<Loans>,
     /// When the next tenant has been idle for long enough, nanoseconds of the device's clock.
     due: AtomicU64,
     hysteresis: AtomicU64,
-}
-
-/// A tenant as the plan in force has it.
-#[derive(Clone)]
-struct Member {
-    membership: Arc<Membership>,
-    /// What it may use beyond the ledger: TPCs that several tenants share and, while the plan changes, both those it had and those it will have.
-    beyond: TpcSet,
-    /// What it was given by hand, instead of all else.
-    by_hand: Option<TpcSet>,
-}
-
-/// A tenant's place in the ledger, from its admission to the end of its last session.
-pub(crate) struct Membership {
-    holder: Holder,
-    grant: Arc<Grant>,
-    activity: Activity,
-    /// Whether it ever ended a request: before, nobody knows when it is idle.
-    announces: AtomicBool,
-    /// When its last request ended, until what it owns was lent.
-    idle_since: AtomicU64,
-    /// Whether it was idle for long enough to lend, since somebody last asked.
-    rested: AtomicBool,
 }
 
 #[derive(Default)]
@@ -106,63 +88,13 @@ struct Loans {
     borrower_of: Vec<Option<Holder>>,
 }
 
-/// What a plan gives one tenant.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
-    holder: Holder,
-    /// What it alone owns.
-    owned: TpcSet,
-    /// What it may use along with others.
-    shared: TpcSet,
-    /// What it may borrow.
-    borrowable: TpcSet,
-}
-
-impl Terms {
-    /// What a plan gives each of its tenants. TPCs that several own are nobody's in the ledger, and a grant that is no wall is not cut.
-    pub(crate) fn of<'a>(plan: impl Iterator<Item = (&'a Arc<Membership>, &'a TenantPlan)>) -> Vec<Self> {
-        let mut parts: Vec<_> = plan.map(|(membership, plan)| (membership.holder, plan)).collect();
-        parts.sort_by_key(|(holder, _)| *holder);
-        let (mut owned, mut by_several) = (TpcSet::EMPTY, TpcSet::EMPTY);
-        for (_, plan) in parts.iter().filter(|(_, plan)| plan.walls.grant) {
-            by_several = by_several | (owned & plan.owned);
-            owned = owned | plan.owned;
-        }
-        let terms = |&(holder, plan): &(Holder, &TenantPlan)| {
-            if !plan.walls.grant {
-                return Self { holder, owned: TpcSet::EMPTY, shared: plan.grant, borrowable: TpcSet::EMPTY };
-            }
-            let shared = (plan.owned & by_several) | (plan.grant - owned);
-            Self { holder, owned: plan.owned - by_several, shared, borrowable: (plan.grant & owned) - by_several - plan.owned }
-        };
-        parts.iter().map(terms).collect()
-    }
-
-    /// What it may use without borrowing.
-    fn by_right(&self) -> TpcSet {
-        self.owned | self.shared
-    }
-}
-
-/// For each of `tpcs` TPCs the tenant that may borrow it: of several, the one with the fewest so far.
-fn borrowers(terms: &[Terms], tpcs: u16) -> Vec<Option<Holder>> {
-    let mut counts = vec![0_u16; terms.len()];
-    let mut borrower = |tpc| {
-        let candidates = (0..terms.len()).filter(|&at| terms[at].borrowable.contains(tpc));
-        let chosen = candidates.min_by_key(|&at| counts[at])?;
-        counts[chosen] += 1;
-        Some(terms[chosen].holder)
-    };
-    (0..tpcs).map(&mut borrower).collect()
-}
-
 impl Lending {
     pub(crate) fn new(device: &Arc<dyn Device>) -> Self {
         Self {
             device: Arc::clone(device),
             ledger: Ledger::new(device.topology().tpcs()),
             masks: OnceLock::new(),
-            members: ArcSwap::default(),
+            members: Members::default(),
             loans: Mutex::default(),
             due: AtomicU64::new(NEVER),
             hysteresis: AtomicU64::new(nanos(DEFAULT_HYSTERESIS)),
@@ -181,21 +113,7 @@ impl Lending {
     /// # Errors
     /// What the device says.
     pub(crate) fn admit(&self) -> Result<Option<Arc<Membership>>, DeviceError> {
-        let mut members = Vec::clone(&self.members.load());
-        let place = members.iter().position(Option::is_none).unwrap_or(members.len());
-        let Some(holder) = u16::try_from(place).ok().and_then(Holder::new) else { return Ok(None) };
-        let membership = Arc::new(Membership {
-            holder,
-            grant: Arc::new(Grant::new(&self.device)?),
-            activity: Activity::new(),
-            announces: AtomicBool::new(false),
-            idle_since: AtomicU64::new(NEVER),
-            rested: AtomicBool::new(false),
-        });
-        members.resize(members.len().max(place + 1), None);
-        members[place] = Some(Member { membership: Arc::clone(&membership), beyond: self.device.topology().all_tpcs(), by_hand: None });
-        self.members.store(Arc::new(members));
-        Ok(Some(membership))
+        self.members.admit(self.device.topology().all_tpcs(), || Grant::new(&self.device))
     }
 
     /// Takes a tenant out of the ledger. Work of its that is in flight leaves at once what it borrowed, and ends on what it owned.
@@ -203,16 +121,14 @@ impl Lending {
         let mut loans = self.loans.lock();
         let holder = membership.holder;
         let kept = self.ledger.owned_by(holder);
-        self.change_member(membership, |member| member.by_hand = Some(member.by_hand.unwrap_or(member.beyond | kept)));
+        self.members.change(holder, |member| member.by_hand = Some(member.by_hand.unwrap_or(member.beyond | kept)));
         if let Err(error) = self.refresh(membership) {
             tracing::warn!("a dismissed tenant keeps what it borrowed until its work ends: {error}");
         }
         self.ledger.give_back_all(holder);
         self.ledger.release_all(holder);
         loans.borrower_of.iter_mut().filter(|borrower| **borrower == Some(holder)).for_each(|borrower| *borrower = None);
-        let mut members = Vec::clone(&self.members.load());
-        members[usize::from(holder.number())] = None;
-        self.members.store(Arc::new(members));
+        self.members.dismiss(holder);
     }
 
     /// What a tenant has now.
@@ -238,11 +154,11 @@ impl Lending {
         if terms.iter().any(|terms| terms.by_right() != all) {
             self.measure()?;
         }
-        let before = self.members.load_full();
-        self.change_members(terms, |member, terms| {
+        let before = self.members.snapshot();
+        self.change_each(terms, |member, terms| {
             member.beyond = member.by_hand.take().unwrap_or(member.beyond) | terms.by_right();
         });
-        let widened = terms.iter().filter_map(|terms| self.member(terms.holder).map(|membership| (membership, terms))).try_for_each(
+        let widened = terms.iter().filter_map(|terms| self.membership(terms.holder).map(|membership| (membership, terms))).try_for_each(
             |(membership, terms)| {
                 let wide_enough = membership.grant.held().includes(terms.by_right());
                 self.refresh(&membership)?;
@@ -250,7 +166,7 @@ impl Lending {
             },
         );
         widened.inspect_err(|_| {
-            self.members.store(before);
+            self.members.restore(before);
             self.refresh_all().unwrap_or_else(|error| tracing::warn!("a grant is wider than its tenant's plan: {error}"));
         })
     }
@@ -269,11 +185,11 @@ impl Lending {
             let owner = terms.iter().find(|terms| terms.owned.contains(tpc)).map(|terms| terms.holder);
             self.hand_over(tpc, owner, loans.borrower_of[usize::from(tpc)]);
         }
-        self.change_members(terms, |member, terms| {
+        self.change_each(terms, |member, terms| {
             member.beyond = terms.shared;
             member.by_hand = None;
         });
-        let (now, members) = (nanos(self.device.now()), self.members.load_full());
+        let (now, members) = (nanos(self.device.now()), self.members.snapshot());
         for member in members.iter().flatten() {
             member.membership.activity.keep(&self.ledger, member.membership.holder);
             self.lend_if_idle(&loans, &member.membership, now, true);
@@ -283,14 +199,12 @@ impl Lending {
 
     /// Who is not in the plan, because it is paused, ends what it has launched on what it had by right. It lends and borrows nothing.
     fn retire_absent(&self, terms: &[Terms]) {
-        let mut members = Vec::clone(&self.members.load());
-        for member in members.iter_mut().flatten() {
+        self.members.change_all(|member| {
             let holder = member.membership.holder;
             if !terms.iter().any(|terms| terms.holder == holder) {
                 member.beyond = member.by_hand.take().unwrap_or(member.beyond | self.ledger.owned_by(holder));
             }
-        }
-        self.members.store(Arc::new(members));
+        });
     }
 
     fn hand_over(&self, tpc: u16, owner: Option<Holder>, may_borrow: Option<Holder>) {
@@ -316,7 +230,7 @@ impl Lending {
         self.device.sm_mask(tpcs)?;
         let _loans = self.loans.lock();
         self.measure()?;
-        self.change_member(membership, |member| member.by_hand = Some(tpcs));
+        self.members.change(membership.holder, |member| member.by_hand = Some(tpcs));
         self.ledger.give_back_all(membership.holder);
         self.refresh(membership)
     }
@@ -357,7 +271,7 @@ impl Lending {
             {
                 self.due.swap(NEVER, Ordering::AcqRel);
                 let mut outcome = Ok(());
-                for member in self.members.load().iter().flatten() {
+                for member in self.members.snapshot().iter().flatten() {
                     let changed = self.lend_if_idle(&loans, &member.membership, now, false);
                     outcome = outcome.and(self.refresh_each(changed));
                 }
@@ -387,8 +301,7 @@ impl Lending {
             }
         }
         membership.rested.store(true, Ordering::Relaxed);
-        let members = self.members.load();
-        let takes = |borrower: &Holder| member(&members, *borrower).is_some_and(|member| member.by_hand.is_none());
+        let takes = |borrower: &Holder| self.members.with(*borrower, |member| member.by_hand.is_none()).unwrap_or(false);
         let borrower_of = |tpc: u16| loans.borrower_of.get(usize::from(tpc)).copied().flatten().filter(takes);
         membership.activity.lend(&self.ledger, membership.holder, borrower_of)
     }
@@ -396,23 +309,22 @@ impl Lending {
     // ---- grants ----
 
     fn refresh_each(&self, holders: Borrowers) -> Result<(), DeviceError> {
-        let refresh = |&holder: &Holder| self.member(holder).map_or(Ok(()), |membership| self.refresh(&membership));
+        let refresh = |&holder: &Holder| self.membership(holder).map_or(Ok(()), |membership| self.refresh(&membership));
         // One that fails must not keep the others from being told.
         holders.as_slice().iter().map(refresh).fold(Ok(()), Result::and)
     }
 
     fn refresh_all(&self) -> Result<(), DeviceError> {
-        let members = self.members.load_full();
+        let members = self.members.snapshot();
         members.iter().flatten().map(|member| self.refresh(&member.membership)).fold(Ok(()), Result::and)
     }
 
     /// Writes a tenant's grant as the ledger has it.
     fn refresh(&self, membership: &Arc<Membership>) -> Result<(), DeviceError> {
         let wanted = || {
-            let members = self.members.load();
+            let wanted = |member: &Member| member.by_hand.unwrap_or_else(|| self.ledger.usable_by(membership.holder) | member.beyond);
             // Its number may be another tenant's by now.
-            let member = member(&members, membership.holder).filter(|member| Arc::ptr_eq(&member.membership, membership))?;
-            Some(member.by_hand.unwrap_or_else(|| self.ledger.usable_by(membership.holder) | member.beyond))
+            self.members.with(membership.holder, |member| Arc::ptr_eq(&member.membership, membership).then(|| wanted(member)))?
         };
         membership.grant.refresh(wanted, |tpcs| self.mask(tpcs))
     }
@@ -437,101 +349,18 @@ impl Lending {
         }
         Ok(())
     }
-
     // ---- members ----
 
-    fn member(&self, holder: Holder) -> Option<Arc<Membership>> {
-        member(&self.members.load(), holder).map(|member| Arc::clone(&member.membership))
+    fn membership(&self, holder: Holder) -> Option<Arc<Membership>> {
+        self.members.with(holder, |member| Arc::clone(&member.membership))
     }
 
-    fn change_member(&self, membership: &Arc<Membership>, change: impl FnOnce(&mut Member)) {
-        let mut members = Vec::clone(&self.members.load());
-        if let Some(Some(member)) = members.get_mut(usize::from(membership.holder.number())) {
-            change(member);
-        }
-        self.members.store(Arc::new(members));
-    }
-
-    fn change_members(&self, terms: &[Terms], change: impl Fn(&mut Member, &Terms)) {
-        let mut members = Vec::clone(&self.members.load());
-        for terms in terms {
-            if let Some(Some(member)) = members.get_mut(usize::from(terms.holder.number())) {
+    fn change_each(&self, terms: &[Terms], change: impl Fn(&mut Member, &Terms)) {
+        self.members.change_all(|member| {
+            if let Some(terms) = terms.iter().find(|terms| terms.holder == member.membership.holder) {
                 change(member, terms);
             }
-        }
-        self.members.store(Arc::new(members));
-    }
-}
-
-fn member(members: &[Option<Member>], holder: Holder) -> Option<&Member> {
-    members.get(usize::from(holder.number()))?.as_ref()
-}
-
-impl Membership {
-    /// The tenant's grant.
-    pub(crate) fn grant(&self) -> &Arc<Grant> {
-        &self.grant
-    }
-
-    /// Whether the tenant was idle for long enough to lend what it owns, at any time since the last call or now.
-    pub(crate) fn take_rest(&self) -> bool {
-        let lends = self.announces.load(Ordering::Acquire) && !self.activity.is_busy() && self.idle_since.load(Ordering::Acquire) == NEVER;
-        self.rested.swap(lends, Ordering::Relaxed) || lends
-    }
-}
-
-/// What one session announces. A session that is dropped in the middle of a request ends it.
-pub(crate) struct Requests {
-    lending: Arc<Lending>,
-    membership: Arc<Membership>,
-    /// Requests of this session that are under way.
-    open: u32,
-}
-
-impl Requests {
-    pub(crate) fn new(lending: &Arc<Lending>, membership: &Arc<Membership>) -> Self {
-        Self { lending: Arc::clone(lending), membership: Arc::clone(membership), open: 0 }
-    }
-
-    /// Takes back what the tenant lent. The request counts as begun also after an error.
-    ///
-    /// # Errors
-    /// What the device says of a borrower's grant: that borrower may stay where it is.
-    pub(super) fn begin(&mut self) -> Result<(), DeviceError> {
-        self.open += 1;
-        let begun = self.lending.begin(&self.membership);
-        self.settle();
-        begun
-    }
-
-    pub(super) fn end(&mut self) {
-        let began = self.open > 0;
-        self.open = self.open.saturating_sub(1);
-        self.lending.end(&self.membership, began);
-        self.settle();
-    }
-
-    /// Lends what is due, of whichever tenant. What fails there is another tenant's affair.
-    #[inline]
-    pub(super) fn settle(&self) {
-        if self.lending.due.load(Ordering::Relaxed) != NEVER {
-            self.settle_due();
-        }
-    }
-
-    #[cold]
-    fn settle_due(&self) {
-        if let Err(error) = self.lending.settle() {
-            tracing::warn!("a grant was not widened: {error}");
-        }
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        while self.open > 0 {
-            self.end();
-        }
+        });
     }
 }
 
