@@ -28,8 +28,7 @@ pub unsafe extern "C" fn smidgen_name_get(spelling: *const c_char, name: Option<
         target.write(ptr::null());
         // SAFETY: the caller's promise is passed on.
         let spelling = unsafe { text(spelling, "spelling") }?;
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$".contains(&byte);
-        if spelling.is_empty() || spelling.len() > 255 || !spelling.bytes().all(allowed) {
+        if spelling.len() > 255 || !KernelName::is_name(spelling) {
             return Err(refused(format!("`{spelling}` is no name: one has 1 to 255 letters, digits, underscores, dots and dollar signs")));
         }
         let names = &mut *NAMES.lock();

@@ -27,9 +27,26 @@ pub struct KernelName {
 }
 
 impl KernelName {
-    /// A name of lower-case letters, digits and underscores.
+    /// A name of letters, digits, underscores, dots and dollar signs, all ASCII: whatever an entry point may be called.
+    ///
+    /// # Panics
+    /// On any other text, which a profile could not be read back with. A `const` of it does not compile.
     pub const fn new(text: &'static str) -> Self {
+        assert!(Self::is_name(text), "a kernel's name consists of letters, digits, underscores, dots and dollar signs");
         Self { text, hash: fnv(text.as_bytes(), FNV_OFFSET) }
+    }
+
+    /// Whether a kernel may be called `text`.
+    pub const fn is_name(text: &str) -> bool {
+        let bytes = text.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            if !(bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'_' | b'.' | b'$')) {
+                return false;
+            }
+            at += 1;
+        }
+        !bytes.is_empty()
     }
 
     /// The name as text.
@@ -169,6 +186,15 @@ mod tests {
             KernelKey::new(NAME, [1024, 768, 3072]).with_precision(Precision::F32),
         ] {
             assert_eq!(key.to_string().parse(), Ok(key.fingerprint()), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_profile_could_hold_is_none() {
+        for (text, is_name) in
+            [("gemm_bias_8x64", true), ("", false), ("Gemm$1.v2", true), ("gemm[8]", false), ("gemm-bias", false), ("naïve", false)]
+        {
+            assert_eq!(KernelName::is_name(text), is_name, "{text}");
         }
     }
 
