@@ -42,7 +42,7 @@ struct Observed {
 pub(crate) struct Observable<'a> {
     pub(crate) device: &'a dyn Device,
     pub(crate) stream: StreamId,
-    pub(crate) request: LaunchRequest<'a>,
+    pub(crate) request: &'a LaunchRequest<'a>,
     pub(crate) partition: PartitionId,
     pub(crate) sms: Sms,
     pub(crate) capturing: bool,

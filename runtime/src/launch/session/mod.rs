@@ -279,15 +279,11 @@ impl Session {
         self.follow_plan()?;
         let (key, work) = (kernel.key(), kernel.work());
         let at = self.place(key, work)?;
-        let mut placement = self.resolved[at];
-        let choice = match placement.choice {
+        let choice = match self.resolved[at].choice {
             Some(choice) => choice,
-            None => {
-                let choice = self.choose(at, kernel)?;
-                placement = self.resolved[at];
-                choice
-            }
+            None => self.choose(at, kernel)?,
         };
+        let placement = self.resolved[at];
         let mut configured = kernel.configure_as(choice, placement.sms, self.device.topology());
         // By reference: a launch is over a kilobyte, and `?` would copy it.
         let launch = match &mut configured {
@@ -303,6 +299,25 @@ impl Session {
             _ => self.function(at, launch.symbol)?,
         };
         self.hop(placement.lane)?;
+        if self.may_grow(launch, work, &placement) {
+            self.growth.prepare(self.stream())?;
+            self.follows_launch = false;
+        }
+        let tiles = self.tiles(launch, &placement);
+        let overlaps = launch.programmatic && self.follows_launch;
+        let request = LaunchRequest { function, launch, tiles, priority: placement.priority, overlaps, key, work };
+        self.follows_launch = self.enqueue(&request, &placement)?;
+        if launch.elastic {
+            self.remember_if_long(&request, at, &placement);
+            self.count_tiles();
+        }
+        self.count(at);
+        Ok(())
+    }
+
+    /// Where the launch counts its tiles, and which SMs may take them.
+    #[inline]
+    fn tiles(&self, launch: &Launch, placement: &Resolved) -> TilesArg {
         let (progress, grant) = if launch.elastic {
             (self.progress.ptr().offset(self.next_counter as u64 * TILE_PROGRESS_BYTES), self.grant.ptr())
         } else {
@@ -313,34 +328,37 @@ impl Session {
             // Its blocks may begin on SMs that their owner has taken back, and must leave those at once.
             tiles.numbered = 0;
         }
-        let may_grow = launch.elastic && self.capturing.is_none() && is_long(work, placement.sms);
-        if may_grow {
-            self.growth.prepare(self.stream())?;
-            self.follows_launch = false;
-        }
-        let overlaps = launch.programmatic && self.follows_launch;
-        let priority = placement.priority;
-        let request = LaunchRequest { function, launch, tiles, priority, overlaps, key, work };
-        self.follows_launch = if self.probe.is_due() {
+        tiles
+    }
+
+    /// Hands the launch to the device, through the probe where that is to see it. Whether the next one may overlap its end.
+    #[inline]
+    fn enqueue(&mut self, request: &LaunchRequest<'_>, placement: &Resolved) -> Result<bool, LaunchError> {
+        if self.probe.is_due() {
             let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
-            self.probe.launch(&Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing })?
-        } else {
-            self.device.launch(self.stream(), &request)?;
-            true
-        };
-        if may_grow {
-            let (epoch, held) = (self.epochs[self.next_counter], self.grant.held());
-            self.growth.remember(Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held });
-        } else if self.capturing.is_some() && launch.elastic && is_long_in_a_graph(work, placement.sms) {
-            let (epoch, held) = (self.captured[self.next_counter], TpcSet::EMPTY);
-            let owner = Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held };
-            self.captured_long.push((self.next_counter, owner));
+            let seen = Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing };
+            return Ok(self.probe.launch(&seen)?);
         }
-        if launch.elastic {
-            self.count_tiles();
+        self.device.launch(self.stream(), request)?;
+        Ok(true)
+    }
+
+    /// Whether a second launch may join this one when its tenant is granted more SMs.
+    #[inline]
+    fn may_grow(&self, launch: &Launch, work: Work, placement: &Resolved) -> bool {
+        launch.elastic && self.capturing.is_none() && is_long(work, placement.sms)
+    }
+
+    /// Keeps what a joiner would need of an elastic launch, or of each replay's.
+    #[inline]
+    fn remember_if_long(&mut self, request: &LaunchRequest<'_>, at: usize, placement: &Resolved) {
+        let &LaunchRequest { function, launch, tiles, priority, key, work, .. } = request;
+        let owner = |epoch, held| Owner { function, launch: *launch, tiles, priority, key, work, kernel: at, epoch, held };
+        if self.may_grow(launch, work, placement) {
+            self.growth.remember(owner(self.epochs[self.next_counter], self.grant.held()));
+        } else if self.capturing.is_some() && is_long_in_a_graph(work, placement.sms) {
+            self.captured_long.push((self.next_counter, owner(self.captured[self.next_counter], TpcSet::EMPTY)));
         }
-        self.count(at);
-        Ok(())
     }
 
     /// Lets `enqueue` put foreign work on the stream where the plan places `kernel`; it also learns how many SMs that stream has.
