@@ -42,13 +42,9 @@ pub(crate) fn lock(path: &Path) -> Result<File, ProfileError> {
     locked().map_err(|source| ProfileError::Write { path: path.to_owned(), source })
 }
 
-/// Adds to `profile` what `there`, of the same conditions, has and it lacks: models, kernel keys and points.
+/// Adds to `profile` what `there`, of the same conditions, has and it lacks: models and commands, kernel keys and points.
 pub(crate) fn take_over(profile: &mut Profile, there: Profile) {
-    for model in there.provenance.models {
-        if !profile.provenance.models.contains(&model) {
-            profile.provenance.models.push(model);
-        }
-    }
+    profile.provenance.include(&there.provenance);
     for (key, kernel) in there.kernels {
         match profile.kernels.entry(key) {
             Entry::Vacant(entry) => drop(entry.insert(KernelProfile { launches: 0, ..kernel })),

@@ -147,7 +147,7 @@ impl Sweep<'_> {
         let to_do: usize = groups.iter().map(|group| missing(&profile, group).len()).sum();
         progress.begin(Size { keys: groups.len(), points, finished: points - to_do });
         if to_do == 0 {
-            profile.provenance.models = self.provenance_after(&profile.provenance).models;
+            profile.provenance.include(&self.origin.provenance(&**self.device));
             self.judge(&mut profile);
             save(&mut profile)?;
             return Ok(profile);
@@ -330,11 +330,10 @@ impl Sweep<'_> {
 
     /// Where and how the next key is measured, in a file that may hold other models too.
     fn provenance_after(&self, earlier: &Provenance) -> Provenance {
-        let mut models = earlier.models.clone();
-        if !models.contains(&self.origin.model) {
-            models.push(self.origin.model.clone());
-        }
-        Provenance { models, ..self.origin.provenance(&**self.device) }
+        let here = self.origin.provenance(&**self.device);
+        let mut both = Provenance { models: earlier.models.clone(), command: earlier.command.clone(), ..here.clone() };
+        both.include(&here);
+        both
     }
 }
 

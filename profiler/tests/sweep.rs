@@ -278,11 +278,16 @@ fn a_second_model_adds_its_kernels_and_the_first_one_stays_without_launches() {
     let profile = Rig::new(noisy()).run().unwrap();
     let mut rig = Rig::new(noisy());
     rig.origin.model = "bert-large".into();
+    rig.origin.command = "smidgen profile --model bert-large --batch 1 -o p.json".into();
     rig.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
     let profile = rig.sweep().run(Some(profile), &mut (), &mut |_| Ok(())).unwrap();
     let launches: BTreeMap<&str, u32> = profile.kernels.iter().map(|(key, kernel)| (key.as_str(), kernel.launches)).collect();
     assert_eq!(launches, BTreeMap::from([(GEMM_KEY, 0), (NORM_KEY, 0), ("norm[8x768]f16", 1)]));
     assert_eq!(profile.provenance.models, ["bert-base", "bert-large"]);
+    assert_eq!(
+        profile.provenance.command,
+        "smidgen profile --model bert-base -o p.json && smidgen profile --model bert-large --batch 1 -o p.json"
+    );
 }
 
 /// Runs `other` into `path` while the sweep that it watches is about to save its first key.

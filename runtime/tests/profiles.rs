@@ -260,7 +260,7 @@ fn a_profile_of_another_machine_is_refused_with_the_command_that_measures_here()
         ),
         (
             simulated,
-            "a/p.json: SIMULATED, so it says nothing about a real GPU; move it away and run `smidgen profile --model bert-base --model mistral-7b -o a/p.json` here",
+            "a/p.json: SIMULATED, so it says nothing about a real GPU; move it away and run `smidgen profile --model bert-base -o a/p.json && smidgen profile --model mistral-7b -o a/p.json` here",
         ),
     ] {
         let mut store = ProfileStore::default();
@@ -268,6 +268,36 @@ fn a_profile_of_another_machine_is_refused_with_the_command_that_measures_here()
         assert_eq!(error.to_string(), message);
         assert!(store.is_empty());
     }
+}
+
+#[test]
+fn the_command_that_measures_again_measures_every_model_at_its_own_shapes() {
+    let mut measured = profile().provenance;
+    measured.command = "smidgen profile --model bert-base --batch 64 --seq 384 -o p.json".into();
+    measured.include(&Provenance {
+        models: vec!["llama-3.2-1b".into()],
+        command: "smidgen profile --model llama-3.2-1b --batch 1 --seq 2048 --phase prefill -o p.json".into(),
+        ..measured.clone()
+    });
+    assert_eq!(measured.models, ["bert-base", "llama-3.2-1b"]);
+    assert_eq!(
+        measured.command_again(Path::new("a/p.json")),
+        "smidgen profile --model bert-base --batch 64 --seq 384 -o a/p.json && smidgen profile --model llama-3.2-1b --batch 1 --seq 2048 --phase prefill -o a/p.json"
+    );
+}
+
+#[test]
+fn a_simulated_profile_is_measured_again_where_it_is_wanted() {
+    let mut simulated = profile();
+    simulated.provenance.simulated = true;
+    simulated.provenance.command = "smidgen profile --device sim --model bert-base --batch 4 -o p.json".into();
+    let path = Path::new("a/p.json");
+    let refused = ProfileStore::default().add(path, simulated.clone(), &machine(&h200())).unwrap_err().to_string();
+    assert!(refused.contains("run `smidgen profile --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
+    let other = Topology { name: "NVIDIA A100".into(), ..h200() };
+    let simulator = Machine { simulated: true, ..machine(&other) };
+    let refused = ProfileStore::default().add(path, simulated, &simulator).unwrap_err().to_string();
+    assert!(refused.contains("run `smidgen profile --device sim --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
 }
 
 #[test]

@@ -12,7 +12,6 @@ use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
-use smidgen::models::DecoderPhase;
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
@@ -175,20 +174,13 @@ fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> 
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
-        let (model, batch, seq, phase) = (&tenant.model, tenant.batch, tenant.context(), phase_option(tenant.phase));
         print_line(format_args!(
-            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile {device}--model {model} --batch {batch} --seq {seq}{phase} -o FILE`, then this again with `{given}--profile FILE`",
-            kernels.len()
+            "{mark}{} kernels of tenant {name} have no profile: run `{}`, then this again with `{given}--profile FILE`",
+            kernels.len(),
+            profile::command(tenant, device, "FILE")
         ))?;
     }
     written.iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
-}
-
-fn phase_option(phase: DecoderPhase) -> &'static str {
-    match phase {
-        DecoderPhase::Decode => "",
-        DecoderPhase::Prefill => " --phase prefill",
-    }
 }
 
 /// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
