@@ -372,6 +372,24 @@ fn every_request_of_a_chrome_trace_begins_and_ends_once() {
 }
 
 #[test]
+fn a_request_of_a_chrome_trace_says_by_which_objective_it_was_judged() {
+    let gpu = Gpu::h200();
+    let (runtime, id, _session) = serving(&gpu, StaticEqual, Arc::default(), Recording { events: 1 << 12, sampling: false });
+    let mut log = runtime.request_log(id).unwrap();
+    log.answered(MS, 5 * MS, 0.2);
+    runtime.set_objective(id, Class::Latency, Some(2 * MS)).unwrap();
+    log.answered(6 * MS, 10 * MS, 2.0);
+    runtime.set_objective(id, Class::Latency, None).unwrap();
+    log.answered(11 * MS, 15 * MS, 0.0);
+    let mut text = Vec::new();
+    chrome::write(&[Phase { name: "", trace: &runtime.telemetry().trace() }], &mut text).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    let requests = json["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "b");
+    let judged: Vec<_> = requests.map(|event| (event["args"]["slo us"].as_f64(), event["args"]["slo kept"].as_bool().unwrap())).collect();
+    assert_eq!(judged, [(Some(20_000.0), true), (Some(2000.0), false), (None, true)]);
+}
+
+#[test]
 fn the_sms_of_a_tenant_are_a_counter_that_follows_its_grant() {
     let json = chrome_of_two_tenants();
     let own = |event: &Value| event["args"]["own"].as_u64();

@@ -193,12 +193,14 @@ impl Telemetry {
             metrics.set_objective(spec.slo);
         }
         let known = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
+        known.pulse.set_objective(spec.slo);
         self.state.lock().tenants.insert(tenant, known);
     }
 
     pub(crate) fn objective_changed(&self, tenant: TenantId, slo: Option<Duration>) {
         if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
             tenant.metrics.set_objective(slo);
+            tenant.pulse.set_objective(slo);
         }
     }
 
