@@ -441,6 +441,33 @@ fn metrics_count_by_tenant_what_happened() {
 }
 
 #[test]
+fn tenants_of_one_name_in_two_runtimes_have_metrics_of_their_own() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        let gpus = [Gpu::h200(), Gpu::h200()];
+        let runtimes = gpus.each_ref().map(|gpu| serving(gpu, StaticEqual, Arc::default(), Recording::default()));
+        for ((runtime, id, _), tpcs) in runtimes.iter().zip([8, 16]) {
+            runtime.set_grant(*id, TpcSet::range(0, tpcs)).unwrap();
+        }
+        runtimes.iter().for_each(|(runtime, ..)| runtime.publish_metrics());
+        let held = snapshotter.snapshot().into_vec().into_iter().filter(|(key, ..)| key.key().name() == names::SMS_HELD);
+        let mut held: Vec<_> = held
+            .map(|(key, _, _, value)| {
+                let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
+                (labels["tenant"].clone(), labels["runtime"].clone(), value)
+            })
+            .collect();
+        held.sort_by(|one, other| one.1.cmp(&other.1));
+        let [one, other] = runtimes.each_ref().map(|(runtime, ..)| runtime.telemetry().number().to_string());
+        let mut expected =
+            vec![("chat".to_owned(), one, DebugValue::Gauge(16.0.into())), ("chat".to_owned(), other, DebugValue::Gauge(32.0.into()))];
+        expected.sort_by(|one, other| one.1.cmp(&other.1));
+        assert_eq!(held, expected);
+    });
+}
+
+#[test]
 fn a_kernel_is_sampled_with_the_sms_that_it_was_sized_for() {
     let gpu = Gpu::h200();
     let (runtime, id, mut session) = serving(&gpu, StaticEqual, Arc::default(), Recording { events: 1 << 12, sampling: true });
