@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
@@ -18,7 +17,7 @@ use smidgen_runtime::policy;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable, print_line};
-use super::profile;
+use super::{profile, progress};
 
 /// Where tenants run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -207,9 +206,7 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
         seconds: run.seconds,
     };
     let mark = if provenance.simulated { "SIMULATED " } else { "" };
-    let style = ProgressStyle::with_template("{prefix}{bar:24} {pos}/{len} {msg} {elapsed}")?;
-    let bar = ProgressBar::new(run.phases() as u64).with_style(style).with_prefix(mark);
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let bar = progress::bar(run.phases() as u64, "{prefix}{bar:24} {pos}/{len} {msg} {elapsed}")?.with_prefix(mark);
     let mut begun = 0;
     let result = run.execute(provenance, |phase| {
         bar.set_position(begun);

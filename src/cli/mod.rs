@@ -16,6 +16,7 @@ pub mod forward;
 pub mod generate;
 pub mod output;
 pub mod profile;
+mod progress;
 mod requests;
 pub mod top;
 
