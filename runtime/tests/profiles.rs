@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
@@ -122,6 +123,24 @@ fn writing_leaves_nothing_beside_the_file_and_replaces_it_whole() {
     profile().write(&path).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(Profile::read(&path).unwrap(), profile());
+}
+
+#[test]
+fn what_an_interrupted_writer_left_is_gone_after_the_next_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    // A writer at work, another file's writer, and a file that is none of ours stay.
+    let (young, others) = (".p.json.7-1.tmp", [".q.json.7-0.tmp", ".p.json.backup.tmp"]);
+    for name in [".p.json.7-0.tmp", young, others[0], others[1]] {
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        if name != young {
+            file.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+        }
+    }
+    profile().write(&path).unwrap();
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [young, others[1], others[0], "p.json"]);
 }
 
 #[test]
