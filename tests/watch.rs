@@ -126,9 +126,9 @@ fn a_running_colocation_answers_prometheus() {
         "# TYPE smidgen_request_seconds summary",
         "# TYPE smidgen_sms_held gauge",
         "smidgen_phase{phase=\"chat alone\",simulated=\"true\"} 1",
-        "smidgen_sms_owned{tenant=\"chat\"} 132",
-        "smidgen_slo_seconds{tenant=\"chat\"} 0.005",
-        "smidgen_slo_misses_total{tenant=\"chat\"} 0",
+        "smidgen_sms_owned{tenant=\"chat\",runtime=\"0\"} 132",
+        "smidgen_slo_seconds{tenant=\"chat\",runtime=\"0\"} 0.005",
+        "smidgen_slo_misses_total{tenant=\"chat\",runtime=\"0\"} 0",
     ] {
         assert!(text.lines().any(|found| found == line), "`{line}` is missing:\n{text}");
     }

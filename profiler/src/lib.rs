@@ -9,6 +9,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`sweep`] | which points are measured, in which order, and what is done with an earlier, unfinished profile |
+//! | `shared` | one file that several sweeps save into at once |
 //! | `measure` | one point: a kernel key on one SM count |
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
 //! | [`roofline`] | what limits a kernel |
@@ -22,6 +23,7 @@ mod measure;
 mod origin;
 pub mod report;
 pub mod roofline;
+mod shared;
 pub mod sweep;
 
 pub use error::SweepError;

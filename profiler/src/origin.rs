@@ -12,7 +12,7 @@ pub struct Origin {
     pub model: String,
     /// Hash of the kernels in this binary; empty where it holds none.
     pub kernel_build: String,
-    /// The command line.
+    /// The command line that measures this, as a shell takes it.
     pub command: String,
     /// Commit of the sources, empty where unknown.
     pub commit: String,

@@ -2,13 +2,13 @@
 //!
 //! Kernel keys are measured one after another, in the order in which the request first launches them, each on every rung. Within a key
 //! the rungs take turns: samples are taken in rounds that go up the ladder and down again, so that a clock that slows down while the GPU warms
-//! up slows all rungs, and does not look like an effect of the SM count. A key that is finished is saved before the next one begins.
+//! up slows all rungs, and does not look like an effect of the SM count. A key that is finished is saved before the next one begins, beside
+//! what other sweeps saved into the same file meanwhile.
 //!
 //! **Invariant:** a key is measured after those that the request launches before it. A decoder's last kernel moves every sequence on by one token
 //! each time it runs, so that whatever were measured after it would read past the end of what the request allocated.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use std::time::Duration;
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::Kernel;
 use smidgen_runtime::partition::{Ladder, rungs};
-use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, ProfileError, Provenance, SCHEMA_VERSION, SamplePoint};
+use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 
 use crate::measure::{Bench, FEWEST_SAMPLES, Lane, MOST_SAMPLES, Point};
-use crate::{Origin, SweepError, knee, roofline};
+use crate::{Origin, SweepError, knee, roofline, shared};
 
 /// How a sweep measures.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,22 +107,20 @@ struct Group<'a> {
 }
 
 impl Sweep<'_> {
-    /// Sweeps, keeping the profile in `path`: a profile that is there already is gone on with, and it is saved after every kernel key.
+    /// Sweeps, keeping the profile in `path`: a profile that is there already is gone on with, and it is saved after every kernel key. What another
+    /// sweep saves there meanwhile stays, and is in the profile that is returned.
     ///
     /// # Errors
-    /// As [`run`](Sweep::run), and [`ProfileError`] for a file that is there but cannot be used.
+    /// As [`run`](Sweep::run), and [`SweepError::Profile`] for a file that is there but cannot be used.
     pub fn run_into(&self, path: &Path, progress: &mut dyn Progress) -> Result<Profile, SweepError> {
-        let earlier = match Profile::read(path) {
-            Err(ProfileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
-            read => Some(read?),
-        };
-        self.run(earlier, progress, &mut |profile| profile.write(path)).map_err(|error| match error {
+        self.run(shared::read(path)?, progress, &mut |profile| self.save(profile, path)).map_err(|error| match error {
             SweepError::OtherConditions { .. } => SweepError::File { path: path.to_owned(), source: Box::new(error) },
             other => other,
         })
     }
 
-    /// Measures every point that `earlier` lacks, and calls `save` with all there is so far whenever a kernel key is finished.
+    /// Measures every point that `earlier` lacks, and calls `save` with all there is so far whenever a kernel key is finished. What `save` adds to it
+    /// stays, and is not measured any more.
     ///
     /// # Errors
     /// [`SweepError`]; what `save` was called with last is a valid profile all the same.
@@ -130,7 +128,7 @@ impl Sweep<'_> {
         &self,
         earlier: Option<Profile>,
         progress: &mut dyn Progress,
-        save: &mut dyn FnMut(&Profile) -> Result<(), ProfileError>,
+        save: &mut dyn FnMut(&mut Profile) -> Result<(), SweepError>,
     ) -> Result<Profile, SweepError> {
         self.check_options()?;
         let groups = self.groups();
@@ -139,14 +137,7 @@ impl Sweep<'_> {
         }
         let rungs = self.rungs()?;
         let mut profile = self.begin_with(earlier)?;
-        for kernel in profile.kernels.values_mut() {
-            kernel.launches = 0;
-        }
-        for group in &groups {
-            if let Some(kernel) = profile.kernels.get_mut(&group.key) {
-                kernel.launches = group.instances.len() as u32;
-            }
-        }
+        count_launches(&mut profile, &groups);
         let missing = |profile: &Profile, group: &Group<'_>| -> Vec<Sms> {
             let known = profile.kernels.get(&group.key);
             let is_known = |sms: Sms| known.is_some_and(|kernel| kernel.points.iter().any(|point| point.sms == sms));
@@ -156,9 +147,9 @@ impl Sweep<'_> {
         let to_do: usize = groups.iter().map(|group| missing(&profile, group).len()).sum();
         progress.begin(Size { keys: groups.len(), points, finished: points - to_do });
         if to_do == 0 {
-            profile.provenance.models = self.provenance_after(&profile.provenance).models;
+            profile.provenance.include(&self.origin.provenance(&**self.device));
             self.judge(&mut profile);
-            save(&profile)?;
+            save(&mut profile)?;
             return Ok(profile);
         }
 
@@ -166,7 +157,6 @@ impl Sweep<'_> {
         // All of them now: a rung that cannot be had must not be found out after minutes of measuring.
         let lanes = rungs.iter().map(|&sms| Lane::new(&**self.device, self.ladder, sms)).collect::<Result<Vec<_>, _>>()?;
         let bench = Bench::new(self.device, &lanes[0], self.options.samples)?;
-        let here = self.provenance_after(&profile.provenance);
         for group in &groups {
             let missing = missing(&profile, group);
             if missing.is_empty() {
@@ -179,12 +169,23 @@ impl Sweep<'_> {
             points.sort_by_key(|point| point.sms);
             let kernel = self.kernel_profile(group, points)?;
             profile.kernels.insert(group.key.clone(), kernel);
-            profile.provenance.clone_from(&here);
+            profile.provenance = self.provenance_after(&profile.provenance);
             self.judge(&mut profile);
             progress.key_done(&group.key, &profile.kernels[&group.key]);
-            save(&profile)?;
+            save(&mut profile)?;
         }
         Ok(profile)
+    }
+
+    /// Puts `profile` into `path`, with what another sweep has put there since this one read it.
+    fn save(&self, profile: &mut Profile, path: &Path) -> Result<(), SweepError> {
+        let _lock = shared::lock(path)?;
+        if let Some(there) = shared::read(path)? {
+            shared::take_over(profile, self.begin_with(Some(there))?);
+            count_launches(profile, &self.groups());
+            self.judge(profile);
+        }
+        Ok(profile.write(path)?)
     }
 
     /// The points of one key on `lanes`, in rounds up and down the ladder.
@@ -329,10 +330,21 @@ impl Sweep<'_> {
 
     /// Where and how the next key is measured, in a file that may hold other models too.
     fn provenance_after(&self, earlier: &Provenance) -> Provenance {
-        let mut models = earlier.models.clone();
-        if !models.contains(&self.origin.model) {
-            models.push(self.origin.model.clone());
+        let here = self.origin.provenance(&**self.device);
+        let mut both = Provenance { models: earlier.models.clone(), command: earlier.command.clone(), ..here.clone() };
+        both.include(&here);
+        both
+    }
+}
+
+/// Counts the launches of the recorded request, in place of those of the one before.
+fn count_launches(profile: &mut Profile, groups: &[Group<'_>]) {
+    for kernel in profile.kernels.values_mut() {
+        kernel.launches = 0;
+    }
+    for group in groups {
+        if let Some(kernel) = profile.kernels.get_mut(&group.key) {
+            kernel.launches = group.instances.len() as u32;
         }
-        Provenance { models, ..self.origin.provenance(&**self.device) }
     }
 }

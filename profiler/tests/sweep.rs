@@ -278,11 +278,71 @@ fn a_second_model_adds_its_kernels_and_the_first_one_stays_without_launches() {
     let profile = Rig::new(noisy()).run().unwrap();
     let mut rig = Rig::new(noisy());
     rig.origin.model = "bert-large".into();
+    rig.origin.command = "smidgen profile --model bert-large --batch 1 -o p.json".into();
     rig.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
     let profile = rig.sweep().run(Some(profile), &mut (), &mut |_| Ok(())).unwrap();
     let launches: BTreeMap<&str, u32> = profile.kernels.iter().map(|(key, kernel)| (key.as_str(), kernel.launches)).collect();
     assert_eq!(launches, BTreeMap::from([(GEMM_KEY, 0), (NORM_KEY, 0), ("norm[8x768]f16", 1)]));
     assert_eq!(profile.provenance.models, ["bert-base", "bert-large"]);
+    assert_eq!(
+        profile.provenance.command,
+        "smidgen profile --model bert-base -o p.json && smidgen profile --model bert-large --batch 1 -o p.json"
+    );
+}
+
+/// Runs `other` into `path` while the sweep that it watches is about to save its first key.
+struct Meanwhile<'a> {
+    other: Option<&'a Rig>,
+    path: &'a Path,
+}
+
+impl Progress for Meanwhile<'_> {
+    fn key_done(&mut self, _: &str, _: &KernelProfile) {
+        if let Some(other) = self.other.take() {
+            other.run_into(self.path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn two_sweeps_into_one_file_at_once_keep_each_others_kernels_and_models() {
+    let mut other = Rig::new(noisy());
+    other.origin.model = "bert-large".into();
+    other.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    let profile = Rig::new(noisy()).sweep().run_into(&path, &mut Meanwhile { other: Some(&other), path: &path }).unwrap();
+    assert_eq!(Profile::read(&path).unwrap(), profile);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the profile");
+    let launches: BTreeMap<&str, u32> = profile.kernels.iter().map(|(key, kernel)| (key.as_str(), kernel.launches)).collect();
+    assert_eq!(launches, BTreeMap::from([(GEMM_KEY, 3), (NORM_KEY, 3), ("norm[8x768]f16", 0)]));
+    assert_eq!(profile.provenance.models, ["bert-base", "bert-large"]);
+}
+
+#[test]
+fn points_that_another_sweep_measured_meanwhile_are_kept_and_not_measured_again() {
+    let coarse = Rig { options: Options { rungs: vec![Sms(32)], ..Options::default() }, ..Rig::new(noisy()) };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    let finer = Rig::new(noisy());
+    let profile = coarse.sweep().run_into(&path, &mut Meanwhile { other: Some(&finer), path: &path }).unwrap();
+    for key in [GEMM_KEY, NORM_KEY] {
+        let measured: Vec<Sms> = profile.kernels[key].points.iter().map(|point| point.sms).collect();
+        assert_eq!(measured, rungs(coarse.contract.topology()), "{key}");
+    }
+    assert_eq!(profile.kernels[GEMM_KEY].minimum_sms, Sms(64));
+    assert!(coarse.device.replayed().iter().flatten().all(|launch| launch.key.name() == "gemm"));
+}
+
+#[test]
+fn a_file_of_other_conditions_that_appears_during_a_sweep_is_left_as_it_is() {
+    let mut other = Rig::new(noisy());
+    other.origin.kernel_build = "beef".into();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    let error = Rig::new(noisy()).sweep().run_into(&path, &mut Meanwhile { other: Some(&other), path: &path }).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("{}: provenance.kernel_build: ", path.display())), "{error}");
+    assert_eq!(Profile::read(&path).unwrap().provenance.kernel_build, "beef");
 }
 
 #[test]

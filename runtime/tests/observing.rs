@@ -372,6 +372,24 @@ fn every_request_of_a_chrome_trace_begins_and_ends_once() {
 }
 
 #[test]
+fn a_request_of_a_chrome_trace_says_by_which_objective_it_was_judged() {
+    let gpu = Gpu::h200();
+    let (runtime, id, _session) = serving(&gpu, StaticEqual, Arc::default(), Recording { events: 1 << 12, sampling: false });
+    let mut log = runtime.request_log(id).unwrap();
+    log.answered(MS, 5 * MS, 0.2);
+    runtime.set_objective(id, Class::Latency, Some(2 * MS)).unwrap();
+    log.answered(6 * MS, 10 * MS, 2.0);
+    runtime.set_objective(id, Class::Latency, None).unwrap();
+    log.answered(11 * MS, 15 * MS, 0.0);
+    let mut text = Vec::new();
+    chrome::write(&[Phase { name: "", trace: &runtime.telemetry().trace() }], &mut text).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    let requests = json["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "b");
+    let judged: Vec<_> = requests.map(|event| (event["args"]["slo us"].as_f64(), event["args"]["slo kept"].as_bool().unwrap())).collect();
+    assert_eq!(judged, [(Some(20_000.0), true), (Some(2000.0), false), (None, true)]);
+}
+
+#[test]
 fn the_sms_of_a_tenant_are_a_counter_that_follows_its_grant() {
     let json = chrome_of_two_tenants();
     let own = |event: &Value| event["args"]["own"].as_u64();
@@ -419,6 +437,33 @@ fn metrics_count_by_tenant_what_happened() {
 
         runtime.dismiss(id).unwrap();
         assert_eq!(values()[&(names::SMS_HELD.to_owned(), "chat".to_owned())], DebugValue::Gauge(0.0.into()));
+    });
+}
+
+#[test]
+fn tenants_of_one_name_in_two_runtimes_have_metrics_of_their_own() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        let gpus = [Gpu::h200(), Gpu::h200()];
+        let runtimes = gpus.each_ref().map(|gpu| serving(gpu, StaticEqual, Arc::default(), Recording::default()));
+        for ((runtime, id, _), tpcs) in runtimes.iter().zip([8, 16]) {
+            runtime.set_grant(*id, TpcSet::range(0, tpcs)).unwrap();
+        }
+        runtimes.iter().for_each(|(runtime, ..)| runtime.publish_metrics());
+        let held = snapshotter.snapshot().into_vec().into_iter().filter(|(key, ..)| key.key().name() == names::SMS_HELD);
+        let mut held: Vec<_> = held
+            .map(|(key, _, _, value)| {
+                let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
+                (labels["tenant"].clone(), labels["runtime"].clone(), value)
+            })
+            .collect();
+        held.sort_by(|one, other| one.1.cmp(&other.1));
+        let [one, other] = runtimes.each_ref().map(|(runtime, ..)| runtime.telemetry().number().to_string());
+        let mut expected =
+            vec![("chat".to_owned(), one, DebugValue::Gauge(16.0.into())), ("chat".to_owned(), other, DebugValue::Gauge(32.0.into()))];
+        expected.sort_by(|one, other| one.1.cmp(&other.1));
+        assert_eq!(held, expected);
     });
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use smidgen_runtime::device::{Priority, Sms, Topology};
+use smidgen_runtime::device::{Priority, Sms};
 use smidgen_runtime::launch::{Fingerprint, Walls, Work};
 use smidgen_runtime::partition::{TpcSet, rungs};
 use smidgen_runtime::policy::{
@@ -14,27 +14,12 @@ use smidgen_runtime::policy::{
 use smidgen_runtime::profile::Curve;
 use smidgen_runtime::tenant::{Class, TenantId};
 
+#[path = "support/topologies.rs"]
+mod topologies;
+
+use topologies::{any_topology, gpu, h200};
+
 const WALLED: Walls = Walls { grid: true, grant: true, partition: true };
-
-fn gpu(sms_per_tpc: u16, tpcs_per_gpc: &[u16]) -> Topology {
-    Topology {
-        name: "test".into(),
-        sms: Sms(tpcs_per_gpc.iter().sum::<u16>() * sms_per_tpc),
-        sms_per_tpc,
-        tpcs_per_gpc: tpcs_per_gpc.to_vec(),
-        memory_bytes: 0,
-        l2_bytes: 0,
-        shared_bytes_per_sm: 0,
-        compute_capability: (9, 0),
-        driver_version: 13_000,
-        driver: String::new(),
-    }
-}
-
-/// 132 SMs in 66 TPCs and 8 GPCs.
-fn h200() -> Topology {
-    gpu(2, &[9, 9, 8, 8, 8, 8, 8, 8])
-}
 
 fn unprofiled(number: u64, launches: u32) -> KernelDemand {
     KernelDemand { kernel: Fingerprint(number), launches, work: Work::default(), curve: None }
@@ -237,15 +222,6 @@ fn a_policy_is_found_by_its_own_name_and_no_other() {
 fn no_tenants_make_an_empty_draft() {
     for name in NAMES {
         assert_eq!(by_name(name).unwrap().plan(&h200(), &[]), Draft::new());
-    }
-}
-
-prop_compose! {
-    /// From one TPC to about a hundred; `tpcs_per_gpc` does not always add up, as on a GPU that we know too little of.
-    fn any_topology()(sms_per_tpc in 1_u16..=4, gpcs in prop::collection::vec(1_u16..=12, 1..=8), unlisted in 0_u16..=3) -> Topology {
-        let mut topology = gpu(sms_per_tpc, &gpcs);
-        topology.sms.0 += unlisted * sms_per_tpc;
-        topology
     }
 }
 

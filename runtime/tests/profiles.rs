@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
@@ -122,6 +123,24 @@ fn writing_leaves_nothing_beside_the_file_and_replaces_it_whole() {
     profile().write(&path).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(Profile::read(&path).unwrap(), profile());
+}
+
+#[test]
+fn what_an_interrupted_writer_left_is_gone_after_the_next_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    // A writer at work, another file's writer, and a file that is none of ours stay.
+    let (young, others) = (".p.json.7-1.tmp", [".q.json.7-0.tmp", ".p.json.backup.tmp"]);
+    for name in [".p.json.7-0.tmp", young, others[0], others[1]] {
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        if name != young {
+            file.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+        }
+    }
+    profile().write(&path).unwrap();
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [young, others[1], others[0], "p.json"]);
 }
 
 #[test]
@@ -260,7 +279,7 @@ fn a_profile_of_another_machine_is_refused_with_the_command_that_measures_here()
         ),
         (
             simulated,
-            "a/p.json: SIMULATED, so it says nothing about a real GPU; move it away and run `smidgen profile --model bert-base --model mistral-7b -o a/p.json` here",
+            "a/p.json: SIMULATED, so it says nothing about a real GPU; move it away and run `smidgen profile --model bert-base -o a/p.json && smidgen profile --model mistral-7b -o a/p.json` here",
         ),
     ] {
         let mut store = ProfileStore::default();
@@ -268,6 +287,36 @@ fn a_profile_of_another_machine_is_refused_with_the_command_that_measures_here()
         assert_eq!(error.to_string(), message);
         assert!(store.is_empty());
     }
+}
+
+#[test]
+fn the_command_that_measures_again_measures_every_model_at_its_own_shapes() {
+    let mut measured = profile().provenance;
+    measured.command = "smidgen profile --model bert-base --batch 64 --seq 384 -o p.json".into();
+    measured.include(&Provenance {
+        models: vec!["llama-3.2-1b".into()],
+        command: "smidgen profile --model llama-3.2-1b --batch 1 --seq 2048 --phase prefill -o p.json".into(),
+        ..measured.clone()
+    });
+    assert_eq!(measured.models, ["bert-base", "llama-3.2-1b"]);
+    assert_eq!(
+        measured.command_again(Path::new("a/p.json")),
+        "smidgen profile --model bert-base --batch 64 --seq 384 -o a/p.json && smidgen profile --model llama-3.2-1b --batch 1 --seq 2048 --phase prefill -o a/p.json"
+    );
+}
+
+#[test]
+fn a_simulated_profile_is_measured_again_where_it_is_wanted() {
+    let mut simulated = profile();
+    simulated.provenance.simulated = true;
+    simulated.provenance.command = "smidgen profile --device sim --model bert-base --batch 4 -o p.json".into();
+    let path = Path::new("a/p.json");
+    let refused = ProfileStore::default().add(path, simulated.clone(), &machine(&h200())).unwrap_err().to_string();
+    assert!(refused.contains("run `smidgen profile --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
+    let other = Topology { name: "NVIDIA A100".into(), ..h200() };
+    let simulator = Machine { simulated: true, ..machine(&other) };
+    let refused = ProfileStore::default().add(path, simulated, &simulator).unwrap_err().to_string();
+    assert!(refused.contains("run `smidgen profile --device sim --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use smidgen::images::ImageProcessor;
 use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 
-use super::{ComputeDevice, finite};
+use super::{ComputeDevice, finite, progress};
 
 /// Images in one batch: enough to fill the device, few enough that the first labels come soon.
 const BATCH: usize = 64;
@@ -62,17 +62,23 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
         None => ImageProcessor::open(Path::new(&args.model), config)?,
     };
     let images = args.images.len().min(BATCH) as u32;
+    let bar = progress::bar(args.images.len() as u64, "{bar:24} {pos}/{len} images {msg} {elapsed}")?;
+    bar.set_message(format!("loading {}", args.model));
     let mut classifier = match ComputeDevice::open(args.device)? {
         None => Classifier::Cpu(Box::new(Reference::load(source.weights())?)),
         Some(gpu) => Classifier::Gpu(Box::new(Solo::load(&gpu, &source, images, images * config.tokens() as u32)?)),
     };
+    bar.set_message("");
     let mut out = io::stdout().lock();
     for paths in args.images.chunks(BATCH) {
         let pixels = paths.iter().map(|path| processor.read(path)).collect::<Result<Vec<_>, _>>()?;
         for (path, logits) in paths.iter().zip(classifier.classify(&pixels)?) {
-            print(&mut out, args, path, &most_probable(config, finite(&args.model, &logits)?, args.top as usize))?;
+            let classes = most_probable(config, finite(&args.model, &logits)?, args.top as usize);
+            bar.suspend(|| print(&mut out, args, path, &classes))?;
         }
+        bar.inc(paths.len() as u64);
     }
+    bar.finish_and_clear();
     Ok(())
 }
 

@@ -6,20 +6,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
 use smidgen::colocate::{Run, Where, report, table, tenants_file};
-use smidgen::models::DecoderPhase;
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable, print_line};
-use super::profile;
+use super::{profile, progress};
 
 /// Where tenants run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -175,20 +173,13 @@ fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> 
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
-        let (model, batch, seq, phase) = (&tenant.model, tenant.batch, tenant.context(), phase_option(tenant.phase));
         print_line(format_args!(
-            "{mark}{} kernels of tenant {name} have no profile: run `smidgen profile {device}--model {model} --batch {batch} --seq {seq}{phase} -o FILE`, then this again with `{given}--profile FILE`",
-            kernels.len()
+            "{mark}{} kernels of tenant {name} have no profile: run `{}`, then this again with `{given}--profile FILE`",
+            kernels.len(),
+            profile::command(tenant, device, "FILE")
         ))?;
     }
     written.iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
-}
-
-fn phase_option(phase: DecoderPhase) -> &'static str {
-    match phase {
-        DecoderPhase::Decode => "",
-        DecoderPhase::Prefill => " --phase prefill",
-    }
 }
 
 /// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
@@ -215,9 +206,7 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
         seconds: run.seconds,
     };
     let mark = if provenance.simulated { "SIMULATED " } else { "" };
-    let style = ProgressStyle::with_template("{prefix}{bar:24} {pos}/{len} {msg} {elapsed}")?;
-    let bar = ProgressBar::new(run.phases() as u64).with_style(style).with_prefix(mark);
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let bar = progress::bar(run.phases() as u64, "{prefix}{bar:24} {pos}/{len} {msg} {elapsed}")?.with_prefix(mark);
     let mut begun = 0;
     let result = run.execute(provenance, |phase| {
         bar.set_position(begun);

@@ -12,7 +12,7 @@ use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
-use super::{ComputeDevice, finite, text_directory};
+use super::{ComputeDevice, finite, progress, text_directory};
 
 /// Texts in one batch: enough to fill the device, few enough that the first vectors come soon.
 const BATCH: usize = 64;
@@ -63,15 +63,20 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let texts = if args.texts.is_empty() { read_lines()? } else { args.texts.clone() };
     let ids = encode(&tokenizer, &texts)?;
     RaggedBatch::new(&ids, source.config())?;
+    let bar = progress::bar(texts.len() as u64, "{bar:24} {pos}/{len} texts {msg} {elapsed}")?;
+    bar.set_message(format!("loading {}", args.model));
     let mut embedder = Embedder::load(&source, recipe, args.device, &ids)?;
+    bar.set_message("");
     let default = if io::stdout().is_terminal() { Format::Summary } else { Format::Json };
     let mut printer = Printer { format: args.format.unwrap_or(default), out: io::stdout().lock(), first: None };
     for (texts, ids) in texts.chunks(BATCH).zip(ids.chunks(BATCH)) {
         for (text, vector) in texts.iter().zip(embedder.embed(ids)?) {
             finite(&args.model, &vector)?;
-            printer.print(text, vector)?;
+            bar.suspend(|| printer.print(text, vector))?;
         }
+        bar.inc(texts.len() as u64);
     }
+    bar.finish_and_clear();
     Ok(())
 }
 

@@ -11,8 +11,8 @@ use smidgen::config::ModelConfig;
 use smidgen::models::{ModelSource, Solo};
 use smidgen::reference::Reference;
 
-use super::ComputeDevice;
 use super::output::{Unfinished, check_writable};
+use super::{ComputeDevice, progress};
 
 /// Run a model on token ids and write its output: the tensor `logits` (decoders) or `last_hidden_state` (encoders), f32, one row per token,
 /// the sequences one after another.
@@ -37,13 +37,22 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let source = ModelSource::find(&args.model)?;
     let batch = RaggedBatch::new(&sequences, source.config()).with_context(|| args.ids.display().to_string())?;
     check_writable(&[&args.out])?;
+    let spinner = progress::spinner(&format!("loading {}", args.model))?;
+    let running = || spinner.set_message(format!("{} tokens through {}", batch.ids().len(), args.model));
     let values = match ComputeDevice::open(args.device)? {
-        None => Reference::load(source.weights())?.forward(&batch).into_values(),
+        None => {
+            let reference = Reference::load(source.weights())?;
+            running();
+            reference.forward(&batch).into_values()
+        }
         Some(gpu) => {
             let (count, tokens) = (u32::try_from(sequences.len())?, u32::try_from(batch.ids().len())?);
-            Solo::load(&gpu, &source, count, tokens)?.forward(&sequences)?
+            let mut solo = Solo::load(&gpu, &source, count, tokens)?;
+            running();
+            solo.forward(&sequences)?
         }
     };
+    spinner.finish_and_clear();
     let name = match source.config() {
         ModelConfig::Encoder(_) => "last_hidden_state",
         // No batch of token ids is for a vision model.

@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::ValueEnum;
 use smidgen::models::ModelSource;
 use smidgen_runtime::device::{Device, DeviceError};
+use smidgen_runtime::profile::quoted;
 
 pub mod classify;
 pub mod colocate;
@@ -15,6 +16,7 @@ pub mod forward;
 pub mod generate;
 pub mod output;
 pub mod profile;
+mod progress;
 mod requests;
 pub mod top;
 
@@ -64,10 +66,7 @@ fn finite<'a>(name: &str, values: &'a [f32]) -> anyhow::Result<&'a [f32]> {
 
 /// The command this process was started by, as it can be typed again: what results and profiles keep as their provenance.
 fn command_line() -> String {
-    let quoted = std::env::args().skip(1).map(|argument| {
-        let plain = !argument.is_empty() && argument.chars().all(|c| c.is_alphanumeric() || "-_=.,/:@%+".contains(c));
-        if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
-    });
+    let quoted = std::env::args().skip(1).map(|argument| quoted(&argument));
     std::iter::once("smidgen".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 

@@ -19,7 +19,7 @@ use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::{Kernel, Session};
 use smidgen_runtime::partition::{Ladder, rungs};
 use smidgen_runtime::policy::{self, Exclusive};
-use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint};
+use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint, quoted};
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
 use super::colocate::RunDevice;
@@ -68,7 +68,7 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     args.model.iter().try_for_each(|model| ModelSource::find(model).map(drop))?;
     for model in &args.model {
         let recording = record(&device, model, args.phase, args.batch, args.seq)?;
-        let profile = sweep(&device, model, &recording, &options, &args.output)?;
+        let profile = sweep(&device, model, &recording, &options, &args.output, super::command_line())?;
         print_line(report::table(&profile).trim_end())?;
     }
     let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
@@ -93,11 +93,23 @@ pub fn make_missing(tenants: &[TenantRequest], policies: &[Sharing], given: &[Pa
     for tenant in tenants {
         let recording = record(&device, &tenant.model, tenant.phase, tenant.batch, tenant.context())?;
         if !recording.launches.iter().all(|kernel| known.kernel(kernel.key().fingerprint()).is_some()) {
-            sweep(&device, &tenant.model, &recording, &options, &path)?;
+            // Not the command of this run: who measures the file again wants the profile, and need not serve anybody.
+            let command = command(tenant, "", &quoted(&path.display().to_string()));
+            sweep(&device, &tenant.model, &recording, &options, &path, command)?;
             made = Some(path.clone());
         }
     }
     Ok(made.into_iter().collect())
+}
+
+/// The command that profiles what `tenant` runs; `device` is an option with a space after it, or nothing.
+pub fn command(tenant: &TenantRequest, device: &str, output: &str) -> String {
+    let (model, batch, seq) = (quoted(&tenant.model), tenant.batch, tenant.context());
+    let phase = match tenant.phase {
+        DecoderPhase::Decode => "",
+        DecoderPhase::Prefill => " --phase prefill",
+    };
+    format!("smidgen profile {device}--model {model} --batch {batch} --seq {seq}{phase} -o {output}")
 }
 
 /// The launches of one request, and what keeps their buffers.
@@ -129,16 +141,17 @@ fn record(device: &Arc<dyn Device>, model: &str, phase: DecoderPhase, batch: u32
     Ok(Recording { launches, _workload: workload, _session: session, _runtime: runtime })
 }
 
-/// Sweeps the kernel keys of a recorded request into `path`.
-fn sweep(device: &Arc<dyn Device>, model: &str, recording: &Recording, options: &Options, path: &Path) -> anyhow::Result<Profile> {
+/// Sweeps the kernel keys of a recorded request into `path`, and notes `command` there.
+fn sweep(
+    device: &Arc<dyn Device>,
+    model: &str,
+    recording: &Recording,
+    options: &Options,
+    path: &Path,
+    command: String,
+) -> anyhow::Result<Profile> {
     let ladder = Ladder::new(Arc::clone(device), 64);
-    let origin = Origin {
-        model: model.to_owned(),
-        kernel_build: BUILD_HASH.to_owned(),
-        command: super::command_line(),
-        commit: super::commit(),
-        date: today(),
-    };
+    let origin = Origin { model: model.to_owned(), kernel_build: BUILD_HASH.to_owned(), command, commit: super::commit(), date: today() };
     let sweep = Sweep { device, ladder: &ladder, recording: &recording.launches, origin: &origin, options };
     sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {
         SweepError::Option { name: "rungs", reason } => anyhow!("--sms: {reason}"),

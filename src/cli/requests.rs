@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use smidgen::config::DecoderConfig;
 use smidgen::generate::Stop;
@@ -23,8 +22,8 @@ use smidgen::serve::batching::{Batching, Executor, Limits, Output, Request, Requ
 use smidgen::tokenizer::Tokenizer;
 use smidgen_runtime::telemetry::Latencies;
 
-use super::ComputeDevice;
 use super::generate::{GenerateArgs, encode};
+use super::{ComputeDevice, progress};
 
 /// How many requests are served at once, and from how much memory.
 #[derive(Debug, Args)]
@@ -134,9 +133,7 @@ where
     E: Executor,
     E::Error: Error + Send + Sync + 'static,
 {
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} requests {msg} {elapsed}")?;
-    let bar = ProgressBar::new(requests.len() as u64).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let bar = progress::bar(requests.len() as u64, "{bar:24} {pos}/{len} requests {msg} {elapsed}")?;
     let mut answers = vec![Answer::default(); requests.len()];
     let start = batching.executor().now();
     let mut arrivals = Arrivals::new(rate, seed, start);

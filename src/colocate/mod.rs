@@ -11,8 +11,10 @@
 //! | [`profiles`] | the profiles that policies place by |
 //! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
+//! | `names` | names too long for their place in these |
 
 pub mod mps;
+mod names;
 pub mod phase;
 pub mod profiles;
 pub mod report;

@@ -21,11 +21,15 @@ mod tests;
 use smidgen_runtime::launch::Walls;
 use smidgen_runtime::tenant::Class;
 
+use super::names::cut;
 use super::results::{PolicyResult, RunResult, TenantResult};
 use charts::Charts;
 use headline::{Comparison, tenants};
 use scale::{index, milliseconds, number, positive};
 use svg::Escaped;
+
+/// Characters of a tenant's name in the table of all figures.
+const LONGEST_NAME: usize = 20;
 
 /// The whole page.
 pub fn render(run: &RunResult) -> String {
@@ -204,9 +208,10 @@ fn row(tenant: &TenantResult) -> String {
         tenant.sms.to_string(),
     ];
     format!(
-        "<tr><th scope=\"row\" title=\"{}\">{}</th><td class=\"word\">{}</td>{}<td class=\"word\">{}</td></tr>\n",
-        Escaped(&tenant.model),
+        "<tr><th scope=\"row\" title=\"{}: {}\">{}</th><td class=\"word\">{}</td>{}<td class=\"word\">{}</td></tr>\n",
         Escaped(&tenant.name),
+        Escaped(&tenant.model),
+        Escaped(&cut(&tenant.name, LONGEST_NAME)),
         class(tenant.class),
         figures.map(|figure| format!("<td>{figure}</td>")).concat(),
         walls(tenant.walls)

@@ -1,5 +1,6 @@
 //! The figures as text, for a terminal.
 
+use super::names::cut;
 use super::results::{PolicyResult, RunResult, TenantResult};
 use smidgen_runtime::tenant::Class;
 
@@ -111,11 +112,7 @@ fn figure(value: f64, digits: usize) -> String {
 
 /// A name on one line, cut if it is long.
 fn name(text: &str, longest: usize) -> String {
-    let plain = text.chars().map(|character| if character.is_control() { ' ' } else { character });
-    if text.chars().count() <= longest {
-        return plain.collect();
-    }
-    plain.take(longest - 1).chain(['…']).collect()
+    cut(text, longest).chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 #[cfg(test)]
@@ -203,7 +200,7 @@ mod tests {
         let text = render(&run);
         let marked: Vec<_> = text.lines().filter(|line| line.contains("SIMULATED")).collect();
         assert_eq!(marked[0], "SIMULATED prediction, model-rightsize, chat: 120.0 requests/s, +20.0% against the measured figure");
-        assert_eq!(marked[1], "SIMULATED prediction, model-rightsize, a tenant whose …: 120.0 requests/s, nothing was measured");
+        assert_eq!(marked[1], "SIMULATED prediction, model-rightsize, a tenant… column: 120.0 requests/s, nothing was measured");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use smidgen_profiler::today;
 use smidgen_runtime::device::DevicePtr;
 use smidgen_runtime::launch::Kernel;
 
+use crate::attention::f64s;
 use crate::support::{Gpu, Random};
 use results::{ErrorProvenance, Errors, KernelError};
 
@@ -80,10 +81,6 @@ fn normal(random: &mut Random) -> f64 {
 fn sampled(rows: usize) -> Vec<usize> {
     let count = ROWS.min(rows);
     (0..count).map(|at| if count == 1 { 0 } else { at * (rows - 1) / (count - 1) }).collect()
-}
-
-fn f64s(values: &[f16]) -> Vec<f64> {
-    values.iter().map(|value| value.to_f64()).collect()
 }
 
 /// Output and reference of one kernel, compared.

@@ -1,5 +1,5 @@
 //! Attention over whole sequences on the GPU against softmax in f64 on the CPU: ragged batches, any head size, and the same bits at every SM
-//! count. What it shares with the tests of attention over a KV cache is here too.
+//! count. What it shares with the tests of other attention is here too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,6 +38,28 @@ pub(crate) fn check(what: &str, output: &[f16], reference: &[f64]) {
     if let Some(at) = wrong {
         panic!("{what}: element {at} is {} and should be {}", output[at], reference[at]);
     }
+}
+
+/// The first `width` elements of each row of sequences, given by their first rows and their lengths, in an `output` of rows `stride` elements apart; the
+/// rest must still be NaN.
+pub(crate) fn valid_rows<'a>(
+    what: &str,
+    output: &[f16],
+    sequences: impl Iterator<Item = (&'a u32, &'a u32)>,
+    width: usize,
+    stride: usize,
+) -> Vec<f16> {
+    let mut written = vec![false; output.len()];
+    let mut valid = Vec::new();
+    for (&start, &length) in sequences {
+        for row in start as usize..(start + length) as usize {
+            written[row * stride..][..width].fill(true);
+            valid.extend_from_slice(&output[row * stride..][..width]);
+        }
+    }
+    let stray = output.iter().zip(&written).position(|(value, written)| !written && !value.is_nan());
+    assert_eq!(stray, None, "{what}: an element of the padding was written");
+    valid
 }
 
 /// What distinguishes one prefill from another. `gaps` are elements between the rows of `qkv` and of the output.
@@ -128,17 +150,7 @@ impl Prefill {
     /// The valid rows of a finished output, after checking that nothing else was written.
     fn valid(&self, output: &[f16]) -> Vec<f16> {
         let (width, stride) = (self.batch.heads.output_width() as usize, self.kernel.output_stride as usize);
-        let mut written = vec![false; output.len()];
-        let mut valid = Vec::new();
-        for (&start, &length) in self.starts.iter().zip(&self.batch.lengths) {
-            for row in start as usize..(start + length) as usize {
-                written[row * stride..][..width].fill(true);
-                valid.extend_from_slice(&output[row * stride..][..width]);
-            }
-        }
-        let stray = output.iter().zip(&written).position(|(value, written)| !written && !value.is_nan());
-        assert_eq!(stray, None, "{:?}: an element of the padding was written", self.batch);
-        valid
+        valid_rows(&format!("{:?}", self.batch), output, self.starts.iter().zip(&self.batch.lengths), width, stride)
     }
 
     fn run_and_check(&self, gpu: &Gpu, sms: u16) {

@@ -18,6 +18,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::policy::Exclusive;
 use smidgen_runtime::profile::ProfileStore;
 
+use crate::attention::{f64s, valid_rows};
 use crate::support::{Gpu, Random, assert_close, device, is_sanitized, rounds};
 use crate::tenant::{OnTheFirst, Tenant};
 use crate::tiny_models::relative_error;
@@ -46,10 +47,6 @@ struct Attention {
     positions: [Vec<f64>; 2],
     output: Buffer,
     _operands: [Buffer; 5],
-}
-
-fn f64s(values: &[f16]) -> Vec<f64> {
-    values.iter().map(|value| value.to_f64()).collect()
 }
 
 impl Attention {
@@ -146,17 +143,7 @@ impl Attention {
     /// The valid rows of a finished output, after checking that nothing else was written.
     fn valid(&self, output: &[f16]) -> Vec<f16> {
         let (width, stride) = ((self.batch.heads * self.batch.head_dim) as usize, self.kernel.output_stride as usize);
-        let mut written = vec![false; output.len()];
-        let mut valid = Vec::new();
-        for (&start, &length) in self.starts.iter().zip(&self.batch.lengths) {
-            for row in start as usize..(start + length) as usize {
-                written[row * stride..][..width].fill(true);
-                valid.extend_from_slice(&output[row * stride..][..width]);
-            }
-        }
-        let stray = output.iter().zip(&written).position(|(value, written)| !written && !value.is_nan());
-        assert_eq!(stray, None, "{:?}: an element of the padding was written", self.batch);
-        valid
+        valid_rows(&format!("{:?}", self.batch), output, self.starts.iter().zip(&self.batch.lengths), width, stride)
     }
 
     fn check(&self, output: &[f16]) {

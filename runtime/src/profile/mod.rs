@@ -7,6 +7,7 @@
 //! [`Corrections`] are what kernel times seen while serving say against a profile.
 
 mod check;
+mod commands;
 mod correction;
 mod curve;
 mod error;
@@ -15,6 +16,7 @@ mod layout;
 mod schema;
 mod store;
 
+pub use commands::quoted;
 pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_REPLAY_US, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 pub use error::{ProfileError, ProfileWarning};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::Sms;
 use crate::launch::Work;
 
-use super::Curve;
+use super::{Curve, commands};
 
 /// The version of this schema. A file of another version is refused.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -27,7 +27,7 @@ pub struct Provenance {
     pub kernel_build: String,
     /// The models whose requests were measured into this file, as `--model` names them, in the order measured.
     pub models: Vec<String>,
-    /// The command that measured.
+    /// The commands that measured, with ` && ` between them; those that are no `smidgen profile` as they were written.
     pub command: String,
     /// Commit of the sources, empty where unknown.
     pub commit: String,
@@ -38,13 +38,24 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// The command that measures the same again: into `path`, or where it was not `smidgen profile` that measured, the one noted.
+    /// The commands that measure the same again: into `path`, or where it was not `smidgen profile` that measured, as they were noted.
     pub fn command_again(&self, path: &Path) -> String {
-        if !self.command.is_empty() && !self.command.contains("smidgen") {
-            return self.command.clone();
+        commands::again(&self.command, &self.models, path, false)
+    }
+
+    /// As [`command_again`](Self::command_again), on a GPU also where it was the simulator that measured.
+    pub(super) fn command_on_gpu(&self, path: &Path) -> String {
+        commands::again(&self.command, &self.models, path, true)
+    }
+
+    /// Adds the models and the commands of `other` that this lacks, as for one file that both measured into.
+    pub fn include(&mut self, other: &Self) {
+        for model in &other.models {
+            if !self.models.contains(model) {
+                self.models.push(model.clone());
+            }
         }
-        let models: String = self.models.iter().map(|model| format!(" --model {model}")).collect();
-        format!("smidgen profile{models} -o {}", path.display())
+        self.command = commands::union(&self.command, &other.command);
     }
 }
 

@@ -113,10 +113,10 @@ impl ProfileStore {
 
 fn refuse_mismatch(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Result<(), ProfileError> {
     let (provenance, topology) = (&profile.provenance, machine.topology);
-    let (path, command) = (path.to_owned(), provenance.command_again(path));
     if provenance.simulated && !machine.simulated {
-        return Err(ProfileError::Simulated { path, command });
+        return Err(ProfileError::Simulated { path: path.to_owned(), command: provenance.command_on_gpu(path) });
     }
+    let (path, command) = (path.to_owned(), provenance.command_again(path));
     if provenance.gpu != topology.name {
         return Err(ProfileError::GpuMismatch { path, found: provenance.gpu.clone(), here: topology.name.clone(), command });
     }

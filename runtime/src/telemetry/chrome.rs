@@ -129,10 +129,13 @@ impl Writer {
                 }
                 Happening::Hop { from, to } => self.mark(at, tid(to), "hop".to_owned(), json!({ "from partition": from })),
                 Happening::Replay { partition } => self.mark(at, tid(partition), "graph replay".to_owned(), json!({})),
-                Happening::Request { took, kept } => {
+                Happening::Request { took, kept, objective } => {
                     self.requests += 1;
                     let number = Some(self.requests);
-                    let args = json!({ "slo kept": kept, "ms": us(took) / 1e3 });
+                    let mut args = json!({ "slo kept": kept, "ms": us(took) / 1e3 });
+                    if let Some(objective) = objective {
+                        args["slo us"] = json!(us(objective));
+                    }
                     for (ph, at, args) in [("b", at, args), ("e", at + us(took), Value::Null)] {
                         let entry = self.entry(ph, at, 0, "request".to_owned(), args);
                         self.entries.push(Entry { cat: Some("requests"), id: number, ..entry });

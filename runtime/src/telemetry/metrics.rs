@@ -17,15 +17,18 @@
 //! | `smidgen_drift_ratio` | gauge | `kernel` | a kernel's time divided by its profile's, where it was found to differ |
 //! | `smidgen_plan_drift_ratio` | gauge | `tenant` | a replay's time divided by what the plan expects of it, where that was found to differ |
 //!
-//! Tenants are told apart by their names, also those of several runtimes, such as one for each GPU: give each a name of its own.
+//! All have one label more, `runtime`: the number of the runtime in this process, 0 where there is but one. With several, such as one for each
+//! GPU, [`Telemetry::number`](super::Telemetry::number) says which is whose. Tenants of one runtime are told apart by their names.
 //!
 //! Sessions count in plain atomics; [`Runtime::publish_metrics`](crate::Runtime::publish_metrics) carries the counts over. Call it twice a
 //! second, or before each scrape.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use parking_lot::Mutex;
 
 use crate::device::Sms;
 use crate::launch::{KernelKey, SessionStats};
@@ -76,21 +79,53 @@ impl Counts {
     }
 }
 
+/// Tells a runtime's metrics from those of others in the process: the least number that none of them has, so that a process whose runtimes follow
+/// each other has one series for all.
+struct Number(u32);
+
+static TAKEN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+impl Number {
+    fn take() -> Self {
+        let mut taken = TAKEN.lock();
+        let number = (0..=u32::MAX).find(|number| !taken.contains(number)).unwrap_or_default();
+        taken.insert(number);
+        Self(number)
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        TAKEN.lock().remove(&self.0);
+    }
+}
+
 /// Metrics of a runtime that are no tenant's.
 pub(super) struct RuntimeMetrics {
     pub(super) plans: Counter,
     pub(super) drift_reports: Counter,
+    number: Number,
 }
 
 impl RuntimeMetrics {
     pub(super) fn new() -> Self {
         describe();
-        Self { plans: counter!(PLANS), drift_reports: counter!(DRIFT_REPORTS) }
+        let number = Number::take();
+        let labels = [("runtime", number.0.to_string())];
+        Self { plans: counter!(PLANS, &labels), drift_reports: counter!(DRIFT_REPORTS, &labels), number }
     }
-}
 
-pub(super) fn set_drift(kernel: &KernelKey, ratio: f64) {
-    gauge!(DRIFT_RATIO, "kernel" => kernel.to_string()).set(ratio);
+    pub(super) fn number(&self) -> u32 {
+        self.number.0
+    }
+
+    pub(super) fn tenant(&self, name: &str) -> TenantMetrics {
+        TenantMetrics::new([("tenant", name.to_owned()), ("runtime", self.number.0.to_string())])
+    }
+
+    pub(super) fn set_drift(&self, kernel: &KernelKey, ratio: f64) {
+        gauge!(DRIFT_RATIO, "kernel" => kernel.to_string(), "runtime" => self.number.0.to_string()).set(ratio);
+    }
 }
 
 /// One tenant's metrics.
@@ -102,25 +137,24 @@ pub(super) struct TenantMetrics {
     held: Gauge,
     borrowed: Gauge,
     requests: RequestMetrics,
-    name: String,
+    labels: [(&'static str, String); 2],
 }
 
 impl TenantMetrics {
-    pub(super) fn new(name: &str) -> Self {
-        let label = || name.to_owned();
+    fn new(labels: [(&'static str, String); 2]) -> Self {
         Self {
-            launches: counter!(LAUNCHES, "tenant" => label()),
-            hops: counter!(HOPS, "tenant" => label()),
-            replays: counter!(REPLAYS, "tenant" => label()),
-            owned: gauge!(SMS_OWNED, "tenant" => label()),
-            held: gauge!(SMS_HELD, "tenant" => label()),
-            borrowed: gauge!(SMS_BORROWED, "tenant" => label()),
+            launches: counter!(LAUNCHES, &labels),
+            hops: counter!(HOPS, &labels),
+            replays: counter!(REPLAYS, &labels),
+            owned: gauge!(SMS_OWNED, &labels),
+            held: gauge!(SMS_HELD, &labels),
+            borrowed: gauge!(SMS_BORROWED, &labels),
             requests: RequestMetrics {
-                requests: counter!(REQUESTS, "tenant" => label()),
-                misses: counter!(SLO_MISSES, "tenant" => label()),
-                seconds: histogram!(REQUEST_SECONDS, "tenant" => label()),
+                requests: counter!(REQUESTS, &labels),
+                misses: counter!(SLO_MISSES, &labels),
+                seconds: histogram!(REQUEST_SECONDS, &labels),
             },
-            name: label(),
+            labels,
         }
     }
 
@@ -129,11 +163,11 @@ impl TenantMetrics {
     }
 
     pub(super) fn set_objective(&self, slo: Option<Duration>) {
-        gauge!(SLO_SECONDS, "tenant" => self.name.clone()).set(slo.unwrap_or_default().as_secs_f64());
+        gauge!(SLO_SECONDS, &self.labels).set(slo.unwrap_or_default().as_secs_f64());
     }
 
     pub(super) fn set_plan_drift(&self, ratio: f64) {
-        gauge!(PLAN_DRIFT_RATIO, "tenant" => self.name.clone()).set(ratio);
+        gauge!(PLAN_DRIFT_RATIO, &self.labels).set(ratio);
     }
 
     /// Carries over what was counted since the last call.

@@ -104,6 +104,12 @@ impl Telemetry {
         Arc::new(Self { device, recording, tracing, metrics, state: Mutex::default() })
     }
 
+    /// The number by which metrics tell this runtime from others in the process: their label `runtime`. It is free again when the runtime and its
+    /// sessions are gone.
+    pub fn number(&self) -> u32 {
+        self.metrics.number()
+    }
+
     /// Turns the timeline on or off while the runtime runs. It has no effect where [`Recording::events`] is 0.
     pub fn set_tracing(&self, on: bool) {
         self.tracing.store(on && self.recording.events > 0, Ordering::Relaxed);
@@ -188,17 +194,19 @@ impl Telemetry {
     }
 
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
-        let metrics = TenantMetrics::new(&spec.name);
+        let metrics = self.metrics.tenant(&spec.name);
         if spec.slo.is_some() {
             metrics.set_objective(spec.slo);
         }
         let known = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
+        known.pulse.set_objective(spec.slo);
         self.state.lock().tenants.insert(tenant, known);
     }
 
     pub(crate) fn objective_changed(&self, tenant: TenantId, slo: Option<Duration>) {
         if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
             tenant.metrics.set_objective(slo);
+            tenant.pulse.set_objective(slo);
         }
     }
 
@@ -269,7 +277,7 @@ impl Telemetry {
     }
 
     pub(crate) fn drifted(&self, kernel: &KernelKey, ratio: f64) {
-        metrics::set_drift(kernel, ratio);
+        self.metrics.set_drift(kernel, ratio);
     }
 
     pub(crate) fn plan_drifted(&self, tenant: TenantId, ratio: f64) {

@@ -175,9 +175,20 @@ pub(super) struct Pulse {
     close: AtomicU64,
     /// Whether the engine ever told of a request.
     is_felt: AtomicBool,
+    /// The objective now, nanoseconds; 0 for none.
+    objective: AtomicU64,
 }
 
 impl Pulse {
+    pub(super) fn set_objective(&self, slo: Option<Duration>) {
+        let nanos = slo.unwrap_or_default().as_nanos();
+        self.objective.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn objective(&self) -> Option<Duration> {
+        Some(Duration::from_nanos(self.objective.load(Ordering::Relaxed))).filter(|objective| !objective.is_zero())
+    }
+
     fn answered(&self, spent: f64) {
         self.answered.fetch_add(1, Ordering::Relaxed);
         self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
@@ -226,7 +237,7 @@ impl RequestLog {
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {
-            ring.push(Event { at: arrival, what: Happening::Request { took, kept } });
+            ring.push(Event { at: arrival, what: Happening::Request { took, kept, objective: self.pulse.objective() } });
         }
     }
 }

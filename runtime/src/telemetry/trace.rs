@@ -63,6 +63,8 @@ pub enum Happening {
         took: Duration,
         /// Whether the tenant's objective was kept; true where it has none.
         kept: bool,
+        /// The objective at its end, at least 1 ns; none where the tenant has none.
+        objective: Option<Duration>,
     },
     /// Other SMs were granted.
     Grant {
@@ -132,7 +134,10 @@ impl Event {
             Happening::Kernel { kernel, partition, sms, took } => (head(2, sms, partition), kernel.0, nanos(took)),
             Happening::Hop { from, to } => (head(3, Sms(0), to), u64::from(from), 0),
             Happening::Replay { partition } => (head(4, Sms(0), partition), 0, 0),
-            Happening::Request { took, kept } => (head(5, Sms(0), 0), nanos(took), u64::from(kept)),
+            Happening::Request { took, kept, objective } => {
+                let objective = nanos(objective.unwrap_or_default()).min(u64::MAX >> 1);
+                (head(5, Sms(0), 0), nanos(took), objective << 1 | u64::from(kept))
+            }
             Happening::Grant { owned, held, borrowed } => (head(6, owned, 0), u64::from(held.0), u64::from(borrowed.0)),
         };
         [nanos(self.at), head, first, second]
@@ -145,7 +150,10 @@ impl Event {
             2 => Happening::Kernel { kernel, partition, sms, took: Duration::from_nanos(second) },
             3 => Happening::Hop { from: first as u32, to: partition },
             4 => Happening::Replay { partition },
-            5 => Happening::Request { took: Duration::from_nanos(first), kept: second != 0 },
+            5 => {
+                let objective = Some(Duration::from_nanos(second >> 1)).filter(|objective| !objective.is_zero());
+                Happening::Request { took: Duration::from_nanos(first), kept: second & 1 != 0, objective }
+            }
             6 => Happening::Grant { owned: sms, held: Sms(first as u16), borrowed: Sms(second as u16) },
             _ => return None,
         };
@@ -227,7 +235,8 @@ mod tests {
             }),
             any::<(u32, u32)>().prop_map(|(from, to)| Happening::Hop { from, to }),
             any::<u32>().prop_map(|partition| Happening::Replay { partition }),
-            (took(), any::<bool>()).prop_map(|(took, kept)| Happening::Request { took, kept }),
+            (took(), any::<bool>(), proptest::option::of(1..=u64::MAX >> 1))
+                .prop_map(|(took, kept, objective)| { Happening::Request { took, kept, objective: objective.map(Duration::from_nanos) } }),
             (sms(), sms(), sms()).prop_map(|(owned, held, borrowed)| Happening::Grant { owned, held, borrowed }),
         ]
     }

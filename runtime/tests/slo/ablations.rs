@@ -4,7 +4,8 @@ use smidgen_runtime::device::{Priority, Sms};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Ablations, Draft, TenantDemand, ablations, by_name};
 
-use crate::models::{bert_large, h200, larger, latency_tenant, llama_step, throughput_tenant};
+use crate::models::{bert_large, larger, latency_tenant, llama_step, throughput_tenant};
+use crate::topologies::h200;
 
 fn pair() -> [TenantDemand; 2] {
     [latency_tenant(1, Some(2375), &llama_step()), throughput_tenant(2, &larger(bert_large(), 8))]

@@ -10,9 +10,9 @@ use smidgen_runtime::profile::Curve;
 use smidgen_runtime::tenant::TenantId;
 
 use crate::models::{
-    GAP_US, bert_base, bert_large, decode_step, encode_64, gpu, h200, larger, latency_tenant, llama_step, prefill, request_us,
-    throughput_tenant,
+    GAP_US, bert_base, bert_large, decode_step, encode_64, larger, latency_tenant, llama_step, prefill, request_us, throughput_tenant,
 };
+use crate::topologies::{gpu, h200};
 
 fn without(list: &str) -> Slo {
     Slo::default().with_ablations(list.parse().unwrap())

@@ -5,3 +5,5 @@ mod examples;
 mod models;
 mod promises;
 mod replanning;
+#[path = "../support/topologies.rs"]
+mod topologies;

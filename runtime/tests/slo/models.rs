@@ -4,32 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::device::Sms;
 use smidgen_runtime::launch::{Fingerprint, Work};
 pub use smidgen_runtime::policy::GAP_US;
 use smidgen_runtime::policy::{KernelDemand, TenantDemand};
 use smidgen_runtime::profile::{Curve, Profile};
 use smidgen_runtime::tenant::{Class, TenantId};
-
-/// 132 SMs in 66 TPCs and 8 GPCs.
-pub fn h200() -> Topology {
-    gpu(2, &[9, 9, 8, 8, 8, 8, 8, 8])
-}
-
-pub fn gpu(sms_per_tpc: u16, tpcs_per_gpc: &[u16]) -> Topology {
-    Topology {
-        name: "test".into(),
-        sms: Sms(tpcs_per_gpc.iter().sum::<u16>() * sms_per_tpc),
-        sms_per_tpc,
-        tpcs_per_gpc: tpcs_per_gpc.to_vec(),
-        memory_bytes: 0,
-        l2_bytes: 0,
-        shared_bytes_per_sm: 0,
-        compute_capability: (9, 0),
-        driver_version: 13_000,
-        driver: String::new(),
-    }
-}
 
 /// Launches of one request, in the order in which they first happen.
 const LLAMA_STEP: [(&str, u32); 10] = [

@@ -12,16 +12,8 @@ use smidgen_runtime::policy::{Ablations, Adjustments, KernelDemand, Policy, Slo,
 use smidgen_runtime::profile::Curve;
 use smidgen_runtime::tenant::{Class, TenantId};
 
-use crate::models::{gpu, h200, latency_tenant, request_us, throughput_tenant};
-
-prop_compose! {
-    /// From one TPC to about a hundred; `tpcs_per_gpc` does not always add up, as on a GPU that we know too little of.
-    fn any_topology()(sms_per_tpc in 1_u16..=4, gpcs in prop::collection::vec(1_u16..=12, 1..=8), unlisted in 0_u16..=3) -> Topology {
-        let mut topology = gpu(sms_per_tpc, &gpcs);
-        topology.sms.0 += unlisted * sms_per_tpc;
-        topology
-    }
-}
+use crate::models::{latency_tenant, request_us, throughput_tenant};
+use crate::topologies::{any_topology, h200};
 
 prop_compose! {
     /// Curves of any shape, also such as get worse with more SMs, and such as were measured on fewer or more SMs than there are.

@@ -5,7 +5,8 @@ use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Adjustments, Event, Observation, Policy, Replanner, Slo};
 use smidgen_runtime::tenant::{Class, TenantId};
 
-use crate::models::{bert_large, h200, latency_tenant, llama_step, throughput_tenant};
+use crate::models::{bert_large, latency_tenant, llama_step, throughput_tenant};
+use crate::topologies::h200;
 
 const CHAT: TenantId = TenantId(1);
 const EMBED: TenantId = TenantId(2);

@@ -12,8 +12,8 @@ pub struct Status {
     pub phase: String,
     /// Whether every figure is simulated.
     pub simulated: bool,
-    /// By name.
-    pub tenants: BTreeMap<String, TenantStatus>,
+    /// By runtime and name.
+    pub tenants: BTreeMap<(String, String), TenantStatus>,
     /// Times that profiles were found to have drifted.
     pub drift_reports: f64,
 }
@@ -47,9 +47,10 @@ impl Status {
                 ours = true;
                 (status.phase, status.simulated) = (label("phase")?.to_owned(), label("simulated") == Some("true"));
             } else if name == names::DRIFT_REPORTS {
-                status.drift_reports = value;
+                status.drift_reports += value;
             } else if let Some(tenant) = label("tenant") {
-                let tenant = status.tenants.entry(tenant.to_owned()).or_default();
+                let runtime = label("runtime").unwrap_or_default();
+                let tenant = status.tenants.entry((runtime.to_owned(), tenant.to_owned())).or_default();
                 match (name, label("quantile")) {
                     (names::REQUESTS, _) => tenant.requests = value,
                     (names::SLO_MISSES, _) => tenant.misses = value,
@@ -123,6 +124,16 @@ mod tests {
             let read = sample(line);
             assert!(read.is_none() || read.is_some_and(|(name, ..)| name.is_empty()), "{line}");
         }
+    }
+
+    #[test]
+    fn tenants_of_one_name_in_two_runtimes_are_two() {
+        let text = "smidgen_phase{phase=\"serving\",simulated=\"false\"} 1\n\
+                    smidgen_drift_reports_total{runtime=\"0\"} 1\nsmidgen_drift_reports_total{runtime=\"1\"} 2\n\
+                    smidgen_sms_held{tenant=\"chat\",runtime=\"0\"} 16\nsmidgen_sms_held{tenant=\"chat\",runtime=\"1\"} 32\n";
+        let status = Status::parse(text).unwrap();
+        assert_eq!(status.tenants.values().map(|tenant| tenant.held).collect::<Vec<_>>(), [16.0, 32.0]);
+        assert_eq!(status.drift_reports, 3.0);
     }
 
     #[test]

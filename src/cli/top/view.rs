@@ -45,7 +45,9 @@ fn title(status: &Status) -> String {
 
 fn rows(status: &Status) -> impl Iterator<Item = [String; COLUMNS]> + '_ {
     let milliseconds = |seconds: Option<f64>| seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.3}", seconds * 1e3));
-    status.tenants.iter().map(move |(name, tenant)| {
+    let [first, last] = [status.tenants.keys().next(), status.tenants.keys().next_back()].map(|key| key.map(|(runtime, _)| runtime));
+    let several = first != last;
+    status.tenants.iter().map(move |((runtime, name), tenant)| {
         // Before the first request there are no latencies, and 0 would be one.
         let latency = |seconds: Option<f64>| milliseconds(seconds.filter(|_| tenant.requests > 0.0));
         let kept = match tenant.slo {
@@ -53,7 +55,7 @@ fn rows(status: &Status) -> impl Iterator<Item = [String; COLUMNS]> + '_ {
             _ => "-".to_owned(),
         };
         [
-            name.clone(),
+            if several { format!("{name} (runtime {runtime})") } else { name.clone() },
             format!("{:.0}", tenant.requests),
             latency(tenant.p50),
             latency(tenant.p99),
@@ -88,7 +90,7 @@ mod tests {
             borrowed: 48.0,
             ..TenantStatus::default()
         };
-        let tenants = BTreeMap::from([("chat".to_owned(), chat), ("embed".to_owned(), embed)]);
+        let tenants = BTreeMap::from([("chat", chat), ("embed", embed)].map(|(name, tenant)| (("0".to_owned(), name.to_owned()), tenant)));
         Status { phase: "slo".into(), simulated, tenants, drift_reports: 1.0 }
     }
 
@@ -100,6 +102,15 @@ mod tests {
         chat         200    2.000    6.100   5.000  99.5%         48    48         0
         embed          9  100.000  200.000       -      -         84   132        48
         ");
+    }
+
+    #[test]
+    fn tenants_of_several_runtimes_say_whose_they_are() {
+        let mut status = status(false);
+        status.tenants.insert(("1".to_owned(), "chat".to_owned()), TenantStatus::default());
+        let text = text(&status);
+        let names: Vec<_> = text.lines().skip(2).map(|line| line.split("  ").next().unwrap()).collect();
+        assert_eq!(names, ["chat (runtime 0)", "embed (runtime 0)", "chat (runtime 1)"]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::headline::{Comparison, find, tenants};
 use super::labels;
 use super::scale::{Scale, index, milliseconds, number, positive, tick};
-use super::svg::{Anchor, Point, Svg, shorten};
+use super::svg::{Anchor, Point, Svg};
+use crate::colocate::names;
 use crate::colocate::results::{PolicyResult, RunResult, TenantResult};
 
 /// Colours in the style sheet; a twelfth policy takes the first one again, with another dash pattern.
@@ -11,8 +12,8 @@ pub(super) const COLOURS: usize = 11;
 
 const NAME_WIDTH: f64 = 132.0;
 const PER_CHARACTER: f64 = 6.6;
-/// Characters of a tenant's name in a title.
-const TITLE_NAME: f64 = 19.0;
+/// What a title leaves free in the corner at its right, where it says that a scale is logarithmic.
+const CORNER: f64 = 54.0;
 const RIGHT: f64 = Svg::WIDTH - 8.0;
 
 /// Draws the charts of one run.
@@ -45,6 +46,13 @@ impl<'a> Charts<'a> {
         format!("{}{text}", if self.run.provenance.simulated { "SIMULATED · " } else { "" })
     }
 
+    /// An empty chart of `tenant`, whose title takes no more than `width`: the name is what is cut.
+    fn of_tenant(&self, tenant: &TenantResult, what: &str, width: f64) -> Svg {
+        let titled = |name: &str| self.title(&format!("{name}: {what}"));
+        let room = width - Svg::TITLE_CHARACTER * titled("").chars().count() as f64;
+        Svg::titled(&titled(&tenant.name), &titled(&fitting(&tenant.name, room, Svg::TITLE_CHARACTER)))
+    }
+
     /// The policies that `tenant` has figures under, with their place in the run.
     fn under(&self, tenant: &TenantResult) -> impl Iterator<Item = (usize, &'a PolicyResult, &'a TenantResult)> + Clone {
         let name = tenant.name.clone();
@@ -59,7 +67,7 @@ impl<'a> Charts<'a> {
 
     /// One tenant's median, 95th and 99th percentile, a row a policy, with what it has by itself as a band behind and its objective as a line.
     pub(super) fn latency(&self, alone: &'a TenantResult) -> String {
-        let mut svg = Svg::new(&self.title(&format!("{}: latency, ms", shorten(&alone.name, TITLE_NAME, 1.0))));
+        let mut svg = self.of_tenant(alone, "latency, ms", Svg::WIDTH - CORNER);
         let shared: Vec<_> = self.under(alone).map(|(at, policy, tenant)| (self.class(at), &*policy.policy, tenant)).collect();
         // A stream's objective is for its tokens; these are the latencies of whole requests.
         let objective = shared.iter().find_map(|(.., tenant)| tenant.slo_ms.filter(|_| tenant.stream.is_none())).and_then(positive);
@@ -120,7 +128,7 @@ impl<'a> Charts<'a> {
 
     fn stack(&self, svg: &mut Svg, scale: &Scale, y: f64, at: usize, policy: &PolicyResult) {
         let (height, gap) = (16.0, 1.5);
-        svg.text("name", (NAME_WIDTH - 8.0, y + 5.0), Anchor::End, &shorten(&policy.policy, NAME_WIDTH - 8.0, PER_CHARACTER));
+        svg.text("name", (NAME_WIDTH - 8.0, y + 5.0), Anchor::End, &fitting(&policy.policy, NAME_WIDTH - 8.0, PER_CHARACTER));
         let mut from = 0.0;
         for (order, tenant) in policy.tenants.iter().enumerate() {
             let alone = find(&self.run.alone, &tenant.name).and_then(|alone| positive(alone.throughput));
@@ -146,7 +154,7 @@ impl<'a> Charts<'a> {
                         "minor",
                         (left, y + 21.0),
                         Anchor::Start,
-                        if fits { label } else { shorten(&tenant.name, room, 6.0) }.as_str(),
+                        if fits { label } else { fitting(&tenant.name, room, 6.0) }.as_str(),
                     );
                 }
             });
@@ -157,7 +165,7 @@ impl<'a> Charts<'a> {
 
     /// The share of one tenant's requests that finish within a latency, a curve a policy, and one for what it would have without neighbours.
     pub(super) fn distribution(&self, alone: &'a TenantResult) -> String {
-        let mut svg = Svg::new(&self.title(&format!("{}: requests within a latency, ms", shorten(&alone.name, TITLE_NAME, 1.0))));
+        let mut svg = self.of_tenant(alone, "requests by latency, ms", Svg::WIDTH);
         let undisturbed = ("alone curve".to_owned(), "alone", self.at_rate(alone).unwrap_or(alone));
         let shared = self.under(alone).map(|(at, policy, tenant)| (self.curve_class(at), &*policy.policy, tenant));
         let curves: Vec<_> = std::iter::once(undisturbed).chain(shared).collect();
@@ -185,10 +193,10 @@ impl<'a> Charts<'a> {
                 svg.path("target", points);
             });
         }
-        let names: Vec<String> = curves.iter().map(|(_, name, _)| shorten(name, 2.0 * NAME_WIDTH, PER_CHARACTER)).collect();
-        for ((place, name), (class, ..)) in labels::place(&drawn, &names, (left + 2.0, RIGHT)).into_iter().zip(&names).zip(&curves) {
+        let names: Vec<String> = curves.iter().map(|(_, name, _)| fitting(name, 2.0 * NAME_WIDTH, PER_CHARACTER)).collect();
+        for ((place, shown), (class, name, _)) in labels::place(&drawn, &names, (left + 2.0, RIGHT)).into_iter().zip(&names).zip(&curves) {
             if let Some(place) = place {
-                svg.group(class, name, |svg| svg.text("label", place.at, place.anchor, name));
+                svg.group(class, name, |svg| svg.text("label", place.at, place.anchor, shown));
             }
         }
         svg.finish(bottom + 22.0)
@@ -197,6 +205,11 @@ impl<'a> Charts<'a> {
     fn curve_class(&self, policy: usize) -> String {
         format!("{} curve d{}", self.class(policy), self.colours[policy] / COLOURS + self.colours[policy] % 3)
     }
+}
+
+/// `name`, cut so that it takes no more than `width` at `per_character` units a character.
+fn fitting(name: &str, width: f64, per_character: f64) -> String {
+    names::cut(name, (width / per_character) as usize)
 }
 
 fn axis(svg: &mut Svg, scale: &Scale, most: usize, (top, bottom): (f64, f64), label: impl Fn(f64) -> String) {
@@ -216,7 +229,7 @@ fn reference(svg: &mut Svg, x: f64, (top, bottom): (f64, f64), label: &str) {
 fn percentiles(svg: &mut Svg, scale: &Scale, y: f64, class: &str, name: &str, tenant: &TenantResult) {
     let [p50, p95, p99] = [tenant.p50_ms, tenant.p95_ms, tenant.p99_ms].map(milliseconds);
     svg.group(class, &format!("{name}: p50 {p50}, p95 {p95}, p99 {p99}"), |svg| {
-        svg.text("name", (NAME_WIDTH - 8.0, y + 4.0), Anchor::End, &shorten(name, NAME_WIDTH - 8.0, PER_CHARACTER));
+        svg.text("name", (NAME_WIDTH - 8.0, y + 4.0), Anchor::End, &fitting(name, NAME_WIDTH - 8.0, PER_CHARACTER));
         let measured = [tenant.p50_ms, tenant.p95_ms, tenant.p99_ms].map(positive);
         let [Some(median), Some(high), Some(highest)] = measured.map(|latency| latency.map(|latency| scale.at(latency))) else {
             svg.text("minor", (NAME_WIDTH + 4.0, y + 4.0), Anchor::Start, "no request finished");

@@ -46,10 +46,18 @@ impl Svg {
     /// Narrow enough that 12-unit text is still legible when the drawing is scaled to a phone's screen.
     pub(super) const WIDTH: f64 = 460.0;
 
+    /// Of a title, in units of the drawing.
+    pub(super) const TITLE_CHARACTER: f64 = 8.0;
+
     /// A drawing with a title, shown above it and read out by a screen reader.
     pub(super) fn new(title: &str) -> Self {
+        Self::titled(title, &shorten(title, Self::WIDTH, Self::TITLE_CHARACTER))
+    }
+
+    /// A drawing whose title is `shown` in fewer words. The whole of it is read out, and appears where the drawing is pointed at.
+    pub(super) fn titled(title: &str, shown: &str) -> Self {
         let mut svg = Self { title: title.to_owned(), body: String::new() };
-        svg.text("title", (0.0, 15.0), Anchor::Start, &shorten(title, Self::WIDTH, 7.6));
+        svg.text("title", (0.0, 15.0), Anchor::Start, shown);
         svg
     }
 

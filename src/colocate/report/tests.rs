@@ -147,7 +147,7 @@ fn requests_that_arrive_at_a_rate_are_set_against_the_same_rate_alone_and_the_ob
     let page = render(&run);
     let charts = elements(&page, "svg");
     let drawn = |word: &str| charts.iter().map(|chart| chart.contains(word)).collect::<Vec<_>>();
-    // Latency of chat and of bulk, throughput, requests of chat and of bulk within a latency.
+    // Latency of chat and of bulk, throughput, requests of chat and of bulk by latency.
     assert_eq!(drawn(">alone at its rate<"), [true, false, false, false, false]);
     assert_eq!(drawn("<title>alone: p50 0.900 ms, p99 1.40 ms</title>"), [true, false, false, true, false]);
     assert_eq!(drawn("<title>objective: 2.10 ms</title>"), [true, false, false, false, false]);
@@ -224,6 +224,30 @@ fn any_number_of_tenants_and_policies_is_drawn_within_the_frame() {
                 assert!((0.0..=460.0).contains(&x), "{tenants} tenants, {policies} policies:{attribute}{x}");
             }
         }
+    }
+}
+
+#[test]
+fn long_names_that_differ_at_the_end_can_be_told_apart_and_are_whole_where_they_are_pointed_at() {
+    let mut run = simulated(run(&[("mps-default", 43.0, 0.9), ("slo", 1.9, 1.0)]));
+    let model = "llama-3.2-1b-instruct-with-a-long-name";
+    let named = |tenants: &mut Vec<TenantResult>| {
+        for (tenant, phase) in tenants.iter_mut().zip(["decode", "prefill"]) {
+            tenant.name = format!("{model}-{phase}");
+        }
+    };
+    named(&mut run.alone);
+    run.policies.iter_mut().for_each(|policy| named(&mut policy.tenants));
+    let page = render(&run);
+    for (chart, phase) in elements(&page, "svg").into_iter().zip(["decode", "prefill", "", "decode", "prefill"]) {
+        let shown = elements(chart, "text")[0];
+        assert!(phase.is_empty() || shown.contains('…') && shown.contains(&phase[phase.len() - 4..]), "{shown}");
+        assert!(phase.is_empty() || elements(chart, "title")[0].contains(&format!("{model}-{phase}")), "{chart}");
+    }
+    let rows = elements(&page, "th");
+    for phase in ["decode", "prefill"] {
+        let cut = |row: &&&str| row.contains(&format!("title=\"{model}-{phase}: bert-large\"")) && row.ends_with(&format!("-{phase}"));
+        assert_eq!(rows.iter().filter(cut).count(), 3, "{phase}");
     }
 }
 
