@@ -100,7 +100,7 @@ impl Probe {
     /// Makes the launch, between two events if it is to be timed. Says whether the launch is the last thing on its stream.
     #[cold]
     pub(crate) fn launch(&mut self, launch: &Observable<'_>) -> Result<bool, DeviceError> {
-        let &Observable { device, stream, ref request, partition, sms, capturing } = launch;
+        let &Observable { device, stream, request, partition, sms, capturing } = launch;
         let mut timed = false;
         if let Some(samples) = self.observed.as_ref().and_then(|observed| observed.samples.as_ref())
             && self.until_sample == 0
