@@ -111,9 +111,10 @@ __device__ __forceinline__ void store(T *target, const T (&values)[COUNT], bool 
 }
 
 // Finishes and stores columns `col` to `col + 3` of row `row`, as far as C has them. `col` is a multiple of 4. Where the epilogue
-// adds a residual, residual() loads those four of it.
+// adds a residual, residual() loads those four of it. A rehearsal ends where a result would be stored.
 template <int EPILOGUE, typename Residual>
-__device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const Residual &residual) {
+__device__ __forceinline__ void finish(
+    const GemmArgs &args, uint32_t row, uint32_t col, const float4 &sums, const Residual &residual, bool rehearses = false) {
     if (row >= args.m || col >= args.n) return;
     const int epilogue = EPILOGUE == ANY_EPILOGUE ? static_cast<int>(args.epilogue) : EPILOGUE;
     const uint32_t valid = args.n - col;
@@ -138,6 +139,7 @@ __device__ __forceinline__ void finish(const GemmArgs &args, uint32_t row, uint3
         if (epilogue == GEMM_BIAS_RELU) x[i] = fmaxf(x[i], 0.0f);
     }
 
+    if (rehearses) return;
     const uint64_t row_start = static_cast<uint64_t>(row) * args.ldc;
     if (epilogue == GEMM_PLAIN_F32) {
         store(reinterpret_cast<float *>(args.c) + row_start + col, x, whole, valid);

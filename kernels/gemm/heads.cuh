@@ -1,8 +1,8 @@
 // Columns of a product that are heads: queries, keys and values, rotated and on their way to where attention reads them (attention/rotary.cu says what the
 // rotation is). Queries go to C; keys and values to the cache alone.
 //
-// A tile's 64 columns are 32 of a head's pairs (i, i + head_dim / 2), first the lower halves and then the upper ones, so that no pair is in two tiles. Half a
-// head is a multiple of 32 columns.
+// A tile's columns are 32 of a head's pairs (i, i + head_dim / 2), or 16 where it halves k: first the lower halves and then the upper ones, so that no pair is in
+// two tiles. Half a head is a multiple of 32 columns.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -11,29 +11,30 @@
 #include "abi.h"
 #include "attention/rotary.cuh"
 
-constexpr uint32_t TILE_PAIRS = 32;
-
-// Where a tile lies in the rows of B: the first of its lower halves.
+// Where a tile of so many pairs lies in the rows of B: the first of its lower halves.
+template <int PAIRS>
 struct HeadTile {
     uint32_t head = 0, pair = 0;
 
     HeadTile() = default;
 
     __device__ HeadTile(const RotaryArgs &args, uint32_t tile) {
-        const uint32_t tiles_per_head = args.cache.head_dim / (2 * TILE_PAIRS);
+        const uint32_t tiles_per_head = args.cache.head_dim / (2 * PAIRS);
         head = tile / tiles_per_head;
-        pair = tile % tiles_per_head * TILE_PAIRS;
+        pair = tile % tiles_per_head * PAIRS;
     }
 
     __device__ uint32_t first_row(const RotaryArgs &args) const { return head * args.cache.head_dim + pair; }
 };
 
-// One thread's part of every tile: the rows thread / 16, thread / 16 + 8, ... of A, and two of the tile's pairs.
-template <int ROWS>
+// One thread's part of every tile: two of its pairs, and of A a row in each pass.
+template <int ROWS, int PAIRS>
 class Heads {
-    static constexpr int PASSES = ROWS / 8;
+    static constexpr uint32_t THREADS_OF_ROW = PAIRS / 2, ROWS_AT_ONCE = 128 / THREADS_OF_ROW;
 
   public:
+    static constexpr int PASSES = (ROWS + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+
     // `bias`: [rows of B] fp16, or 0.
     __device__ Heads(const RotaryArgs *args, uint64_t bias, uint32_t thread)
         : args_(*args), bias_(reinterpret_cast<const __half *>(bias)), thread_(thread) {}
@@ -48,14 +49,14 @@ class Heads {
         }
     }
 
-    __device__ uint32_t row(int pass) const { return thread_ / 16 + pass * 8; }
+    __device__ uint32_t row(int pass) const { return thread_ / THREADS_OF_ROW + pass * ROWS_AT_ONCE; }
 
     // Of two pairs, the first.
-    __device__ uint32_t pair() const { return thread_ % 16 * 2; }
+    __device__ uint32_t pair() const { return thread_ % THREADS_OF_ROW * 2; }
 
     // Computes what does not need the sums, while they are not there yet.
     __device__ void expect(uint32_t tile) {
-        tile_ = HeadTile(args_, tile);
+        tile_ = HeadTile<PAIRS>(args_, tile);
         const uint32_t first = tile_.first_row(args_) + pair(), half = args_.cache.head_dim / 2;
         const bool exists = tile_.head < args_.heads + 2 * args_.cache.kv_heads;
         bias_low_ = bias_high_ = make_float2(0.0f, 0.0f);
@@ -107,8 +108,8 @@ class Heads {
     const RotaryArgs &args_;
     const __half *const bias_;
     const uint32_t thread_;
-    HeadTile tile_;
     uint32_t turned_pair_ = ~0u;
+    HeadTile<PAIRS> tile_;
     uint32_t positions_[PASSES] = {};
     CacheRow places_[PASSES];
     __half *targets_[PASSES];

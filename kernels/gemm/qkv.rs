@@ -161,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn pairs_have_sms_to_themselves_unless_that_takes_a_second_round_of_few() {
+    fn blocks_that_share_k_have_sms_to_themselves_unless_that_takes_a_second_round_of_few() {
         let launch = |hidden, heads, sms| {
             let launch = qkv(1, hidden, heads).configure(Sms(sms), &h200()).expect("a supported shape");
             (launch.symbol, launch.grid)
         };
-        assert_eq!(launch(2048, LLAMA, 132), ("gemm_skinny_8x64_deep_pair_rotary", 96));
+        assert_eq!(launch(2048, LLAMA, 132), ("gemm_skinny_8x32_deep_halves_rotary", 96));
         assert_eq!(launch(4096, MISTRAL, 132), ("gemm_skinny_8x64_pair_rotary", 192));
-        assert_eq!(launch(4096, MISTRAL, 60), ("gemm_skinny_8x64_deep_pair_rotary", 60));
+        assert_eq!(launch(4096, MISTRAL, 60), ("gemm_skinny_8x32_deep_halves_rotary", 60));
     }
 }

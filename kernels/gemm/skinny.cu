@@ -10,14 +10,12 @@
 
 // Entry points of one shape: gemm_skinny_<name>(SkinnyGemmArgs, Tiles), for all epilogues, since an epilogue is a few instructions once a tile; and
 // gemm_skinny_<name>_rotary(SkinnyQkvArgs, Tiles), for products whose columns are heads.
-#define GEMM_SKINNY_WITHOUT_HEADS(NAME, ...)                                                                                                 \
+#define GEMM_SKINNY(NAME, ...)                                                                                                               \
     using Skinny##NAME = SkinnyShape<__VA_ARGS__>;                                                                                           \
     extern "C" __global__ void SHARING_K(Skinny##NAME) __launch_bounds__(Skinny##NAME::THREADS, Skinny##NAME::BLOCKS_PER_SM)                 \
         gemm_skinny_##NAME(const __grid_constant__ SkinnyGemmArgs args, const __grid_constant__ Tiles tiles) {                               \
         gemm_skinny<Skinny##NAME, false>(args, nullptr, tiles);                                                                              \
-    }
-#define GEMM_SKINNY(NAME, ...)                                                                                                               \
-    GEMM_SKINNY_WITHOUT_HEADS(NAME, __VA_ARGS__)                                                                                             \
+    }                                                                                                                                        \
     extern "C" __global__ void SHARING_K(Skinny##NAME) __launch_bounds__(Skinny##NAME::THREADS, Skinny##NAME::BLOCKS_PER_SM)                 \
         gemm_skinny_##NAME##_rotary(const __grid_constant__ SkinnyQkvArgs args, const __grid_constant__ Tiles tiles) {                       \
         gemm_skinny<Skinny##NAME, true>(args.product, &args.rotary, tiles);                                                                  \
@@ -27,8 +25,8 @@
 GEMM_SKINNY(8x64, 8, 1, 1, 4, 3, 2)
 GEMM_SKINNY(8x64_pair, 8, 2, 1, 4, 3, 2)
 GEMM_SKINNY(8x64_deep_pair, 8, 2, 1, 4, 6, 1)
-GEMM_SKINNY_WITHOUT_HEADS(8x32_halves, 8, 1, 1, 2, 5, 2, 2)
-GEMM_SKINNY_WITHOUT_HEADS(8x32_deep_halves, 8, 1, 1, 4, 5, 1, 2)
+GEMM_SKINNY(8x32_halves, 8, 1, 1, 2, 5, 2, 2)
+GEMM_SKINNY(8x32_deep_halves, 8, 1, 1, 4, 5, 1, 2)
 GEMM_SKINNY(16x64, 16, 1, 1, 2, 5, 2)
 GEMM_SKINNY(16x64_pair, 16, 2, 1, 2, 5, 2)
 GEMM_SKINNY(16x64_deep_pair, 16, 2, 1, 4, 5, 1)

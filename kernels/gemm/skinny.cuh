@@ -23,7 +23,7 @@
 // a worker's first tile alone, since A is the same in all. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4.
 //
 // The columns of a product may be heads of queries, keys and values, which the epilogue rotates and writes to where attention reads them (heads.cuh). Those
-// kernels are compiled apart, and differ in which 64 rows of B are a tile, and in what is done to the sums.
+// kernels are compiled apart, and differ in which rows of B are a tile, and in what is done to the sums.
 //
 // Bits: a sum is added up in the order of k, in two halves where k is shared, which follows from the problem alone; STAGES, the grid, who takes which tile,
 // and whether two blocks do the halves or one have no influence. The same holds for the squares, each thread's in the order of k.
@@ -87,16 +87,21 @@ struct SkinnyGemm {
     static constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4, QUAD_ROWS = 128 / QUADS;
     // Whether a thread has its residual beforehand: it does one quad of a tile at most, and no other block makes use of the SM while it would wait.
     static constexpr bool KNOWS_RESIDUAL = !ROTATES && Shape::ROWS <= QUAD_ROWS && Shape::BLOCKS_PER_SM == 1;
+    // Whether consumers rehearse: before their first round they go through a tile of whatever shared memory holds, while the launch before still runs, and drop the
+    // result. An SM that ran other kernels since must fetch the instructions first, each when it is wanted. Not where columns are heads: in a decoder some of those
+    // blocks find room only when the launch before has ended, and would rehearse instead of working.
+    static constexpr bool REHEARSES = Shape::ROWS == 8 && !ROTATES;
+    static constexpr int32_t REHEARSAL = -1;
     // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
     // copy.
     static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
-    // Halves of heads, or of k, are a third dimension, from 0.
-    static constexpr bool B_HAS_HALVES = ROTATES || Shape::PARTS > 1;
-    static_assert(!(ROTATES && Shape::PARTS > 1));
+    // Halves of heads, and halves of k, are dimensions of B's after these two, each from 0.
+    static constexpr int B_HALVED = (ROTATES ? 1 : 0) + (Shape::PARTS > 1 ? 1 : 0);
+    static constexpr int TILE_PAIRS = 32 / Shape::PARTS;  // of a head
     struct TileRows {
         uint32_t first[COPIES];
     };
-    using HeadsIfAny = std::conditional_t<ROTATES, Heads<Shape::ROWS>, NoHeads>;
+    using HeadsIfAny = std::conditional_t<ROTATES, Heads<Shape::ROWS, TILE_PAIRS>, NoHeads>;
     // Whatever the stages, a thread's chunks must be the same.
     static_assert(CHUNKS % SQUARED_ROWS == 0 && Shape::A_BYTES * Shape::K_BLOCKS % (128 * 16) == 0);
 
@@ -228,8 +233,9 @@ struct SkinnyGemm {
                 const uint32_t k = first_k + block * 64;
 #pragma unroll
                 for (int copy = 0; copy < COPIES; ++copy) {
-                    if constexpr (B_HAS_HALVES) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
-                    if constexpr (!B_HAS_HALVES) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
+                    if constexpr (B_HALVED == 0) tma_prefetch_to_l2(all.b, k, rows.first[copy]);
+                    if constexpr (B_HALVED == 1) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0);
+                    if constexpr (B_HALVED == 2) tma_prefetch_to_l2(all.b, k, rows.first[copy], 0, 0);
                 }
             }
         }
@@ -243,8 +249,9 @@ struct SkinnyGemm {
 #pragma unroll
             for (int copy = 0; copy < COPIES; ++copy) {
                 const uint32_t target = b_place(stage, block) + copy * (Shape::B_BYTES / COPIES);
-                if constexpr (B_HAS_HALVES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0);
-                if constexpr (!B_HAS_HALVES) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy]);
+                if constexpr (B_HALVED == 0) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy]);
+                if constexpr (B_HALVED == 1) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0);
+                if constexpr (B_HALVED == 2) tma_load_once(target, all.b, full + stage * 8, k, rows.first[copy], 0, 0);
             }
         }
     }
@@ -253,17 +260,19 @@ struct SkinnyGemm {
         TileRows rows;
 #pragma unroll
         for (int copy = 0; copy < COPIES; ++copy) {
-            rows.first[copy] = ROTATES ? HeadTile(*rotary, tile * COPIES + copy).first_row(*rotary) : tile * Shape::COLUMNS;
+            rows.first[copy] = ROTATES ? HeadTile<TILE_PAIRS>(*rotary, tile * COPIES + copy).first_row(*rotary) : tile * Shape::COLUMNS;
         }
         return rows;
     }
 
+    // Where k is halved, its blocks are the last dimension, and one copy brings those of a stage.
     __device__ __forceinline__ void fetch_a(uint32_t stage, uint32_t step) const {
+        const uint32_t barrier = full + stage * 8, first = first_k + step * STAGE_K;
+        if constexpr (Shape::PARTS > 1) {
+            tma_load(a_place(stage, 0), all.a, barrier, 0, 0, 0, first / 64);
+        } else {
 #pragma unroll
-        for (int block = 0; block < Shape::K_BLOCKS; ++block) {
-            const uint32_t k = first_k + step * STAGE_K + block * 64;
-            if constexpr (Shape::PARTS > 1) tma_load(a_place(stage, block), all.a, full + stage * 8, k, 0, 0);
-            if constexpr (Shape::PARTS == 1) tma_load(a_place(stage, block), all.a, full + stage * 8, k, 0);
+            for (int block = 0; block < Shape::K_BLOCKS; ++block) tma_load(a_place(stage, block), all.a, barrier, first + block * 64, 0);
         }
     }
 
@@ -282,31 +291,36 @@ struct SkinnyGemm {
         typename TileBoard<Shape::PAIR>::Position slot;
         HeadsIfAny heads(rotary, args.bias, thread);
         if (rank == 0) heads.begin();
-        for (uint32_t round = 0;; ++round) {
-            const uint32_t tile = next_tile(slot, round);
-            if (tile >= tiles.count) break;
+        for (int32_t round = REHEARSES ? REHEARSAL : 0;; ++round) {
+            const bool rehearses = REHEARSES && round == REHEARSAL;
+            const uint32_t tile = rehearses ? counted_tile(0) : next_tile(slot, round);
+            if (!rehearses && tile >= tiles.count) break;
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
-            // The producer waits in any case.
-            if (round == 0) wait_for_earlier_launches();
+            if (round == 0) {
+                // All have read the rehearsal's squares.
+                if (REHEARSES) named_barrier(group);
+                // The producer waits in any case.
+                wait_for_earlier_launches();
+            }
             float sums[REGISTERS];
             FourHalves residual = {};
-            if (KNOWS_RESIDUAL) know_residual(residual, tile, group, thread);
-            const bool squares_a = all.norms_rows && round == 0;
+            if (KNOWS_RESIDUAL && !rehearses) know_residual(residual, tile, group, thread);
+            // Where tiles are counted, nobody wants room for another one: neither in the ring nor for a partner's sums, and the partner may be gone.
+            const bool is_last = !is_elastic() && counted_tile(round + 1) >= tiles.count;
+            const bool squares_a = all.norms_rows && round <= 0;
             if (squares_a) {
                 Squares squares = {};
-                multiply(sums, at, group, thread, [&](uint32_t stage) { add_squares(squares, stage, thread); });
-                put_squares(squares, group, thread);
+                multiply(sums, at, rehearses, is_last, group, thread, [&](uint32_t stage) { add_squares(squares, stage, thread); });
+                if (!rehearses || rank == 0) put_squares(squares, group, thread);
             } else {
-                multiply(sums, at, group, thread, [](uint32_t) {});
+                multiply(sums, at, rehearses, is_last, group, thread, [](uint32_t) {});
             }
             if (Shape::PAIR > 1 && rank == 1) {
-                send(sums, round);
+                if (!rehearses) send(sums, round);
             } else {
-                if (Shape::PAIR > 1) receive(sums, round, squares_a);
-                finish_tile(sums, residual, tile, group, thread, heads);
-                // Where tiles are counted, nobody waits for the last one's room, and the partner may be gone.
-                const bool wanted = is_elastic() || counted_tile(round + 1) < tiles.count;
-                if (Shape::PAIR > 1 && wanted) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
+                if (Shape::PAIR > 1 && !rehearses) receive(sums, round, squares_a);
+                finish_tile(sums, residual, tile, rehearses, group, thread, heads);
+                if (Shape::PAIR > 1 && !is_last) mbarrier_arrive_in_cluster(in_block(landing_free, 1));
             }
         }
         // A joiner's tiles are waited for by another launch, an owner's by its own end.
@@ -317,14 +331,17 @@ struct SkinnyGemm {
         }
     }
 
-    // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together.
+    // `meanwhile(stage)` is done while the tensor cores multiply the stage, by warps that stay together. A rehearsal is of the first stage, which need not be full.
     template <typename Meanwhile>
     __device__ __forceinline__ void multiply(
-        float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, uint32_t group, uint32_t thread, Meanwhile meanwhile) const {
+        float (&sums)[REGISTERS], RingPosition<Shape::STAGES> &at, bool rehearses, bool is_last, uint32_t group, uint32_t thread, Meanwhile meanwhile) const {
         float products[Shape::PARTS * REGISTERS] = {};
+        const uint32_t steps = rehearses ? 1 : this->steps;
+        // Stages that nobody wants back are multiplied without a pause.
+        const uint32_t kept = rehearses || is_last ? Shape::STAGES : 0;
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
-            mbarrier_wait(full + at.stage * 8, at.parity);
+            if (!rehearses) mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
             const uint32_t stage = uniform(stages + at.stage * Shape::STAGE_BYTES);
             const uint64_t first_b = wgmma_descriptor(stage + (Shape::GROUPS == 1 ? 0 : group) * 64 * 128);
@@ -340,10 +357,13 @@ struct SkinnyGemm {
             wgmma_commit();
             meanwhile(at.stage);
             // At once, not a step later as where arithmetic is the bound: the stage is wanted for bytes.
-            wgmma_wait<0>();
-            if (thread % 32 == 0) mbarrier_arrive(empty + at.stage * 8);
-            at.advance();
+            if (step + kept < steps) {
+                wgmma_wait<0>();
+                if (thread % 32 == 0) mbarrier_arrive(empty + at.stage * 8);
+            }
+            if (!rehearses) at.advance();
         }
+        wgmma_wait<0>();
         // Warps 2 and 3 have the second half's rows of B, and so want its columns.
         const bool second = Shape::PARTS > 1 && thread >= 64;
 #pragma unroll
@@ -406,7 +426,8 @@ struct SkinnyGemm {
     }
 
     __device__ __forceinline__ void send(const float (&sums)[REGISTERS], uint32_t round) const {
-        mbarrier_wait(landing_free, (round & 1) ^ 1);
+        // A rehearsal frees it as a round does.
+        mbarrier_wait(landing_free, (round & 1) ^ (REHEARSES ? 0 : 1));
         const uint32_t target = in_block(sums_place, 0), barrier = in_block(landed, 0);
 #pragma unroll
         for (int i = 0; i < REGISTERS; i += 4) {
@@ -442,7 +463,8 @@ struct SkinnyGemm {
 
     // Sums lie as the product does, 64 rows of B by ROWS of A; C wants the converse.
     __device__ __forceinline__ void finish_tile(
-        const float (&sums)[REGISTERS], const FourHalves &residual, uint32_t tile, uint32_t group, uint32_t thread, const HeadsIfAny &heads) const {
+        const float (&sums)[REGISTERS], const FourHalves &residual, uint32_t tile, bool rehearses, uint32_t group, uint32_t thread,
+        const HeadsIfAny &heads) const {
         const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
         const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
         // The last tile's sums, and those that landed, have been read.
@@ -455,11 +477,16 @@ struct SkinnyGemm {
         named_barrier(group);
         if constexpr (ROTATES) {
 #pragma unroll
-            for (int pass = 0; pass < Shape::ROWS / 8; ++pass) {
+            for (int pass = 0; pass < HeadsIfAny::PASSES; ++pass) {
                 const uint32_t a_row = heads.row(pass), pair = place + (a_row * Shape::SUMS_PITCH + heads.pair()) * 4;
                 if (a_row >= args.m) break;
                 const float norm = all.norms_rows ? norm_of_row(group, a_row) : 1.0f;
-                const float2 low = load_pair(pair), high = load_pair(pair + TILE_PAIRS * 4);
+                float2 low = load_pair(pair), high = load_pair(pair + TILE_PAIRS * 4);
+                if constexpr (Shape::PARTS > 1) {
+                    const float2 other_low = load_pair(pair + 2 * TILE_PAIRS * 4), other_high = load_pair(pair + 3 * TILE_PAIRS * 4);
+                    low = make_float2(low.x + other_low.x, low.y + other_low.y);
+                    high = make_float2(high.x + other_high.x, high.y + other_high.y);
+                }
                 heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
             }
         } else {
@@ -475,8 +502,11 @@ struct SkinnyGemm {
                     const float norm = norm_of_row(group, a_row);
                     total = make_float4(total.x * norm, total.y * norm, total.z * norm, total.w * norm);
                 }
-                if constexpr (KNOWS_RESIDUAL) finish<ANY_EPILOGUE>(args, a_row, column, total, [&] { return residual; });
-                if constexpr (!KNOWS_RESIDUAL) finish<ANY_EPILOGUE>(args, a_row, column, total);
+                const auto residual_of = [&] {
+                    if (KNOWS_RESIDUAL || rehearses) return residual;
+                    return load_residual(args, a_row, column);
+                };
+                finish<ANY_EPILOGUE>(args, a_row, column, total, residual_of, rehearses);
             }
         }
     }

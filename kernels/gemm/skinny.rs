@@ -29,7 +29,7 @@ const HALVED_K: u32 = 512;
 /// SMs from which blocks that share k may have one each: the memory's rate is then divided among so many that one block takes in its part.
 const DEEP_FROM_SMS: Sms = Sms(60);
 
-/// Pairs of a head that are in one tile of a product whose columns are heads.
+/// Pairs of a head that are in one tile of a product whose columns are heads; in halves, half of these.
 pub(super) const PAIRS_OF_TILE: u32 = 32;
 
 /// How long a launch must be to poll the grant, microseconds.
@@ -116,26 +116,31 @@ impl Skinny {
 
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        let skinny = Self::of_whole_tiles(gemm, sms >= DEEP_FROM_SMS, gpu)?;
+        Self::choose_with(gemm, sms, sms >= DEEP_FROM_SMS, gpu)
+    }
+
+    /// The same of products whose columns are heads.
+    pub(super) fn choose_rotary(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
+        // Of a second round few SMs would have a block; then two on each do all at once. A chain of such products loses by it, since the next one's
+        // blocks fill the other SMs, but attention's, which come next in a decoder, are few.
+        let has_two_rounds = (sms.get() + 1..=2 * sms.get()).contains(&gemm.n.div_ceil(32));
+        Self::choose_with(gemm, sms, sms >= DEEP_FROM_SMS && !has_two_rounds, gpu)
+    }
+
+    /// `deep`: blocks that share k have an SM to themselves.
+    fn choose_with(gemm: &Gemm, sms: Sms, deep: bool, gpu: &Topology) -> Option<Self> {
+        let skinny = Self::of_whole_tiles(gemm, deep, gpu)?;
         let halved = match skinny {
             Self::EightPair => Self::EightHalves,
             Self::EightDeepPair => Self::EightDeepHalves,
             other => other,
         };
-        let has_many_rounds = sms >= DEEP_FROM_SMS && gemm.n.div_ceil(32) > 2 * sms.get();
+        let has_many_rounds = deep && gemm.n.div_ceil(32) > 2 * sms.get();
         let halves = (gemm.n <= MOST_HALVED_COLUMNS || has_many_rounds) && halved.fits(gemm, gpu);
         Some(if halves { halved } else { skinny })
     }
 
-    /// The same of products whose columns are heads, which take whole tiles of 64 columns.
-    pub(super) fn choose_rotary(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        // Of a second round few SMs would have a block; then two on each do all at once. A chain of such products loses by it, since the next one's
-        // blocks fill the other SMs, but attention's, which come next in a decoder, are few.
-        let has_two_rounds = (sms.get() + 1..=2 * sms.get()).contains(&gemm.n.div_ceil(32));
-        Self::of_whole_tiles(gemm, sms >= DEEP_FROM_SMS && !has_two_rounds, gpu)
-    }
-
-    /// `deep`: blocks that share k have an SM to themselves.
+    /// Without halves; `deep` as above.
     fn of_whole_tiles(gemm: &Gemm, deep: bool, gpu: &Topology) -> Option<Self> {
         let [single, pair, deep_pair] = match gemm.m {
             ..=8 => [Self::Eight, Self::EightPair, Self::EightDeepPair],
@@ -198,7 +203,7 @@ impl Skinny {
         self.symbols()[0]
     }
 
-    /// The same, and that of products whose columns are heads, which kernels in halves lack.
+    /// The same, and that of products whose columns are heads.
     const fn symbols(self) -> [&'static str; 2] {
         macro_rules! with_rotary {
             ($name:literal) => {
@@ -257,15 +262,15 @@ impl Skinny {
 
     /// The launch of a product whose columns are heads, of sizes that [`PAIRS_OF_TILE`] divides half of.
     pub(super) fn launch_rotary(self, gemm: &Gemm, rotary: &Rotary, sms: Sms, gpu: &Topology) -> Launch {
-        let half = rotary.heads.head_dim / 2;
-        let stride = 2 * u64::from(gemm.ldb);
-        // Rows of a lower half, and of each head the rows of the upper half that they are turned with.
+        let half_head = rotary.heads.head_dim / 2;
+        let matrix = self.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, PAIRS_OF_TILE / self.shape().parts);
+        // Rows of a lower half, of the same head the rows of the upper half that they are turned with, and of both the halves of k if there are any.
         let b = TensorMap {
-            dimensions: 3,
-            sizes: [u64::from(gemm.k), u64::from(gemm.n - half), 2, 1],
-            strides: [stride, stride * u64::from(half), 0],
-            tile: [64, PAIRS_OF_TILE, 2, 1],
-            ..self.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 0)
+            dimensions: matrix.dimensions + 1,
+            sizes: [matrix.sizes[0], matrix.sizes[1] - u64::from(half_head), 2, matrix.sizes[2]],
+            strides: [matrix.strides[0], matrix.strides[0] * u64::from(half_head), matrix.strides[1]],
+            tile: [matrix.tile[0], matrix.tile[1], 2, matrix.tile[2]],
+            ..matrix
         };
         let params = Params::new(abi::SkinnyQkvArgs { product: args(gemm), rotary: rotary.args() });
         self.launch_with(self.symbols()[1], params, b, gemm, sms, gpu)
@@ -287,6 +292,22 @@ impl Skinny {
         }
     }
 
+    /// The rows of `A`, as copies of a block of 64 columns. In halves, blocks are a dimension of their own: a copy brings a stage's, of both halves, which are
+    /// whole blocks.
+    fn stages_of_a(self, gemm: &Gemm) -> TensorMap {
+        let matrix = self.operand(gemm.a, [gemm.m, gemm.k], gemm.lda, self.rows());
+        if self.shape().parts == 1 {
+            return matrix;
+        }
+        TensorMap {
+            dimensions: 4,
+            sizes: [64, matrix.sizes[1], 2, matrix.sizes[0] / 64],
+            strides: [matrix.strides[0], matrix.strides[1], 64 * Element::F16.bytes()],
+            tile: [64, matrix.tile[1], 2, self.shape().k_blocks],
+            ..matrix
+        }
+    }
+
     /// `params` are, or begin with, a `SkinnyGemmArgs`.
     fn launch_with(self, symbol: &'static str, params: Params, b: TensorMap, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
         use abi::SkinnyGemmArgs as Args;
@@ -295,7 +316,6 @@ impl Skinny {
         let tiles = self.tiles(gemm);
         // A pair needs two SMs, or the room of two blocks on one.
         let workers = (sms.get() * blocks_per_sm / self.shape().pair).max(1);
-        let a = self.operand(gemm.a, [gemm.m, gemm.k], gemm.lda, self.rows());
         Launch {
             symbol,
             grid: tiles.clamp(1, workers) * self.shape().pair,
@@ -308,7 +328,7 @@ impl Skinny {
             elastic: predicted_us(gemm, sms) > LONG_US && tiles > workers,
             programmatic: true,
             begins_by_number: true,
-            params: params.with_tensor_maps([(offset_of!(Args, a), a), (offset_of!(Args, b), b)]),
+            params: params.with_tensor_maps([(offset_of!(Args, a), self.stages_of_a(gemm)), (offset_of!(Args, b), b)]),
         }
     }
 }
@@ -414,16 +434,17 @@ mod tests {
         let gemm = Gemm { ldb: 2056, ..gemm([5, 2050, 2048]) };
         let b = Skinny::EightHalves.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 32);
         assert_eq!((b.dimensions, b.sizes, b.strides, b.tile), (3, [1024, 2050, 2, 1], [4112, 2048, 0], [64, 32, 2, 1]));
+        let a = Skinny::EightHalves.stages_of_a(&gemm);
+        assert_eq!((a.dimensions, a.sizes, a.strides, a.tile), (4, [64, 5, 2, 16], [4096, 2048, 128], [64, 8, 2, 2]));
         let launch = Skinny::EightHalves.launch(&gemm, Sms(132), &h200());
         assert_eq!((launch.tiles, launch.grid, launch.blocks_per_tile), (65, 65, 1));
     }
 
     #[test]
-    fn columns_that_are_heads_are_never_done_in_halves() {
+    fn columns_that_are_heads_are_added_up_as_others_are() {
         for shape in SHAPES {
             for sms in [1, 32, 132] {
                 let rotary = Skinny::choose_rotary(&gemm(shape), Sms(sms), &h200()).expect("few rows");
-                assert_eq!(rotary.shape().parts, 1, "{shape:?}");
                 assert_eq!(rotary.shares_k(), choose(shape, sms).shares_k(), "{shape:?}");
             }
         }

@@ -45,6 +45,13 @@ __device__ __forceinline__ void tma_load_once(uint32_t target, const TensorMap &
                  : "memory");
 }
 
+__device__ __forceinline__ void tma_load_once(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(target),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "l"(L2_EVICT_FIRST)
+        : "memory");
+}
+
 // Brings a tile to L2 only, and tells nobody.
 __device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y) {
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");
@@ -52,6 +59,10 @@ __device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_
 
 __device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y, uint32_t z) {
     asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x), "r"(y), "r"(z) : "memory");
+}
+
+__device__ __forceinline__ void tma_prefetch_to_l2(const TensorMap &map, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 
 // To each block of the cluster whose bit is set in `blocks`: a tile comes to the same place in its shared memory, and told to its own barrier.
@@ -66,6 +77,12 @@ __device__ __forceinline__ void tma_load_multicast(uint32_t target, const Tensor
 __device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint32_t z) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
                  "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_load(uint32_t target, const TensorMap &map, uint32_t barrier, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+                 "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
 }
 
