@@ -116,7 +116,9 @@ impl Skinny {
 
     /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
-        Self::choose_with(gemm, sms, sms >= DEEP_FROM_SMS, gpu)
+        // A second round of a few blocks, each as long as all of the first together, and the products of a decoder would be longer on 60 SMs than on 56.
+        let has_leftovers = (sms.get() + 1..=sms.get() + sms.get() / 8).contains(&gemm.n.div_ceil(32));
+        Self::choose_with(gemm, sms, sms >= DEEP_FROM_SMS && !has_leftovers, gpu)
     }
 
     /// The same of products whose columns are heads.
@@ -416,6 +418,12 @@ mod tests {
         assert_eq!(choose([8, 2048, 8192], 132), Skinny::EightDeepHalves);
         assert_eq!(choose([1, 4096, 4096], 32), Skinny::EightHalves);
         assert_eq!(choose([1, 4097, 4096], 32), Skinny::EightPair);
+        // On a few SMs less than it has tiles, they go two to an SM.
+        assert_eq!([58, 60, 63, 64].map(|sms| choose([8, 2048, 8192], sms)), {
+            use Skinny::{EightDeepHalves, EightHalves};
+            [EightHalves, EightHalves, EightHalves, EightDeepHalves]
+        });
+        assert_eq!(choose([1, 4096, 4096], 96), Skinny::EightDeepHalves);
         // Two rounds of tiles, or many.
         assert_eq!(choose([8, 6144, 4096], 132), Skinny::EightDeepPair);
         assert_eq!(choose([8, 28_672, 4096], 132), Skinny::EightDeepHalves);
