@@ -1,8 +1,9 @@
 //! From the hidden states of a text to one vector for it, as the model's sentence-transformers files say.
 //!
 //! `modules.json` lists the steps and `1_Pooling/config.json` says how the token vectors are joined; `sentence_bert_config.json` limits the
-//! length. A model without these files gets what most of them say: the mean, normalised.
+//! length, and says whether a text is made lower case. A model without these files gets what most of them say: the mean, normalised.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -28,6 +29,8 @@ pub struct EmbeddingRecipe {
     pub normalise: bool,
     /// The most tokens a text may have, if fewer than the model's positions.
     pub max_tokens: Option<usize>,
+    /// Whether a text is made lower case before it is cut into tokens.
+    pub lower_case: bool,
 }
 
 #[derive(Deserialize)]
@@ -41,11 +44,18 @@ struct Module {
 #[derive(Deserialize)]
 struct SentenceConfig {
     max_seq_length: Option<usize>,
+    do_lower_case: Option<bool>,
+}
+
+/// `config_sentence_transformers.json`.
+#[derive(Deserialize)]
+struct PromptConfig {
+    default_prompt_name: Option<String>,
 }
 
 impl EmbeddingRecipe {
     /// The mean of the token vectors, scaled to length 1.
-    pub const DEFAULT: Self = Self { pooling: Pooling::Mean, normalise: true, max_tokens: None };
+    pub const DEFAULT: Self = Self { pooling: Pooling::Mean, normalise: true, max_tokens: None, lower_case: false };
 
     /// Reads the recipe in the model directory `dir` of a model whose hidden width is `hidden`.
     ///
@@ -53,10 +63,16 @@ impl EmbeddingRecipe {
     /// [`RecipeError`] where a file is malformed, asks for a step that this engine does not compute, or contradicts the model.
     pub fn open(dir: &Path, hidden: usize) -> Result<Self, RecipeError> {
         let sentence: Option<SentenceConfig> = read_if_there(&dir.join("sentence_bert_config.json"))?;
-        let max_tokens = sentence.and_then(|sentence| sentence.max_seq_length);
+        let max_tokens = sentence.as_ref().and_then(|sentence| sentence.max_seq_length);
+        let lower_case = sentence.and_then(|sentence| sentence.do_lower_case).unwrap_or(false);
+        let prompts = dir.join("config_sentence_transformers.json");
+        if let Some(name) = read_if_there::<PromptConfig>(&prompts)?.and_then(|config| config.default_prompt_name) {
+            let remedy = "put the prompt in front of each text yourself, and null here";
+            return Err(unsupported(&prompts, "default_prompt_name", &format!("`{name}`, and no prompts are added here"), remedy));
+        }
         let path = dir.join("modules.json");
-        let Some(modules) = read_if_there::<Vec<Module>>(&path)? else { return Ok(Self { max_tokens, ..Self::DEFAULT }) };
-        let mut recipe = Self { normalise: false, max_tokens, ..Self::DEFAULT };
+        let Some(modules) = read_if_there::<Vec<Module>>(&path)? else { return Ok(Self { max_tokens, lower_case, ..Self::DEFAULT }) };
+        let mut recipe = Self { normalise: false, max_tokens, lower_case, ..Self::DEFAULT };
         for module in &modules {
             match module.kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" => {}
@@ -73,6 +89,11 @@ impl EmbeddingRecipe {
             }
         }
         Ok(recipe)
+    }
+
+    /// What of a text is cut into tokens.
+    pub fn prepare<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.lower_case { text.to_lowercase().into() } else { text.into() }
     }
 
     /// The vector of a text from its hidden states, `[tokens, hidden]`.

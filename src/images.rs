@@ -9,11 +9,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use image::{ImageError, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, RgbImage};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::VisionConfig;
+
+/// Pixels of the longer side, at most: those of a JPEG file. A line of pixels in a file of a few kilobytes could otherwise ask for any amount of memory.
+const LONGEST_SIDE: u32 = 65_535;
 
 /// What is done to an image before a model sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,14 +108,27 @@ impl ImageProcessor {
         Self { size, filter: Some(Filter::Bilinear), scale: 1.0 / 255.0, mean: [0.5; 3], deviation: [0.5; 3] }
     }
 
-    /// The pixels of a PNG or JPEG file, `[3, size, size]`: red, green and blue, each row by row. Transparency is left out.
+    /// The pixels of a PNG or JPEG file, `[3, size, size]`: red, green and blue, each row by row. Transparency is left out; a photograph is turned as its
+    /// Exif orientation says.
     ///
     /// # Errors
     /// [`ImagesError`] where the file cannot be read or is no image, and where its size is wrong and may not be changed.
     pub fn read(&self, path: &Path) -> Result<Vec<f32>, ImagesError> {
         let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
         let reader = reader.map_err(|source| ImagesError::Unreadable { path: path.to_owned(), source })?;
-        let image = reader.decode().map_err(|problem| ImagesError::NotAnImage { path: path.to_owned(), problem })?.into_rgb8();
+        let undecodable = |problem| match problem {
+            ImageError::Limits(_) => ImagesError::TooLarge { path: path.to_owned() },
+            problem => ImagesError::NotAnImage { path: path.to_owned(), problem },
+        };
+        let mut decoder = reader.into_decoder().map_err(undecodable)?;
+        let (width, height) = decoder.dimensions();
+        if width.max(height) > LONGEST_SIDE {
+            return Err(ImagesError::TooLarge { path: path.to_owned() });
+        }
+        let orientation = decoder.orientation().map_err(undecodable)?;
+        let mut image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
+        image.apply_orientation(orientation);
+        let image = image.into_rgb8();
         self.pixels(&image).ok_or_else(|| {
             let (width, height) = image.dimensions();
             ImagesError::Size { path: path.to_owned(), width, height, size: self.size }
@@ -252,6 +268,12 @@ pub enum ImagesError {
         path: PathBuf,
         /// What the decoder said.
         problem: ImageError,
+    },
+    /// An image would take too much memory.
+    #[error("{path}: is too large, by its sides (65535 pixels at most) or by its bytes once decoded (512 MiB at most); make it smaller")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
     },
     /// The model's images are not resized, and this one has another size.
     #[error("{path}: is {width}x{height} pixels, but this model takes {size}x{size} and does not resize; resize the image")]

@@ -49,6 +49,11 @@ impl Tokenizer {
         if let Some((token, id)) = inner.get_vocab(true).into_iter().filter(|&(_, id)| id as usize >= vocab).max_by_key(|&(_, id)| id) {
             return Err(TokenizerError::Vocabulary { path, token, id, vocab });
         }
+        // What is put around every text need not be in the vocabulary.
+        let around = guarded(|| inner.encode("", true)).map_err(malformed)?;
+        if let Some((&id, token)) = around.get_ids().iter().zip(around.get_tokens()).find(|&(&id, _)| id as usize >= vocab) {
+            return Err(TokenizerError::Vocabulary { path, token: token.clone(), id, vocab });
+        }
         let max_tokens = max_tokens.map_or(config.max_sequence(), |limit| limit.min(config.max_sequence()));
         // The library subtracts the special tokens from the limit unchecked.
         let specials = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
@@ -180,7 +185,7 @@ pub enum TokenizerError {
     Vocabulary {
         /// The file.
         path: PathBuf,
-        /// The token with the highest id.
+        /// One of those tokens.
         token: String,
         /// That id.
         id: u32,
@@ -189,7 +194,7 @@ pub enum TokenizerError {
     },
     /// Special tokens alone fill the longest sequence.
     #[error(
-        "{path}: adds {specials} special tokens, which leaves no room for text in the {max_tokens} tokens a sequence may have; use the tokenizer.json that came with the model"
+        "{path}: adds {specials} special tokens, which leaves no room for text in the {max_tokens} tokens a sequence may have; use the tokenizer.json that came with the model, and of an embedding model the sentence_bert_config.json, whose max_seq_length may be what limits them"
     )]
     NoRoom {
         /// The file.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use half::f16;
 use safetensors::tensor::Dtype;
 use serde_json::json;
+use smidgen::config::ModelConfig;
 use smidgen::generate::{Continue, Sampling};
 use smidgen::kernels::attention::PAGE_TOKENS;
-use smidgen::models::{BuildError, ModelSource, Solo, SoloBatch, SoloError};
+use smidgen::models::{BuildError, Decoder, LogitRows, ModelSource, Prompts, Solo, SoloBatch, SoloError};
 use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen::weights::{LayerParameter, Parameter, Weights};
 use smidgen_runtime::Runtime;
@@ -137,8 +138,35 @@ fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy
 }
 
 #[test]
+fn prompts_that_a_batch_has_no_room_for_are_refused_before_anything_is_launched() {
+    let weights = Weights::open(&fixture("llama-tied")).unwrap();
+    let ModelConfig::Decoder(config) = weights.config() else { panic!("llama is a decoder") };
+    let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+    let spec = TenantSpec { name: "llama".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
+    let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
+    let decoder = Decoder::new(config, &weights, &mut session).unwrap();
+    let mut prefill = |sequences: &[Vec<u32>], wanted| {
+        let batch = decoder.batch(&session, 2, 4, 6, LogitRows::Last).unwrap();
+        let prompts = Prompts::new(&session, sequences).map_err(|error| error.to_string())?;
+        decoder.prefill(&mut session, &batch, &prompts, wanted).map_err(|error| error.to_string())
+    };
+    assert_eq!(prefill(&[vec![1; 3], vec![1; 3]], LogitRows::Last), Ok(()));
+    let refused = [
+        (vec![vec![1; 3], vec![1; 4]], LogitRows::Last),
+        (vec![vec![1; 3]], LogitRows::Last),
+        (vec![vec![1; 3], vec![1; 3]], LogitRows::All),
+        (vec![vec![1; PAGE_TOKENS as usize + 1], vec![1]], LogitRows::Last),
+    ];
+    for (sequences, wanted) in refused {
+        let error = prefill(&sequences, wanted).unwrap_err();
+        assert!(error.contains("make the batch as the prompts are"), "{sequences:?}: {error}");
+    }
+    assert!(prefill(&[vec![1; 3], vec![]], LogitRows::Last).unwrap_err().contains("at least one token"));
+}
+
+#[test]
 fn a_sequence_that_outgrows_its_cache_is_refused_and_may_go_on_below_that() {
-    let mut sequence = Solo::load(&device(), &source(&fixture("llama-tied")), 1, 8).unwrap().sequence(4).unwrap();
+    let mut sequence = Solo::load(&device(), &source(&fixture("llama-tied")), 1, 8).unwrap().sequence(4, 4).unwrap();
     let mut next = |tokens: &[u32]| sequence.next(tokens, &Sampling::GREEDY, 0.0);
     next(&[1, 2, 3]).unwrap();
     assert!(matches!(next(&[4, 5]), Err(SoloError::Full { length: 5, capacity: 4 })));

@@ -265,6 +265,12 @@ fn a_tokenizer_that_does_not_match_is_refused() {
         tokenizer["post_processor"]["special_tokens"].as_object_mut().unwrap().remove("[SEP]");
     });
     messages.embed("a special token that is not defined", model.path());
+    let model = Copy::of("bert").edit_json("tokenizer.json", |tokenizer| {
+        tokenizer["post_processor"]["special_tokens"]["[SEP]"]["ids"] = json!([70_000]);
+    });
+    messages.embed("a special token beyond the model's ids", model.path());
+    let model = Copy::of("bert").edit_json("sentence_bert_config.json", |config| *config = json!({"max_seq_length": 2}));
+    messages.embed("a limit of special tokens alone", model.path());
     let model = Copy::of("llama-untied");
     messages.generate("a prompt beyond the positions", model.path(), &"~".repeat(200));
     let model = model.edit_json("config.json", |config| config["max_position_embeddings"] = json!(1));
@@ -294,6 +300,8 @@ fn a_pooling_recipe_that_cannot_be_followed_is_refused() {
     messages.embed("another pooling", pooling(json!({"pooling_mode_max_tokens": true})).path());
     messages.embed("two poolings", pooling(json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true})).path());
     messages.embed("another width", pooling(json!({"word_embedding_dimension": 384, "pooling_mode_mean_tokens": true})).path());
+    let model = Copy::of("bert").edit_json("config_sentence_transformers.json", |config| *config = json!({"default_prompt_name": "query"}));
+    messages.embed("a prompt before each text", model.path());
     insta::assert_snapshot!(messages.0);
 }
 
@@ -374,7 +382,7 @@ fn an_element_beyond_half_precision_is_refused_by_tensor_and_runs_in_f32() {
     let checkpoint = Checkpoint::open(model.path()).unwrap();
     assert_eq!(checkpoint.tensor_f32("model.norm.weight", &[48]).unwrap()[2], 70_000.0);
     let error = checkpoint.tensor_f16("model.norm.weight", &[48]).unwrap_err().to_string();
-    insta::assert_snapshot!(error.replace(model.path().to_str().unwrap(), "MODEL"), @"MODEL/model.safetensors: tensor `model.norm.weight` holds 70000, beyond the largest f16 (65504); use `--device cpu`, which computes in f32");
+    insta::assert_snapshot!(error.replace(model.path().to_str().unwrap(), "MODEL"), @"MODEL/model.safetensors: tensor `model.norm.weight` holds 70000, beyond the largest f16 (65504); `smidgen forward`, `generate` and `embed` compute in f32 with `--device cpu`");
     assert_eq!(checkpoint.tensor_f16("model.layers.0.input_layernorm.weight", &[48]).unwrap().len(), 48);
 }
 

@@ -202,6 +202,17 @@ fn embed_pools_as_the_models_own_files_say() {
 }
 
 #[test]
+fn embed_makes_texts_lower_case_where_the_models_own_files_say_so() {
+    // The fixture's tokenizer knows small letters only.
+    let model = Copy::of("bert").edit_json("tokenizer.json", |tokenizer| tokenizer["normalizer"] = serde_json::Value::Null);
+    let cased = embed(model.path(), &["A cat", "a cat"]).0;
+    assert_ne!(cased[0].embedding, cased[1].embedding);
+    let model = model.edit_json("sentence_bert_config.json", |config| *config = serde_json::json!({"do_lower_case": true}));
+    let lowered = embed(model.path(), &["A cat", "a cat"]).0;
+    assert_eq!(lowered[0].embedding, lowered[1].embedding);
+}
+
+#[test]
 fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
     let (lines, stderr) = embed(&fixture("bert"), &["cat", &"a".repeat(60)]);
     assert_eq!(lines.len(), 2);

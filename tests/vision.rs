@@ -55,6 +55,37 @@ fn images_are_prepared_to_the_byte_as_by_transformers() {
     }
 }
 
+/// A JPEG file with the Exif segment of a camera that was held on its side: the picture is to be turned right by a quarter.
+#[test]
+fn a_photograph_is_turned_as_its_file_says() {
+    let model = Copy::of("vit");
+    let image = image::RgbImage::from_fn(24, 24, |x, y| if x < 12 && y < 12 { image::Rgb([255; 3]) } else { image::Rgb([0; 3]) });
+    let mut upright = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut upright, image::ImageFormat::Jpeg).unwrap();
+    let upright = upright.into_inner();
+    // A TIFF header, and a directory of one entry: tag 0x112, a short, of which there is one, 6.
+    let exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let length = (exif.len() as u16 + 2).to_be_bytes();
+    let turned = [&upright[..2], &[0xff, 0xe1], &length, exif, &upright[2..]].concat();
+    let [upright, turned] = [("upright.jpg", upright), ("turned.jpg", turned)].map(|(name, bytes)| {
+        std::fs::write(model.file(name), bytes).unwrap();
+        processor(model.path()).read(&model.file(name)).unwrap()
+    });
+    // The light corner goes from the upper left to the upper right.
+    let at = |pixels: &[f32], x: usize, y: usize| pixels[y * 24 + x];
+    assert!(at(&upright, 4, 4) > 0.9 && at(&upright, 20, 4) < -0.9);
+    assert!(at(&turned, 4, 4) < -0.9 && at(&turned, 20, 4) > 0.9);
+}
+
+#[test]
+fn a_line_of_pixels_that_would_take_all_memory_is_refused_by_its_file() {
+    let model = Copy::of("vit");
+    let path = model.file("line.png");
+    image::GrayImage::new(1, 70_000).save(&path).unwrap();
+    let error = processor(model.path()).read(&path).unwrap_err().to_string();
+    assert!(error.contains("line.png") && error.contains("too large"), "{error}");
+}
+
 #[test]
 fn an_image_of_the_models_size_is_not_resampled_and_steps_can_be_left_out() {
     let model = Copy::of("vit").edit_json("preprocessor_config.json", |config| {

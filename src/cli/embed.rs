@@ -61,7 +61,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let recipe = EmbeddingRecipe::open(dir, config.hidden)?;
     let tokenizer = Tokenizer::open(dir, source.config(), recipe.max_tokens)?;
     let texts = if args.texts.is_empty() { read_lines()? } else { args.texts.clone() };
-    let ids = encode(&tokenizer, &texts)?;
+    let ids = encode(&tokenizer, &recipe, &texts)?;
     RaggedBatch::new(&ids, source.config())?;
     let bar = progress::bar(texts.len() as u64, "{bar:24} {pos}/{len} texts {msg} {elapsed}")?;
     bar.set_message(format!("loading {}", args.model));
@@ -95,10 +95,10 @@ fn read_lines() -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-fn encode(tokenizer: &Tokenizer, texts: &[String]) -> anyhow::Result<Vec<Vec<u32>>> {
+fn encode(tokenizer: &Tokenizer, recipe: &EmbeddingRecipe, texts: &[String]) -> anyhow::Result<Vec<Vec<u32>>> {
     let mut ids = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
-        let encoded = tokenizer.encode(text)?;
+        let encoded = tokenizer.encode(&recipe.prepare(text))?;
         if encoded.truncated {
             tracing::warn!("text {index} has more than {} tokens; what is beyond them is left out", tokenizer.max_tokens());
         }

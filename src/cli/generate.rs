@@ -67,8 +67,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         }
         Some(gpu) => {
             let room = prompt.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
-            let room = u32::try_from(room)?;
-            stream(args, config, &tokenizer, &prompt, Solo::load(&gpu, &source, 1, room)?.sequence(room)?)
+            let (tokens, room) = (u32::try_from(prompt.len())?, u32::try_from(room)?);
+            stream(args, config, &tokenizer, &prompt, Solo::load(&gpu, &source, 1, room)?.sequence(tokens, room)?)
         }
     }
 }

@@ -148,6 +148,9 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             if chunk < tenant.batch {
                 return Err(format!("chunk `{chunk}` has no token for each of the {} requests of a step", tenant.batch));
             }
+            if generate.get() == 1 && (tenant.slo_ms.is_some() || tenant.slo_times_alone.is_some()) {
+                return Err("a stream's slo is for the time from one token to the next, and generate=1 has none".into());
+            }
             tenant.stream = Some(Stream { prompt, generate, chunk });
         }
         (None, None) if chunk.is_none() => tenant.seq = seq.unwrap_or(tenant.seq),
@@ -253,6 +256,8 @@ mod tests {
             ("a=b,prompt=8", "both prompt and generate"),
             ("a=b,chunk=8", "both prompt and generate"),
             ("a=b,prompt=8,generate=0", "generate `0`"),
+            ("a=b,prompt=8,generate=1,slo=5ms", "generate=1 has none"),
+            ("a=b,prompt=8,slo=1.5x,generate=1", "generate=1 has none"),
             ("a=b,prompt=8,generate=8,seq=8", "in place of seq"),
             ("a=b,prompt=8,generate=8,chunk=7", "chunk `7`"),
             ("a=b,colour=red", "`colour`"),

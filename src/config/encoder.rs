@@ -5,7 +5,7 @@ use super::deberta::{Convolution, RelativeAttention};
 use super::fields::Fields;
 use super::{Activation, ConfigError};
 
-/// Which parameter names and embeddings an encoder has; the layers compute the same.
+/// Which parameter names and embeddings an encoder has; but for the attention of DeBERTa, the layers compute the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EncoderFamily {
     /// BERT and MiniLM: token types are embedded.

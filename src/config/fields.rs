@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 
-/// Sizes beyond this are typing errors: no published model comes near it, and products of three of them still fit in 64 bits.
-const LARGEST_SIZE: u64 = 1 << 20;
+/// Products of three sizes fit in 64 bits. No published model has a larger one, but for the positions of a few.
+const LARGEST_SIZE: u64 = 1 << 21;
 
 /// Fields of `config.json` that cannot change the result of a forward pass in inference, whatever their value: descriptions, training
 /// settings, output options, and the settings of heads that this engine does not run.
@@ -114,7 +114,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.value(field) else { return Ok(None) };
         match value.as_u64() {
             Some(size @ 1..=LARGEST_SIZE) => Ok(Some(size as usize)),
-            _ => Err(self.wrong_type(field, value, "a whole number from 1 to 2^28")),
+            _ => Err(self.wrong_type(field, value, &format!("a whole number from 1 to {LARGEST_SIZE}"))),
         }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.value(field) else { return Ok(None) };
         match value.as_u64() {
             Some(count @ 0..=LARGEST_SIZE) => Ok(Some(count as usize)),
-            _ => Err(self.wrong_type(field, value, "a whole number from 0 to 2^28")),
+            _ => Err(self.wrong_type(field, value, &format!("a whole number from 0 to {LARGEST_SIZE}"))),
         }
     }
 

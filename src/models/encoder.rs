@@ -306,7 +306,7 @@ pub(super) fn feed_forward(activation: Activation) -> Result<fn(DevicePtr) -> Ep
         Activation::GeluTanh => Ok(Epilogue::BiasGeluTanh),
         Activation::Relu => Ok(Epilogue::BiasRelu),
         Activation::Silu => Err(BuildError::Unsupported(
-            "`hidden_act` is silu: the feed-forward kernels of encoders compute gelu, gelu_new and relu only; use `--device cpu`",
+            "`hidden_act` is silu: the feed-forward kernels of encoders compute gelu, gelu_new and relu only; `smidgen forward` and `embed` can with `--device cpu`",
         )),
     }
 }

@@ -47,6 +47,9 @@ pub enum BuildError {
         /// Its limit.
         limit: usize,
     },
+    /// A sequence to be continued that has no token.
+    #[error("a prompt is empty; give each sequence at least one token")]
+    EmptyPrompt,
     /// Something this engine computes on the CPU only.
     #[error("{0}")]
     Unsupported(&'static str),

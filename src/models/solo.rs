@@ -17,7 +17,7 @@ use crate::generate::{Continue, Sampling};
 use crate::kernels::pooling::MeanPool;
 use crate::kernels::sampling::SampleParams;
 
-/// Rows of logits computed at once by [`Solo::forward`]: at 128256 tokens, 2 GB.
+/// Rows computed at once by [`Solo::forward`] and [`Solo::embed`]: of logits, at 128256 tokens, 2 GB.
 const MAX_ROWS: usize = 4096;
 
 /// Images computed at once by [`Solo::classify`].
@@ -88,7 +88,12 @@ impl Solo {
     /// [`SoloError::WrongKind`] for a vision model; what the device says.
     pub fn forward(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<f32>, SoloError> {
         let mut output = Vec::new();
-        for part in parts(sequences) {
+        // Each sequence of a decoder's batch has pages for the longest.
+        let room = match &self.model {
+            Model::Decoder(_) => |sequences: &[Vec<u32>]| sequences.len() * extent(sequences).1 as usize,
+            _ => rows,
+        };
+        for part in parts(sequences, room) {
             match &self.model {
                 Model::Encoder(encoder) => {
                     let batch = encoder.batch(&self.session, part)?;
@@ -116,7 +121,7 @@ impl Solo {
     pub fn embed(&mut self, sequences: &[Vec<u32>], mean: bool, normalise: bool) -> Result<Vec<Vec<f32>>, SoloError> {
         let Model::Encoder(encoder) = &self.model else { return Err(self.wrong_kind()) };
         let mut vectors = Vec::new();
-        for part in parts(sequences) {
+        for part in parts(sequences, rows) {
             let batch = encoder.batch(&self.session, part)?;
             let (rows, width) = (part.len() as u32, encoder.hidden() as u32);
             let pooled = Buffer::new(self.session.device(), u64::from(rows) * u64::from(width) * 4).map_err(BuildError::from)?;
@@ -153,16 +158,16 @@ impl Solo {
         Ok(output)
     }
 
-    /// A sequence to be continued, with room for `capacity` tokens.
+    /// A sequence to be continued, whose prompt has up to `prompt` tokens, with room for `capacity` in all.
     ///
     /// # Errors
     /// [`SoloError::WrongKind`] for other models than decoders; what the device says.
-    pub fn sequence(self, capacity: u32) -> Result<DeviceSequence, SoloError> {
+    pub fn sequence(self, prompt: u32, capacity: u32) -> Result<DeviceSequence, SoloError> {
         let decoder = match self.model {
             Model::Decoder(decoder) => decoder,
             _ => return Err(self.wrong_kind()),
         };
-        let batch = decoder.batch(&self.session, 1, capacity, capacity, LogitRows::Last)?;
+        let batch = decoder.batch(&self.session, 1, capacity, prompt, LogitRows::Last)?;
         Ok(DeviceSequence { decoder, session: self.session, batch, stage: Stage::Empty, length: 0, capacity, _runtime: self.runtime })
     }
 
@@ -250,24 +255,50 @@ impl Continue for DeviceSequence {
     }
 }
 
-/// Cuts a batch into parts of at most [`MAX_ROWS`] tokens; a longer sequence is a part of its own.
-fn parts(sequences: &[Vec<u32>]) -> impl Iterator<Item = &[Vec<u32>]> {
+/// Cuts a batch into parts that take at most [`MAX_ROWS`], by what `room` says of a part; what takes more by itself is a part of its own.
+fn parts(sequences: &[Vec<u32>], room: fn(&[Vec<u32>]) -> usize) -> impl Iterator<Item = &[Vec<u32>]> {
     let mut rest = sequences;
     std::iter::from_fn(move || {
-        let mut rows = 0;
-        let fits = |sequence: &&Vec<u32>| {
-            rows += sequence.len();
-            rows <= MAX_ROWS
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let fits = |count: &usize| room(&rest[..*count]) <= MAX_ROWS;
+        let count = (1..=rest.len()).take_while(fits).last().unwrap_or(1).min(rest.len());
         let (part, later) = rest.split_at(count);
         rest = later;
         (!part.is_empty()).then_some(part)
     })
 }
 
+/// Tokens of all sequences.
+fn rows(sequences: &[Vec<u32>]) -> usize {
+    sequences.iter().map(Vec::len).sum()
+}
+
 /// Tokens of all sequences, and of the longest.
 fn extent(sequences: &[Vec<u32>]) -> (u32, u32) {
     let lengths = || sequences.iter().map(|sequence| sequence.len() as u32);
     (lengths().sum(), lengths().max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(sequences: &[usize], room: fn(&[Vec<u32>]) -> usize) -> Vec<Vec<usize>> {
+        let sequences: Vec<Vec<u32>> = sequences.iter().map(|&length| vec![7; length]).collect();
+        parts(&sequences, room).map(|part| part.iter().map(Vec::len).collect()).collect()
+    }
+
+    #[test]
+    fn parts_are_as_large_as_there_is_room_and_leave_nothing_out() {
+        assert_eq!(lengths(&[4000, 96, 1], rows), [vec![4000, 96], vec![1]]);
+        assert_eq!(lengths(&[5000, 1, 5000], rows), [[5000], [1], [5000]]);
+        assert!(lengths(&[], rows).is_empty());
+    }
+
+    #[test]
+    fn one_long_sequence_does_not_give_all_short_ones_its_room() {
+        let padded = |sequences: &[Vec<u32>]| sequences.len() * extent(sequences).1 as usize;
+        let cut = lengths(&[&[1; 3072][..], &[1024]].concat(), padded);
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [3072, 1]);
+        assert_eq!(lengths(&[1024, 1, 1, 1, 1, 1], padded), [vec![1024, 1, 1, 1], vec![1, 1]]);
+    }
 }

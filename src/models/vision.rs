@@ -214,11 +214,6 @@ impl Vision {
 }
 
 impl VisionBatch {
-    /// Images in the batch.
-    pub fn images(&self) -> u32 {
-        self.images
-    }
-
     /// Puts the images on the device, `[images, channels, image_size, image_size]`.
     ///
     /// # Errors

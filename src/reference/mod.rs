@@ -28,7 +28,7 @@ use crate::batch::RaggedBatch;
 /// A model on the CPU, with its weights in f32.
 #[derive(Debug)]
 pub enum Reference {
-    /// BERT family.
+    /// BERT family, DeBERTa included.
     Encoder(Encoder),
     /// GPT-2, Llama, Mistral, Qwen2.
     Decoder(Decoder),

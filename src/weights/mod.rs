@@ -138,7 +138,7 @@ impl Weights {
     /// A matrix as [`Weights::f16`] gives it, each column multiplied by an element of `scales` before it is rounded.
     ///
     /// # Errors
-    /// As [`Weights::f16`]; the element that overflows is the product.
+    /// As [`Weights::f16`], and [`WeightsError::ProductOverflow`] where a product is beyond f16.
     pub fn f16_with_scaled_columns(&self, parameter: Parameter, scales: &[f32]) -> Result<Vec<f16>, WeightsError> {
         let values = self.f32(parameter)?;
         let mut overflow = None;
@@ -152,7 +152,7 @@ impl Weights {
         let scaled = scaled.collect();
         match (overflow, &self.source) {
             (Some(value), Source::Checkpoint { checkpoint, .. }) => {
-                Err(WeightsError::Overflow { path: checkpoint.path().to_owned(), tensor: self.tensor_name(parameter)?, value })
+                Err(WeightsError::ProductOverflow { path: checkpoint.path().to_owned(), tensor: self.tensor_name(parameter)?, value })
             }
             _ => Ok(scaled),
         }
@@ -284,13 +284,27 @@ pub enum WeightsError {
         dtype: String,
     },
     /// An element is too large for f16.
-    #[error("{path}: tensor `{tensor}` holds {value}, beyond the largest f16 (65504); use `--device cpu`, which computes in f32")]
+    #[error(
+        "{path}: tensor `{tensor}` holds {value}, beyond the largest f16 (65504); `smidgen forward`, `generate` and `embed` compute in f32 with `--device cpu`"
+    )]
     Overflow {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
         /// The element.
+        value: f32,
+    },
+    /// A tensor with the weight of the norm before it, which are one matrix on the GPU, has an element too large for f16.
+    #[error(
+        "{path}: tensor `{tensor}` times the weight of the norm before it is {value}, beyond the largest f16 (65504); `smidgen forward` and `generate` compute in f32 with `--device cpu`"
+    )]
+    ProductOverflow {
+        /// The file, or the index of several.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The product.
         value: f32,
     },
     /// Models of this configuration have no such parameter: a mistake in a forward pass, not in the files.

@@ -105,7 +105,8 @@ fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
         let source = source(name);
         let ModelConfig::Decoder(config) = source.config() else { panic!("{name} is a decoder") };
         let room = (prompt.len() + tokens.len()) as u32;
-        let sequence = Solo::load(&device, &source, 1, room).and_then(|solo| solo.sequence(room)).expect("a small model fits");
+        let sequence =
+            Solo::load(&device, &source, 1, room).and_then(|solo| solo.sequence(prompt.len() as u32, room)).expect("a small model fits");
         let generation = Generation::new(sequence, config, &prompt, tokens.len(), Sampling::GREEDY, 0);
         let generated: Vec<u32> = generation.collect::<Result<_, _>>().expect("every step runs");
         assert_eq!((generated.len(), tokens.len()), (64, 64), "{name}");

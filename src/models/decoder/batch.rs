@@ -21,6 +21,8 @@ pub struct DecoderBatch {
     pub(super) context: u32,
     /// Rows there is room for in a prefill.
     pub(super) max_rows: u32,
+    /// Rows there is room for the logits of.
+    pub(super) logit_rows: u32,
     pub(super) caches: Vec<Cache>,
     /// `[sequences, pages_per_sequence]` u32, the same for all layers: every sequence has pages of its own, in order.
     pub(super) page_table: Buffer,
@@ -59,6 +61,7 @@ pub(super) struct Cache {
 
 /// The prompts of one prefill on the device.
 pub struct Prompts {
+    pub(super) sequences: u32,
     pub(super) rows: u32,
     pub(super) max_length: u32,
     pub(super) ids: Buffer,
@@ -148,6 +151,7 @@ impl Decoder {
             pages_per_sequence,
             context: pages_per_sequence * PAGE_TOKENS,
             max_rows: rows,
+            logit_rows,
             caches: (0..config.layers).map(|_| cache()).collect::<Result<_, _>>()?,
             page_table,
             workspace: zeroed(AttentionDecode::workspace_bytes(self.heads(), sequences, pages_per_sequence))?,
@@ -169,16 +173,20 @@ impl Decoder {
 }
 
 impl Prompts {
-    /// Puts the prompts of a batch on the device, one a sequence, none empty; ids were checked against the vocabulary.
+    /// Puts the prompts of a batch on the device, one a sequence; ids were checked against the vocabulary.
     ///
     /// # Errors
-    /// What the device says.
+    /// [`BuildError::EmptyPrompt`]; what the device says.
     pub fn new(session: &Session, sequences: &[Vec<u32>]) -> Result<Self, BuildError> {
+        if sequences.iter().any(Vec::is_empty) {
+            return Err(BuildError::EmptyPrompt);
+        }
         let shape = RaggedShape::of(sequences);
         let sequence_of: Vec<u32> =
             (0_u32..).zip(&shape.lengths).flat_map(|(sequence, &length)| (0..length).map(move |_| sequence)).collect();
         let last_rows: Vec<u32> = shape.starts.iter().zip(&shape.lengths).map(|(start, length)| start + length - 1).collect();
         Ok(Self {
+            sequences: sequences.len() as u32,
             rows: shape.rows,
             max_length: shape.max_length,
             ids: upload_u32(session, &sequences.concat())?,
@@ -235,11 +243,6 @@ impl DecoderBatch {
             page_table: self.page_table.ptr(),
             pages_per_sequence: self.pages_per_sequence,
         }
-    }
-
-    /// Tokens there is room for in a prefill.
-    pub fn max_rows(&self) -> u32 {
-        self.max_rows
     }
 }
 

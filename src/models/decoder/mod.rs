@@ -157,8 +157,9 @@ impl Decoder {
     /// Launches the forward pass over whole prompts: fills the caches, and leaves the logits of the wanted rows.
     ///
     /// # Errors
-    /// What a launch says.
+    /// [`LaunchError::Unsupported`] for prompts that `batch` has no room for; what a launch says.
     pub fn prefill(&self, session: &mut Session, batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
+        check_room(batch, prompts, wanted)?;
         let rows = prompts.rows;
         session.launch(&self.embed(session, batch, rows, 0..rows, prompts.ids.ptr(), prompts.positions.ptr()))?;
         for (at, layer) in self.layers.iter().enumerate() {
@@ -452,6 +453,21 @@ impl NormWeights {
     }
 }
 
+/// Kernels write as many rows as there are prompts' tokens, wherever the batch ends.
+fn check_room(batch: &DecoderBatch, prompts: &Prompts, wanted: LogitRows) -> Result<(), LaunchError> {
+    let asked = [prompts.sequences, prompts.max_length, prompts.rows];
+    let room = [batch.sequences, batch.pages_per_sequence * PAGE_TOKENS, batch.max_rows];
+    let logits = if wanted == LogitRows::All { prompts.rows } else { batch.sequences };
+    if asked[0] == room[0] && asked[1] <= room[1] && asked[2] <= room[2] && logits <= batch.logit_rows {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} sequences of up to {} tokens, {} in all and {logits} with logits, where the batch is of {} sequences of up to {}, {} in all and {} with logits; make the batch as the prompts are",
+        asked[0], asked[1], asked[2], room[0], room[1], room[2], batch.logit_rows
+    );
+    Err(LaunchError::Unsupported { kernel: "prefill".to_owned(), reason })
+}
+
 impl UpProjection {
     fn load(loader: &mut Loader<'_>, config: &DecoderConfig, index: usize) -> Result<Self, BuildError> {
         use LayerParameter as P;
@@ -460,7 +476,7 @@ impl UpProjection {
         if config.gated {
             if config.activation != Activation::Silu {
                 return Err(BuildError::Unsupported(
-                    "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; use `--device cpu`",
+                    "`hidden_act` is not silu: the gated feed-forward kernels compute silu only; `smidgen forward` and `generate` can with `--device cpu`",
                 ));
             }
             let bias = config.mlp_bias.then(|| loader.interleaved(at(P::GateBias), at(P::UpBias), None)).transpose()?;
@@ -472,12 +488,12 @@ impl UpProjection {
             Activation::Relu => Epilogue::BiasRelu,
             Activation::Silu => {
                 return Err(BuildError::Unsupported(
-                    "`activation_function` is silu: the plain feed-forward kernels compute gelu, gelu_new and relu only; use `--device cpu`",
+                    "`activation_function` is silu: the plain feed-forward kernels compute gelu, gelu_new and relu only; `smidgen forward` and `generate` can with `--device cpu`",
                 ));
             }
         };
         if !config.mlp_bias {
-            return Err(BuildError::Unsupported("the plain feed-forward kernels add a bias, and this model has none; use `--device cpu`"));
+            return Err(BuildError::Unsupported("the plain feed-forward kernels add a bias, and this model has none"));
         }
         Ok(Self::Plain { weight: loader.stacked_with_norm(&[at(P::UpWeight)], norm)?, bias: loader.load(at(P::UpBias))?, activated })
     }

@@ -7,7 +7,7 @@
 //! | a request is | has a slot | has pages | leaves by |
 //! |---|---|---|---|
 //! | waiting | no | no | admission, in the order of arrival, into the first free slot |
-//! | prefilling | yes | for all tokens known at admission | the step with the last of them, which draws a token |
+//! | prefilling | yes | for all tokens known at admission | the step with the last of them, which draws a token, or preemption |
 //! | decoding | yes | for its tokens, growing | its last draw, or preemption |
 //! | leaving | no | no | the arrival of the tokens on their way |
 //!
