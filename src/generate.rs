@@ -6,6 +6,7 @@
 use std::num::NonZeroUsize;
 
 use crate::config::DecoderConfig;
+use crate::splitmix::SplitMix64;
 
 /// How the next token is chosen from the logits. The algorithm is part of the contract, so that devices agree:
 ///
@@ -43,27 +44,18 @@ pub trait Continue {
 }
 
 /// The random numbers of a generation: number `i` (from 0) is the top 24 bits of SplitMix64's output `i` for this seed, times 2^-24.
-///
-/// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
 #[derive(Debug, Clone)]
-pub struct Uniform {
-    state: u64,
-}
+pub struct Uniform(SplitMix64);
 
 impl Uniform {
     /// The generator of this seed.
     pub fn new(seed: u64) -> Self {
-        Self { state: seed }
+        Self(SplitMix64(seed))
     }
 
     /// The next number, in `[0, 1)`.
     pub fn draw(&mut self) -> f32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^= x >> 31;
-        (x >> 40) as f32 * (1.0 / 16_777_216.0)
+        (self.0.next() >> 40) as f32 * (1.0 / 16_777_216.0)
     }
 }
 

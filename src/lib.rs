@@ -35,5 +35,6 @@ pub mod models;
 pub mod presets;
 pub mod reference;
 pub mod serve;
+mod splitmix;
 pub mod tokenizer;
 pub mod weights;

@@ -10,12 +10,11 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime};
 
-use super::decoder::LogitRows;
+use super::decoder::{LogitRows, sample_params};
 use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts, Vision};
 use crate::config::ModelConfig;
 use crate::generate::{Continue, Sampling};
 use crate::kernels::pooling::MeanPool;
-use crate::kernels::sampling::SampleParams;
 
 /// Rows computed at once by [`Solo::forward`] and [`Solo::embed`]: of logits, at 128256 tokens, 2 GB.
 const MAX_ROWS: usize = 4096;
@@ -226,9 +225,7 @@ impl Continue for DeviceSequence {
         if length > self.capacity as usize {
             return Err(SoloError::Full { length, capacity: self.capacity });
         }
-        let top_k = sampling.top_k.map_or(0, |top_k| u32::try_from(top_k.get()).unwrap_or(0));
-        let params = SampleParams { temperature: sampling.temperature, top_p: sampling.top_p, top_k, draw: uniform };
-        self.batch.draw_by(&self.session, &[params])?;
+        self.batch.draw_by(&self.session, &[sample_params(sampling, uniform)])?;
         let (decoder, batch, session) = (&self.decoder, &self.batch, &mut self.session);
         let step = |session: &mut Session| {
             decoder.step(session, batch)?;

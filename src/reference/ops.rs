@@ -108,6 +108,9 @@ pub(super) struct KeysAndValues<'a> {
     pub(super) values: &'a [f32],
 }
 
+/// Queries whose scores are computed at once: those of a whole long prompt would not fit in memory.
+const QUERIES_AT_ONCE: usize = 256;
+
 /// `softmax(scale q k^T) v` for each head of one sequence. `queries` (`[n, heads * dim]`) are the last `n` tokens of the sequence.
 ///
 /// Source: Vaswani et al., "Attention Is All You Need", 2017, eq. 1.
@@ -117,20 +120,23 @@ pub(super) fn attend(heads: Heads, queries: &[f32], past: KeysAndValues<'_>) -> 
     let before = tokens - rows;
     let one_head = |head: usize| {
         let kv_start = head / (heads.queries / heads.keys) * heads.dim;
-        let queries = Strided { values: &queries[head * heads.dim..], rows, columns: heads.dim, stride: width };
         let keys = Strided { values: &past.keys[kv_start..], rows: tokens, columns: heads.dim, stride: kv_width };
         let values = Strided { values: &past.values[kv_start..], ..keys };
-        let mut scores = vec![0.0; rows * tokens];
-        matrix::product_with_transposed(heads.scale, queries, keys, &mut scores);
-        for (row, scores) in scores.chunks_exact_mut(tokens).enumerate() {
-            let end = if heads.causal { before + row + 1 } else { tokens };
-            let start = heads.window.map_or(0, |window| end.saturating_sub(window));
-            softmax(&mut scores[start..end]);
-            scores[..start].fill(0.0);
-            scores[end..].fill(0.0);
-        }
         let mut attended = vec![0.0; rows * heads.dim];
-        matrix::product(Strided { values: &scores, rows, columns: tokens, stride: tokens }, values, &mut attended);
+        for (attended, first) in attended.chunks_mut(QUERIES_AT_ONCE * heads.dim).zip((0..).step_by(QUERIES_AT_ONCE)) {
+            let rows = attended.len() / heads.dim;
+            let queries = Strided { values: &queries[first * width + head * heads.dim..], rows, columns: heads.dim, stride: width };
+            let mut scores = vec![0.0; rows * tokens];
+            matrix::product_with_transposed(heads.scale, queries, keys, &mut scores);
+            for (row, scores) in scores.chunks_exact_mut(tokens).enumerate() {
+                let end = if heads.causal { before + first + row + 1 } else { tokens };
+                let start = heads.window.map_or(0, |window| end.saturating_sub(window));
+                softmax(&mut scores[start..end]);
+                scores[..start].fill(0.0);
+                scores[end..].fill(0.0);
+            }
+            matrix::product(Strided { values: &scores, rows, columns: tokens, stride: tokens }, values, attended);
+        }
         attended
     };
     let attended: Vec<Vec<f32>> = (0..heads.queries).into_par_iter().map(one_head).collect();
@@ -149,4 +155,27 @@ pub(super) fn softmax(scores: &mut [f32]) {
     scores.iter_mut().for_each(|score| *score = (*score - largest).exp());
     let total: f32 = scores.iter().sum();
     scores.iter_mut().for_each(|score| *score /= total);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_attend_alike_whether_alone_or_with_more_than_are_done_at_once() {
+        let rows = 2 * QUERIES_AT_ONCE + 3;
+        let values = |count: usize, step: f32| (0..count).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
+        for (causal, window) in [(false, None), (true, None), (true, Some(5))] {
+            let heads = Heads { queries: 2, keys: 1, dim: 4, scale: 0.5, causal, window };
+            let (queries, keys, values) = (values(rows * 8, 0.7), values(rows * 4, 0.3), values(rows * 4, 0.9));
+            let all = attend(heads, &queries, KeysAndValues { keys: &keys, values: &values });
+            for row in [0, 1, QUERIES_AT_ONCE - 1, QUERIES_AT_ONCE, rows - 1] {
+                let seen = if causal { row + 1 } else { rows };
+                let past = KeysAndValues { keys: &keys[..seen * 4], values: &values[..seen * 4] };
+                let alone = attend(heads, &queries[row * 8..][..8], past);
+                let far = alone.iter().zip(&all[row * 8..]).any(|(a, b)| (a - b).abs() > 1e-5);
+                assert!(!far, "row {row}, causal {causal}, window {window:?}");
+            }
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::splitmix::SplitMix64;
+
 /// The arrival times of one tenant's requests, the same for equal seeds, so that every policy serves the same trace.
 #[derive(Debug, Clone)]
 pub enum Arrivals {
@@ -64,14 +66,12 @@ fn gap(state: &mut u64, rate: f64) -> Duration {
     Duration::from_secs_f64(-uniform(state).ln() / rate)
 }
 
-/// A number in (0, 1], by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+/// A number in (0, 1].
 fn uniform(state: &mut u64) -> f64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^= mixed >> 31;
-    ((mixed >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    let mut generator = SplitMix64(*state);
+    let output = generator.next();
+    *state = generator.0;
+    ((output >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ pub struct TokenLatencies {
     pub first: Latencies,
     /// Mean gap between a request's tokens after the first.
     pub per_token: Latencies,
-    /// Tokens of the requests that count.
-    pub tokens: u64,
+    /// Tokens drawn in the measured window: of a request that began before it, or ended after it, as large a part as of the request itself.
+    pub tokens: f64,
 }
 
 /// One decoder tenant being served: a state machine that never blocks, as [`Server`](super::Server) is one.
@@ -195,6 +195,9 @@ impl<E: Executor> StreamServer<E> {
         for (_, timing) in self.batching.take_finished() {
             self.finished += 1;
             self.log.answered(timing.arrival, timing.last, self.spent(timing));
+            let share = self.window.share(timing.arrival, timing.last);
+            self.served.requests += share;
+            self.tokens.tokens += share * f64::from(timing.tokens);
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
             }
@@ -203,8 +206,6 @@ impl<E: Executor> StreamServer<E> {
 
     fn note(&mut self, timing: Timing) {
         self.served.latencies.record(timing.latency());
-        self.served.requests += 1.0;
-        self.tokens.tokens += u64::from(timing.tokens);
         let (first, per_token) = (timing.to_first_token(), timing.per_token());
         first.into_iter().for_each(|time| self.tokens.first.record(time));
         per_token.into_iter().for_each(|time| self.tokens.per_token.record(time));

@@ -1,6 +1,7 @@
 //! Weights for machines without weights: random numbers that any device can make by itself, bit for bit the same.
 
 use crate::config::ModelConfig;
+use crate::splitmix;
 
 use super::WeightsError;
 use super::names::{self, Parameter, Role};
@@ -55,19 +56,13 @@ impl RandomWeights {
     pub fn key(&self, parameter: Parameter) -> Result<u64, WeightsError> {
         let index = names::parameters(&self.config).iter().position(|&known| known == parameter);
         let index = index.ok_or(WeightsError::Absent { parameter })? as u64;
-        Ok(mix(self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index + 1))))
+        Ok(splitmix::output(self.seed, index))
     }
 }
 
 fn element(key: u64, index: u64) -> f32 {
-    let bits = (mix(key.wrapping_add(index)) >> 40) as f32;
+    let bits = (splitmix::mixed(key.wrapping_add(index)) >> 40) as f32;
     (bits * (1.0 / 8_388_608.0) - 1.0) * RandomWeights::HALF_WIDTH
-}
-
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@
 
 use smidgen_runtime::device::DevicePtr;
 
+use crate::generate::Sampling;
 use crate::kernels::sampling::SampleParams;
 use crate::models::tensors::bytes_of_u32;
-use crate::serve::batching::{Draw, StepPlan};
+use crate::serve::batching::StepPlan;
 
 use super::batch::sample_bytes;
 
@@ -75,7 +76,7 @@ impl SlotInputs {
             inputs.lengths[slot] = decode.position as u32 + 1;
         }
         for (slot, draw) in step.draws() {
-            inputs.params[slot as usize] = sample_params(&draw);
+            inputs.params[slot as usize] = sample_params(&draw.sampling, draw.uniform);
         }
         inputs
     }
@@ -144,8 +145,7 @@ impl RowInputs {
 }
 
 /// A draw as the sampling kernel reads it.
-pub(super) fn sample_params(draw: &Draw) -> SampleParams {
-    let Draw { sampling, uniform } = *draw;
+pub(in crate::models) fn sample_params(sampling: &Sampling, uniform: f32) -> SampleParams {
     // A top-k beyond 2^32 keeps everything, which 0 stands for.
     let top_k = sampling.top_k.map_or(0, |top_k| u32::try_from(top_k.get()).unwrap_or(0));
     SampleParams { temperature: sampling.temperature, top_p: sampling.top_p, top_k, draw: uniform }
@@ -154,8 +154,7 @@ pub(super) fn sample_params(draw: &Draw) -> SampleParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::Sampling;
-    use crate::serve::batching::{Decode, Prefill};
+    use crate::serve::batching::{Decode, Draw, Prefill};
 
     #[test]
     fn idle_slots_see_no_key_and_write_to_the_spare_row() {

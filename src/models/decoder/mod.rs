@@ -31,6 +31,7 @@ use crate::kernels::sampling::Sample;
 use crate::weights::{LayerParameter, Parameter, Weights};
 
 pub use batch::{DecoderBatch, LogitRows, Prompts};
+pub(super) use inputs::sample_params;
 pub use slots::SlotBatch;
 
 /// A decoder's weights.
