@@ -138,6 +138,15 @@ fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy
 }
 
 #[test]
+fn what_is_no_decoder_is_not_batched_and_the_command_for_it_is_named() {
+    let limits = Limits { slots: 2, step_tokens: 8, pages: 4, page_tokens: PAGE_TOKENS, max_sequence: 8 };
+    for (name, command) in [("bert", "smidgen embed"), ("vit", "smidgen classify")] {
+        let Err(error) = SoloBatch::load(&device(), &source(&fixture(name)), limits) else { panic!("{name} was batched") };
+        assert!(error.to_string().contains(command), "{error}");
+    }
+}
+
+#[test]
 fn prompts_that_a_batch_has_no_room_for_are_refused_before_anything_is_launched() {
     let weights = Weights::open(&fixture("llama-tied")).unwrap();
     let ModelConfig::Decoder(config) = weights.config() else { panic!("llama is a decoder") };

@@ -24,10 +24,12 @@ impl SoloBatch {
     /// Loads `source` on `device`, checking first that weights and cache fit, and captures its decode steps.
     ///
     /// # Errors
-    /// [`SoloError::WrongKind`] for an encoder; what is missing, misshapen or too large.
+    /// [`SoloError::WrongKind`] for other models than decoders; what is missing, misshapen or too large.
     pub fn load(device: &Arc<dyn Device>, source: &ModelSource, limits: Limits) -> Result<Self, SoloError> {
-        let ModelConfig::Decoder(config) = source.config() else {
-            return Err(SoloError::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" });
+        let config = match source.config() {
+            ModelConfig::Decoder(config) => config,
+            ModelConfig::Encoder(_) => return Err(SoloError::IS_ENCODER),
+            ModelConfig::Vision(_) => return Err(SoloError::IS_VISION),
         };
         let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
         let memory_bytes = Decoder::serving_memory_bytes(config, limits);

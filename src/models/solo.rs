@@ -63,6 +63,12 @@ pub enum SoloError {
     },
 }
 
+impl SoloError {
+    pub(super) const IS_ENCODER: Self = Self::WrongKind { found: "an encoder", remedy: "use `smidgen embed`" };
+    pub(super) const IS_DECODER: Self = Self::WrongKind { found: "a decoder", remedy: "use `smidgen generate`" };
+    pub(super) const IS_VISION: Self = Self::WrongKind { found: "a vision model", remedy: "use `smidgen classify`" };
+}
+
 impl Solo {
     /// Loads `source` on `device`, checking first that weights and `tokens` tokens in `sequences` sequences fit.
     ///
@@ -171,12 +177,11 @@ impl Solo {
     }
 
     fn wrong_kind(&self) -> SoloError {
-        let (found, remedy) = match self.model {
-            Model::Encoder(_) => ("an encoder", "use `smidgen embed`"),
-            Model::Decoder(_) => ("a decoder", "use `smidgen generate`"),
-            Model::Vision(_) => ("a vision model", "use `smidgen classify`"),
-        };
-        SoloError::WrongKind { found, remedy }
+        match self.model {
+            Model::Encoder(_) => SoloError::IS_ENCODER,
+            Model::Decoder(_) => SoloError::IS_DECODER,
+            Model::Vision(_) => SoloError::IS_VISION,
+        }
     }
 
     fn download_halves(&self, source: DevicePtr, elements: usize) -> Result<Vec<f32>, SoloError> {
