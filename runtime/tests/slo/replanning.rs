@@ -22,8 +22,7 @@ fn watching(tenants: &[(TenantId, Class)]) -> Replanner {
 
 /// Lets the windows pass in which nobody is judged since the plan is new.
 fn settle(replanner: &mut Replanner) {
-    let working =
-        [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 1000, close: 1000, working: true, rested: true });
+    let working = [CHAT, EMBED].map(|tenant| Observation { tenant, requests: 1000, missed: 500, close: 500, working: true, rested: true });
     for _ in 0..4 {
         assert_eq!(replanner.on(Event::Window(&working)), None);
     }
@@ -104,6 +103,32 @@ fn a_tenant_that_keeps_its_objective_easily_gets_less_step_by_step_and_more_at_o
     // What was enough stays, and the next trial waits twice as long.
     assert_eq!(windows(&mut replanner, 11, 1000, 0), (0, None));
     assert_eq!(margin(window(&mut replanner, CHAT, 1000, 0)), Some(1.04));
+}
+
+#[test]
+fn a_step_after_which_most_requests_miss_is_taken_back_before_a_verdict() {
+    let loosened = || {
+        let mut replanner = watching(&[(CHAT, Class::Latency)]);
+        assert_eq!(margin(windows(&mut replanner, 6, 1000, 0).1), Some(0.945));
+        replanner
+    };
+    let mut replanner = loosened();
+    assert_eq!(window(&mut replanner, CHAT, 100, 51), None);
+    assert_eq!(window(&mut replanner, CHAT, 100, 51), Some(Adjustments::default()));
+    // What was enough stays, and the next trial waits twice as long.
+    settle(&mut replanner);
+    assert_eq!(windows(&mut replanner, 11, 1000, 0), (0, None));
+    assert_eq!(margin(window(&mut replanner, CHAT, 1000, 0)), Some(0.945));
+
+    // A capture delays the requests of one window; a few requests tell nothing.
+    for others in [[(100, 100), (100, 50), (100, 100), (100, 0)], [(19, 19), (19, 19), (19, 19), (19, 19)]] {
+        let mut replanner = loosened();
+        assert!(others.iter().all(|&(requests, missed)| window(&mut replanner, CHAT, requests, missed).is_none()), "{others:?}");
+    }
+    // Nor does a plan that was made for another reason.
+    let mut replanner = watching(&[(CHAT, Class::Latency), (EMBED, Class::Throughput)]);
+    assert!(replanner.on(Event::Dismissed(EMBED)).is_some());
+    assert_eq!(windows(&mut replanner, 4, 1000, 1000), (0, None));
 }
 
 #[test]
@@ -207,10 +232,12 @@ proptest! {
     }
 
     #[test]
-    fn ten_windows_have_at_most_two_changes_however_tenants_fare(misses in prop::collection::vec(0_u64..1000, 40..200)) {
+    fn ten_windows_have_at_most_three_changes_however_tenants_fare(
+        misses in prop::collection::vec(prop_oneof![6 => Just(0), 1 => 0_u64..1000, 1 => Just(1000)], 40..200),
+    ) {
         let mut replanner = watching(&[(CHAT, Class::Latency)]);
         let changed: Vec<bool> = misses.into_iter().map(|missed| window(&mut replanner, CHAT, 1000, missed).is_some()).collect();
-        prop_assert!(changed.windows(10).all(|ten| ten.iter().filter(|changed| **changed).count() <= 2));
+        prop_assert!(changed.windows(10).all(|ten| ten.iter().filter(|changed| **changed).count() <= 3));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
 //! | clearly more than 1% of its requests miss | its margin goes one step down: its part grows | after 2 verdicts in succession, then 4, 8, ...; at once where the last step was up |
+//! | most of its requests miss in two windows in succession after a step up | its margin goes that step down | at once |
 //! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 6 |
 //! | it finishes nothing, and has nothing to do | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
 //! | it works again | it gets its part back | at once |
@@ -21,7 +22,8 @@
 //! windows: a tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
 //! 1024 windows in the end. Each step down that follows another waits for twice as many verdicts, since a tenant that the last steps did not help is hardly
 //! helped by the next, and each plan costs its neighbours new graphs. After each change four windows are not judged: sessions capture their graphs anew,
-//! requests wait for that, and those that wait make others wait.
+//! requests wait for that, and those that wait make others wait. But a step up after which most requests miss for longer than a capture takes has failed, as where
+//! kernels are much slower on a few SMs less: waiting for a verdict would have a closed loop miss for most of a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +45,9 @@ const TOLERATED: f64 = 100.0;
 const BAD_VERDICTS: u32 = 2;
 const CALM_VERDICTS: u32 = 6;
 const PATIENT_WINDOWS: u32 = 5;
+/// Windows in succession, of so many requests or more, that tell a failed step up.
+const FAILED_WINDOWS: u32 = 2;
+const FEWEST_REQUESTS: u64 = 20;
 /// Windows after a change in which latencies say nothing of the new plan yet.
 const SETTLING_WINDOWS: u32 = 4;
 const MOST_WINDOWS: u32 = 1024;
@@ -113,6 +118,8 @@ struct Watched {
     calm: u32,
     /// Whether the last change of the margin was a step up.
     loosened: bool,
+    /// Windows in succession, before any verdict on that step, in which most requests missed.
+    failed: u32,
     /// Windows since a throughput tenant worked, or since a latency tenant rested.
     waited: u32,
     patience: u32,
@@ -199,7 +206,7 @@ impl Replanner {
                 // Who does nothing at all rests.
                 Class::Latency => of_tenant().all(|observation| observation.rested),
             });
-            changed |= judged && watched.judge(did);
+            changed |= if judged { watched.judge(did) } else { watched.judge_step_up(did) };
         }
         changed
     }
@@ -217,6 +224,7 @@ impl Watched {
             insistence: BAD_VERDICTS,
             calm: CALM_VERDICTS,
             loosened: false,
+            failed: 0,
             waited: 0,
             patience: PATIENT_WINDOWS,
             overdue: false,
@@ -252,8 +260,15 @@ impl Watched {
         self.good >= self.calm && self.loosen()
     }
 
+    /// Whether the last step up failed, and was taken back.
+    fn judge_step_up(&mut self, did: Tally) -> bool {
+        let failed = self.loosened && did.requests >= FEWEST_REQUESTS && did.missed > did.requests / 2;
+        self.failed = if failed { self.failed + 1 } else { 0 };
+        self.failed >= FAILED_WINDOWS && self.tighten()
+    }
+
     fn tighten(&mut self) -> bool {
-        self.bad = 0;
+        (self.bad, self.failed) = (0, 0);
         if self.step + 1 == MARGINS.len() {
             return false;
         }
@@ -276,6 +291,7 @@ impl Watched {
             return false;
         }
         self.loosened = true;
+        self.failed = 0;
         self.step -= 1;
         true
     }
