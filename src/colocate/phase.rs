@@ -318,7 +318,7 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         stream: served.stream.as_ref().map(|stream| {
             let percentiles = |latencies: &Latencies| [0.50, 0.95, 0.99].map(|quantile| latencies.quantile_ms(quantile));
             StreamResult {
-                tokens_per_second: stream.tokens / seconds,
+                tokens_per_second: stream.tokens as f64 / seconds,
                 first_token_ms: percentiles(&stream.first),
                 per_token_ms: percentiles(&stream.per_token),
             }

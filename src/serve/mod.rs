@@ -36,7 +36,7 @@ pub struct Served {
     /// How many of them kept the objective.
     pub within_slo: u64,
     /// Requests done in the measured window. One that began before it, or ended after it, counts for its part inside: of requests that take a fifth of the window,
-    /// whole ones would be off by as much.
+    /// whole ones would be off by as much. Those of a stream count by their tokens that came inside.
     pub requests: f64,
     /// Where the requests were a stream: when their tokens came.
     pub stream: Option<TokenLatencies>,

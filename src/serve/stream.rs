@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smidgen_runtime::telemetry::{Latencies, RequestLog};
 
-use super::batching::{Batching, Executor, Request, SubmitError, Timing};
+use super::batching::{Batching, Executor, Output, Request, SubmitError, Timing};
 use super::{Arrivals, Lending, Seat, Served, Step, Window, spent};
 use crate::generate::Sampling;
 
@@ -30,8 +30,8 @@ pub struct TokenLatencies {
     pub first: Latencies,
     /// Mean gap between a request's tokens after the first.
     pub per_token: Latencies,
-    /// Tokens drawn in the measured window: of a request that began before it, or ended after it, as large a part as of the request itself.
-    pub tokens: f64,
+    /// Tokens that came in the measured window, whenever their requests began and ended.
+    pub tokens: u64,
 }
 
 /// One decoder tenant being served: a state machine that never blocks, as [`Server`](super::Server) is one.
@@ -119,8 +119,10 @@ impl<E: Executor> StreamServer<E> {
             self.queue_arrived(now)?;
             self.issue().map_err(StreamError::Executor)?;
         }
-        let collected = self.batching.try_collect().map_err(StreamError::Executor)?.is_some();
-        if collected {
+        let outputs = self.batching.try_collect().map_err(StreamError::Executor)?;
+        let collected = outputs.is_some();
+        if let Some(outputs) = outputs {
+            self.count_tokens(now, &outputs);
             self.note_finished();
             if self.batching.scheduler().in_flight() == 0 {
                 self.seat.iter().for_each(Seat::give_back);
@@ -191,13 +193,19 @@ impl<E: Executor> StreamServer<E> {
         self.batching.issue_up_to(STEPS_IN_A_TURN)
     }
 
+    /// Requests count by their tokens, of which all have the same number: those that are cut off by an end of the window for what came within it.
+    fn count_tokens(&mut self, now: Duration, outputs: &[Output]) {
+        if (self.window.from..self.window.until).contains(&now) {
+            let tokens = outputs.iter().filter(|output| matches!(output, Output::Token(..))).count();
+            self.tokens.tokens += tokens as u64;
+            self.served.requests += tokens as f64 / self.shape.generate.get() as f64;
+        }
+    }
+
     fn note_finished(&mut self) {
         for (_, timing) in self.batching.take_finished() {
             self.finished += 1;
             self.log.answered(timing.arrival, timing.last, self.spent(timing));
-            let share = self.window.share(timing.arrival, timing.last);
-            self.served.requests += share;
-            self.tokens.tokens += share * f64::from(timing.tokens);
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
             }

@@ -82,7 +82,7 @@ fn a_closed_loop_keeps_every_slot_busy() {
     // A request takes 10 steps; a place that falls free is taken again two steps later at most.
     assert!((4 * 1000 / 12..=4 * 1000 / 10).contains(&served.latencies.count()), "{} requests", served.latencies.count());
     assert!((served.requests - 40.0 / 12.0 * 100.0).abs() < 70.0, "{} requests", served.requests);
-    assert!((stream.tokens - 10.0 * served.requests).abs() < 1e-6, "{} tokens of {} requests", stream.tokens, served.requests);
+    assert!((stream.tokens as f64 - 10.0 * served.requests).abs() < 1e-6, "{} tokens of {} requests", stream.tokens, served.requests);
     assert!((stream.per_token.quantile_ms(0.5) - 1.0).abs() < 0.1, "{} ms a token", stream.per_token.quantile_ms(0.5));
     assert!(served.within_slo > 0);
 }
