@@ -219,6 +219,9 @@ def measure(tenants, seconds, timeout, daemon):
     environment = dict(daemon.environment if daemon else os.environ)
     for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"):
         environment.pop(variable, None)
+    # The daemon sees the GPUs that this names, and its clients number those from 0.
+    if daemon and environment.get("CUDA_VISIBLE_DEVICES"):
+        environment["CUDA_VISIBLE_DEVICES"] = "0"
     until = time.monotonic() + timeout
     processes = []
     try:
@@ -279,7 +282,8 @@ def main():
     if unknown:
         parser.error(f"no such pair: {', '.join(unknown)}; there are {', '.join(PAIRS)}")
     # Otherwise the daemon would be left behind.
-    signal.signal(signal.SIGTERM, interrupted)
+    for interrupt in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(interrupt, interrupted)
     results = {"sharing": "time-slice" if options.no_mps else "mps-default", "seconds": options.seconds, "pairs": {}}
     daemon = None
     try:

@@ -10,7 +10,7 @@ use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
-use smidgen::colocate::{Run, Where, report, table, tenants_file};
+use smidgen::colocate::{Run, Where, mps, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
@@ -148,7 +148,12 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let device = args.device.unwrap_or_else(|| if smidgen::cuda::open().is_ok() { RunDevice::Cuda } else { RunDevice::Sim });
     let place = Where::from(device);
     let tenants = DEMO_TENANTS.iter().map(|tenant| tenant.parse()).collect::<Result<Vec<TenantRequest>, _>>()?;
-    let policies = DEMO_POLICIES.iter().map(|policy| policy.parse()).collect::<Result<Vec<Sharing>, _>>()?;
+    let mut policies = DEMO_POLICIES.iter().map(|policy| policy.parse()).collect::<Result<Vec<Sharing>, _>>()?;
+    if let (Where::Cuda, Err(missing)) = (place, mps::find()) {
+        print_line(format_args!("without MPS, time slicing in its place: {missing}"))?;
+        policies.retain(|policy| !policy.needs_mps());
+        policies.insert(0, "time-slice".parse()?);
+    }
     let policies = Sharing::with_both_forms(policies);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));

@@ -72,12 +72,19 @@ impl Unfinished {
 /// Refuses paths that cannot be written, or of which two are one, so that a long run does not end there.
 pub fn check_writable(paths: &[&Path]) -> anyhow::Result<()> {
     for (at, path) in paths.iter().enumerate() {
-        if paths[..at].contains(path) {
+        if paths[..at].iter().any(|other| place(other) == place(path)) {
             bail!("{}: two outputs cannot be one file; give each a name of its own", path.display());
         }
         Unfinished::create(path)?;
     }
     Ok(())
+}
+
+/// Where a file is, however its path is written; the file itself may not be there yet.
+fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    path.canonicalize().unwrap_or_else(|_| folder.join(path.file_name().unwrap_or_default()))
 }
 
 #[cfg(all(test, unix))]
@@ -90,6 +97,18 @@ mod tests {
         let mut file = Unfinished::create(path)?;
         file.write(b"new")?;
         file.finish()
+    }
+
+    #[test]
+    fn two_names_of_one_file_are_refused_before_either_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let [plain, roundabout, other] = ["out", "./out", "other"].map(|name| folder.path().join(name));
+        let roundabout =
+            folder.path().join(format!("../{}", folder.path().file_name().unwrap().display())).join(roundabout.file_name().unwrap());
+        assert!(check_writable(&[&plain, &other]).is_ok());
+        for twice in [&plain, &roundabout] {
+            assert!(check_writable(&[&plain, twice]).unwrap_err().to_string().contains("one file"), "{}", twice.display());
+        }
     }
 
     #[test]

@@ -4,11 +4,10 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use signal_hook::SigId;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -25,8 +24,8 @@ pub enum MpsError {
     #[error("`{CONTROL} -d` failed: {0}")]
     Failed(String),
     /// Tenants run, but no MPS server does: what would be measured is time slicing.
-    #[error("the tenants did not connect to the MPS daemon in {0}; see its control.log")]
-    Unused(PathBuf),
+    #[error("the tenants did not connect to the MPS daemon; the end of its control.log: {0}")]
+    Unused(String),
     /// The user wants to stop.
     #[error("interrupted; the MPS daemon was quit")]
     Interrupted,
@@ -52,11 +51,10 @@ fn find_in(path: &OsStr) -> Result<PathBuf, MpsError> {
 
 /// A running daemon.
 ///
-/// While it runs, an interrupt (SIGINT, SIGTERM) does not end this process at once, which would leave the daemon behind: it is noted, and
+/// While it runs, an interrupt (SIGINT, SIGTERM, SIGHUP) does not end this process at once, which would leave the daemon behind: it is noted, and
 /// [`MpsDaemon::check_not_interrupted`] tells.
 pub struct MpsDaemon {
-    interrupted: Arc<AtomicBool>,
-    handlers: Vec<SigId>,
+    interrupts: &'static Interrupts,
     /// Short, because the daemon's socket path must fit in 107 bytes.
     folder: TempDir,
 }
@@ -68,10 +66,7 @@ impl MpsDaemon {
     /// [`MpsError`], with what to do.
     pub fn start() -> Result<Self, MpsError> {
         let folder = tempfile::Builder::new().prefix("mps").rand_bytes(6).tempdir().map_err(MpsError::Folder)?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let register = |signal| signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(MpsError::Signals);
-        let handlers = [SIGINT, SIGTERM].into_iter().map(register).collect::<Result<_, _>>()?;
-        let daemon = Self { interrupted, handlers, folder };
+        let daemon = Self { interrupts: Interrupts::hold()?, folder };
         let output = daemon.control().arg("-d").stdin(Stdio::null()).output();
         match output {
             Ok(output) if output.status.success() => Ok(daemon),
@@ -92,7 +87,7 @@ impl MpsDaemon {
     /// [`MpsError::Unused`] if they are not.
     pub fn check_in_use(&self) -> Result<(), MpsError> {
         let servers = self.ask("get_server_list").map_err(|error| MpsError::Failed(error.to_string()))?;
-        if servers.trim().is_empty() { Err(MpsError::Unused(self.folder.path().to_owned())) } else { Ok(()) }
+        if servers.trim().is_empty() { Err(MpsError::Unused(self.end_of_log())) } else { Ok(()) }
     }
 
     /// Whether the run may go on.
@@ -100,7 +95,14 @@ impl MpsDaemon {
     /// # Errors
     /// [`MpsError::Interrupted`] once an interrupt has come.
     pub fn check_not_interrupted(&self) -> Result<(), MpsError> {
-        if self.interrupted.load(Ordering::Relaxed) { Err(MpsError::Interrupted) } else { Ok(()) }
+        if self.interrupts.came.load(Ordering::Relaxed) { Err(MpsError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Its folder is gone before anybody could look.
+    fn end_of_log(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("control.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join(" | ")
     }
 
     fn control(&self) -> Command {
@@ -123,15 +125,55 @@ impl Drop for MpsDaemon {
         if let Err(error) = self.ask("quit") {
             tracing::warn!("could not quit the MPS daemon in {}: {error}", self.folder.path().display());
         }
-        for &handler in &self.handlers {
-            signal_hook::low_level::unregister(handler);
+        self.interrupts.let_go();
+    }
+}
+
+/// What ends this process, but for the time that it is held. Installed once: a handler that is taken away again leaves the signal ignored.
+struct Interrupts {
+    /// Whether one came while they were held.
+    came: Arc<AtomicBool>,
+    /// Whether they do what they usually do.
+    end_the_process: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    fn hold() -> Result<&'static Self, MpsError> {
+        static INSTALLED: OnceLock<Result<Interrupts, io::ErrorKind>> = OnceLock::new();
+        let installed = INSTALLED.get_or_init(|| Self::install().map_err(|error| error.kind()));
+        let interrupts = installed.as_ref().map_err(|&kind| MpsError::Signals(kind.into()))?;
+        interrupts.came.store(false, Ordering::Relaxed);
+        interrupts.end_the_process.store(false, Ordering::Relaxed);
+        Ok(interrupts)
+    }
+
+    fn install() -> io::Result<Self> {
+        let interrupts = Self { came: Arc::default(), end_the_process: Arc::default() };
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupts.end_the_process))?;
+            signal_hook::flag::register(signal, Arc::clone(&interrupts.came))?;
         }
+        Ok(interrupts)
+    }
+
+    fn let_go(&self) {
+        self.end_the_process.store(true, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupt_is_noted_while_a_daemon_runs_and_does_not_end_the_process() {
+        let interrupts = Interrupts::hold().unwrap();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::low_level::raise(signal).unwrap();
+            assert!(interrupts.came.swap(false, Ordering::Relaxed), "signal {signal}");
+        }
+        interrupts.let_go();
+    }
 
     #[test]
     fn a_missing_daemon_is_refused_by_policy_and_with_what_to_install() {

@@ -23,6 +23,8 @@ pub(super) struct Comparison<'a> {
     pub(super) placed: Option<&'a PolicyResult>,
     /// The tenant whose latency is quoted.
     pub(super) tenant: &'a TenantResult,
+    /// Its 99th percentile alone.
+    alone_p99_ms: f64,
 }
 
 impl<'a> Comparison<'a> {
@@ -35,14 +37,16 @@ impl<'a> Comparison<'a> {
         // The one that fares worst is quoted, of those whose latency is an objective.
         let fate = |tenant: &&TenantResult| {
             let shared = placed.or(ordinary).and_then(|policy| find(&policy.tenants, &tenant.name));
-            shared.and_then(|shared| positive(shared.p99_ms)).map_or(f64::INFINITY, |p99| p99 / tenant.p99_ms)
+            let alone = p99_alone(run, &tenant.name).unwrap_or(tenant.p99_ms);
+            shared.and_then(|shared| positive(shared.p99_ms)).map_or(f64::INFINITY, |p99| p99 / alone)
         };
         let worst = |class: Option<Class>| {
             let candidates = tenants(run).iter().filter(|tenant| class.is_none_or(|class| tenant.class == class));
             candidates.max_by(|a, b| fate(a).total_cmp(&fate(b)))
         };
         let tenant = worst(Some(Class::Latency)).or_else(|| worst(None))?;
-        Some(Self { ordinary, placed, tenant })
+        let alone_p99_ms = p99_alone(run, &tenant.name).unwrap_or(tenant.p99_ms);
+        Some(Self { ordinary, placed, tenant, alone_p99_ms })
     }
 
     /// The tenant's 99th percentile under `policy`.
@@ -53,7 +57,7 @@ impl<'a> Comparison<'a> {
     /// The sentence.
     pub(super) fn headline(&self) -> String {
         let name = &self.tenant.name;
-        let alone = milliseconds(self.tenant.p99_ms);
+        let alone = milliseconds(self.alone_p99_ms);
         match (self.ordinary, self.placed) {
             (Some(from), Some(to)) => {
                 let totals = format!("{} → {}", index(from.total_normalised_throughput), index(to.total_normalised_throughput));
@@ -108,7 +112,7 @@ fn best<'a>(run: &RunResult, policies: impl Iterator<Item = &'a PolicyResult>) -
     let suffering = |policy: &PolicyResult| {
         let latency = policy.tenants.iter().filter(|tenant| tenant.class == Class::Latency);
         let worst = latency.map(|tenant| {
-            let alone = find(&run.alone, &tenant.name).and_then(|alone| positive(alone.p99_ms)).unwrap_or(1.0);
+            let alone = p99_alone(run, &tenant.name).unwrap_or(1.0);
             positive(tenant.p99_ms).map_or(f64::INFINITY, |p99| p99 / alone)
         });
         worst.fold(0.0, f64::max)
@@ -125,6 +129,11 @@ pub(super) fn tenants(run: &RunResult) -> &[TenantResult] {
         Some(first) if run.alone.is_empty() => &first.tenants,
         _ => &run.alone,
     }
+}
+
+/// The 99th percentile of a tenant by itself: at its own rate of requests, where it has one.
+fn p99_alone(run: &RunResult, name: &str) -> Option<f64> {
+    find(&run.alone_at_rate, name).or_else(|| find(&run.alone, name)).and_then(|alone| positive(alone.p99_ms))
 }
 
 /// The tenant called `name`.

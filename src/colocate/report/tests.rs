@@ -151,6 +151,9 @@ fn requests_that_arrive_at_a_rate_are_set_against_the_same_rate_alone_and_the_ob
     assert_eq!(drawn(">alone at its rate<"), [true, false, false, false, false]);
     assert_eq!(drawn("<title>alone: p50 0.900 ms, p99 1.40 ms</title>"), [true, false, false, true, false]);
     assert_eq!(drawn("<title>objective: 2.10 ms</title>"), [true, false, false, false, false]);
+    run.policies.truncate(1);
+    let headline = elements(&render(&run), "h1")[0].to_owned();
+    assert!(headline.contains("1.40&nbsp;ms alone"), "{headline}");
 }
 
 #[test]
