@@ -108,6 +108,7 @@ typedef struct SkinnyGemmArgs {
     GemmArgs gemm;
     uint32_t norms_rows; // 1: each row of A counts divided by the root of epsilon and the mean of its squares
     float epsilon;
+    uint32_t stages_under_way; // of B, that a block has asked for and not got, at most
 } SkinnyGemmArgs;
 
 // The same where columns are heads, see gemm/heads.cuh.

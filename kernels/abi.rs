@@ -257,6 +257,8 @@ pub struct SkinnyGemmArgs {
     #[doc = " 1: each row of A counts divided by the root of epsilon and the mean of its squares"]
     pub norms_rows: u32,
     pub epsilon: f32,
+    #[doc = " of B, that a block has asked for and not got, at most"]
+    pub stages_under_way: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -267,6 +269,7 @@ const _: () = {
     ["Offset of field: SkinnyGemmArgs::gemm"][::std::mem::offset_of!(SkinnyGemmArgs, gemm) - 256usize];
     ["Offset of field: SkinnyGemmArgs::norms_rows"][::std::mem::offset_of!(SkinnyGemmArgs, norms_rows) - 344usize];
     ["Offset of field: SkinnyGemmArgs::epsilon"][::std::mem::offset_of!(SkinnyGemmArgs, epsilon) - 348usize];
+    ["Offset of field: SkinnyGemmArgs::stages_under_way"][::std::mem::offset_of!(SkinnyGemmArgs, stages_under_way) - 352usize];
 };
 #[doc = " The same where columns are heads, see gemm/heads.cuh."]
 #[repr(C)]

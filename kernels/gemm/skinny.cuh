@@ -12,6 +12,9 @@
 // The rows of A beyond m read as zeros and cost nothing; its m rows are read again for every tile, from L2. B is read once, and must not push out of L2
 // what other tenants' kernels read again.
 //
+// Beside other tenants no more bytes are under way than memory needs to be busy: more would only wait there, and whatever else misses L2 would wait behind
+// them (docs/kernels/skinny-gemm.md).
+//
 // A problem with fewer tiles than SMs shares k between the two blocks of a pair: the second sends its sums to the first, which adds them to its own.
 //
 // With at most 8 rows of A and a k whose halves are those of a pair, one block can do both, for 32 rows of B: these rows at the first half of k and, below
@@ -92,6 +95,8 @@ struct SkinnyGemm {
     // blocks find room only when the launch before has ended, and would rehearse instead of working.
     static constexpr bool REHEARSES = Shape::ROWS == 8 && !ROTATES;
     static constexpr int32_t REHEARSAL = -1;
+    // Cycles in which what was asked for arrives while memory is busy.
+    static constexpr uint32_t LATENCY = 2600;
     // Where the rows of B of a tile begin, for each copy that brings some of them: a head's lower and upper halves are two places for the copy engine, but one
     // copy.
     static constexpr int COPIES = ROTATES ? Shape::GROUPS : 1;
@@ -184,7 +189,7 @@ struct SkinnyGemm {
 
     // One warp, whose lanes stay together: keeps the ring full.
     __device__ void produce() const {
-        RingPosition<Shape::STAGES> at;
+        RingPosition<Shape::STAGES> at, oldest;
         typename TileBoard<Shape::PAIR>::Position slot;
         // The tile that this worker would have if all started at one time: somebody will want it soon, and most likely this one.
         if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
@@ -193,7 +198,13 @@ struct SkinnyGemm {
         // Weights do not come from an earlier launch, so they need not wait for one.
         const uint32_t ahead = args.constant_b && tile < tiles.count ? min(steps, static_cast<uint32_t>(Shape::STAGES)) : 0;
         if (elect_one()) {
+            const uint32_t begun = cycles();
             for (uint32_t step = 0; step < ahead; ++step) {
+                // No barrier tells of B alone, so here its arrival is a matter of time.
+                if (step >= all.stages_under_way) {
+                    const uint32_t due = (step - all.stages_under_way + 1) * (LATENCY / all.stages_under_way);
+                    while (cycles() - begun < due) continue;
+                }
                 mbarrier_expect(full + step * 8, Shape::K_BLOCKS * Shape::B_BYTES);
                 fetch_b(step, step, rows);
             }
@@ -201,14 +212,16 @@ struct SkinnyGemm {
         __syncwarp();
         wait_for_earlier_launches();
         const uint32_t ask_at = steps > 2 * Shape::STAGES ? steps - 2 * Shape::STAGES : 0;
+        uint32_t under_way = 0;
         while (tile < tiles.count) {
             const uint32_t fetched = done == 0 ? ahead : 0;
             // The second block of a pair has no steps where k is short; the first always has some.
             for (uint32_t step = 0; step < steps; ++step) {
                 if (step == ask_at && is_elastic() && rank == 0 && threadIdx.x % 32 == 0) board.ask();
-                if (step >= fetched) mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                const bool both = step >= fetched;
+                if (both) mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                if (all.stages_under_way < Shape::STAGES) make_way(oldest, under_way, both);
                 if (elect_one()) {
-                    const bool both = step >= fetched;
                     mbarrier_arrive_expect(full + at.stage * 8, both ? Shape::STAGE_BYTES : Shape::K_BLOCKS * Shape::A_BYTES);
                     if (both) fetch_b(at.stage, step, rows);
                     fetch_a(at.stage, step);
@@ -221,6 +234,22 @@ struct SkinnyGemm {
         }
     }
 
+    // Before a stage is asked for: of those before it only the last few are under way, the oldest of them being `oldest`.
+    __device__ __forceinline__ void make_way(RingPosition<Shape::STAGES> &oldest, uint32_t &under_way, bool waits) const {
+        if (under_way < all.stages_under_way) {
+            ++under_way;
+            return;
+        }
+        if (waits) mbarrier_wait(full + oldest.stage * 8, oldest.parity);
+        oldest.advance();
+    }
+
+    static __device__ __forceinline__ uint32_t cycles() {
+        uint32_t now;
+        asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
+        return now;
+    }
+
     // The i-th tile, for a warp that stays together.
     __device__ __forceinline__ uint32_t next_tile(typename TileBoard<Shape::PAIR>::Position &slot, uint32_t i) const {
         return is_elastic() ? board.next(slot) : counted_tile(i);
@@ -229,7 +258,7 @@ struct SkinnyGemm {
     __device__ void prefetch(uint32_t tile) const {
         if (tile < tiles.count && elect_one()) {
             const TileRows rows = rows_of(tile);
-            for (uint32_t block = 0; block < min(steps, static_cast<uint32_t>(Shape::STAGES)) * Shape::K_BLOCKS; ++block) {
+            for (uint32_t block = 0; block < min(steps, all.stages_under_way) * Shape::K_BLOCKS; ++block) {
                 const uint32_t k = first_k + block * 64;
 #pragma unroll
                 for (int copy = 0; copy < COPIES; ++copy) {

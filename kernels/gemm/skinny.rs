@@ -39,6 +39,10 @@ const LONG_US: f64 = 25.0;
 const GB_PER_SECOND_OF_SM: f64 = 95.0;
 const GB_PER_SECOND: f64 = 4200.0;
 
+/// Bytes of `B` that a launch has asked for and not got, at most, beside other tenants: what memory delivers at its full rate within 1.4 us. With twice as many,
+/// 68 SMs of an H200 read 6% more, and a GEMM on the other 64 took 1.7 times as long, since its misses wait behind them (docs/kernels/skinny-gemm.md).
+const BYTES_UNDER_WAY: u32 = 6_500_000;
+
 /// A kernel of `skinny.cu`: for up to 8, 16 or 32 rows of `A`, padded with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Skinny {
@@ -232,6 +236,18 @@ impl Skinny {
         128 * self.shape().groups + 64
     }
 
+    /// Stages of `B` that a block has asked for and not got, at most. Where the launch has the GPU to itself, nobody minds.
+    fn stages_under_way(self, sms: Sms, gpu: &Topology) -> u32 {
+        let Shape { groups, k_blocks, stages, .. } = self.shape();
+        let blocks_per_sm = Variant::Skinny(self).blocks_per_sm(gpu);
+        if sms >= gpu.sms {
+            return stages;
+        }
+        let stage = k_blocks * 64 * groups * 128;
+        let share = u32::from(sms.get()).max(1) * blocks_per_sm.max(1) * stage;
+        ((BYTES_UNDER_WAY + share / 2) / share).clamp(1, stages)
+    }
+
     /// Dynamic shared memory of a block, bytes: stages, the sums of a tile, barriers, and what aligns them.
     pub(super) const fn shared_bytes(self) -> u32 {
         let Shape { rows, pair, groups, k_blocks, stages, parts, .. } = self.shape();
@@ -259,7 +275,7 @@ impl Skinny {
     /// The launch of a problem that [`can_do`](Self::can_do) allows, on a GPU where a block fits.
     pub(super) fn launch(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
         let b = self.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, self.tile().1);
-        self.launch_with(self.symbol(), Params::new(args(gemm)), b, gemm, sms, gpu)
+        self.launch_with(self.symbol(), Params::new(self.args(gemm, sms, gpu)), b, gemm, sms, gpu)
     }
 
     /// The launch of a product whose columns are heads, of sizes that [`PAIRS_OF_TILE`] divides half of.
@@ -274,7 +290,7 @@ impl Skinny {
             tile: [matrix.tile[0], matrix.tile[1], 2, matrix.tile[2]],
             ..matrix
         };
-        let params = Params::new(abi::SkinnyQkvArgs { product: args(gemm), rotary: rotary.args() });
+        let params = Params::new(abi::SkinnyQkvArgs { product: self.args(gemm, sms, gpu), rotary: rotary.args() });
         self.launch_with(self.symbols()[1], params, b, gemm, sms, gpu)
     }
 
@@ -310,6 +326,19 @@ impl Skinny {
         }
     }
 
+    /// Without the tensor maps.
+    fn args(self, gemm: &Gemm, sms: Sms, gpu: &Topology) -> abi::SkinnyGemmArgs {
+        const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
+        abi::SkinnyGemmArgs {
+            a: UNUSED,
+            b: UNUSED,
+            gemm: gemm.args(),
+            norms_rows: u32::from(gemm.row_norm.is_some()),
+            epsilon: gemm.row_norm.map_or(0.0, |norm| norm.epsilon),
+            stages_under_way: self.stages_under_way(sms, gpu),
+        }
+    }
+
     /// `params` are, or begin with, a `SkinnyGemmArgs`.
     fn launch_with(self, symbol: &'static str, params: Params, b: TensorMap, gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
         use abi::SkinnyGemmArgs as Args;
@@ -332,18 +361,6 @@ impl Skinny {
             begins_by_number: true,
             params: params.with_tensor_maps([(offset_of!(Args, a), self.stages_of_a(gemm)), (offset_of!(Args, b), b)]),
         }
-    }
-}
-
-/// Without the tensor maps.
-fn args(gemm: &Gemm) -> abi::SkinnyGemmArgs {
-    const UNUSED: abi::TensorMap = abi::TensorMap { opaque: [0; 16] };
-    abi::SkinnyGemmArgs {
-        a: UNUSED,
-        b: UNUSED,
-        gemm: gemm.args(),
-        norms_rows: u32::from(gemm.row_norm.is_some()),
-        epsilon: gemm.row_norm.map_or(0.0, |norm| norm.epsilon),
     }
 }
 
@@ -455,6 +472,16 @@ mod tests {
                 let rotary = Skinny::choose_rotary(&gemm(shape), Sms(sms), &h200()).expect("few rows");
                 assert_eq!(rotary.shares_k(), choose(shape, sms).shares_k(), "{shape:?}");
             }
+        }
+    }
+
+    #[test]
+    fn beside_others_a_block_asks_for_no_more_than_its_part_of_what_memory_needs_under_way() {
+        let under_way = |skinny: Skinny, sms| skinny.stages_under_way(Sms(sms), &h200());
+        assert_eq!([132, 100, 66, 44, 8].map(|sms| under_way(Skinny::EightDeepHalves, sms)), [5, 2, 3, 5, 5]);
+        assert_eq!([132, 66, 32].map(|sms| under_way(Skinny::Eight, sms)), [3, 2, 3]);
+        for skinny in Skinny::ALL {
+            assert!((1..=130).all(|sms| (1..=skinny.shape().stages).contains(&under_way(skinny, sms))), "{skinny}");
         }
     }
 
