@@ -244,7 +244,7 @@ impl Skinny {
             return stages;
         }
         let stage = k_blocks * 64 * groups * 128;
-        let share = u32::from(sms.get()).max(1) * blocks_per_sm.max(1) * stage;
+        let share = sms.get().max(1) * blocks_per_sm.max(1) * stage;
         ((BYTES_UNDER_WAY + share / 2) / share).clamp(1, stages)
     }
 
