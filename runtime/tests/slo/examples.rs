@@ -91,7 +91,7 @@ fn a_latency_tenant_at_a_rate_is_sized_for_its_queue() {
     assert_eq!(sized(Some(10_000.0)), sized(Some(100_000.0)));
 }
 
-/// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
+/// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured at commit 5bb49f575239: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
 #[test]
 fn decoding_at_a_third_of_its_rate_owns_the_sms_that_its_objective_takes_and_leaves_the_others() {
     let decode = |slo_us| TenantDemand { rate: Some(397.0), ..latency_tenant(1, Some(slo_us), &decode_step()) };
@@ -101,7 +101,7 @@ fn decoding_at_a_third_of_its_rate_owns_the_sms_that_its_objective_takes_and_lea
     }
 }
 
-/// p50 of the decoding tenant under `static-equal` in `results/h200/slo.json` and `slo-encoder.json`, in a closed loop.
+/// p50 of the decoding tenant under `static-equal` in `results/h200/slo.json` and `slo-encoder.json` at commit 5bb49f575239, in a closed loop.
 #[test]
 fn decoding_on_half_of_the_gpu_is_predicted_to_be_hardly_slower_than_it_was_beside_each_neighbour() {
     for (neighbour, measured_us) in [(prefill(), 974.0), (encode_64(), 967.0)] {
