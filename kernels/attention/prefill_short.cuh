@@ -19,6 +19,7 @@ struct PrefillShort {
     static constexpr int BLOCKS_PER_SM = 2;
     using Rows = WarpgroupRows<D, ROWS>;
     static constexpr int PIECES = Rows::PIECES;
+    static constexpr int STEPS_AT_ONCE = 4; // of the second product
 
     struct Shared {
         __half queries[2][PIECES][BOX_ROWS * BOX_COLUMNS];
@@ -55,6 +56,16 @@ struct PrefillShort {
         }
     };
 
+    // output = weights * values from step FIRST on, in flight: the first keys' product while the next ones' weights are made.
+    template <int FIRST>
+    __device__ static __forceinline__ void multiply_weighed(Rows &rows, uint32_t values, float scale_log2, const float (&reference)[2]) {
+        constexpr int END = FIRST + STEPS_AT_ONCE;
+        rows.template exponentiate<FIRST, END>(scale_log2, reference, rows.sum);
+        rows.template round<FIRST, END>();
+        rows.template multiply_values<FIRST, END>(values);
+        if constexpr (END < Rows::STEPS) multiply_weighed<END>(rows, values, scale_log2, reference);
+    }
+
     __device__ static void tile(const AttentionPrefillArgs &args, const Place &place, Shared &shared) {
         const int length = place.length;
         if (length == 0) return;
@@ -78,13 +89,14 @@ struct PrefillShort {
         wgmma_wait<0>();
         wgmma_settle(rows.scores);
         if (mask.first(group * 64 + 63) > 0 || mask.end(group * 64) < ROWS) rows.hide(mask, 0, first_row);
-        rows.exponentiate(args.scale * 1.4426950408889634f, correction);
-        rows.round();
+        const float scale_log2 = args.scale * 1.4426950408889634f;
+        float reference[2];
+        rows.raise(scale_log2, reference, correction);
         rows.clear();
         cp_async_wait<0>();
         fence_shared_for_async();
         __syncthreads();
-        rows.multiply_values(shared_address(shared.values));
+        multiply_weighed<0>(rows, shared_address(shared.values), scale_log2, reference);
         wgmma_wait<0>();
         wgmma_settle(rows.output);
         rows.store(args, place.head, place.start, length, first_row);

@@ -22,9 +22,10 @@ template <int D, int KEYS>
 struct WarpgroupRows {
     static constexpr int PIECES = div_ceil(D, BOX_COLUMNS);
     static constexpr int PIECE_BYTES = KEYS * BOX_COLUMNS * 2; // of keys, or of values
+    static constexpr int STEPS = KEYS / 16;                    // of the second product
 
     float scores[KEYS / 2];
-    uint32_t weights[KEYS / 16][4];
+    uint32_t weights[STEPS][4];
     float output[D / 2];
     float highest[2] = {-INFINITY, -INFINITY};
     float sum[2] = {0.0f, 0.0f}; // of this thread's columns
@@ -45,12 +46,13 @@ struct WarpgroupRows {
         wgmma_commit();
     }
 
-    // output += weights * values, in flight.
+    // output += weights * values, in flight; of the keys of steps FIRST to END alone.
+    template <int FIRST = 0, int END = STEPS>
     __device__ __forceinline__ void multiply_values(uint32_t values) {
         const uint64_t b = wgmma_rows_descriptor(values, PIECE_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < KEYS / 16; ++step) wgmma_m64k16_rows<D>(output, weights[step], b + step * (16 * 128 / 16));
+        for (int step = FIRST; step < END; ++step) wgmma_m64k16_rows<D>(output, weights[step], b + step * (16 * 128 / 16));
         wgmma_commit();
     }
 
@@ -71,31 +73,51 @@ struct WarpgroupRows {
 
     // Scores become powers of two; returns by what earlier sums must be multiplied.
     __device__ __forceinline__ void exponentiate(float scale_log2, float (&correction)[2]) {
+        float reference[2], added[2] = {0.0f, 0.0f};
+        raise(scale_log2, reference, correction);
+        exponentiate<0, STEPS>(scale_log2, reference, added);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], correction[half], added[half]);
+    }
+
+    // Takes the scores into the highest so far; returns what exponents are relative to, and the correction.
+    __device__ __forceinline__ void raise(float scale_log2, float (&reference)[2], float (&correction)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float now = highest[half];
+            // Two chains of comparisons, since each waits for the one before.
+            float even = highest[half], odd = -INFINITY;
 #pragma unroll
-            for (int i = 0; i < KEYS / 4; ++i) now = fmaxf(now, scores[i / 2 * 4 + half * 2 + i % 2]);
-            now = quad_max(now);
-            // While a row has seen hidden keys only, its maximum is -inf and -inf - -inf would be NaN.
-            const float reference = now == -INFINITY ? 0.0f : now * scale_log2;
-            correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference));
-            highest[half] = now;
-            float added = 0.0f;
-#pragma unroll
-            for (int i = 0; i < KEYS / 4; ++i) {
-                float &p = scores[i / 2 * 4 + half * 2 + i % 2];
-                p = exp2_approx(fmaf(p, scale_log2, -reference));
-                added += p;
+            for (int i = half * 2; i < KEYS / 2; i += 4) {
+                even = fmaxf(even, scores[i]);
+                odd = fmaxf(odd, scores[i + 1]);
             }
-            sum[half] = fmaf(sum[half], correction[half], added);
+            const float now = quad_max(fmaxf(even, odd));
+            // While a row has seen hidden keys only, its maximum is -inf and -inf - -inf would be NaN.
+            reference[half] = now == -INFINITY ? 0.0f : now * scale_log2;
+            correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference[half]));
+            highest[half] = now;
+        }
+    }
+
+    // The scores of steps FIRST to END alone, added to `added` one by one.
+    template <int FIRST, int END>
+    __device__ __forceinline__ void exponentiate(float scale_log2, const float (&reference)[2], float (&added)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int i = FIRST * 4; i < END * 4; ++i) {
+                float &p = scores[i / 2 * 4 + half * 2 + i % 2];
+                p = exp2_approx(fmaf(p, scale_log2, -reference[half]));
+                added[half] += p;
+            }
         }
     }
 
     // Rounded, two neighbouring column groups of scores are an A operand as they stand.
+    template <int FIRST = 0, int END = STEPS>
     __device__ __forceinline__ void round() {
 #pragma unroll
-        for (int step = 0; step < KEYS / 16; ++step) {
+        for (int step = FIRST; step < END; ++step) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) weights[step][i] = pack_halves(scores[step * 8 + i * 2], scores[step * 8 + i * 2 + 1]);
         }
@@ -121,9 +143,7 @@ struct WarpgroupRows {
                 }
                 quad_transpose(words, lane);
                 const int column = (group + lane) * 8;
-                if (row < length && column < args.head_dim) {
-                    *reinterpret_cast<uint4 *>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
-                }
+                if (row < length && column < args.head_dim) store_global_16(to + column, words);
             }
         }
     }
