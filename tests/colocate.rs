@@ -176,6 +176,18 @@ fn exclusive_tenants_take_turns_request_by_request() {
 }
 
 #[test]
+fn a_tenant_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too() {
+    let folder = TempDir::new().unwrap();
+    let stdout = succeeded(&colocate(folder.path(), &["chat=llama-3.2-1b,class=latency,slo=5ms,rate=4000", EMBED], "static-equal"));
+    let result = json(folder.path());
+    let chat = &policy(&result, "static-equal")["tenants"][0];
+    let [served, waiting] = [number(chat, "throughput") * 0.2, number(chat, "waiting")];
+    assert!((served + waiting) / (4000.0 * (0.2 + 0.3)) > 0.8, "{served} served and {waiting} waiting of 4000 a second, 0.3 s before the window too");
+    assert!(number(chat, "slo_attainment") < 0.05 && number(chat, "p99_ms") > 200.0, "{chat}");
+    names_all(&stdout, &[&format!("static-equal, chat: {waiting} requests still waited")]);
+}
+
+#[test]
 fn a_decoder_serves_a_stream_of_requests_beside_another_tenant() {
     const STREAM: &str = "chat=llama-3.2-1b,class=latency,slo=20ms,batch=8,prompt=200,generate=16,chunk=64";
     let folder = TempDir::new().unwrap();

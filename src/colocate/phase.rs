@@ -308,6 +308,7 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         p99_ms: latencies.quantile_ms(0.99),
         slowdown: 1.0,
         requests: latencies.count(),
+        waiting: served.waiting,
         rate: tenant.rate,
         slo_ms: tenant.slo_ms,
         slo_attainment: tenant.slo_ms.map(|_| served.within_slo as f64 / latencies.count().max(1) as f64),

@@ -198,6 +198,7 @@ fn group(class: &str, name: &str, totals: &str, tenants: &[TenantResult]) -> Str
 fn row(tenant: &TenantResult) -> String {
     let latency = |value| positive(value).map_or_else(|| "–".into(), number);
     let within = tenant.slo_attainment.map_or_else(|| "no SLO".into(), |share| format!("{}%", number(100.0 * share)));
+    let within = if tenant.falls_behind() { format!("{within}, {} still waited", tenant.waiting) } else { within };
     let figures = [
         number(tenant.throughput),
         latency(tenant.p50_ms),

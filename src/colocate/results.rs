@@ -44,8 +44,11 @@ pub struct TenantResult {
     pub p99_ms: f64,
     /// Mean latency over mean latency alone, at the same rate where requests arrive at one; 1 when alone.
     pub slowdown: f64,
-    /// Requests finished while measuring.
+    /// Requests finished while measuring, and those still waiting then that had missed the objective already.
     pub requests: u64,
+    /// Requests that had arrived and were not answered when the measured time was over. Where they are many, latencies are lower bounds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waiting: u64,
     /// Requests that arrived per second, on average; none in a closed loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
@@ -119,6 +122,17 @@ pub struct RunResult {
     pub alone_at_rate: Vec<TenantResult>,
     /// The same tenants together, one entry a policy.
     pub policies: Vec<PolicyResult>,
+}
+
+impl TenantResult {
+    /// Whether so many requests were still waiting that percentiles of latency are no more than lower bounds.
+    pub fn falls_behind(&self) -> bool {
+        self.waiting > self.requests / 100 + 1
+    }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl PolicyResult {

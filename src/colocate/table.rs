@@ -38,8 +38,9 @@ pub fn render(run: &RunResult) -> String {
     }
     let mark = if run.provenance.simulated { "SIMULATED  " } else { "" };
     let streams = if streams.len() > 1 { lines(&streams, STREAM_WORDS, mark) } else { Vec::new() };
+    let behind = run.policies.iter().flat_map(|policy| policy.tenants.iter().filter_map(|tenant| behind(&policy.policy, tenant)));
     let predictions = run.policies.iter().flat_map(predictions);
-    lines(&rows, WORDS, mark).into_iter().chain(streams).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
+    lines(&rows, WORDS, mark).into_iter().chain(streams).chain(behind).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
 }
 
 /// Rows with their columns aligned, to stand after `mark`; the first `words` columns hold words.
@@ -83,6 +84,12 @@ fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEA
         per_token,
         slow_per_token,
     ])
+}
+
+/// That a tenant does not keep up with its requests.
+fn behind(policy: &str, tenant: &TenantResult) -> Option<String> {
+    let (policy, name) = (name(policy, LONGEST_POLICY), name(&tenant.name, LONGEST_NAME));
+    tenant.falls_behind().then(|| format!("{policy}, {name}: {} requests still waited at the end; latencies are at least these", tenant.waiting))
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
@@ -133,6 +140,7 @@ mod tests {
             p99_ms: latency_ms,
             slowdown: 1.0,
             requests: 0,
+            waiting: 0,
             rate: None,
             slo_ms: None,
             slo_attainment: None,

@@ -31,8 +31,11 @@ pub trait Workload: Send {
 /// What a server measured.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
-    /// Latencies of requests that finished in the measured window.
+    /// Latencies of requests that finished in the measured window, and of those [`waiting`](Self::waiting) at its end that had missed the objective already: at
+    /// least as long as they had waited.
     pub latencies: Latencies,
+    /// Requests that had arrived by the end of the window and were answered later, or never. Of a stream they are not counted.
+    pub waiting: u64,
     /// How many of them kept the objective.
     pub within_slo: u64,
     /// Requests done in the measured window. One that began before it, or ended after it, counts for its part inside: of requests that take a fifth of the window,
@@ -183,6 +186,7 @@ impl Server {
         let scheduled = self.waiting.unwrap_or_else(|| self.arrivals.next(now));
         if now >= self.window.end || scheduled >= self.window.end {
             self.seat.iter().for_each(Seat::leave);
+            self.note_unanswered();
             self.rest()?;
             return Ok(Step::Finished);
         }
@@ -244,6 +248,25 @@ impl Server {
         if (self.window.from..self.window.until).contains(&now) {
             self.served.latencies.record(latency);
             self.served.within_slo += u64::from(spent <= 1.0);
+        } else if now >= self.window.until {
+            self.note_waiting(scheduled);
+        }
+    }
+
+    /// Once the load has ended: of requests that arrive at a rate more may have come than were served.
+    fn note_unanswered(&mut self) {
+        while self.arrivals.next(self.window.end) < self.window.until {
+            self.note_waiting(self.arrivals.next(self.window.end));
+            self.arrivals.advance();
+        }
+    }
+
+    /// A request that was not answered within the window. Without these, a tenant that cannot keep up would show the few requests that it served.
+    fn note_waiting(&mut self, scheduled: Duration) {
+        let waited = self.window.until.saturating_sub(scheduled);
+        self.served.waiting += u64::from(!waited.is_zero());
+        if spent(waited, self.slo) > 1.0 {
+            self.served.latencies.record(waited);
         }
     }
 }

@@ -18,6 +18,7 @@ fn tenant(name: &str, class: Class, throughput: f64, p50_ms: f64, p99_ms: f64) -
         p99_ms,
         slowdown: 1.0,
         requests: throughput as u64,
+        waiting: 0,
         rate: None,
         slo_ms: None,
         slo_attainment: (class == Class::Latency).then_some(0.975),
