@@ -182,7 +182,10 @@ fn a_tenant_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too()
     let result = json(folder.path());
     let chat = &policy(&result, "static-equal")["tenants"][0];
     let [served, waiting] = [number(chat, "throughput") * 0.2, number(chat, "waiting")];
-    assert!((served + waiting) / (4000.0 * (0.2 + 0.3)) > 0.8, "{served} served and {waiting} waiting of 4000 a second, 0.3 s before the window too");
+    assert!(
+        (served + waiting) / (4000.0 * (0.2 + 0.3)) > 0.8,
+        "{served} served and {waiting} waiting of 4000 a second, 0.3 s before the window too"
+    );
     assert!(number(chat, "slo_attainment") < 0.05 && number(chat, "p99_ms") > 200.0, "{chat}");
     names_all(&stdout, &[&format!("static-equal, chat: {waiting} requests still waited")]);
 }

@@ -89,7 +89,9 @@ fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEA
 /// That a tenant does not keep up with its requests.
 fn behind(policy: &str, tenant: &TenantResult) -> Option<String> {
     let (policy, name) = (name(policy, LONGEST_POLICY), name(&tenant.name, LONGEST_NAME));
-    tenant.falls_behind().then(|| format!("{policy}, {name}: {} requests still waited at the end; latencies are at least these", tenant.waiting))
+    tenant
+        .falls_behind()
+        .then(|| format!("{policy}, {name}: {} requests still waited at the end; latencies are at least these", tenant.waiting))
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
