@@ -91,20 +91,20 @@ fn a_latency_tenant_at_a_rate_is_sized_for_its_queue() {
     assert_eq!(sized(Some(10_000.0)), sized(Some(100_000.0)));
 }
 
-/// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured at commit 5bb49f575239: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
+/// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured at commit 8aed4e8a4870: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
 #[test]
 fn decoding_at_a_third_of_its_rate_owns_the_sms_that_its_objective_takes_and_leaves_the_others() {
-    let decode = |slo_us| TenantDemand { rate: Some(397.0), ..latency_tenant(1, Some(slo_us), &decode_step()) };
-    for (neighbour, slo_us, tpcs) in [(prefill(), 2974, 50), (encode_64(), 2986, 51)] {
+    let decode = |slo_us| TenantDemand { rate: Some(396.9), ..latency_tenant(1, Some(slo_us), &decode_step()) };
+    for (neighbour, slo_us, tpcs) in [(prefill(), 2987, 53), (encode_64(), 3065, 50)] {
         let tenants = [decode(slo_us), throughput_tenant(2, &neighbour)];
         assert_eq!(owned(&plan(&tenants)), [tpcs, 66 - tpcs]);
     }
 }
 
-/// p50 of the decoding tenant under `static-equal` in `results/h200/slo.json` and `slo-encoder.json` at commit 5bb49f575239, in a closed loop.
+/// p50 of the decoding tenant under `static-equal` in `results/h200/slo.json` and `slo-encoder.json` at commit 8aed4e8a4870, in a closed loop.
 #[test]
-fn decoding_on_half_of_the_gpu_is_predicted_to_be_hardly_slower_than_it_was_beside_each_neighbour() {
-    for (neighbour, measured_us) in [(prefill(), 974.0), (encode_64(), 967.0)] {
+fn decoding_on_half_of_the_gpu_takes_what_was_predicted_beside_each_neighbour_within_a_twentieth() {
+    for (neighbour, measured_us) in [(prefill(), 1035.3), (encode_64(), 1027.1)] {
         let (mut slo_us, mut half) = (900, None);
         while half.is_none() && slo_us < 2000 {
             slo_us += 10;
@@ -112,7 +112,7 @@ fn decoding_on_half_of_the_gpu_is_predicted_to_be_hardly_slower_than_it_was_besi
             half = (owned(&plan(&tenants)) == [33, 33]).then(|| forecast(&Slo::default(), &tenants, 1));
         }
         let error = half.unwrap().latency_us / measured_us - 1.0;
-        assert!((0.0..0.08).contains(&error), "{:+.1}%", 100.0 * error);
+        assert!(error.abs() < 0.05, "{:+.1}%", 100.0 * error);
     }
 }
 
