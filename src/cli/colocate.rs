@@ -178,11 +178,17 @@ fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> 
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
-        print_line(format_args!(
-            "{mark}{} kernels of tenant {name} have no profile: run `{}`, then this again with `{given}--profile FILE`",
-            kernels.len(),
-            profile::command(tenant, device, "FILE")
-        ))?;
+        let unprofiled = format!("{mark}{} kernels of tenant {name} have no profile", kernels.len());
+        match tenant.stream {
+            // `smidgen profile` measures requests of one shape, and a stream's steps have others.
+            Some(_) => print_line(format_args!(
+                "{unprofiled}, and of a stream's steps none is made yet: they ran on the policy's default placement"
+            ))?,
+            None => {
+                let command = profile::command(tenant, device, "FILE");
+                print_line(format_args!("{unprofiled}: run `{command}`, then this again with `{given}--profile FILE`"))?;
+            }
+        }
     }
     written.iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
 }
