@@ -13,11 +13,11 @@ pub enum Arrivals {
     Poisson {
         /// Requests per second.
         rate: f64,
-        /// Draws the gaps.
-        generator: SplitMix64,
+        /// State of the generator.
+        state: u64,
         /// When the next one arrives.
         next: Duration,
-        /// The seed of the trace that is measured, and when it begins; none once it has.
+        /// The state with which the trace begins that is measured, and when; none once it has.
         measured: Option<(u64, Duration)>,
     },
 }
@@ -37,7 +37,7 @@ impl Arrivals {
         let Some(rate) = rate else { return Self::ClosedLoop };
         let begin = from.saturating_sub(LEAD).max(start);
         // Another trace until then.
-        let mut arrivals = Self::Poisson { rate, generator: SplitMix64(!seed), next: start, measured: Some((seed, begin)) };
+        let mut arrivals = Self::Poisson { rate, state: !seed, next: start, measured: Some((seed, begin)) };
         arrivals.advance();
         arrivals
     }
@@ -52,23 +52,26 @@ impl Arrivals {
 
     /// Passes on to the request after that.
     pub fn advance(&mut self) {
-        let Self::Poisson { rate, generator, next, measured } = self else { return };
-        *next += gap(generator, *rate);
+        let Self::Poisson { rate, state, next, measured } = self else { return };
+        *next += gap(state, *rate);
         if let Some((seed, begin)) = measured.take_if(|(_, begin)| *next >= *begin) {
-            *generator = SplitMix64(seed);
-            *next = begin + gap(generator, *rate);
+            *state = seed;
+            *next = begin + gap(state, *rate);
         }
     }
 }
 
 /// The time to the next request.
-fn gap(generator: &mut SplitMix64, rate: f64) -> Duration {
-    Duration::from_secs_f64(-uniform(generator).ln() / rate)
+fn gap(state: &mut u64, rate: f64) -> Duration {
+    Duration::from_secs_f64(-uniform(state).ln() / rate)
 }
 
 /// A number in (0, 1].
-fn uniform(generator: &mut SplitMix64) -> f64 {
-    ((generator.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+fn uniform(state: &mut u64) -> f64 {
+    let mut generator = SplitMix64(*state);
+    let output = generator.next();
+    *state = generator.0;
+    ((output >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
