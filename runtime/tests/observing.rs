@@ -1,6 +1,7 @@
 //! What a runtime shows of itself: a timeline, metrics, kernels without profiles, and profiles that have drifted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -481,4 +482,22 @@ fn a_kernel_is_sampled_with_the_sms_that_it_was_sized_for() {
     let sms = sms.collect::<Vec<_>>();
     assert!(!sms.is_empty() && sms.iter().all(|&sms| sms == Sms(66)), "{sms:?}");
     assert!(!trace.tenants.contains_key(&other) || trace.tenants[&other].events.len() <= 2);
+}
+
+/// A disk that has no room left.
+struct Full;
+
+impl io::Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_timeline_that_could_not_be_written_is_an_error_however_short_it_is() {
+    assert_eq!(chrome::write(&[], Full).unwrap_err().kind(), io::ErrorKind::StorageFull);
 }

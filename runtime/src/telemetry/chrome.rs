@@ -6,7 +6,7 @@
 //! `b` and `e` (a request: those of one tenant may overlap).
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -70,7 +70,10 @@ pub fn write(phases: &[Phase<'_>], target: impl io::Write) -> io::Result<()> {
         false => json!({ "source": "smidgen", "times": "measured" }),
     };
     let file = File { display_time_unit: "ns", other_data, trace_events: writer.entries };
-    Ok(serde_json::to_writer(io::BufWriter::new(target), &file)?)
+    let mut target = io::BufWriter::new(target);
+    serde_json::to_writer(&mut target, &file)?;
+    // Dropped, it would keep an error of the last bytes to itself.
+    target.flush()
 }
 
 struct Writer {
