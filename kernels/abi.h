@@ -204,7 +204,7 @@ typedef struct AttentionDecodeArgs {
     uint64_t output;    // f16 [sequences, output_stride]
     uint64_t lengths;   // u32 [sequences], valid positions of each cache, the query's own included
     uint64_t workspace; // DECODE_MAX_COUNTERS u32, zero between launches; then partial results
-    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic
+    uint32_t pages_per_chunk; // whose keys are one block's share: part of the arithmetic; a power of two
     uint32_t sequences;
     uint32_t heads;
     uint32_t qkv_stride;

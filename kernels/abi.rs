@@ -464,7 +464,7 @@ pub struct AttentionDecodeArgs {
     pub lengths: u64,
     #[doc = " DECODE_MAX_COUNTERS u32, zero between launches; then partial results"]
     pub workspace: u64,
-    #[doc = " whose keys are one block's share: part of the arithmetic"]
+    #[doc = " whose keys are one block's share: part of the arithmetic; a power of two"]
     pub pages_per_chunk: u32,
     pub sequences: u32,
     pub heads: u32,

@@ -128,7 +128,7 @@ struct Decode : DecodeArithmetic<D, false> {
             if (++item.page == item.end_page) {
                 Slot(&slots)[WARPS] = shared.slots[slot];
                 this->leave_partial(partial, shared.sums[warp],
-                                    [&](int head, int column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
+                                    [&](uint32_t head, uint32_t column) { return &slots[warp].output[head * RESULT_PITCH + column]; });
                 more = ahead_is_next;
                 if (more) queries = read_queries(ahead);
                 meet(0); // all four partial results are there, and the number of the item after the next
@@ -137,7 +137,7 @@ struct Decode : DecodeArithmetic<D, false> {
                     shared.finished = item;
                     shared.more = more;
                 }
-                this->store(item, shared.sums, [&](int of_warp, int head, int column) {
+                this->store(item, shared.sums, [&](uint32_t of_warp, uint32_t head, uint32_t column) {
                     return reinterpret_cast<const float4 *>(&slots[of_warp].output[head * RESULT_PITCH + column]);
                 });
                 partial = Partial();
@@ -166,7 +166,7 @@ struct Decode : DecodeArithmetic<D, false> {
 
     // One group of copies: this warp's quarter of the page.
     __device__ __forceinline__ void copy_page(const DecodeItem &item, int slot) {
-        const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page % args.pages_per_chunk);
+        const size_t page = __shfl_sync(EVERY_LANE, item.page_number, item.page & (args.pages_per_chunk - 1));
         const size_t first_row = (page * args.cache.kv_heads + item.key_head) * KV_PAGE_TOKENS + warp * KEYS;
         const int rows = item.length - item.page * KV_PAGE_TOKENS - warp * KEYS;
         const bool aligned = head_dim % 8 == 0;

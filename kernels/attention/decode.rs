@@ -17,6 +17,9 @@ const ENOUGH_CHUNKS: u64 = 256;
 /// Below this, what a chunk costs besides its pages outweighs what more blocks gain.
 const FEWEST_PAGES_PER_CHUNK: u32 = 8;
 
+// Half of it, and so on: each a power of two, as the kernels take for granted.
+const _: () = assert!(abi::DECODE_MOST_PAGES_PER_CHUNK.is_power_of_two());
+
 /// Beyond this, a tile is several chunks.
 const MOST_TILES: u64 = 8192;
 

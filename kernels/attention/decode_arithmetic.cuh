@@ -33,7 +33,7 @@ constexpr uint32_t NO_ITEM = 0xffffffff;
 
 // One chunk of one column of one sequence.
 struct DecodeItem {
-    uint32_t sequence, column;
+    uint32_t sequence, column;            // the column's number among those of all sequences
     uint32_t key_head, first_head, heads; // of the column: a key head, and the query heads that share it, up to DECODE_HEADS
     int begin, length;    // positions that the query sees
     int chunk, chunks;    // this one, and how many the sequence has from the first that it sees
@@ -41,40 +41,48 @@ struct DecodeItem {
     uint32_t page_number; // lane i: the table's entry of the chunk's page i
 };
 
-// Columns of a sequence that have the same key head: groups of up to DECODE_HEADS of the query heads that share it.
-__device__ __forceinline__ uint32_t columns_per_key_head(const AttentionDecodeArgs &args) {
-    return div_ceil(args.heads / args.cache.kv_heads, DECODE_HEADS);
-}
+// Divides by a chunk's pages, or its tokens, which are powers of two: a division by any other number is 20 instructions, one waiting for the other, at every
+// place where it stands.
+class ChunkSize {
+  public:
+    __device__ __forceinline__ explicit ChunkSize(uint32_t power_of_two) : shift_(31 - __clz(power_of_two)) {}
+    __device__ __forceinline__ int whole(int amount) const { return amount >> shift_; }
+    __device__ __forceinline__ int with_part(int amount) const { return (amount + (1 << shift_) - 1) >> shift_; }
+
+  private:
+    const int shift_;
+};
+__device__ __forceinline__ ChunkSize chunk_pages(const AttentionDecodeArgs &args) { return ChunkSize(args.pages_per_chunk); }
+__device__ __forceinline__ ChunkSize chunk_tokens(const AttentionDecodeArgs &args) { return ChunkSize(args.pages_per_chunk * KV_PAGE_TOKENS); }
 
 // A warp's way through the batch, from item to item; quick where their numbers grow. Reads lengths and pages past L1: it may do so before earlier launches
 // have ended, and what an SM kept in L1 from before may be older than what the last launch to write them left.
 class DecodeItems {
   public:
     __device__ explicit DecodeItems(const AttentionDecodeArgs &args)
-        : args_(args), heads_per_key_(args.heads / args.cache.kv_heads), columns_per_key_(columns_per_key_head(args)),
-          columns_(args.cache.kv_heads * columns_per_key_) {
-        read(0);
-    }
+        : args_(args), heads_per_key_(args.heads / args.cache.kv_heads), columns_per_key_(div_ceil(heads_per_key_, DECODE_HEADS)),
+          columns_(args.cache.kv_heads * columns_per_key_) {}
 
     // Items in the whole batch, the same in every lane. To be called before the first at().
     __device__ uint32_t count() {
-        uint32_t items = __shfl_sync(EVERY_LANE, last_, 31);
-        for (uint32_t first = 32; first < args_.sequences; first += 32) {
+        uint32_t items = 0, first = 0;
+#pragma unroll 1
+        do {
+            before_ = items;
             read(first);
             items += __shfl_sync(EVERY_LANE, last_, 31);
-        }
-        if (args_.sequences > 32) read(0);
+            first += 32;
+        } while (first < args_.sequences);
         return items;
     }
 
     __device__ DecodeItem at(uint32_t number) {
-        if (number < before_) { // of a tile with several items, the last was far ahead
-            before_ = 0;
-            read(0);
-        }
-        for (uint32_t here; number - before_ >= (here = __shfl_sync(EVERY_LANE, last_, 31));) {
-            before_ += here;
-            read(first_ + 32);
+#pragma unroll 1
+        for (uint32_t here; number < before_ || number - before_ >= (here = __shfl_sync(EVERY_LANE, last_, 31));) {
+            // Back to the first, if what was last looked at lies behind.
+            const bool back = number < before_;
+            before_ = back ? 0 : before_ + here;
+            read(back ? 0 : first_ + 32);
         }
         const int owner = __ffs(__ballot_sync(EVERY_LANE, number - before_ < last_)) - 1;
         DecodeItem item;
@@ -83,12 +91,13 @@ class DecodeItems {
         item.begin = begin(item.length);
         item.chunks = chunks(item.length);
         const uint32_t nth = number - before_ - __shfl_sync(EVERY_LANE, last_, owner) + item.chunks * columns_;
-        item.column = nth % columns_;
-        item.key_head = item.column / columns_per_key_;
-        const uint32_t before = item.column % columns_per_key_ * DECODE_HEADS; // heads of the same key head
+        const uint32_t column = nth % columns_;
+        item.column = item.sequence * columns_ + column;
+        item.key_head = column / columns_per_key_;
+        const uint32_t before = column % columns_per_key_ * DECODE_HEADS; // heads of the same key head
         item.first_head = item.key_head * heads_per_key_ + before;
         item.heads = min(heads_per_key_ - before, uint32_t(DECODE_HEADS));
-        item.chunk = item.begin / chunk_tokens() + nth / columns_;
+        item.chunk = chunk_tokens(args_).whole(item.begin) + nth / columns_;
         const int first_page = item.chunk * args_.pages_per_chunk;
         item.page = max(first_page, item.begin / KV_PAGE_TOKENS);
         item.end_page = min(first_page + int(args_.pages_per_chunk), div_ceil(item.length, KV_PAGE_TOKENS));
@@ -100,10 +109,11 @@ class DecodeItems {
     }
 
   private:
-    __device__ int chunk_tokens() const { return args_.pages_per_chunk * KV_PAGE_TOKENS; }
-
     __device__ int begin(int length) const { return args_.window == 0 || args_.window >= length ? 0 : length - args_.window; }
-    __device__ int chunks(int length) const { return div_ceil(length, chunk_tokens()) - begin(length) / chunk_tokens(); }
+    __device__ int chunks(int length) const {
+        const ChunkSize tokens = chunk_tokens(args_);
+        return tokens.with_part(length) - tokens.whole(begin(length));
+    }
 
     // Lane i has sequence first + i, and in last_ the number of its last item plus one, counted from the first of the 32 sequences.
     __device__ void read(uint32_t first) {
@@ -133,24 +143,17 @@ class DecodeNumbers {
   public:
     __device__ DecodeNumbers(const Tiles &tiles, uint32_t items) : tiles_(tiles), queue_(tiles), items_(items), last_(NO_ITEM) {}
 
-    // The first, before earlier launches are waited for. If there is none, the caller must wait all the same, then let the next launch come.
-    __device__ uint32_t first() {
-        if (tiles_.progress == 0) return next();
-        while (queue_.take_early(last_)) {
-            if (last_ < items_) return last_;
-        }
-        return last_ = NO_ITEM;
-    }
-
-    __device__ uint32_t next() {
+    // Whoever got none before waiting for earlier launches must wait all the same, then let the next launch come.
+    __device__ uint32_t next(bool has_waited = true) {
         if (tiles_.progress == 0) {
             last_ = last_ == NO_ITEM ? blockIdx.x : last_ + gridDim.x;
             return last_ < items_ ? last_ : NO_ITEM;
         }
         if (last_ < items_ && items_ - last_ > tiles_.count) return last_ += tiles_.count;
-        while (queue_.take(last_)) {
+        while (queue_.take_early(last_)) {
             if (last_ < items_) return last_;
         }
+        if (has_waited) let_next_launch_come();
         return last_ = NO_ITEM;
     }
     __device__ bool is_joiner() const { return queue_.is_joiner(); }
@@ -254,28 +257,28 @@ struct DecodeArithmetic {
         }
     }
 
-    // Where the other warps find it: result(head, column) is the place of one output.
+    // Where the other warps find it: result(head, column) is the place of the outputs from a column on that is a multiple of 8. Eight lie side by side.
     template <typename Result>
     __device__ __forceinline__ void leave_partial(Partial &partial, WarpSums &sums, const Result &result) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int distance = 4; distance < 32; distance *= 2) partial.sum[half] += __shfl_xor_sync(EVERY_LANE, partial.sum[half], distance);
-            const int head = lane % 4 * 2 + half;
+            const uint32_t head = lane % 4 * 2 + half;
             if (lane / 4 == 0) {
                 sums.highest[head] = partial.highest[half];
                 sums.sum[head] = partial.sum[half];
             }
 #pragma unroll
             for (int i = 0; i < D / 16; ++i) {
-                *result(head, i * 16 + lane / 4) = partial.output[i][half];
-                *result(head, i * 16 + lane / 4 + 8) = partial.output[i][half + 2];
+                result(head, i * 16)[lane / 4] = partial.output[i][half];
+                result(head, i * 16 + 8)[lane / 4] = partial.output[i][half + 2];
             }
         }
     }
 
     // The workspace: counters at a fixed place, then for each chunk of each query head (maximum, sum), then its output.
-    __device__ size_t chunk_rows() const { return div_ceil(args.cache.pages_per_sequence, args.pages_per_chunk); }
+    __device__ size_t chunk_rows() const { return chunk_pages(args).with_part(args.cache.pages_per_sequence); }
     __device__ size_t workspace_row(const DecodeItem &item, int head) const {
         return (item.sequence * size_t(args.heads) + head) * chunk_rows();
     }
@@ -289,12 +292,18 @@ struct DecodeArithmetic {
     }
     __device__ int pitch() const { return div_ceil(head_dim, 4); } // of a row of outputs, in float4
 
-    // Four columns of a finished row.
+    // Four columns of a finished row; for an item of no chunks all but the store itself, which is therefore not left to the compiler: it would branch around
+    // all that leads to it.
     __device__ void write_output(const DecodeItem &item, int head, int column, float4 value) const {
         __half *const to = reinterpret_cast<__half *>(args.output) + item.sequence * size_t(args.output_stride) + head * head_dim + column;
         if (((args.output | 2 * (args.output_stride | head_dim)) & 7) == 0) {
-            *reinterpret_cast<uint2 *>(to) = make_uint2(pack_halves(value.x, value.y), pack_halves(value.z, value.w));
-        } else {
+            asm volatile("{\n"
+                         ".reg .pred wanted;\n"
+                         "setp.ne.s32 wanted, %0, 0;\n"
+                         "@wanted st.global.v2.b32 [%1], {%2, %3};\n"
+                         "}\n" ::"r"(item.chunks), "l"(__cvta_generic_to_global(to)), "r"(pack_halves(value.x, value.y)), "r"(pack_halves(value.z, value.w))
+                         : "memory");
+        } else if (item.chunks != 0) {
             const float values[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -317,9 +326,9 @@ struct DecodeArithmetic {
     // place of four of them.
     template <typename Result>
     __device__ __forceinline__ void store(const DecodeItem &item, const WarpSums (&sums)[WARPS], const Result &result) const {
-        const int first = item.first_head, pieces = pitch();
-        for (int i = threadIdx.x; i < int(item.heads) * pieces; i += WARPS * 32) {
-            const int row = i / pieces, piece = i % pieces;
+        const uint32_t first = item.first_head, pieces = pitch();
+        for (uint32_t i = threadIdx.x; i < item.heads * pieces; i += WARPS * 32) {
+            const uint32_t row = i / pieces, piece = i % pieces;
             float highest = sums[0].highest[row];
 #pragma unroll
             for (int other = 1; other < WARPS; ++other) highest = fmaxf(highest, sums[other].highest[row]);
@@ -331,9 +340,9 @@ struct DecodeArithmetic {
                 add_weighted(output, weight, *result(other, row, piece * 4));
                 sum += weight * sums[other].sum[row];
             }
-            if (item.chunks == 1) {
+            if (item.chunks <= 1) {
                 write_output(item, first + row, piece * 4, scaled(output, 1.0f / sum));
-            } else if (item.chunks > 1) {
+            } else {
                 const size_t at = workspace_row(item, first + row) + item.chunk;
                 outputs()[at * pieces + piece] = output;
                 if (piece == 0) statistics()[at] = make_float2(highest, sum);
@@ -353,8 +362,7 @@ struct DecodeArithmetic {
     __device__ void combine_if_last(const DecodeItem &item, CombineRoom &room) const {
         bool last = false;
         if (lane == 0) {
-            const uint32_t columns = args.cache.kv_heads * columns_per_key_head(args);
-            uint32_t *const arrivals = reinterpret_cast<uint32_t *>(args.workspace) + size_t(item.sequence) * columns + item.column;
+            uint32_t *const arrivals = reinterpret_cast<uint32_t *>(args.workspace) + item.column;
             fence(); // releases every thread's part, which is ordered before this thread
             last = atomicAdd(arrivals, 1u) == item.chunks - 1;
             if (last) {
@@ -365,36 +373,39 @@ struct DecodeArithmetic {
         if (__shfl_sync(EVERY_LANE, last, 0)) combine(item, room);
     }
 
+    // What all lanes together have of each row, in lane i of row i % DECODE_HEADS. Values meet as they would if every row were added up by itself, from
+    // neighbours on, but at each step a lane passes on half of its rows and keeps the other half: 9 shuffles instead of 40.
+    template <typename Operation>
+    __device__ __forceinline__ float over_lanes(float (&rows)[DECODE_HEADS], const Operation &of_two) const {
+#pragma unroll
+        for (int distance = 1; distance < DECODE_HEADS; distance *= 2) {
+            const bool keeps_second = lane & distance;
+#pragma unroll
+            for (int row = 0; row < DECODE_HEADS; row += 2 * distance) {
+                const float first = rows[row], second = rows[row + distance];
+                const float passed = __shfl_xor_sync(EVERY_LANE, keeps_second ? first : second, distance);
+                rows[row] = of_two(keeps_second ? second : first, passed);
+            }
+        }
+#pragma unroll
+        for (int distance = DECODE_HEADS; distance < 32; distance *= 2) rows[0] = of_two(rows[0], __shfl_xor_sync(EVERY_LANE, rows[0], distance));
+        return rows[0];
+    }
+
     // Reads past L1, which does not see what other SMs write. For the weights every lane is a chunk's, for the output it has some pieces of it; the
     // first loads of both are under way together.
     __device__ void combine(const DecodeItem &item, CombineRoom &room) const {
         constexpr int EACH = D <= 80 ? 1 : D < 32 * 4 ? D / 32 : 4, AHEAD = D <= 80 ? 2 : 4;
         const int first = item.first_head, rows = item.heads, pieces = pitch(), chunks = item.chunks;
-        const int first_chunk = item.begin / int(args.pages_per_chunk * KV_PAGE_TOKENS);
+        const int first_chunk = chunk_tokens(args).whole(item.begin);
         const size_t first_row = workspace_row(item, first) + first_chunk, next_head = chunk_rows();
         const auto known = [&](int row, int chunk) {
             return row < rows && chunk < chunks ? __ldcg(statistics() + first_row + row * next_head + chunk) : make_float2(-INFINITY, 0.0f);
         };
 
-        float2 mine[DECODE_HEADS]; // of this lane's chunk among 32
-#pragma unroll
-        for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, lane);
         float highest[DECODE_HEADS];
-        // A lane's statistics become its chunk's weights, for all lanes to read.
-        const auto publish = [&](int from, bool add) {
-            __syncwarp();
 #pragma unroll
-            for (int row = 0; row < DECODE_HEADS; ++row) {
-                const float weight = from + lane < chunks ? exp2_approx(mine[row].x - highest[row]) : 0.0f;
-                room.weights[row][lane] = weight;
-                float sum = weight * mine[row].y;
-#pragma unroll
-                for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, distance);
-                if (add && lane == 0) room.sums[row] = from == 0 ? sum : room.sums[row] + sum;
-            }
-            __syncwarp();
-        };
-
+        for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = -INFINITY;
         for (int base = 0; base < rows * pieces; base += 32 * EACH) {
             const float4 *of[EACH]; // of the first chunk
             int row_of[EACH], column_of[EACH];
@@ -405,51 +416,47 @@ struct DecodeArithmetic {
                 column_of[j] = i % pieces * 4;
                 of[j] = outputs() + (first_row + row_of[j] * next_head) * pieces + i % pieces;
             }
-            float4 ahead[AHEAD][EACH];
-#pragma unroll
-            for (int chunk = 0; chunk < AHEAD; ++chunk) {
-#pragma unroll
-                for (int j = 0; j < EACH; ++j) ahead[chunk][j] = chunk < chunks ? __ldcg(of[j] + chunk * pieces) : float4();
-            }
-            if (base == 0) {
-#pragma unroll
-                for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = mine[row].x;
-                for (int chunk = 32; chunk < chunks; chunk += 32) {
-#pragma unroll
-                    for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = fmaxf(highest[row], known(row, chunk + lane).x);
-                }
-#pragma unroll
-                for (int row = 0; row < DECODE_HEADS; ++row) {
-#pragma unroll
-                    for (int distance = 1; distance < 32; distance *= 2) {
-                        highest[row] = fmaxf(highest[row], __shfl_xor_sync(EVERY_LANE, highest[row], distance));
-                    }
-                }
-                publish(0, true);
-            } else if (chunks > 32) {
-#pragma unroll
-                for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, lane);
-                publish(0, false);
-            }
-
             float4 output[EACH] = {};
-#pragma unroll
-            for (int chunk = 0; chunk < AHEAD; ++chunk) {
-#pragma unroll
-                for (int j = 0; j < EACH; ++j) add_weighted(output[j], room.weights[row_of[j]][chunk], ahead[chunk][j]);
-            }
-            for (int chunk = AHEAD; chunk < chunks; chunk += AHEAD) {
-                if (chunk % 32 == 0) {
-#pragma unroll
-                    for (int row = 0; row < DECODE_HEADS; ++row) mine[row] = known(row, chunk + lane);
-                    publish(chunk, base == 0);
-                }
+#pragma unroll 1
+            for (int chunk = 0; chunk < chunks; chunk += AHEAD) {
+                float4 ahead[AHEAD][EACH];
 #pragma unroll
                 for (int next = 0; next < AHEAD; ++next) {
 #pragma unroll
                     for (int j = 0; j < EACH; ++j) {
                         ahead[next][j] = chunk + next < chunks ? __ldcg(of[j] + size_t(chunk + next) * pieces) : float4();
                     }
+                }
+                // Up to 32 chunks' weights stay from one base to the next.
+                if (chunk % 32 == 0 && (base == 0 || chunks > 32)) {
+                    const bool first = base == 0 && chunk == 0;
+                    float2 mine[DECODE_HEADS]; // of this lane's chunk among 32
+                    // The first time from the last ones on, which tells the highest of all.
+#pragma unroll 1
+                    for (int from = first ? (chunks - 1) / 32 * 32 : chunk; from >= chunk; from -= 32) {
+#pragma unroll
+                        for (int row = 0; row < DECODE_HEADS; ++row) {
+                            mine[row] = known(row, from + lane);
+                            highest[row] = fmaxf(highest[row], mine[row].x);
+                        }
+                    }
+                    if (first) {
+                        const float of_row = over_lanes(highest, [](float a, float b) { return fmaxf(a, b); });
+#pragma unroll
+                        for (int row = 0; row < DECODE_HEADS; ++row) highest[row] = __shfl_sync(EVERY_LANE, of_row, row);
+                    }
+                    // A lane's statistics become its chunk's weights, for all lanes to read.
+                    __syncwarp();
+                    float sums[DECODE_HEADS];
+#pragma unroll
+                    for (int row = 0; row < DECODE_HEADS; ++row) {
+                        const float weight = chunk + lane < chunks ? exp2_approx(mine[row].x - highest[row]) : 0.0f;
+                        room.weights[row][lane] = weight;
+                        sums[row] = weight * mine[row].y;
+                    }
+                    const float sum = over_lanes(sums, [](float a, float b) { return a + b; });
+                    if (base == 0 && lane < DECODE_HEADS) room.sums[lane] = chunk == 0 ? sum : room.sums[lane] + sum;
+                    __syncwarp();
                 }
 #pragma unroll
                 for (int next = 0; next < AHEAD; ++next) {

@@ -19,8 +19,9 @@
 // The launch before writes the queries and each sequence's newest row; all else was there before it (AttentionDecode in decode.rs says what that asks of
 // the launches before). So the producer finds its first item and fills the ring while that launch still runs, all but queries and newest page, and then
 // waits for it. That changes when bytes arrive, and no bit of what comes out. Where chunks are short, the attending warps meanwhile rehearse: they go through a
-// page of whatever shared memory holds, and drop the result. An SM that ran other kernels since must fetch the instructions first, each when it is wanted, which
-// takes longer than what a short context needs of them. The rehearsal's place in the ring is the first, and everyone goes on from the second.
+// page of whatever shared memory holds, to the end of an item and to its handing over, and drop the result. An SM that ran other kernels since must fetch the
+// instructions first, each when it is wanted, which takes longer than what a short context needs of them. So code that runs after that wait stands where it also
+// runs before. The rehearsal's place in the ring is the first, and everyone goes on from the second.
 //
 // A stage: the page's keys and values as boxes of BOX columns, each box 64 rows of at most 128 bytes that the copy engine swizzles so that ldmatrix
 // meets no bank conflict. When an item ends, a warp leaves its partial result where its keys of the last page were: 16 rows of BOX halves
@@ -53,13 +54,15 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
 
     // What the ring's page is of; one access.
     struct alignas(16) Note {
-        int page; // below 0: there are no more
+        int page;
         int begin, length;
         uint32_t heads; // of the item if this is its first page, or 0; with LAST_PAGE
     };
     static constexpr uint32_t LAST_PAGE = 1u << 31;
     // All of an item in a page, some keys masked; it has no chunks, so nothing of it is written to global memory.
     static constexpr Note REHEARSAL = {0, 0, KV_PAGE_TOKENS - 1, DECODE_HEADS | LAST_PAGE};
+    // That there are no more: the last page of an item that has no heads.
+    static constexpr Note END = {0, 0, 0, LAST_PAGE};
     // Long chunks are worth more than what it saves.
     static constexpr uint32_t MOST_REHEARSED_PAGES = 8;
     struct Shared {
@@ -79,16 +82,20 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
     __device__ DecodeBulk(const AttentionDecodeArgs &args, Shared &shared) : Arithmetic(args), shared(shared) {}
 
     __device__ static void prepare(const AttentionDecodeArgs &args, Shared &shared) {
-        const uint32_t i = threadIdx.x;
-        if (i < STAGES) {
-            mbarrier_init(shared_address(&shared.full[i]), 1);
-            mbarrier_init(shared_address(&shared.empty[i]), WARPS * 32);
-        } else if (i < STAGES + 2) {
-            mbarrier_init(shared_address(&shared.finished[i - STAGES]), WARPS * 32);
-            mbarrier_init(shared_address(&shared.kept[i - STAGES]), 32);
-        } else if (i == STAGES + 2) {
+        // By one thread: the copy engine's barriers are set up by one thread at a time in any case.
+        if (threadIdx.x == 0) {
+#pragma unroll
+            for (int i = 0; i < STAGES; ++i) {
+                mbarrier_init(shared_address(&shared.full[i]), 1);
+                mbarrier_init(shared_address(&shared.empty[i]), WARPS * 32);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                mbarrier_init(shared_address(&shared.finished[i]), WARPS * 32);
+                mbarrier_init(shared_address(&shared.kept[i]), 32);
+            }
             mbarrier_init(shared_address(&shared.ended), (WARPS + 1) * 32);
-        } else if (i == 32) {
+        } else if (threadIdx.x == 32) {
             tma_prefetch(args.key_map);
             tma_prefetch(args.value_map);
         }
@@ -98,11 +105,7 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
 
     __device__ void run(const Tiles &tiles) {
         if (warp == PRODUCER) {
-            DecodeItems items(args);
-            DecodeNumbers numbers(tiles, items.count());
-            produce(items, numbers);
-            if (numbers.is_joiner()) mbarrier_wait(shared_address(&shared.ended), 0); // everything that was taken is finished
-            if (lane == 0) numbers.leave();
+            produce(tiles);
         } else {
             if (warp == KEEPER) {
                 keep();
@@ -115,89 +118,88 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
 
     __device__ bool rehearses() const { return args.pages_per_chunk <= MOST_REHEARSED_PAGES; }
 
-    // Keeps the ring full. Lanes stay together.
-    __device__ void produce(DecodeItems &items, DecodeNumbers &numbers) {
+    // Keeps the ring full. Lanes stay together. One loop for all items, whether or not earlier launches are waited for yet: what is asked for right after that
+    // wait is asked for by instructions that brought the pages before, so that none of them is still to be fetched.
+    __device__ void produce(const Tiles &tiles) {
         RingPosition<STAGES> at;
-        if (rehearses()) {
-            if (lane == 0) {
-                shared.notes[at.stage] = REHEARSAL;
-                shared.items[at.stage] = DecodeItem{.heads = DECODE_HEADS};
-                mbarrier_arrive(shared_address(&shared.full[at.stage]));
-            }
+        if (rehearses()) { // while the lengths are read
+            if (lane == 0) put(REHEARSAL, DecodeItem{.heads = DECODE_HEADS}, at.stage);
             at.advance();
         }
-        const int first_stage = at.stage;
-        uint32_t number = 0;
-        if (lane == 0) number = numbers.first();
-        number = __shfl_sync(EVERY_LANE, number, 0);
-        DecodeItem item = {};
-        if (number != NO_ITEM) item = items.at(number);
-
-        const int newest = (item.length - 1) / KV_PAGE_TOKENS;
-        int page = item.page;
-        for (; page < min(item.end_page, item.page + STAGES); ++page) {
-            mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
-            fill(item, page, at.stage, page < newest);
-            at.advance();
-        }
-        wait_for_earlier_launches();
-        if (number == NO_ITEM) {
-            let_next_launch_come();
-        } else {
-            load_queries(item, first_stage);
-            if (newest < page) load_page(item, newest, (first_stage + newest - item.page) % STAGES);
-        }
-
-        while (number != NO_ITEM) {
-            for (; page < item.end_page; ++page) {
-                mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
-                fill(item, page, at.stage, true);
-                if (page == item.page) load_queries(item, at.stage);
-                at.advance();
-            }
-            if (lane == 0) number = numbers.next();
+        DecodeItems items(args);
+        DecodeNumbers numbers(tiles, items.count());
+        bool has_waited = false;
+        while (true) {
+            uint32_t number = 0;
+            if (lane == 0) number = numbers.next(has_waited);
             number = __shfl_sync(EVERY_LANE, number, 0);
             if (number == NO_ITEM) break;
-            item = items.at(number);
-            page = item.page;
+            const DecodeItem item = items.at(number);
+            const int first_stage = at.stage;
+            bool has_queries = false;
+#pragma unroll 1
+            for (int page = item.page; page < item.end_page; ++page) {
+                if (!has_waited && page == item.page + STAGES) { // the ring is full, and nobody reads it without the queries
+                    wait_for_earlier_launches();
+                    if (elect_one()) load_queries(item, first_stage);
+                    __syncwarp();
+                    has_waited = has_queries = true;
+                }
+                const uint32_t row = row_of(item, page); // so early that nothing waits for it after earlier launches
+                mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
+                announce(item, page, at.stage);
+                if (!has_waited && page + 1 == item.end_page) { // what earlier launches write to lies in the last page of an item
+                    wait_for_earlier_launches();
+                    has_waited = true;
+                }
+                if (elect_one()) {
+                    if (has_waited && !has_queries) load_queries(item, first_stage);
+                    load_rows(row, at.stage);
+                }
+                __syncwarp();
+                has_queries = has_waited;
+                at.advance();
+            }
+        }
+        if (!has_waited) {
+            wait_for_earlier_launches();
+            let_next_launch_come();
         }
         mbarrier_wait(shared_address(&shared.empty[at.stage]), at.parity ^ 1);
-        if (lane == 0) {
-            shared.notes[at.stage] = Note{-1, 0, 0, 0};
-            mbarrier_arrive(shared_address(&shared.full[at.stage]));
-        }
+        if (lane == 0) put(END, DecodeItem{}, at.stage);
         __syncwarp();
+        if (numbers.is_joiner()) mbarrier_wait(shared_address(&shared.ended), 0); // everything that was taken is finished
+        if (lane == 0) numbers.leave();
     }
 
-    // A stage's note, and where `now` its keys and values. Queries, with an item's first page, are left to load_queries().
-    __device__ __forceinline__ void fill(const DecodeItem &item, int page, int stage, bool now) const {
-        const uint32_t row = row_of(item, page);
+    // An item in one stage, with nothing to be copied. By one thread.
+    __device__ __forceinline__ void put(Note note, const DecodeItem &item, int stage) const {
+        shared.notes[stage] = note;
+        shared.items[stage] = item;
+        mbarrier_arrive(shared_address(&shared.full[stage]));
+    }
+
+    // A stage's note, and what it will have of bytes.
+    __device__ __forceinline__ void announce(const DecodeItem &item, int page, int stage) const {
         if (elect_one()) {
             const bool first = page == item.page, last = page + 1 == item.end_page;
             shared.notes[stage] = Note{page, item.begin, item.length, (first ? item.heads : 0) | (last ? LAST_PAGE : 0)};
             if (last) shared.items[stage] = item;
             mbarrier_arrive_expect(shared_address(&shared.full[stage]), 2 * PAGE_BYTES + (first ? item.heads * D * 2 : 0));
-            if (now) load_rows(row, stage);
         }
         __syncwarp();
     }
 
-    __device__ __forceinline__ void load_page(const DecodeItem &item, int page, int stage) const {
-        const uint32_t row = row_of(item, page);
-        if (elect_one()) load_rows(row, stage);
-        __syncwarp();
-    }
-
+    // By one thread.
     __device__ __forceinline__ void load_queries(const DecodeItem &item, int stage) const {
         const __half *const queries =
             reinterpret_cast<const __half *>(args.qkv) + item.sequence * size_t(args.qkv_stride) + item.first_head * D;
-        if (elect_one()) bulk_load(shared_address(shared.queries[stage]), queries, item.heads * D * 2, shared_address(&shared.full[stage]));
-        __syncwarp();
+        bulk_load(shared_address(shared.queries[stage]), queries, item.heads * D * 2, shared_address(&shared.full[stage]));
     }
 
     // The page's first row in the pools, of the item's key head. All lanes.
     __device__ __forceinline__ uint32_t row_of(const DecodeItem &item, int page) const {
-        const uint32_t page_number = __shfl_sync(EVERY_LANE, item.page_number, page % args.pages_per_chunk);
+        const uint32_t page_number = __shfl_sync(EVERY_LANE, item.page_number, page & (args.pages_per_chunk - 1));
         return (page_number * args.cache.kv_heads + item.key_head) * KV_PAGE_TOKENS;
     }
 
@@ -225,28 +227,30 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
     }
 
     __device__ void keep() {
-        wait_for_earlier_launches();
         for (uint32_t nth = 0;; ++nth) {
             const uint32_t place = nth % 2, parity = nth / 2 % 2;
             mbarrier_wait(shared_address(&shared.finished[place]), parity);
             const DecodeItem item = shared.finished_items[place];
             mbarrier_arrive(shared_address(&shared.kept[place]));
-            if (item.chunks == 0) break;
-            this->combine_if_last(item, shared.room);
+            if (item.heads == 0) break;
+            if (item.chunks > 1) {
+                wait_for_earlier_launches();
+                this->combine_if_last(item, shared.room);
+            }
         }
     }
 
     // Byte of 16-byte chunk `chunk` of row `row` in a page of boxes. A box's chunks are XORed with its row as the copy engine does.
-    __device__ static uint32_t chunk_at(int row, int chunk) {
-        constexpr int CHUNKS = BOX / 8;
-        const int swizzle = BOX == 64 ? row % 8 : BOX == 32 ? row / 2 % 4 : row / 4 % 2;
+    __device__ static uint32_t chunk_at(uint32_t row, uint32_t chunk) {
+        constexpr uint32_t CHUNKS = BOX / 8;
+        const uint32_t swizzle = BOX == 64 ? row % 8 : BOX == 32 ? row / 2 % 4 : row / 4 % 2;
         return chunk / CHUNKS * BOX_BYTES + row * BOX * 2 + ((chunk % CHUNKS ^ swizzle) << 4);
     }
 
     // Where a warp leaves an output: in its own 16 rows of keys, box by box. Columns are XORed with the head's pair, so that the lanes of a store lie
-    // in different banks; four columns stay side by side.
-    __device__ static float *result(uint8_t *keys, int of_warp, int head, int column) {
-        const int swizzle = head / 2 * 8 % BOX;
+    // in different banks; eight columns stay side by side.
+    __device__ static float *result(uint8_t *keys, uint32_t of_warp, uint32_t head, uint32_t column) {
+        const uint32_t swizzle = head / 2 * 8 % BOX;
         return reinterpret_cast<float *>(keys + column / BOX * BOX_BYTES + of_warp * KEYS * BOX * 2) + head * BOX + (column % BOX ^ swizzle);
     }
 
@@ -260,7 +264,6 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
         while (true) {
             mbarrier_wait(shared_address(&shared.full[at.stage]), at.parity);
             const Note note = shared.notes[at.stage];
-            if (note.page < 0) break;
             uint8_t *const keys = shared.keys[at.stage], *const values = shared.values[at.stage];
             const uint32_t empty = shared_address(&shared.empty[at.stage]);
             if (const uint32_t heads = note.heads & ~LAST_PAGE) read_queries(queries, shared.queries[at.stage], heads);
@@ -278,25 +281,28 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
 
             if (note.heads & LAST_PAGE) {
                 const DecodeItem item = shared.items[at.stage];
-                __syncwarp(); // no lane still reads the keys
-                WarpSums(&sums)[WARPS] = shared.sums[at.stage];
-                this->leave_partial(partial, sums[warp], [&](int head, int column) { return result(keys, warp, head, column); });
-                asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-                this->store(item, sums, [&](int of_warp, int head, int column) {
-                    return reinterpret_cast<const float4 *>(result(keys, of_warp, head, column));
-                });
-                fence_shared_for_async(); // the copy engine writes there next
-                if (item.chunks > 1) hand_over(item, handed);
-                partial = Partial();
+                if (item.heads != 0) {
+                    __syncwarp(); // no lane still reads the keys
+                    WarpSums(&sums)[WARPS] = shared.sums[at.stage];
+                    this->leave_partial(partial, sums[warp], [&](uint32_t head, uint32_t column) { return result(keys, warp, head, column); });
+                    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+                    this->store(item, sums, [&](uint32_t of_warp, uint32_t head, uint32_t column) {
+                        return reinterpret_cast<const float4 *>(result(keys, of_warp, head, column));
+                    });
+                    fence_shared_for_async(); // the copy engine writes there next
+                    partial = Partial();
+                }
+                if (item.chunks != 1) hand_over(item, handed);
+                if (item.heads == 0) break;
             }
             mbarrier_arrive(empty);
             at.advance();
             if (!has_waited) wait_for_earlier_launches();
             has_waited = true;
         }
-        hand_over(DecodeItem{}, handed); // that there are no more
     }
 
+    // Items with chunks to be added up; and the rehearsal's, which is none, and the end, which then goes the way that the rehearsal went.
     __device__ __forceinline__ void hand_over(const DecodeItem &item, uint32_t &handed) {
         const uint32_t place = handed % 2, parity = handed / 2 % 2;
         if (threadIdx.x == 0) {
@@ -318,9 +324,10 @@ struct DecodeBulk : DecodeArithmetic<D, true> {
     }
 
     // Zeros in this warp's rows from the `valid`th on. The page is its item's last, whose end tells the copy engine.
-    __device__ __forceinline__ void clear_values(uint8_t *values, int valid) const {
-        for (int i = lane; i < (KEYS - valid) * D / 8; i += 32) {
-            const int row = warp * KEYS + valid + i / (D / 8);
+    __device__ __forceinline__ void clear_values(uint8_t *values, uint32_t valid) const {
+#pragma unroll 1 // an item has one such page, for which four copies of the code would be fetched
+        for (uint32_t i = lane; i < (KEYS - valid) * D / 8; i += 32) {
+            const uint32_t row = warp * KEYS + valid + i / (D / 8);
             *reinterpret_cast<uint4 *>(values + chunk_at(row, i % (D / 8))) = make_uint4(0, 0, 0, 0);
         }
         __syncwarp();

@@ -112,16 +112,18 @@ struct LogitRow {
 
     __device__ static uint32_t id_of(uint32_t segment, uint32_t i) { return segment * SEGMENT + i * 32 + threadIdx.x % 32; }
 
-    // Calls visit(id, logit) for every token of the segments first, first + step, ... below `end`, in the thread that read it. Two segments are
-    // on their way at once.
+    // Calls visit(id, logit) for every token of the segments first, first + step, ... below `end`, in the thread that read it. The next segment is on
+    // its way meanwhile.
     template <typename Visit>
     __device__ void for_each(uint32_t first, uint32_t end, uint32_t step, Visit visit) const {
-        for (uint32_t segment = first; segment < end; segment += 2 * step) {
-            float logit[2][EACH];
-            load_in_few_registers(segment, logit[0]);
-            if (segment + step < end) load_in_few_registers(segment + step, logit[1]);
-            visit_segment(segment, logit[0], visit);
-            if (segment + step < end) visit_segment(segment + step, logit[1], visit);
+        float logit[EACH], next[EACH];
+        if (first < end) load_in_few_registers(first, next);
+#pragma unroll 1
+        for (uint32_t segment = first; segment < end; segment += step) {
+#pragma unroll
+            for (uint32_t i = 0; i < EACH; ++i) logit[i] = next[i];
+            if (segment + step < end) load_in_few_registers(segment + step, next);
+            visit_segment(segment, logit, visit);
         }
     }
 
