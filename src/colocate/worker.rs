@@ -4,12 +4,15 @@
 //! runtime. So no phase inherits another's contexts, and a crash ends one phase with an error instead of the run.
 //!
 //! The coordinator and a worker talk in lines: the job goes in as JSON; `ready` comes out when the models are loaded and captured; `go` goes
-//! in once all workers are ready; a [`Report`] comes out as JSON, after others of metrics where they are wanted.
+//! in once all workers are ready; a [`Report`] comes out as JSON, after others of metrics where they are wanted. A worker whose coordinator is gone, however it
+//! ended, sees its input end, and ends too.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use smidgen_runtime::tenant::Class;
@@ -209,7 +212,7 @@ impl Worker {
     }
 
     fn go(&mut self) -> Result<(), WorkerError> {
-        let sent = self.stdin.take().map_or(Ok(()), |mut stdin| writeln!(stdin, "go"));
+        let sent = self.stdin.as_mut().map_or(Ok(()), |stdin| writeln!(stdin, "go"));
         sent.map_err(|source| WorkerError::Pipe { tenant: self.tenant.clone(), source })
     }
 
@@ -246,30 +249,38 @@ impl Drop for Worker {
 /// # Errors
 /// Only if the coordinator cannot be told; everything else is told to it.
 pub fn serve_coordinator() -> io::Result<()> {
-    let mut stdin = io::stdin().lock();
-    let mut line = String::new();
-    stdin.read_line(&mut line)?;
-    let report = match serde_json::from_str::<Job>(&line) {
-        Ok(job) => run_job(&job, &mut stdin)
-            .map_or_else(|error| Report::Failed(error.to_string()), |(results, shown)| Report::Done(results, shown)),
+    let told = told_by_coordinator();
+    let report = match serde_json::from_str::<Job>(&told.recv().unwrap_or_default()) {
+        Ok(job) => {
+            run_job(&job, told).map_or_else(|error| Report::Failed(error.to_string()), |(results, shown)| Report::Done(results, shown))
+        }
         Err(error) => Report::Failed(format!("a worker is started by `smidgen colocate`, with a job on standard input: {error}")),
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-fn run_job(job: &Job, coordinator: &mut impl BufRead) -> Result<(Vec<TenantResult>, Shown), Box<dyn Error>> {
+/// The lines of standard input, which end with the coordinator.
+fn told_by_coordinator() -> Receiver<String> {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+    told
+}
+
+fn run_job(job: &Job, told: Receiver<String>) -> Result<(Vec<TenantResult>, Shown), Box<dyn Error>> {
     let device = crate::cuda::open()?;
     // The coordinator has warned of what is doubtful.
     let (profiles, _) = super::profiles::load(&job.profiles, &*device)?;
     let gate = || {
         println!("ready");
         io::stdout().flush().map_err(|_| PhaseError::CalledOff)?;
-        let mut line = String::new();
-        match coordinator.read_line(&mut line) {
-            Ok(read) if read > 0 => Ok(()),
-            _ => Err(PhaseError::CalledOff),
-        }
+        told.recv().map_err(|_| PhaseError::CalledOff)?;
+        thread::spawn(move || {
+            while told.recv().is_ok() {}
+            // Nobody stops this process, nor reads what it would report.
+            std::process::exit(1)
+        });
+        Ok(())
     };
     let show = |text| match serde_json::to_string(&Report::Metrics(text)) {
         Ok(line) => println!("{line}"),
