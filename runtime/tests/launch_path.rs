@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::device::{Device, DevicePtr, PartitionId, Priority, Sms, Topology};
+use smidgen_runtime::device::{Device, DeviceError, DevicePtr, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{
     Element, EncodedMaps, Fingerprint, Kernel, LaunchError, OpaqueKernel, ParamBytes, Params, Placement, Plan, PlanCell, Session, Swizzle,
@@ -182,10 +182,9 @@ impl Policy for Borrowing {
     }
 }
 
-#[test]
-fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
-    let idle = Idle::new();
-    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+/// A tenant that has lent what it owns and lends again as each request ends, a session of it, and who borrows.
+fn lending(idle: &Arc<Idle>) -> (Runtime, Session, [TenantId; 2]) {
+    let device: Arc<dyn Device> = Arc::clone(idle) as Arc<dyn Device>;
     let runtime = Runtime::new(device, Box::new(Borrowing), Arc::new(ProfileStore::default()));
     runtime.set_hysteresis(Duration::ZERO);
     let ids = [Class::Latency, Class::Throughput].map(|class| {
@@ -194,6 +193,13 @@ fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
     });
     let mut session = runtime.session(ids[0]).unwrap();
     session.end_request().unwrap();
+    (runtime, session, ids)
+}
+
+#[test]
+fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
+    let idle = Idle::new();
+    let (runtime, mut session, ids) = lending(&idle);
     let copies = idle.copies();
     let mut rounds = || {
         for _ in 0..1000 {
@@ -204,4 +210,23 @@ fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
     assert_eq!(allocations(&mut rounds), 0);
     assert_eq!(idle.copies() - copies, 2000, "one copy for the one borrower, each time");
     assert_eq!(runtime.holdings(ids[1]).unwrap().borrowed, TpcSet::range(0, 22));
+}
+
+#[test]
+fn a_request_whose_borrowers_cannot_be_told_has_not_begun() {
+    let idle = Idle::new();
+    let (runtime, mut session, ids) = lending(&idle);
+    let lent = runtime.holdings(ids[0]).unwrap();
+    assert_eq!(lent.lent, TpcSet::range(0, 22));
+
+    idle.refuse_copies(true);
+    let refused = session.begin_request();
+    assert!(matches!(refused, Err(LaunchError::Device(DeviceError::Driver { .. }))), "{refused:?}");
+    idle.refuse_copies(false);
+    // Nobody ends what has not begun, and what is lent is lent again.
+    assert_eq!(runtime.holdings(ids[0]).unwrap(), lent);
+    session.begin_request().unwrap();
+    assert_eq!(runtime.holdings(ids[0]).unwrap().lent, TpcSet::EMPTY);
+    session.end_request().unwrap();
+    assert_eq!(runtime.holdings(ids[0]).unwrap(), lent);
 }

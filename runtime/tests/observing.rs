@@ -14,7 +14,7 @@ use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, Slo, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::{DriftReport, ProfileStore};
 use smidgen_runtime::telemetry::chrome::{self, Phase};
-use smidgen_runtime::telemetry::trace::Happening;
+use smidgen_runtime::telemetry::trace::{Event, Happening, Lane, TenantTrace, Trace};
 use smidgen_runtime::telemetry::{Recording, metrics as names};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions, Unprofiled};
@@ -439,6 +439,88 @@ fn metrics_count_by_tenant_what_happened() {
         runtime.dismiss(id).unwrap();
         assert_eq!(values()[&(names::SMS_HELD.to_owned(), "chat".to_owned())], DebugValue::Gauge(0.0.into()));
     });
+}
+
+#[test]
+fn what_a_session_launches_is_counted_though_it_never_replays_and_outlives_its_tenant() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let mut counted = BTreeMap::<String, u64>::new();
+    metrics::with_local_recorder(&recorder, || {
+        let (gpu, profiles) = drifted([1.0; 3]);
+        let (runtime, id, mut session) = serving(&gpu, Krisp::isolated(), profiles, Recording::default());
+        request(&mut session);
+        session.end_request().unwrap();
+        runtime.publish_metrics();
+        // A snapshot takes what was counted since the last one.
+        let mut count = || {
+            for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+                if let DebugValue::Counter(more) = value {
+                    *counted.entry(key.key().name().to_owned()).or_default() += more;
+                }
+            }
+            [names::LAUNCHES, names::HOPS].map(|name| counted.get(name).copied().unwrap_or_default())
+        };
+        let stats = session.stats();
+        assert!(stats.hops > 0, "every kernel has a partition of its own");
+        assert_eq!(count(), [stats.launches, stats.hops]);
+        runtime.dismiss(id).unwrap();
+        drop((runtime, session));
+        assert_eq!(count(), [stats.launches, stats.hops], "nothing is counted twice");
+    });
+}
+
+#[test]
+fn two_tenants_of_one_name_have_figures_of_their_own_and_none_once_they_are_gone() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let held = || {
+        let read = snapshotter.snapshot().into_vec().into_iter().filter(|(key, ..)| key.key().name() == names::SMS_HELD);
+        let held = read.map(|(key, _, _, value)| {
+            let tenant = key.key().labels().find(|label| label.key() == "tenant").unwrap().value().to_owned();
+            let DebugValue::Gauge(sms) = value else { panic!("{value:?} is no gauge") };
+            (tenant, sms.into_inner())
+        });
+        held.collect::<BTreeMap<_, _>>()
+    };
+    metrics::with_local_recorder(&recorder, || {
+        let gpu = Gpu::h200();
+        let (runtime, first, _session) = serving(&gpu, StaticEqual, Arc::default(), Recording::default());
+        let second = runtime.admit(tenant("chat")).unwrap();
+        runtime.admit(TenantSpec { memory_bytes: u64::MAX, ..tenant("refused") }).unwrap_err();
+        runtime.set_grant(first, TpcSet::range(0, 8)).unwrap();
+        runtime.publish_metrics();
+        assert_eq!(held().into_iter().collect::<Vec<_>>(), [("chat".to_owned(), 16.0), ("chat (1)".to_owned(), 66.0)]);
+        runtime.dismiss(second).unwrap();
+        drop(runtime);
+        assert_eq!(held().into_values().collect::<Vec<_>>(), [0.0, 0.0]);
+    });
+}
+
+#[test]
+fn kernels_of_two_sessions_that_overlap_stand_on_two_tracks() {
+    let (at, took, partition) = (|us| Duration::from_micros(us), Duration::from_micros(10), 3);
+    let kernel =
+        |us| Event { at: at(us), what: Happening::Kernel { kernel: KERNELS[0].key().fingerprint(), partition, sms: Sms(66), took } };
+    let id = TenantId(0);
+    let trace = Trace {
+        simulated: true,
+        sms: Sms(132),
+        tenants: BTreeMap::from([(id, TenantTrace { name: "chat".into(), events: [0, 5, 10, 16].map(kernel).to_vec() })]),
+        plans: Vec::new(),
+        kernels: BTreeMap::new(),
+        lanes: vec![Lane { tenant: id, stream: 1, partition, sms: Sms(66) }],
+    };
+    let mut text = Vec::new();
+    chrome::write(&[Phase { name: "", trace: &trace }], &mut text).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    let events = json["traceEvents"].as_array().unwrap();
+    let named = events.iter().filter(|event| event["name"] == "thread_name" && event["pid"] == 2);
+    let tracks: HashMap<_, _> = named.map(|event| (event["tid"].as_u64(), event["args"]["name"].as_str().unwrap())).collect();
+    let bars: Vec<_> = events.iter().filter(|event| event["ph"] == "X").map(|event| tracks[&event["tid"].as_u64()]).collect();
+    let [one, beside] = ["partition 3 (66 SMs)", "partition 3 (66 SMs), beside"];
+    assert_eq!(bars, [one, beside, one, beside]);
+    assert_eq!(tracks.len(), 2);
 }
 
 #[test]

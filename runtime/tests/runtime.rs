@@ -13,7 +13,7 @@ use smidgen_runtime::policy::{self, DefaultSharing, Draft, DraftPlacement, Krisp
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::runtime::MemoryHolder;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
-use smidgen_runtime::{AdmitError, Runtime};
+use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 mod support;
 
@@ -150,22 +150,24 @@ fn kernels_that_were_learned_are_placed_by_their_profiles() {
 fn a_tenant_that_does_not_fit_is_refused_with_the_figures_and_changes_nothing() {
     let gpu = Gpu::h200();
     let runtime = runtime(&gpu, StaticEqual);
-    let total = gpu.free_bytes();
     let first = runtime.admit(tenant("first", 100_000_000_000)).unwrap();
     let (plan, free) = (runtime.plan(), gpu.free_bytes());
     // The first tenant has allocated nothing yet, but its memory is spoken for.
     let error = runtime.admit(tenant("second", 100_000_000_000)).unwrap_err();
     let AdmitError::NoMemory { ref name, needed, free: left, ref holders } = error else { panic!("{error}") };
-    assert_eq!(holders, &[MemoryHolder { name: "first".into(), promised: 100_000_000_000, allocated: 0 }]);
-    assert_eq!((name.as_str(), needed, left), ("second", 100_000_000_000, total - 100_000_000_000));
+    assert_eq!(holders[0], MemoryHolder { name: "first".into(), promised: 100_000_000_000, allocated: 0 });
+    let partitions = RuntimeOptions::default().partition_bytes;
+    assert_eq!((holders[1].promised, holders[1].allocated), (partitions, 0));
+    assert_eq!((name.as_str(), needed, left), ("second", 100_000_000_000, free - 100_000_000_000 - partitions));
     let text = error.to_string();
+    let expected =
+        ["`second`", "100000000000", &left.to_string(), "`first` was promised 100000000000 and holds 0", "the runtime's partitions"];
+    assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+    // What nobody was promised counts too, beside what the first has yet to allocate.
+    let held = Buffer::new(&gpu.device, 5_000_000_000).unwrap();
     assert!(
-        ["`second`", "100000000000", "41000000000", "`first` was promised 100000000000 and holds 0"].iter().all(|part| text.contains(part)),
-        "{text}"
+        matches!(runtime.admit(tenant("third", left - 4_000_000_000)), Err(AdmitError::NoMemory { free, .. }) if free == left - 5_000_000_000)
     );
-    // What others hold counts too.
-    let held = Buffer::new(&gpu.device, 141_000_000_000 - 1_000_000).unwrap();
-    assert!(matches!(runtime.admit(tenant("third", 2_000_000)), Err(AdmitError::NoMemory { free, .. }) if free < 1_000_000));
     drop(held);
     assert!(matches!(runtime.admit(tenant("vast", u64::MAX)), Err(AdmitError::NoMemory { .. })));
     assert!(same(&plan, &runtime));
@@ -188,6 +190,10 @@ fn an_objective_below_the_isolated_latency_is_refused_with_both_figures() {
     assert!(["`chat`", "0.119 ms", "0.120 ms", "raise the SLO"].iter().all(|part| text.contains(part)), "{text}");
     assert!(same(&plan, &runtime));
     let id = runtime.admit(spec(Duration::from_micros(120))).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    learn(&runtime, id, &mut session).unwrap();
+    // That of a throughput tenant is told, and never planned for.
+    let id = runtime.admit(TenantSpec { class: Class::Throughput, ..spec(Duration::from_micros(1)) }).unwrap();
     let mut session = runtime.session(id).unwrap();
     learn(&runtime, id, &mut session).unwrap();
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use smidgen_runtime::device::sim::Fault;
 use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms};
-use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
+use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, SeenKernel, Session};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{DefaultSharing, Exclusive, Krisp, Policy, StaticEqual};
+use smidgen_runtime::policy::{DefaultSharing, Exclusive, Krisp, Policy, Slo, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::telemetry::RequestLog;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime, Tenancy};
 
@@ -214,11 +215,26 @@ fn a_paused_tenant_is_refused_keeps_its_memory_and_graphs_and_its_sms_go_to_the_
     assert!(status.paused && status.grant.is_empty() && status.allocated_bytes >= held.bytes());
 
     runtime.resume(paused.id).unwrap();
+    let resumed = runtime.plan();
     runtime.resume(paused.id).unwrap();
+    assert!(Arc::ptr_eq(&runtime.plan(), &resumed), "a tenant that runs is planned for anew");
     assert_eq!(runtime.plan().tenants[&other.id].default.sms, Sms(66));
     // The plan is another one, which the graph still runs beside.
     paused.session.replay(&graph).unwrap();
     request(&mut paused.session).unwrap();
+}
+
+#[test]
+fn a_paused_tenant_is_not_promised_more_than_there_is() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu, StaticEqual);
+    let a = runtime.admit(spec("a")).unwrap();
+    runtime.pause(a).unwrap();
+    let error = runtime.resize(a, Share::Sms(Sms(134))).unwrap_err();
+    assert!(matches!(error, AdmitError::NoSms { asked: Sms(134), free: Sms(132), .. }), "{error}");
+    assert_eq!(runtime.tenants()[0].share, None);
+    runtime.resize(a, Share::Percent(100)).unwrap();
+    runtime.resume(a).unwrap();
 }
 
 #[test]
@@ -385,4 +401,85 @@ fn a_grant_is_set_and_a_share_is_a_whole_number_of_tpcs() {
     }
     runtime.set_grant(tenant.id, TpcSet::range(0, 4)).unwrap();
     assert!(matches!(runtime.resize(TenantId(9), Share::Planned), Err(AdmitError::Unknown(_))));
+}
+
+/// Of its objective, so much is spent on each of a window's 250 requests; whether there is a new plan.
+fn window(runtime: &Runtime, log: &mut RequestLog, spent: f64) -> bool {
+    (0..250).for_each(|_| log.answered(Duration::ZERO, Duration::ZERO, spent));
+    runtime.adapt().unwrap()
+}
+
+/// A latency tenant, another one, and one for throughput, whose kernel scales to the whole GPU.
+fn with_objectives(gpu: &Gpu) -> (Runtime, [TenantId; 3]) {
+    let profiles = support::store(&*gpu.device, support::profile(&*gpu.device, &[(GEMM, 1000.0, 132)]));
+    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Slo::default()), profiles);
+    let [chat, other] = [4, 20].map(|slo| TenantSpec { class: Class::Latency, slo: Some(slo * MILLISECOND), ..spec("chat") });
+    let ids = [chat, other, spec("batch")].map(|spec| {
+        let id = runtime.admit(spec).unwrap();
+        runtime.learn(id, &[SeenKernel { key: GEMM.key(), work: GEMM.work(), launches: 1 }]).unwrap();
+        id
+    });
+    (runtime, ids)
+}
+
+#[test]
+fn telling_of_a_tenant_what_is_known_delays_no_verdict_on_another() {
+    let steps = |told: &dyn Fn(&Runtime, TenantId)| {
+        let gpu = Gpu::h200();
+        let (runtime, [chat, other, _]) = with_objectives(&gpu);
+        runtime.expect_rate(other, Some(10.0)).unwrap();
+        let mut log = runtime.request_log(chat).unwrap();
+        let step = |&number: &u32| {
+            if number.is_multiple_of(4) {
+                told(&runtime, other);
+            }
+            window(&runtime, &mut log, 1.5)
+        };
+        (0..100).filter(step).collect::<Vec<_>>()
+    };
+    let untold = steps(&|_, _| ());
+    assert!(untold.len() > 2, "{untold:?}");
+    assert_eq!(steps(&|runtime, other| runtime.expect_rate(other, Some(10.0)).unwrap()), untold);
+    assert_eq!(steps(&|runtime, other| runtime.resize(other, Share::Planned).unwrap()), untold);
+    assert_eq!(steps(&|runtime, other| runtime.set_objective(other, Class::Latency, Some(20 * MILLISECOND)).unwrap()), untold);
+    let kernels = [SeenKernel { key: GEMM.key(), work: GEMM.work(), launches: 1 }];
+    assert_eq!(steps(&|runtime, other| runtime.learn(other, &kernels).unwrap()), untold);
+}
+
+#[test]
+fn what_was_learned_of_a_tenant_outlives_a_pause_a_share_and_another_rate_but_no_other_objective() {
+    let gpu = Gpu::h200();
+    let (runtime, [chat, ..]) = with_objectives(&gpu);
+    let owned = || runtime.plan().tenants[&chat].owned.len();
+    let at_first = owned();
+    let mut log = runtime.request_log(chat).unwrap();
+    let steps = (0..40).filter(|_| window(&runtime, &mut log, 1.5)).count();
+    let learned = owned();
+    assert!(steps > 1 && learned > at_first, "{steps} steps from {at_first} TPCs to {learned}");
+    runtime.pause(chat).unwrap();
+    runtime.resume(chat).unwrap();
+    assert_eq!(owned(), learned);
+    runtime.resize(chat, Share::Percent(50)).unwrap();
+    runtime.resize(chat, Share::Planned).unwrap();
+    assert_eq!(owned(), learned);
+    runtime.expect_rate(chat, Some(1.0)).unwrap();
+    runtime.expect_rate(chat, None).unwrap();
+    assert_eq!(owned(), learned);
+    runtime.set_objective(chat, Class::Latency, Some(5 * MILLISECOND)).unwrap();
+    runtime.set_objective(chat, Class::Latency, Some(4 * MILLISECOND)).unwrap();
+    assert_eq!(owned(), at_first);
+}
+
+#[test]
+fn a_paused_tenant_changes_no_plan_by_doing_nothing() {
+    let gpu = Gpu::h200();
+    let (runtime, [_, _, batch]) = with_objectives(&gpu);
+    let mut log = runtime.request_log(batch).unwrap();
+    window(&runtime, &mut log, 0.0);
+    runtime.pause(batch).unwrap();
+    let plan = runtime.plan();
+    assert!((0..100).all(|_| !runtime.adapt().unwrap()));
+    runtime.resume(batch).unwrap();
+    assert_ne!(plan, runtime.plan());
+    assert!(runtime.plan().tenants[&batch].owned.len() > 1, "it is not idle for having been paused");
 }

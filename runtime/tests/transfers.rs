@@ -300,6 +300,21 @@ fn an_upload_that_is_given_up_is_in_nobody_s_way_and_nothing_leaks() {
 }
 
 #[test]
+fn uploaders_that_come_and_go_leave_nothing_behind_while_others_stay() {
+    let gpu = Gpu::h200();
+    let runtime = runtime(&gpu);
+    let mut tenant = Tenant::new(&runtime, Class::Latency, MIB);
+    let mut serve = || {
+        tenant.upload(&vec![1; MIB], After::Nothing).unwrap();
+        gpu.device.synchronize(tenant.session.stream()).unwrap();
+        tenant.uploader = runtime.uploader(tenant.id).unwrap();
+        gpu.sim.counts()
+    };
+    let first = serve();
+    assert_eq!((0..10).map(|_| serve()).last(), Some(first));
+}
+
+#[test]
 fn an_upload_to_a_lost_device_is_an_error_and_no_wait() {
     const BAD: Fake = Fake::new("bad");
     let gpu = Gpu::h200();

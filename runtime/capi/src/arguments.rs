@@ -75,7 +75,8 @@ pub(crate) unsafe fn bytes<'a>(pointer: *const c_void, count: usize, name: &str)
     unsafe { values(pointer.cast(), count, name) }
 }
 
-/// A struct of the header that begins with its size, so that it may grow.
+/// A struct of the header that begins with its size, by which a program with another header is known. No struct has changed its size since 1.0, and none does
+/// before 2.0: a minor version that needs more adds a function.
 ///
 /// # Safety
 /// The first field is a `u32`.
@@ -136,11 +137,14 @@ pub(crate) fn hand_out<T>(
 }
 
 /// Takes a handle back from the caller, whose variable is null afterwards, so that taking it twice does nothing.
-pub(crate) fn take_back<T>(handle: Option<&mut *mut T>, name: &str) -> Result<Option<Box<T>>, Failure> {
+///
+/// # Safety
+/// The variable is null or holds what [`hand_out`] put there, of which nobody keeps a copy in use.
+pub(crate) unsafe fn take_back<T>(handle: Option<&mut *mut T>, name: &str) -> Result<Option<Box<T>>, Failure> {
     let handle = std::mem::replace(given(handle, name)?, std::ptr::null_mut());
     if handle.is_null() {
         return Ok(None);
     }
-    // SAFETY: handles come from `hand_out`, and the caller's variable was the one that held it.
+    // SAFETY: the caller's promise is passed on.
     Ok(Some(unsafe { Box::from_raw(handle) }))
 }

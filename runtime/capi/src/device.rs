@@ -101,8 +101,9 @@ pub unsafe extern "C" fn smidgen_device_open_simulator(
 
 /// Closes a device and makes `*device` null. Runtimes, sessions and graphs of it go on, and hold the GPU until they are destroyed.
 #[unsafe(no_mangle)]
-pub extern "C" fn smidgen_device_close(device: Option<&mut *mut smidgen_device>) -> smidgen_status {
-    guard(|| take_back(device, "device").map(drop))
+pub unsafe extern "C" fn smidgen_device_close(device: Option<&mut *mut smidgen_device>) -> smidgen_status {
+    // SAFETY: the caller's promise is passed on.
+    guard(|| unsafe { take_back(device, "device") }.map(drop))
 }
 
 /// Says what the device is made of.

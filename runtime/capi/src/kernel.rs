@@ -18,7 +18,7 @@ const _: () = assert!(SMIDGEN_MAX_PARAM_BYTES == MAX_PARAM_BYTES);
 pub const SMIDGEN_MAX_RANK: usize = 6;
 
 /// A flag of smidgen_launch: the kernel's blocks take tiles from a counter and poll the tenant's grant before each, so that the launch can
-/// give SMs back, or get more, while it runs.
+/// give SMs back, or get more, while it runs. Passed over where there are more than 2^22 tiles.
 pub const SMIDGEN_LAUNCH_ELASTIC: u32 = 1;
 
 /// A flag of smidgen_launch: every thread waits (griddepcontrol.wait) before it touches what earlier launches write, so that the blocks of

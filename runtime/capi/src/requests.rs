@@ -23,7 +23,8 @@ pub enum smidgen_after {
 }
 
 /// Announces that a request begins: SMs that the tenant owns and has lent are taken back, so that borrowers leave them within one tile. Requests may overlap.
-/// A tenant that never announces one lends nothing. Not during a capture.
+/// A tenant that never announces one lends nothing. After a failure no request has begun, and none is to be ended; after SMIDGEN_STATUS_DEVICE a borrower may
+/// not have been told and may stay until the tenant's SMs are lent again. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_begin_request(session: *mut smidgen_session) -> smidgen_status {
     guard(|| {
@@ -69,22 +70,30 @@ pub unsafe extern "C" fn smidgen_session_mark(session: *mut smidgen_session) -> 
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let chain = &mut *unsafe { enter(session) }?;
-        let mark = match &chain.mark {
-            Some(mark) => mark,
-            None => chain.mark.insert(Event::new(chain.session.device())?),
-        };
-        Ok(chain.session.mark(mark)?)
+        chain.session.refuse_in_capture()?;
+        match &chain.mark {
+            Some(mark) => chain.session.mark(mark)?,
+            None => {
+                let mark = Event::new(chain.session.device())?;
+                chain.session.mark(&mark)?;
+                // Not before: an event that marks nothing counts as done.
+                chain.mark = Some(mark);
+            }
+        }
+        Ok(())
     })
 }
 
 /// Sets `done` to whether everything before the last mark is done, without waiting for it: for an engine that polls. On the simulator, where time passes only
-/// while somebody waits, a call that finds it not done lets time pass to the next event. SMIDGEN_STATUS_STATE where nothing was marked.
+/// while somebody waits, a call that finds it not done lets time pass to the next event. SMIDGEN_STATUS_STATE where nothing was marked. Not during
+/// a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_is_done(session: *mut smidgen_session, done: Option<&mut MaybeUninit<bool>>) -> smidgen_status {
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let chain = unsafe { enter(session) }?;
         let done = given(done, "done")?;
+        chain.session.refuse_in_capture()?;
         let mark =
             chain.mark.as_ref().ok_or_else(|| Failure::new(smidgen_status::STATE, "nothing is marked; call smidgen_session_mark first"))?;
         let device = chain.session.device();
@@ -111,7 +120,7 @@ pub unsafe extern "C" fn smidgen_session_grow(session: *mut smidgen_session, gre
 
 /// Copies `size` host bytes to device memory in turn with the transfers of all tenants: in chunks, those of latency tenants first, within the rates of
 /// smidgen_runtime_limit_transfers. `after` is a smidgen_after; launches from here on wait for the copy in any case. Returns when the source may be used
-/// again. Not during a capture.
+/// again. After SMIDGEN_STATUS_DEVICE part of the target may have been written. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_transfer(
     session: *mut smidgen_session,
@@ -130,6 +139,8 @@ pub unsafe extern "C" fn smidgen_session_transfer(
             after if after == smidgen_after::NOTHING as u32 => After::Nothing,
             unknown => return Err(refused(format!("`after` is {unknown}, which is no smidgen_after"))),
         };
+        // Before an uploader is made, which allocates.
+        chain.session.refuse_in_capture()?;
         let chain = &mut *chain;
         let uploader = match &mut chain.uploader {
             Some(uploader) => uploader,

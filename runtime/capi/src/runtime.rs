@@ -147,8 +147,9 @@ pub unsafe extern "C" fn smidgen_runtime_create(
 
 /// Destroys a runtime and makes `*runtime` null. Its sessions go on under the last plan, and hold the device.
 #[unsafe(no_mangle)]
-pub extern "C" fn smidgen_runtime_destroy(runtime: Option<&mut *mut smidgen_runtime>) -> smidgen_status {
-    guard(|| take_back(runtime, "runtime").map(drop))
+pub unsafe extern "C" fn smidgen_runtime_destroy(runtime: Option<&mut *mut smidgen_runtime>) -> smidgen_status {
+    // SAFETY: the caller's promise is passed on.
+    guard(|| unsafe { take_back(runtime, "runtime") }.map(drop))
 }
 
 /// Plans by another policy from here on. SMIDGEN_STATUS_UNKNOWN_POLICY for a name that there is not; the message lists those that there are.
@@ -188,8 +189,8 @@ pub unsafe extern "C" fn smidgen_runtime_admit(
 }
 
 /// Dismisses a tenant: its SMs go to the others, and its session's next launch is refused with SMIDGEN_STATUS_UNKNOWN_TENANT. What it has
-/// launched still runs. Destroy its session afterwards. After SMIDGEN_STATUS_PARTITION the tenant is gone all the same, and the others keep the
-/// SMs they had.
+/// launched still runs. Destroy its session afterwards. Where no plan can be made for the others, the status says why, the tenant is gone all the
+/// same, and the others keep the SMs they had: nothing has changed only after SMIDGEN_STATUS_NULL and _UNKNOWN_TENANT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_runtime_dismiss(runtime: *mut smidgen_runtime, tenant: smidgen_tenant) -> smidgen_status {
     guard(|| {

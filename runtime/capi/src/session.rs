@@ -104,7 +104,7 @@ fn busy() -> Failure {
     Failure::new(smidgen_status::BUSY, message)
 }
 
-/// A session for an admitted tenant.
+/// A session for an admitted tenant. SMIDGEN_STATUS_STATE while the tenant is paused.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_create(
     runtime: *mut smidgen_runtime,
@@ -132,7 +132,8 @@ pub unsafe extern "C" fn smidgen_session_destroy(session: Option<&mut *mut smidg
             // SAFETY: the caller's promise is passed on; what is entered is left again at the end of the line.
             drop(unsafe { enter(*session) }?);
         }
-        take_back(Some(session), "session").map(drop)
+        // SAFETY: the caller's promise is passed on.
+        unsafe { take_back(Some(session), "session") }.map(drop)
     })
 }
 
@@ -186,12 +187,13 @@ pub unsafe extern "C" fn smidgen_session_launch_opaque(
 
 /// Tells the runtime what one request of the tenant launches, namely what this session has launched since it was created or its counts
 /// were forgotten, and plans again. Makes partitions, so it takes milliseconds. SMIDGEN_STATUS_IMPOSSIBLE_SLO, with figures, if the
-/// objective is below what the request takes alone.
+/// objective is below what the request takes alone. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_learn(session: *mut smidgen_session) -> smidgen_status {
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let chain = unsafe { enter(session) }?;
+        chain.session.refuse_in_capture()?;
         Ok(chain.runtime.learn(chain.tenant, chain.session.seen())?)
     })
 }
@@ -272,7 +274,7 @@ pub unsafe extern "C" fn smidgen_session_download(
     })
 }
 
-/// Sets `size` bytes of device memory to `value` after the launches so far.
+/// Sets `size` bytes of device memory to `value` after the launches so far. During a capture that is captured.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_fill(session: *mut smidgen_session, target: u64, value: u8, size: u64) -> smidgen_status {
     guard(|| {
@@ -283,7 +285,7 @@ pub unsafe extern "C" fn smidgen_session_fill(session: *mut smidgen_session, tar
 }
 
 /// From here on, launches of this session are captured and not run, until smidgen_session_end_capture on the same thread. Launch every
-/// kernel once before, so that nothing has to be loaded meanwhile, and allocate nothing during the capture.
+/// kernel once before, so that nothing has to be loaded meanwhile. During the capture this thread must not allocate, nor admit or change tenants.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_begin_capture(session: *mut smidgen_session) -> smidgen_status {
     guard(|| {
@@ -293,16 +295,19 @@ pub unsafe extern "C" fn smidgen_session_begin_capture(session: *mut smidgen_ses
     })
 }
 
-/// Ends the capture, also when it fails, and hands out its graph; to give a capture up, destroy the graph.
+/// Ends the capture and hands out its graph; to give a capture up, destroy the graph. Where the graph cannot be made, the capture has ended all the
+/// same. It goes on after SMIDGEN_STATUS_NULL, _BUSY and a call from another thread, which did not reach it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_end_capture(
     session: *mut smidgen_session,
     graph: Option<&mut MaybeUninit<*mut smidgen_graph>>,
 ) -> smidgen_status {
     guard(|| {
-        // SAFETY: the caller's promise is passed on.
-        let mut chain = unsafe { enter(session) }?;
-        hand_out(graph, "graph", || Ok(smidgen_graph { graph: chain.session.finish_capture()? }))
+        hand_out(graph, "graph", || {
+            // SAFETY: the caller's promise is passed on.
+            let mut chain = unsafe { enter(session) }?;
+            Ok(smidgen_graph { graph: chain.session.finish_capture()? })
+        })
     })
 }
 
@@ -336,8 +341,9 @@ pub unsafe extern "C" fn smidgen_session_replay(session: *mut smidgen_session, g
 
 /// Destroys a graph and makes `*graph` null. A replay that is under way still finishes.
 #[unsafe(no_mangle)]
-pub extern "C" fn smidgen_graph_destroy(graph: Option<&mut *mut smidgen_graph>) -> smidgen_status {
-    guard(|| take_back(graph, "graph").map(drop))
+pub unsafe extern "C" fn smidgen_graph_destroy(graph: Option<&mut *mut smidgen_graph>) -> smidgen_status {
+    // SAFETY: the caller's promise is passed on.
+    guard(|| unsafe { take_back(graph, "graph") }.map(drop))
 }
 
 /// Waits until everything that the session launched is done. Not during a capture.

@@ -31,13 +31,13 @@ pub enum smidgen_status {
     UNKNOWN_POLICY = 5,
     /// The tenant was dismissed, or never admitted.
     UNKNOWN_TENANT = 6,
-    /// Not enough device memory.
+    /// Not enough memory: on the device, or on the host for a download.
     NO_MEMORY = 7,
     /// The tenant's objective is below its latency alone on the whole GPU.
     IMPOSSIBLE_SLO = 8,
     /// A profile cannot be read, or is not of this GPU.
     PROFILE = 9,
-    /// A partition cannot be made as the plan asks. Nothing falls back to the whole GPU.
+    /// A partition cannot be made as the plan asks, or SMs that are asked for are others'. Nothing falls back to the whole GPU.
     PARTITION = 10,
     /// No loaded library has a kernel of that symbol, or none is loaded.
     UNKNOWN_SYMBOL = 11,
@@ -45,7 +45,7 @@ pub enum smidgen_status {
     UNSUPPORTED = 12,
     /// The handle is in use: by another thread, or by the call that this callback runs in.
     BUSY = 13,
-    /// The call does not suit what the session is doing: ending a capture that was not begun, replaying during one.
+    /// The call does not suit what the session is doing: ending a capture that was not begun, replaying during one, launching for a paused tenant.
     STATE = 14,
     /// The graph was captured by another session.
     WRONG_SESSION = 15,

@@ -111,7 +111,8 @@ pub unsafe extern "C" fn smidgen_runtime_adapt(runtime: *mut smidgen_runtime, re
 }
 
 /// Compares the times of kernels since the last call, of which one launch in some hundred is timed, with the profiles, and plans again where they differ by more than
-/// a tenth. Call it once a second or so, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
+/// 15%, if the policy looks at profiles. Where that plan cannot be made, the old one stays in force, and later ones are made with the profiles as corrected.
+/// Call it once a second or so, from a thread that serves nobody. `replanned`, where it is not null, says whether there is a new plan.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_runtime_correct(
     runtime: *mut smidgen_runtime,
@@ -128,7 +129,8 @@ pub unsafe extern "C" fn smidgen_runtime_correct(
 
 /// Lends the SMs of tenants that have been idle for long enough. Replays, and requests that begin or end, do the same on their way; call it where every
 /// thread only waits. `next_nanoseconds` is set to the time of smidgen_device_now at which more will be due, or to UINT64_MAX where nothing will
-/// be before another request ends.
+/// be before another request ends. After SMIDGEN_STATUS_DEVICE they are lent all the same, but a borrower may not have
+/// been told, and leaves them idle until its SMs change again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_runtime_settle(
     runtime: *mut smidgen_runtime,

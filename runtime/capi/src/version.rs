@@ -2,8 +2,8 @@
 
 use crate::status::{Failure, guard, smidgen_status};
 
-/// The version of this interface, major in the upper half and minor in the lower: 1.2. A new minor version adds functions, constants, and
-/// fields at the end of structs; a new major version may change anything.
+/// The version of this interface, major in the upper half and minor in the lower: 1.2. A new minor version adds functions and constants,
+/// and structs with a struct_size stay as long as they are; a new major version may change anything.
 pub const SMIDGEN_ABI_VERSION: u32 = 0x0001_0002;
 
 /// The version of the library, in the form of SMIDGEN_ABI_VERSION.

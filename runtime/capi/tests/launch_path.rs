@@ -114,10 +114,12 @@ fn launches_and_replays_allocate_nothing_once_warm() {
     assert_eq!(idle.launched(), 1002);
     assert_eq!(opaque.sms, 132);
 
-    assert_eq!(smidgen_graph_destroy(Some(&mut graph)), OK);
+    // SAFETY: it was handed out above and is used no more.
+    assert_eq!(unsafe { smidgen_graph_destroy(Some(&mut graph)) }, OK);
     // SAFETY: as above.
     assert_eq!(unsafe { smidgen_session_destroy(Some(&mut session)) }, OK);
-    assert_eq!(smidgen_runtime_destroy(Some(&mut runtime)), OK);
+    // SAFETY: it was handed out above and is used no more.
+    assert_eq!(unsafe { smidgen_runtime_destroy(Some(&mut runtime)) }, OK);
     // The device was never handed out: it is this function's.
     drop(device);
 }

@@ -58,6 +58,9 @@ static void versions(void) {
     EXPECT_OK(smidgen_require_abi(SMIDGEN_ABI_VERSION));
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 1), VERSION, "compile it with the library's own header");
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.2");
+    // As long as in 1.0, where pointers have 64 bits: a program that was compiled with any header of 1.x is served.
+    EXPECT_THAT(sizeof(smidgen_device_info) == 112 && sizeof(smidgen_runtime_options) == 32 && sizeof(smidgen_tenant_spec) == 32);
+    EXPECT_THAT(sizeof(smidgen_placement) == 16 && sizeof(smidgen_kernel) == 136 && sizeof(smidgen_opaque) == 16 && sizeof(smidgen_stats) == 32);
     EXPECT_THAT(strcmp(smidgen_status_name(12345), "unknown status") == 0);
 }
 
@@ -157,6 +160,10 @@ static smidgen_tenant admit(smidgen_runtime *runtime) {
     EXPECT(smidgen_runtime_dismiss(runtime, tenant + 1), UNKNOWN_TENANT, NULL);
     smidgen_placement placement = {.struct_size = sizeof placement};
     EXPECT(smidgen_runtime_placement(runtime, tenant + 1, NULL, &placement), UNKNOWN_TENANT, NULL);
+    placement.struct_size -= 4;
+    EXPECT(smidgen_runtime_placement(runtime, tenant, NULL, &placement), VERSION, "`smidgen_placement.struct_size` is 12 and not 16");
+    EXPECT_THAT(placement.sms == 0);
+    placement.struct_size = sizeof placement;
     EXPECT_OK(smidgen_runtime_placement(runtime, tenant, NULL, &placement));
     EXPECT_THAT(placement.sms == 132 && placement.granted_sms == 132 && placement.priority == SMIDGEN_PRIORITY_NORMAL);
     return tenant;
@@ -268,15 +275,21 @@ static void requests(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_se
     EXPECT_OK(smidgen_runtime_placement(runtime, tenant, NULL, &placement));
     EXPECT_THAT(placement.sms == 8); // whole TPCs
     EXPECT_OK(smidgen_runtime_resize(runtime, tenant, 0));
+    smidgen_session *another;
+    bool done = true;
     EXPECT_OK(smidgen_runtime_pause(runtime, tenant));
     EXPECT(smidgen_session_launch(session, &kernel), STATE, "paused");
+    EXPECT(smidgen_session_begin_request(session), STATE, "paused");
+    EXPECT(smidgen_session_create(runtime, tenant, &another), STATE, "paused");
+    EXPECT_THAT(another == NULL);
+    EXPECT(smidgen_session_mark(session), STATE, "paused");
+    EXPECT(smidgen_session_is_done(session, &done), STATE, "nothing is marked");
     EXPECT(smidgen_runtime_placement(runtime, tenant, NULL, &placement), STATE, "paused");
     EXPECT_OK(smidgen_runtime_resume(runtime, tenant));
     EXPECT_OK(smidgen_runtime_resume(runtime, tenant)); // twice
     EXPECT_OK(smidgen_session_launch(session, &kernel));
     EXPECT(smidgen_runtime_pause(runtime, tenant + 1), UNKNOWN_TENANT, NULL);
 
-    bool done = true;
     EXPECT(smidgen_session_is_done(session, &done), STATE, "nothing is marked");
     EXPECT_OK(smidgen_session_mark(session));
     EXPECT(smidgen_session_is_done(session, NULL), NULL, "`done` is null");
@@ -291,17 +304,21 @@ static void requests(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_se
 }
 
 static void transfers(smidgen_device *device, smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
-    enum { COUNT = 3 << 20 }; // of more than one chunk
-    static uint8_t sent[COUNT] = {1, 2, 3, 4};
+    enum { COUNT = 12 << 20 }; // three chunks, of which the rate lets two go at once
+    static uint8_t sent[COUNT];
     uint8_t received[4] = {0};
-    uint64_t address;
+    uint64_t address, before = 0, after = 0;
+    memcpy(sent, (uint8_t[]){1, 2, 3, 4}, 4);
     EXPECT_OK(smidgen_device_allocate(device, COUNT, &address));
     EXPECT(smidgen_session_transfer(session, address, NULL, 4, SMIDGEN_AFTER_LAUNCHES), NULL, "`source` is null");
     EXPECT(smidgen_session_transfer(session, address, sent, COUNT, 2), ARGUMENT, "`after` is 2");
     EXPECT(smidgen_runtime_limit_transfers(runtime, tenant + 1, 1000000000), UNKNOWN_TENANT, NULL);
     EXPECT_OK(smidgen_runtime_limit_transfers(runtime, tenant, 1000000000));
     EXPECT_OK(smidgen_runtime_limit_throughput_transfers(runtime, 1000000000));
+    EXPECT_OK(smidgen_device_now(device, &before));
     EXPECT_OK(smidgen_session_transfer(session, address, sent, COUNT, SMIDGEN_AFTER_LAUNCHES));
+    EXPECT_OK(smidgen_device_now(device, &after));
+    EXPECT_THAT(after - before >= COUNT / 3); // the third waits for a byte a nanosecond
     EXPECT_OK(smidgen_runtime_limit_transfers(runtime, tenant, 0));
     EXPECT_OK(smidgen_runtime_limit_throughput_transfers(runtime, 0));
     EXPECT_OK(smidgen_session_transfer(session, address, sent, 4, SMIDGEN_AFTER_NOTHING));
@@ -332,6 +349,9 @@ static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_sess
     smidgen_graph *graph = (smidgen_graph *)&kernel, *none;
     EXPECT(smidgen_session_end_capture(session, &graph), STATE, "no capture is in progress");
     EXPECT_THAT(graph == NULL);
+    graph = (smidgen_graph *)&kernel;
+    EXPECT(smidgen_session_end_capture(NULL, &graph), NULL, "`session` is null");
+    EXPECT_THAT(graph == NULL);
     EXPECT_OK(smidgen_session_begin_capture(session));
     EXPECT(smidgen_session_begin_capture(session), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_launch(session, &kernel));
@@ -340,6 +360,11 @@ static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_sess
     EXPECT(smidgen_session_upload(session, 4096, &byte, 1), STATE, "a capture is in progress");
     EXPECT(smidgen_session_download(session, 4096, &byte, 1), STATE, "a capture is in progress");
     EXPECT(smidgen_session_mark(session), STATE, "a capture is in progress");
+    bool done = true;
+    EXPECT(smidgen_session_is_done(session, &done), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_grow(session, NULL), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_transfer(session, 4096, &byte, 1, SMIDGEN_AFTER_LAUNCHES), STATE, "a capture is in progress");
+    EXPECT(smidgen_session_learn(session), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_end_capture(session, &graph));
     EXPECT_OK(smidgen_session_replay(session, graph));
     EXPECT(smidgen_session_replay(session, NULL), NULL, "`graph` is null");
@@ -412,6 +437,29 @@ static void profiled(smidgen_device *device) {
     EXPECT_OK(smidgen_runtime_destroy(&runtime));
 }
 
+// Where the others cannot be planned for, the tenant is gone all the same.
+static void dismissal_without_memory(smidgen_device *device) {
+    smidgen_runtime_options options = {.struct_size = sizeof options, .policy = "default-sharing"};
+    smidgen_runtime *runtime;
+    EXPECT_OK(smidgen_runtime_create(device, &options, &runtime));
+    smidgen_tenant_spec spec = {.struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_THROUGHPUT, .name = "a", .memory_bytes = 1};
+    smidgen_tenant tenants[3];
+    for (int at = 0; at < 3; ++at) EXPECT_OK(smidgen_runtime_admit(runtime, &spec, &tenants[at]));
+    EXPECT_OK(smidgen_runtime_set_policy(runtime, "static-equal"));
+
+    smidgen_device_info info = {.struct_size = sizeof info};
+    uint64_t rest;
+    EXPECT_OK(smidgen_device_describe(device, &info));
+    EXPECT_OK(smidgen_device_allocate(device, info.free_bytes - (1 << 20), &rest));
+    EXPECT(smidgen_runtime_dismiss(runtime, tenants[0]), NO_MEMORY, "out of device memory");
+    EXPECT(smidgen_runtime_dismiss(runtime, tenants[0]), UNKNOWN_TENANT, NULL);
+    smidgen_placement placement = {.struct_size = sizeof placement};
+    EXPECT_OK(smidgen_runtime_placement(runtime, tenants[1], NULL, &placement));
+    EXPECT_THAT(placement.sms == 44);
+    EXPECT_OK(smidgen_device_free(device, rest));
+    EXPECT_OK(smidgen_runtime_destroy(&runtime));
+}
+
 static void after_dismissal(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
     smidgen_kernel kernel = fill_kernel();
     smidgen_opaque opaque = {.struct_size = sizeof opaque};
@@ -444,6 +492,7 @@ int main(void) {
     transfers(device, runtime, tenant, session);
     graphs(runtime, tenant, session);
     profiled(device);
+    dismissal_without_memory(device);
     after_dismissal(runtime, tenant, session);
 
     // In an order that is not that of creation.

@@ -112,15 +112,6 @@ impl SmLoad {
         }
     }
 
-    /// Takes back what [`occupy`](Self::occupy) or [`allocate`](Self::allocate) added with the same weight.
-    pub fn release(&mut self, tpcs: TpcSet, weight: u32) {
-        for tpc in tpcs.iter() {
-            if let Some(counter) = self.counters.get_mut(usize::from(tpc)) {
-                *counter = counter.saturating_sub(weight.max(1));
-            }
-        }
-    }
-
     /// The TPCs that `request` gets, and their counters raised by `weight`.
     pub fn allocate(&mut self, request: Request, weight: u32) -> TpcSet {
         let tpcs = self.choose(request);
@@ -304,8 +295,8 @@ mod tests {
     fn nobody_starves_on_a_full_gpu() {
         let gpu = gpu(&[2, 2]);
         let mut load = SmLoad::new(&gpu);
-        load.occupy(gpu.all_tpcs(), 5);
-        load.release(TpcSet::range(2, 3), 4);
+        load.occupy(gpu.all_tpcs() - TpcSet::range(2, 3), 5);
+        load.occupy(TpcSet::range(2, 3), 1);
         let isolated = Request { overlap_limit: OverlapLimit::ISOLATED, ..request(&gpu, 3) };
         assert_eq!(load.choose(isolated), TpcSet::range(2, 3));
     }
@@ -359,14 +350,6 @@ mod tests {
             sizes.sort_unstable_by_key(|&size| Reverse(size));
             let largest_fewer: u16 = sizes.iter().take(used - 1).sum();
             prop_assert!(largest_fewer < granted.len());
-        }
-
-        #[test]
-        fn releasing_undoes_occupying(gpu in any_gpu(), request in any_request(), weight in 0_u32..=1000) {
-            let mut load = SmLoad::new(&gpu);
-            let tpcs = load.allocate(request, weight);
-            load.release(tpcs, weight);
-            prop_assert_eq!(load, SmLoad::new(&gpu));
         }
     }
 }

@@ -22,7 +22,7 @@ const GROUP_SMS: u16 = 8;
 
 /// The SM counts at which kernels are measured and placed: dense where curves bend, whole TPCs, the last one the whole GPU.
 ///
-/// One, two and four TPCs' worth at the bottom, where every further TPC counts; then whole co-scheduled groups up to 80 SMs, so that a rung fits
+/// One, two, four and six TPCs' worth at the bottom, where every further TPC counts; then whole co-scheduled groups up to 80 SMs, so that a rung fits
 /// partitions of either kind; then every second group. The rung before the last leaves the GPU 12 SMs short or more, as the H200's 15
 /// co-scheduled groups do.
 pub fn rungs(topology: &Topology) -> Vec<Sms> {
@@ -101,6 +101,12 @@ struct State {
     clock: u64,
 }
 
+impl State {
+    fn in_use(&self) -> usize {
+        self.made.values().filter(|made| !made.is_unused()).count()
+    }
+}
+
 /// The partitions made so far, by the TPCs they hold.
 pub struct Ladder {
     device: Arc<dyn Device>,
@@ -126,7 +132,7 @@ impl Ladder {
         }
         let state = &mut *self.state.lock();
         state.clock += 1;
-        let in_use = state.made.values().filter(|made| !made.is_unused()).count();
+        let in_use = state.in_use();
         self.whole.0.scarce.store(2 * in_use > self.limit, Ordering::Relaxed);
         if let Some(known) = state.made.get_mut(&tpcs) {
             known.asked = state.clock;
@@ -147,9 +153,15 @@ impl Ladder {
         Ok(partition)
     }
 
-    /// Whether less than half of the room is taken: beyond that, partitions are made only for plans in force.
+    /// Whether less than half of the room is taken by partitions in use: beyond that, partitions are made only for plans in force.
     pub fn has_room_to_spare(&self) -> bool {
-        2 * self.len() < self.limit
+        2 * self.state.lock().in_use() < self.limit
+    }
+
+    /// Device memory that its partitions may take, and take.
+    pub fn bytes(&self) -> (u64, u64) {
+        let of = |partitions: usize| u64::try_from(partitions).map_or(u64::MAX, |partitions| partitions.saturating_mul(PARTITION_BYTES));
+        (of(self.limit), of(self.len()))
     }
 
     /// How many partitions exist besides the whole GPU.

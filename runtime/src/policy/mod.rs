@@ -17,9 +17,11 @@
 //! - Every launch has [`Priority::Normal`], except under `slo`, the only one that knows classes and objectives.
 //! - Nothing is lent, except under `slo`: what a tenant owns is all that it may use.
 //! - Tenants are taken in the order of their numbers, so that their order in the slice decides nothing.
-//! - A tenant of whose request nothing is known (no kernel seen, or none profiled) gets an equal share of the GPU.
+//! - A tenant of whose request nothing is known (no kernel seen, or none profiled) gets an equal share of the GPU where tenants are kept apart, and the whole GPU
+//!   where they are not, under [`Krisp::overlapping`] too. Under `slo` a latency tenant claims an equal share of the GPU, and a throughput tenant gets an equal share of
+//!   what latency tenants leave.
 //! - Where a policy keeps tenants apart but they outnumber the TPCs, each gets one TPC, in turn, and some share one: the walls
-//!   stand, but around a tenant and its companions. [`shared_tpcs`] tells.
+//!   stand, but around a tenant and its companions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,7 +125,7 @@ pub enum UnknownPolicy {
 pub const GAP_US: f64 = 0.6;
 
 /// What a policy knows of one kernel of a tenant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct KernelDemand {
     /// Which kernel.
     pub kernel: Fingerprint,
@@ -136,7 +138,7 @@ pub struct KernelDemand {
 }
 
 /// What a policy knows of one tenant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TenantDemand {
     /// Which tenant.
     pub id: TenantId,
@@ -178,16 +180,6 @@ pub struct TenantDraft {
 
 /// A plan before its partitions are made.
 pub type Draft = BTreeMap<TenantId, TenantDraft>;
-
-/// The TPCs that more than one tenant may use. Empty wherever a policy kept tenants apart.
-pub fn shared_tpcs(draft: &Draft) -> TpcSet {
-    let mut seen = TpcSet::EMPTY;
-    draft.values().fold(TpcSet::EMPTY, |shared, tenant| {
-        let twice = seen & tenant.grant;
-        seen = seen | tenant.grant;
-        shared | twice
-    })
-}
 
 /// Decides which SMs every kernel of every tenant gets.
 pub trait Policy: Send + Sync {

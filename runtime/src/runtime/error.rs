@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::device::{DeviceError, Sms};
 use crate::launch::LaunchError;
-use crate::partition::LadderError;
+use crate::partition::{Ladder, LadderError};
 use crate::tenant::TenantId;
 
-/// A tenant and the device memory that is kept for it.
+/// A tenant, or what holds the runtime's partitions, and the device memory that is kept for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryHolder {
     /// The tenant's name.
@@ -16,6 +16,18 @@ pub struct MemoryHolder {
     pub promised: u64,
     /// Bytes that its sessions hold now.
     pub allocated: u64,
+}
+
+impl MemoryHolder {
+    pub(super) fn partitions(ladder: &Ladder) -> Self {
+        let (promised, allocated) = ladder.bytes();
+        Self { name: "the runtime's partitions".to_owned(), promised, allocated }
+    }
+
+    /// Bytes that it may still ask for.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.promised.saturating_sub(self.allocated)
+    }
 }
 
 /// Why a tenant was not admitted, or a change to it refused.
@@ -61,7 +73,7 @@ pub enum AdmitError {
         name: String,
         /// What was asked for.
         slo: Duration,
-        /// The sum of its kernels' latencies on the whole GPU.
+        /// The sum of its kernels' latencies, each at the SM count that suits it best, by their profiles.
         isolated: Duration,
     },
     /// An objective of no time.

@@ -2,7 +2,8 @@
 //!
 //! Every change (a tenant comes, goes, shows its kernels, or is changed; another policy) makes a new plan: the policy drafts it, the ladder makes the
 //! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
-//! and the grants narrow. Nothing here is on the launch path. A change that fails has changed nothing.
+//! and the grants narrow. Nothing here is on the launch path. A change that fails has changed nothing, but that a dismissed
+//! tenant is gone in any case.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -15,7 +16,7 @@
 //! | `error` | what is refused, with figures |
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,8 +92,6 @@ pub struct Runtime {
     /// As the runtime itself sees it.
     device: Arc<dyn Device>,
     loss: Loss,
-    /// Device memory that was free before the first tenant.
-    capacity: u64,
     ladder: Ladder,
     plans: PlanCell,
     telemetry: Arc<Telemetry>,
@@ -129,12 +128,11 @@ impl Runtime {
         let watched: Arc<dyn Device> =
             Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
         let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
-        let lending = Arc::new(Lending::new(&watched));
+        let lending = Arc::new(Lending::new(&watched, &telemetry));
         let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
         let ladder = Ladder::new(Arc::clone(&watched), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
-        let capacity = watched.free_bytes().unwrap_or(device.topology().memory_bytes);
         let state = State {
             policy,
             replanner: Replanner::default(),
@@ -144,7 +142,7 @@ impl Runtime {
             tenants: BTreeMap::new(),
             next: 0,
         };
-        Self { bare: device, device: watched, loss, capacity, ladder, plans, telemetry, lending, transfers, state: Mutex::new(state) }
+        Self { bare: device, device: watched, loss, ladder, plans, telemetry, lending, transfers, state: Mutex::new(state) }
     }
 
     /// The same runtime, whose copies are cut as `config` says. Uploaders made before do not take part.
@@ -188,11 +186,11 @@ impl Runtime {
         let before = std::mem::replace(&mut state.policy, policy);
         let adjustments = state.replanner.adjustments();
         state.policy.adjust(adjustments);
-        self.replan(&state).inspect_err(|_| state.policy = before)
+        self.replan(&mut state).inspect_err(|_| state.policy = before)
     }
 
     /// Puts in force what the policy drafts. After an error the old plan stands.
-    fn replan(&self, state: &State) -> Result<(), AdmitError> {
+    fn replan(&self, state: &mut State) -> Result<(), AdmitError> {
         let (plan, partitions) = self.make_plan(state)?;
         self.put_in_force(state, plan, partitions)
     }
@@ -217,18 +215,22 @@ impl Runtime {
     }
 
     #[tracing::instrument(level = "debug", skip_all, fields(policy = plan.policy))]
-    fn put_in_force(&self, state: &State, plan: Plan, partitions: Vec<PartitionRef>) -> Result<(), AdmitError> {
+    fn put_in_force(&self, state: &mut State, plan: Plan, partitions: Vec<PartitionRef>) -> Result<(), AdmitError> {
         let terms = state.terms(&plan);
         // A kernel must not start in its new partition under the old grant: all blocks but one would leave.
         self.lending.widen(&terms)?;
         let before = self.plans.current();
+        let is_other = plan != *before;
         let partitions_before = self.plans.publish_on(plan, partitions);
         self.lending.adopt(&terms).inspect_err(|_| {
             drop(self.plans.publish_on(Plan::clone(&before), partitions_before));
             self.lending.adopt(&state.terms(&before)).unwrap_or_else(|error| tracing::warn!("a grant is not the plan's: {error}"));
         })?;
+        if is_other {
+            state.take_in(Event::Planned);
+        }
         self.telemetry.plan_published(state.policy.name());
-        state.tenants.iter().for_each(|(&id, admitted)| self.note_grant(id, admitted));
+        state.tenants.values().for_each(|admitted| self.lending.note(&admitted.membership));
         Ok(())
     }
 
@@ -250,13 +252,15 @@ impl Runtime {
             state.policy.adjust(adjustments);
             let draft = self.draft(state).unwrap_or_default();
             let placements = draft.values().flat_map(|draft| draft.kernels.values().chain([&draft.default]));
-            for tpcs in placements.map(|placement| placement.tpcs).collect::<HashSet<_>>() {
+            for tpcs in placements.map(|placement| placement.tpcs).collect::<BTreeSet<_>>() {
+                if !self.ladder.has_room_to_spare() {
+                    break 'plans;
+                }
                 let begun = self.device.now();
                 if let Err(error) = self.ladder.partition(tpcs) {
                     tracing::debug!("a partition that a later plan may want cannot be made: {error}");
                 }
-                let waited = self.device.now().saturating_sub(begun) > FORESEEN_PATIENCE;
-                if waited || !self.ladder.has_room_to_spare() {
+                if self.device.now().saturating_sub(begun) > FORESEEN_PATIENCE {
                     break 'plans;
                 }
             }

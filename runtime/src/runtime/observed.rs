@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use crate::device::Sms;
 use crate::launch::capture::{GraphBody, GraphKernel};
-use crate::launch::{Fingerprint, KernelKey, Plan, SeenKernel};
-use crate::partition::TpcSet;
+use crate::launch::{Fingerprint, KernelKey, SeenKernel};
 use crate::policy::{Event, GAP_US, KernelDemand};
 use crate::profile::{Curve, DriftReport, KernelDrift, PlanDrift};
 use crate::telemetry::ReplaySample;
 use crate::tenant::TenantId;
 
-use super::tenants::Admitted;
 use super::{AdmitError, Runtime, State, shares};
 
 /// Kernels of a tenant that run on the default placement, since nobody has measured them.
@@ -124,18 +122,27 @@ impl Runtime {
         let mut observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();
         for seen in &mut observed {
-            seen.rested = state.tenants.get(&seen.tenant).is_some_and(|admitted| admitted.membership.take_rest());
+            if let Some(admitted) = state.tenants.get(&seen.tenant) {
+                (seen.rested, seen.paused) = (admitted.membership.take_rest(), admitted.paused);
+            }
         }
+        let replanner = state.replanner.clone();
         if !state.take_in(Event::Window(&observed)) {
             return Ok(false);
         }
-        let (plan, partitions) = self.make_plan(state)?;
-        // A step of a margin may move nothing: whole TPCs change hands.
-        let is_other = plan != *self.plans.current();
-        if is_other {
-            self.put_in_force(state, plan, partitions)?;
-        }
-        Ok(is_other)
+        let adapted = self.make_plan(state).and_then(|(plan, partitions)| {
+            // A step of a margin may move nothing: whole TPCs change hands.
+            let is_other = plan != *self.plans.current();
+            if is_other {
+                self.put_in_force(state, plan, partitions)?;
+            }
+            Ok(is_other)
+        });
+        // The step was not taken, and is due again when the next window says so.
+        adapted.inspect_err(|_| {
+            state.policy.adjust(replanner.adjustments());
+            state.replanner = replanner;
+        })
     }
 
     /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all
@@ -153,26 +160,9 @@ impl Runtime {
     /// Brings the metrics of all tenants up to date, for whoever is about to read them.
     pub fn publish_metrics(&self) {
         let state = self.state.lock();
-        let plan = self.plans.current();
         for (&tenant, admitted) in &state.tenants {
-            let [owned, held, borrowed] = self.sms(&plan, tenant, admitted);
+            let [owned, held, borrowed] = self.lending.sms(&admitted.membership);
             self.telemetry.publish(tenant, owned, held, borrowed);
-        }
-    }
-
-    /// The SMs that a tenant owns, holds, and holds beyond its own.
-    fn sms(&self, plan: &Plan, tenant: TenantId, admitted: &Admitted) -> [Sms; 3] {
-        // What a paused tenant's last launches end on is others' already.
-        let mine = plan.tenants.get(&tenant);
-        let owned = mine.map_or(TpcSet::EMPTY, |plan| plan.owned);
-        let held = mine.map_or(TpcSet::EMPTY, |_| admitted.membership.grant().held());
-        [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
-    }
-
-    pub(super) fn note_grant(&self, tenant: TenantId, admitted: &Admitted) {
-        if self.telemetry.is_tracing() {
-            let [owned, held, borrowed] = self.sms(&self.plans.current(), tenant, admitted);
-            self.telemetry.grant_changed(tenant, owned, held, borrowed);
         }
     }
 }

@@ -14,11 +14,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::device::{Device, Sms};
+use crate::device::{Device, Sms, Topology};
 use crate::launch::lending::{Membership, Requests};
 use crate::launch::{Plan, SeenKernel, Session};
 use crate::partition::TpcSet;
 use crate::policy::{Event, KernelDemand, TenantDemand};
+use crate::profile::ProfileStore;
 use crate::tenant::{Class, Share, TenantId, TenantSpec};
 use crate::transfer::Uploader;
 
@@ -72,30 +73,29 @@ impl Runtime {
             return Err(AdmitError::ZeroSlo { name: spec.name });
         }
         let mut state = self.state.lock();
-        // A tenant admitted before may not have allocated all of its memory yet.
-        let kept = state.tenants.values().map(Admitted::memory_bytes).fold(0, u64::saturating_add);
-        let free = self.device.free_bytes()?.min(self.capacity.saturating_sub(kept));
+        let holders: Vec<_> = state.tenants.values().map(Admitted::holder).chain([MemoryHolder::partitions(&self.ladder)]).collect();
+        // What was promised and is not allocated yet is free by the device's count.
+        let free = holders.iter().map(MemoryHolder::outstanding).fold(self.device.free_bytes()?, u64::saturating_sub);
         if spec.memory_bytes > free {
-            let holders = state.tenants.values().map(Admitted::holder).collect();
             return Err(AdmitError::NoMemory { name: spec.name, needed: spec.memory_bytes, free, holders });
         }
         let account = Arc::<Account>::default();
         let device = Watched::new(Arc::clone(&self.bare), Arc::clone(&self.loss), format!("tenant `{}`", spec.name), Arc::clone(&account));
-        let membership = self.lending.admit()?.ok_or(AdmitError::TooMany)?;
-        let (paused, share, region, kernels, rate) = (false, None, TpcSet::EMPTY, Vec::new(), None);
         let id = TenantId(state.next);
+        let membership = self.lending.admit(id)?.ok_or(AdmitError::TooMany)?;
+        let (paused, share, region, kernels, rate) = (false, None, TpcSet::EMPTY, Vec::new(), None);
         state.next += 1;
-        self.telemetry.admitted(id, &spec);
-        state.take_in(Event::Admitted(id, spec.class));
-        state
-            .tenants
-            .insert(id, Admitted { spec, membership: Arc::clone(&membership), paused, share, region, kernels, rate, account, device });
-        self.replan(&state).inspect_err(|_| {
+        state.take_in(Event::Admitted(id, spec.class, spec.slo));
+        state.tenants.insert(
+            id,
+            Admitted { spec: spec.clone(), membership: Arc::clone(&membership), paused, share, region, kernels, rate, account, device },
+        );
+        self.replan(&mut state).inspect_err(|_| {
             state.tenants.remove(&id);
             state.take_in(Event::Dismissed(id));
             self.lending.dismiss(&membership);
-            self.telemetry.dismissed(id);
         })?;
+        self.telemetry.admitted(id, &spec);
         Ok(id)
     }
 
@@ -138,14 +138,15 @@ impl Runtime {
     /// Tells which kernels one request of the tenant launches, and plans again.
     ///
     /// # Errors
-    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than the objective; what a plan or the device says.
-    /// Nothing has changed then.
+    /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than a latency tenant's objective; [`AdmitError::Unknown`] after it was
+    /// dismissed; what a plan or the device says. Nothing has changed then.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0, kernels = request.len()))]
     pub fn learn(&self, tenant: TenantId, request: &[SeenKernel]) -> Result<(), AdmitError> {
         let launched = || request.iter().filter(|seen| seen.launches > 0);
-        self.change(tenant, |state, admitted| {
+        let mut state = self.state.lock();
+        self.change(&mut state, tenant, |state, admitted| {
             admitted.kernels = launched().map(|seen| state.kernel_demand(seen)).collect();
-            admitted.check_objective()
+            admitted.check_objective(&state.profiles)
         })?;
         self.telemetry.learned(tenant, launched().map(|seen| seen.key));
         Ok(())
@@ -156,9 +157,10 @@ impl Runtime {
     /// # Errors
     /// As [`learn`](Runtime::learn).
     pub fn set_objective(&self, tenant: TenantId, class: Class, slo: Option<Duration>) -> Result<(), AdmitError> {
-        self.change(tenant, |_, admitted| {
+        let mut state = self.state.lock();
+        self.change(&mut state, tenant, |state, admitted| {
             (admitted.spec.class, admitted.spec.slo) = (class, slo);
-            admitted.check_objective()
+            admitted.check_objective(&state.profiles)
         })?;
         self.transfers.set_class(tenant, class);
         self.telemetry.objective_changed(tenant, slo);
@@ -166,12 +168,13 @@ impl Runtime {
     }
 
     /// Tells how many requests a second the tenant is to expect, arriving at random, and plans again: its objective then includes their waiting for each
-    /// other. `None`, the default, stands for requests that come one after another. Rates that are no positive number count as `None`.
+    /// other. `None`, the default, stands for requests that come one after another. Rates that are no positive number count as `None`. Telling a rate again that is
+    /// known changes nothing.
     ///
     /// # Errors
-    /// As [`learn`](Runtime::learn).
+    /// [`AdmitError::Unknown`] after it was dismissed; what a plan or the device says. Nothing has changed then.
     pub fn expect_rate(&self, tenant: TenantId, per_second: Option<f64>) -> Result<(), AdmitError> {
-        self.change(tenant, |_, admitted| {
+        self.change(&mut self.state.lock(), tenant, |_, admitted| {
             admitted.rate = per_second.filter(|rate| rate.is_finite() && *rate > 0.0);
             Ok(())
         })
@@ -191,9 +194,13 @@ impl Runtime {
             Share::Percent(percent) => Some(Sms((topology.sms.get() * u32::from(percent)).div_ceil(100).min(u32::from(u16::MAX)) as u16)),
         };
         let tpcs = asked.map(|sms| topology.tpcs_for(sms).max(1));
-        self.change(tenant, |state, admitted| {
+        self.change(&mut self.state.lock(), tenant, |state, admitted| {
             admitted.share = tpcs;
-            if admitted.paused { Ok(()) } else { self.place_region(state, tenant, admitted) }
+            match tpcs.filter(|&tpcs| tpcs > topology.tpcs()) {
+                Some(tpcs) if admitted.paused => Err(admitted.too_many(tpcs, topology.all_tpcs(), 0, topology)),
+                None if admitted.paused => Ok(()),
+                _ => self.place_region(state, tenant, admitted),
+            }
         })
     }
 
@@ -205,7 +212,7 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; what the others' plan or the device says. Nothing has changed then.
     pub fn pause(&self, tenant: TenantId) -> Result<(), AdmitError> {
-        self.change(tenant, |_, admitted| {
+        self.change(&mut self.state.lock(), tenant, |_, admitted| {
             (admitted.paused, admitted.region) = (true, TpcSet::EMPTY);
             Ok(())
         })
@@ -216,7 +223,11 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::NoSms`] if its share was promised to others meanwhile; what a plan or the device says. It stays paused then.
     pub fn resume(&self, tenant: TenantId) -> Result<(), AdmitError> {
-        self.change(tenant, |state, admitted| {
+        let mut state = self.state.lock();
+        if !state.tenant(tenant)?.paused {
+            return Ok(());
+        }
+        self.change(&mut state, tenant, |state, admitted| {
             admitted.paused = false;
             self.place_region(state, tenant, admitted)
         })
@@ -225,8 +236,8 @@ impl Runtime {
     /// Removes a tenant from the plan; its SMs go to the others, and its session's next launch is refused.
     ///
     /// # Errors
-    /// [`AdmitError::Unknown`] if it is gone already. If a partition for the others cannot be made, that is the error; the tenant is gone
-    /// all the same, and the others keep the SMs they had.
+    /// [`AdmitError::Unknown`] if it is gone already. If no plan can be made for the others, the error says why; the tenant is gone all the same, and the
+    /// others keep the SMs they had.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
@@ -236,7 +247,7 @@ impl Runtime {
         self.telemetry.dismissed(tenant);
         state.plan_drift.forget(tenant);
         state.take_in(Event::Dismissed(tenant));
-        self.replan(&state).inspect_err(|_| {
+        self.replan(&mut state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
             others.tenants.remove(&tenant);
             others.paused.remove(&tenant);
@@ -254,7 +265,7 @@ impl Runtime {
         let state = self.state.lock();
         let admitted = state.tenant(tenant)?;
         self.lending.grant_by_hand(&admitted.membership, tpcs)?;
-        self.note_grant(tenant, admitted);
+        self.lending.note(&admitted.membership);
         Ok(())
     }
 
@@ -272,23 +283,34 @@ impl Runtime {
         state.tenants.iter().map(status).collect()
     }
 
-    /// Changes a copy of a tenant and plans with it; the tenant is as before if either fails.
-    fn change(&self, tenant: TenantId, change: impl FnOnce(&State, &mut Admitted) -> Result<(), AdmitError>) -> Result<(), AdmitError> {
-        let mut state = self.state.lock();
-        let mut changed = state.tenant(tenant)?.clone();
-        change(&state, &mut changed)?;
+    /// Changes a copy of a tenant and plans with it, if that makes a difference; the tenant is as before if either fails.
+    fn change(
+        &self,
+        state: &mut State,
+        tenant: TenantId,
+        change: impl FnOnce(&State, &mut Admitted) -> Result<(), AdmitError>,
+    ) -> Result<(), AdmitError> {
+        let before = state.tenant(tenant)?;
+        let mut changed = before.clone();
+        change(state, &mut changed)?;
+        let (was, is) = (before.demand(tenant), changed.demand(tenant));
+        if was == is && (before.paused, before.share, before.region) == (changed.paused, changed.share, changed.region) {
+            return Ok(());
+        }
         let replanner = state.replanner.clone();
-        // What was seen of it so far was seen of another tenant, as it were.
-        state.take_in(Event::Admitted(tenant, changed.spec.class));
+        // What was learned of it holds at another rate and on other SMs. Otherwise it was learned of another tenant, as it were.
+        if (was.class, was.slo, was.kernels) != (is.class, is.slo, is.kernels) {
+            state.take_in(Event::Admitted(tenant, is.class, is.slo));
+        }
         let before = state.tenants.insert(tenant, changed);
-        self.replan(&state).inspect_err(|_| {
+        self.replan(state).inspect_err(|_| {
             if let Some(before) = before {
                 state.tenants.insert(tenant, before);
             }
             state.policy.adjust(replanner.adjustments());
             state.replanner = replanner;
         })?;
-        self.make_foreseen_partitions(&mut state);
+        self.make_foreseen_partitions(state);
         Ok(())
     }
 
@@ -303,12 +325,8 @@ impl Runtime {
         let free = others().fold(topology.all_tpcs(), |free, other| free - other.region);
         let unshared = others().filter(|other| other.share.is_none()).count();
         let most = free.len().saturating_sub(u16::from(unshared > 0));
-        admitted.region = shares::resized(admitted.region, free, tpcs).filter(|_| tpcs <= most).ok_or_else(|| AdmitError::NoSms {
-            name: admitted.spec.name.clone(),
-            asked: Sms(tpcs.saturating_mul(topology.sms_per_tpc)),
-            free: topology.sms_of(free),
-            unshared,
-        })?;
+        let region = shares::resized(admitted.region, free, tpcs).filter(|_| tpcs <= most);
+        admitted.region = region.ok_or_else(|| admitted.too_many(tpcs, free, unshared, topology))?;
         Ok(())
     }
 }
@@ -324,21 +342,26 @@ impl Admitted {
         TenantDemand { id, class: self.spec.class, slo: self.spec.slo, rate: self.rate, kernels: self.kernels.clone() }
     }
 
-    /// Device memory that nobody else can have.
-    fn memory_bytes(&self) -> u64 {
-        self.spec.memory_bytes.max(self.account.bytes())
-    }
-
     fn holder(&self) -> MemoryHolder {
         MemoryHolder { name: self.spec.name.clone(), promised: self.spec.memory_bytes, allocated: self.account.bytes() }
     }
 
-    fn check_objective(&self) -> Result<(), AdmitError> {
+    /// That `tpcs` of `free` cannot be its share.
+    fn too_many(&self, tpcs: u16, free: TpcSet, unshared: usize, topology: &Topology) -> AdmitError {
+        let asked = Sms(tpcs.saturating_mul(topology.sms_per_tpc));
+        AdmitError::NoSms { name: self.spec.name.clone(), asked, free: topology.sms_of(free), unshared }
+    }
+
+    /// Against the profiles as they are: what corrects them may be the neighbours' doing.
+    fn check_objective(&self, profiles: &ProfileStore) -> Result<(), AdmitError> {
         let Some(slo) = self.spec.slo else { return Ok(()) };
         if slo.is_zero() {
             return Err(AdmitError::ZeroSlo { name: self.spec.name.clone() });
         }
-        let best = |kernel: &KernelDemand| kernel.curve.as_ref().map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
+        if self.spec.class == Class::Throughput {
+            return Ok(());
+        }
+        let best = |kernel: &KernelDemand| profiles.curve(kernel.kernel).map_or(0.0, |curve| curve.best()) * f64::from(kernel.launches);
         let isolated = self.kernels.iter().map(best).sum::<f64>() / 1e6;
         let isolated = Duration::try_from_secs_f64(isolated).unwrap_or(Duration::MAX);
         if slo < isolated {

@@ -1,7 +1,7 @@
 //! Timelines as Chrome trace JSON, which <https://ui.perfetto.dev> and `chrome://tracing` open.
 //!
-//! Each tenant is a process with one track for each partition that it launches into, one for its requests, and a counter of its SMs. Plans are
-//! marks on a process of the runtime's own. Phases stand one after another on one axis. The format is the one of Google's "Trace Event Format"
+//! Each tenant is a process with one track for each partition that it launches into (more where its kernels overlap there), one for its requests, and a
+//! counter of its SMs. Plans are marks on a process of the runtime's own. Phases stand one after another on one axis. The format is the one of Google's "Trace Event Format"
 //! (Nduca and Sinclair); of its kinds of events these occur: `M` (names), `X` (a kernel, with its duration), `i` (a mark), `C` (a counter),
 //! `b` and `e` (a request: those of one tenant may overlap).
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::trace::{Event, Happening, TenantTrace, Trace};
+use super::trace::{Happening, TenantTrace, Trace};
 
 /// Time on the axis between two phases.
 const GAP_US: f64 = 1_000.0;
@@ -109,29 +109,34 @@ impl Writer {
             self.process(format!("{mark}{}", track.name));
             let lanes = trace.lanes.iter().filter(|lane| lane.tenant == *tenant);
             let partitions: BTreeMap<u32, u16> = lanes.map(|lane| (lane.partition, lane.sms.0)).collect();
+            let tracks = self.tenant(track, &trace.kernels);
             for (partition, sms) in partitions {
                 let name = if partition == 0 { format!("whole GPU ({sms} SMs)") } else { format!("partition {partition} ({sms} SMs)") };
-                self.thread(tid(partition), name);
+                for nth in 1..tracks.in_partition(partition) {
+                    self.thread(tid(partition, nth), format!("{name}, beside"));
+                }
+                self.thread(tid(partition, 0), name);
             }
-            self.tenant(track, &trace.kernels);
         }
         self.shift = before + if begin.is_finite() { end - begin + GAP_US } else { 0.0 };
     }
 
-    fn tenant(&mut self, track: &TenantTrace, kernels: &BTreeMap<u64, String>) {
+    /// Says which tracks the kernels stand on.
+    fn tenant(&mut self, track: &TenantTrace, kernels: &BTreeMap<u64, String>) -> KernelTracks {
+        let mut tracks = KernelTracks::default();
         let name = |kernel: u64| kernels.get(&kernel).cloned().unwrap_or_else(|| format!("kernel {kernel:016x}"));
-        for Event { at, what } in &track.events {
-            let at = us(*at);
-            match *what {
+        for event in &track.events {
+            let at = us(event.at);
+            match event.what {
                 Happening::Launch { kernel, partition, sms } => {
-                    self.mark(at, tid(partition), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
+                    self.mark(at, tid(partition, 0), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
                 }
                 Happening::Kernel { kernel, partition, sms, took } => {
-                    let args = json!({ "sms": sms });
-                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid(partition), name(kernel.0), args) });
+                    let (args, nth) = (json!({ "sms": sms }), tracks.place(partition, event.at, took));
+                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid(partition, nth), name(kernel.0), args) });
                 }
-                Happening::Hop { from, to } => self.mark(at, tid(to), "hop".to_owned(), json!({ "from partition": from })),
-                Happening::Replay { partition } => self.mark(at, tid(partition), "graph replay".to_owned(), json!({})),
+                Happening::Hop { from, to } => self.mark(at, tid(to, 0), "hop".to_owned(), json!({ "from partition": from })),
+                Happening::Replay { partition } => self.mark(at, tid(partition, 0), "graph replay".to_owned(), json!({})),
                 Happening::Request { took, kept, objective } => {
                     self.requests += 1;
                     let number = Some(self.requests);
@@ -156,6 +161,7 @@ impl Writer {
                 }
             }
         }
+        tracks
     }
 
     fn process(&mut self, name: String) {
@@ -181,9 +187,31 @@ impl Writer {
     }
 }
 
-/// Number 0 is the process' own track.
-fn tid(partition: u32) -> u64 {
-    u64::from(partition) + 1
+/// The tracks of one tenant's kernels: those of one partition may overlap, on streams of several sessions, and bars on one track must not.
+#[derive(Default)]
+struct KernelTracks {
+    /// When the last kernel of each track ends, by partition.
+    ends: BTreeMap<u32, Vec<Duration>>,
+}
+
+impl KernelTracks {
+    /// The first track of the partition that is free at `begin`. Kernels come in the order in which they begin.
+    fn place(&mut self, partition: u32, begin: Duration, took: Duration) -> u64 {
+        let ends = self.ends.entry(partition).or_default();
+        let place = ends.iter().position(|&end| end <= begin).unwrap_or(ends.len());
+        ends.resize(ends.len().max(place + 1), Duration::ZERO);
+        ends[place] = begin.saturating_add(took);
+        place as u64
+    }
+
+    fn in_partition(&self, partition: u32) -> u64 {
+        self.ends.get(&partition).map_or(0, |ends| ends.len() as u64)
+    }
+}
+
+/// The `nth` track of a partition. Number 0 is the process' own track.
+fn tid(partition: u32, nth: u64) -> u64 {
+    nth << 32 | (u64::from(partition) + 1)
 }
 
 fn us(duration: Duration) -> f64 {

@@ -23,7 +23,8 @@
 //! Sessions count in plain atomics; [`Runtime::publish_metrics`](crate::Runtime::publish_metrics) carries the counts over. Call it twice a
 //! second, or before each scrape.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, descri
 use parking_lot::Mutex;
 
 use crate::device::Sms;
-use crate::launch::{KernelKey, SessionStats};
+use crate::launch::{Fingerprint, KernelKey, SessionStats};
 
 /// Requests answered.
 pub const REQUESTS: &str = "smidgen_requests_total";
@@ -63,19 +64,37 @@ pub const DRIFT_RATIO: &str = "smidgen_drift_ratio";
 /// A replay's time over the plan's.
 pub const PLAN_DRIFT_RATIO: &str = "smidgen_plan_drift_ratio";
 
-/// What the sessions of one tenant launched, as they tell it: each adds what is new.
-#[derive(Debug, Default)]
+/// What the sessions of one tenant launched, as they tell it: each adds what is new. The last of them to go, which may outlive the tenant, shows the rest.
 pub(super) struct Counts {
     launches: AtomicU64,
     hops: AtomicU64,
     replays: AtomicU64,
+    shown: [Counter; 3],
 }
 
 impl Counts {
+    fn new(labels: &[(&'static str, String); 2]) -> Self {
+        let shown = [LAUNCHES, HOPS, REPLAYS].map(|name| counter!(name, labels));
+        Self { launches: AtomicU64::new(0), hops: AtomicU64::new(0), replays: AtomicU64::new(0), shown }
+    }
+
+    /// Carries over what was counted since the last call.
+    pub(super) fn publish(&self) {
+        for (counted, shown) in [&self.launches, &self.hops, &self.replays].into_iter().zip(&self.shown) {
+            shown.increment(counted.swap(0, Ordering::Relaxed));
+        }
+    }
+
     pub(super) fn add_launched(&self, before: SessionStats, now: SessionStats) {
         self.launches.fetch_add(now.launches - before.launches, Ordering::Relaxed);
         self.hops.fetch_add(now.hops - before.hops, Ordering::Relaxed);
         self.replays.fetch_add(now.replays - before.replays, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Counts {
+    fn drop(&mut self) {
+        self.publish();
     }
 }
 
@@ -104,6 +123,7 @@ impl Drop for Number {
 pub(super) struct RuntimeMetrics {
     pub(super) plans: Counter,
     pub(super) drift_reports: Counter,
+    drifts: Mutex<BTreeMap<Fingerprint, Gauge>>,
     number: Number,
 }
 
@@ -112,7 +132,7 @@ impl RuntimeMetrics {
         describe();
         let number = Number::take();
         let labels = [("runtime", number.0.to_string())];
-        Self { plans: counter!(PLANS, &labels), drift_reports: counter!(DRIFT_REPORTS, &labels), number }
+        Self { plans: counter!(PLANS, &labels), drift_reports: counter!(DRIFT_REPORTS, &labels), drifts: Mutex::default(), number }
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -124,28 +144,33 @@ impl RuntimeMetrics {
     }
 
     pub(super) fn set_drift(&self, kernel: &KernelKey, ratio: f64) {
-        gauge!(DRIFT_RATIO, "kernel" => kernel.to_string(), "runtime" => self.number.0.to_string()).set(ratio);
+        let gauge = || gauge!(DRIFT_RATIO, "kernel" => kernel.to_string(), "runtime" => self.number.0.to_string());
+        self.drifts.lock().entry(kernel.fingerprint()).or_insert_with(gauge).set(ratio);
+    }
+}
+
+impl Drop for RuntimeMetrics {
+    /// No figure of a runtime that is gone shall stand as if it were one of now.
+    fn drop(&mut self) {
+        self.drifts.get_mut().values().for_each(|gauge| gauge.set(0.0));
     }
 }
 
 /// One tenant's metrics.
 pub(super) struct TenantMetrics {
-    launches: Counter,
-    hops: Counter,
-    replays: Counter,
+    counts: Arc<Counts>,
     owned: Gauge,
     held: Gauge,
     borrowed: Gauge,
     requests: RequestMetrics,
+    plan_drift: Option<Gauge>,
     labels: [(&'static str, String); 2],
 }
 
 impl TenantMetrics {
     fn new(labels: [(&'static str, String); 2]) -> Self {
         Self {
-            launches: counter!(LAUNCHES, &labels),
-            hops: counter!(HOPS, &labels),
-            replays: counter!(REPLAYS, &labels),
+            counts: Arc::new(Counts::new(&labels)),
             owned: gauge!(SMS_OWNED, &labels),
             held: gauge!(SMS_HELD, &labels),
             borrowed: gauge!(SMS_BORROWED, &labels),
@@ -154,6 +179,7 @@ impl TenantMetrics {
                 misses: counter!(SLO_MISSES, &labels),
                 seconds: histogram!(REQUEST_SECONDS, &labels),
             },
+            plan_drift: None,
             labels,
         }
     }
@@ -166,21 +192,29 @@ impl TenantMetrics {
         gauge!(SLO_SECONDS, &self.labels).set(slo.unwrap_or_default().as_secs_f64());
     }
 
-    pub(super) fn set_plan_drift(&self, ratio: f64) {
-        gauge!(PLAN_DRIFT_RATIO, &self.labels).set(ratio);
+    pub(super) fn set_plan_drift(&mut self, ratio: f64) {
+        self.plan_drift.get_or_insert_with(|| gauge!(PLAN_DRIFT_RATIO, &self.labels)).set(ratio);
     }
 
-    /// Carries over what was counted since the last call.
-    pub(super) fn publish(&self, counts: &Counts) {
-        self.launches.increment(counts.launches.swap(0, Ordering::Relaxed));
-        self.hops.increment(counts.hops.swap(0, Ordering::Relaxed));
-        self.replays.increment(counts.replays.swap(0, Ordering::Relaxed));
+    /// Where its sessions count.
+    pub(super) fn counts(&self) -> &Arc<Counts> {
+        &self.counts
     }
 
     pub(super) fn set_sms(&self, owned: Sms, held: Sms, borrowed: Sms) {
         self.owned.set(f64::from(owned.0));
         self.held.set(f64::from(held.0));
         self.borrowed.set(f64::from(borrowed.0));
+    }
+}
+
+impl Drop for TenantMetrics {
+    /// No figure of a tenant that is gone shall stand as if it were one of now.
+    fn drop(&mut self) {
+        self.counts.publish();
+        self.set_sms(Sms(0), Sms(0), Sms(0));
+        self.set_objective(None);
+        self.plan_drift.iter().for_each(|gauge| gauge.set(0.0));
     }
 }
 

@@ -31,7 +31,7 @@ use crate::device::{Device, DeviceError, Sms, StreamId};
 use crate::launch::{Fingerprint, KernelKey};
 use crate::policy::Observation;
 use crate::tenant::{TenantId, TenantSpec};
-use metrics::{Counts, RuntimeMetrics, TenantMetrics};
+use metrics::{RuntimeMetrics, TenantMetrics};
 use probe::Pulse;
 use sampler::{SamplePool, Samples};
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
@@ -41,13 +41,16 @@ pub use probe::{Probe, RequestLog};
 pub(crate) use sampler::ReplaySample;
 pub use sampler::{SAMPLE_STRIDE, Sample};
 
-/// Rings that are kept at most. Beyond, the oldest is forgotten, so that tenants that come and go leave no memory behind.
+/// Rings that are kept. Beyond, the oldest whose session is gone is forgotten, so that sessions that come and go leave no memory behind.
 const MOST_RINGS: usize = 256;
+/// Streams whose partitions are kept.
+const MOST_LANES: usize = 4096;
 
 /// What a runtime is to record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recording {
-    /// Events that each ring of the timeline holds, 32 bytes each; the oldest are overwritten. 0 for no timeline.
+    /// Events that each ring of the timeline holds at least, 32 bytes each, up to [`MOST_EVENTS`](trace::MOST_EVENTS); the oldest are overwritten. 0
+    /// for no timeline.
     pub events: usize,
     /// Whether at most 1 % of the eager launches, and of the replays, are timed on the device.
     pub sampling: bool,
@@ -73,8 +76,10 @@ pub struct Telemetry {
 #[derive(Default)]
 struct State {
     tenants: BTreeMap<TenantId, Tenant>,
+    /// Names of tenants that were dismissed while there was a timeline.
+    gone: BTreeMap<TenantId, String>,
     rings: VecDeque<TenantRing>,
-    lanes: Vec<Lane>,
+    lanes: VecDeque<Lane>,
     /// Events of the runtime itself, and kernel times, which are read off the threads of the sessions.
     events: VecDeque<(TenantId, Event)>,
     plans: VecDeque<(Duration, &'static str)>,
@@ -86,7 +91,6 @@ struct Tenant {
     name: String,
     /// Kernels of its requests, in the order first met.
     met: Vec<KernelKey>,
-    counts: Arc<Counts>,
     pulse: Arc<Pulse>,
     metrics: TenantMetrics,
 }
@@ -129,8 +133,9 @@ impl Telemetry {
             track.events.extend(ring.ring.snapshot());
         }
         for (tenant, event) in &state.events {
-            let name = || state.tenants.get(tenant).map_or_else(|| format!("tenant {}", tenant.0), |tenant| tenant.name.clone());
-            tenants.entry(*tenant).or_insert_with(|| TenantTrace::new(name())).events.push(*event);
+            let name = || state.tenants.get(tenant).map(|tenant| &tenant.name).or_else(|| state.gone.get(tenant));
+            let new = || TenantTrace::new(name().map_or_else(|| format!("tenant {}", tenant.0), String::clone));
+            tenants.entry(*tenant).or_insert_with(new).events.push(*event);
         }
         for track in tenants.values_mut() {
             track.events.sort_by_key(|event| event.at);
@@ -141,7 +146,7 @@ impl Telemetry {
             tenants,
             plans: state.plans.iter().map(|&(at, policy)| (at, policy.to_owned())).collect(),
             kernels: state.kernels.iter().map(|(&kernel, key)| (kernel.0, key.to_string())).collect(),
-            lanes: state.lanes.clone(),
+            lanes: state.lanes.iter().copied().collect(),
         }
     }
 
@@ -163,7 +168,7 @@ impl Telemetry {
         let samples = if self.recording.sampling { Some(Arc::new(SamplePool::new(&self.device, tenant)?)) } else { None };
         let mut state = self.state.lock();
         let Some(known) = state.tenants.get(&tenant) else { return Ok(Probe::default()) };
-        let counts = Arc::clone(&known.counts);
+        let counts = Arc::clone(known.metrics.counts());
         if let Some(samples) = &samples {
             state.pools.retain(|pool| pool.strong_count() > 0);
             state.pools.push(Arc::downgrade(samples));
@@ -186,21 +191,28 @@ impl Telemetry {
     fn ring(&self, state: &mut State, tenant: TenantId) -> Option<Arc<Ring>> {
         let name = state.tenants.get(&tenant).map(|tenant| tenant.name.clone()).filter(|_| self.recording.events > 0)?;
         let ring = Arc::new(Ring::new(self.recording.events));
-        if state.rings.len() == MOST_RINGS {
-            state.rings.pop_front();
+        let is_over = |known: &TenantRing| Arc::strong_count(&known.ring) == 1;
+        if state.rings.len() >= MOST_RINGS
+            && let Some(oldest) = state.rings.iter().position(is_over)
+        {
+            state.rings.remove(oldest);
         }
         state.rings.push_back(TenantRing { tenant, name, ring: Arc::clone(&ring) });
         Some(ring)
     }
 
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
-        let metrics = self.metrics.tenant(&spec.name);
+        let mut state = self.state.lock();
+        // Two tenants of one name must not overwrite each other's gauges.
+        let is_taken = state.tenants.values().any(|known| known.name == spec.name);
+        let name = if is_taken { format!("{} ({})", spec.name, tenant.0) } else { spec.name.clone() };
+        let metrics = self.metrics.tenant(&name);
         if spec.slo.is_some() {
             metrics.set_objective(spec.slo);
         }
-        let known = Tenant { name: spec.name.clone(), met: Vec::new(), counts: Arc::default(), pulse: Arc::default(), metrics };
+        let known = Tenant { name, met: Vec::new(), pulse: Arc::default(), metrics };
         known.pulse.set_objective(spec.slo);
-        self.state.lock().tenants.insert(tenant, known);
+        state.tenants.insert(tenant, known);
     }
 
     pub(crate) fn objective_changed(&self, tenant: TenantId, slo: Option<Duration>) {
@@ -211,10 +223,13 @@ impl Telemetry {
     }
 
     pub(crate) fn dismissed(&self, tenant: TenantId) {
-        if let Some(tenant) = self.state.lock().tenants.remove(&tenant) {
-            tenant.metrics.publish(&tenant.counts);
-            tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
-            tenant.metrics.set_objective(None);
+        self.grant_changed(tenant, || [Sms(0); 3]);
+        let state = &mut *self.state.lock();
+        if let Some(gone) = state.tenants.remove(&tenant) {
+            state.gone.extend(self.is_tracing().then_some((tenant, gone.name.clone())));
+            if state.gone.len() > MOST_RINGS {
+                state.gone.pop_first();
+            }
         }
     }
 
@@ -234,10 +249,14 @@ impl Telemetry {
         }
     }
 
-    /// A tenant's kernels may use other SMs from now on. Called wherever a grant is written; one load and one branch while nothing is traced.
-    pub(crate) fn grant_changed(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
+    /// A tenant's kernels may use other SMs from now on. Called wherever a grant is written or SMs are lent; one load and one branch while nothing is traced.
+    /// `sms`: owned, held, borrowed.
+    pub(crate) fn grant_changed(&self, tenant: TenantId, sms: impl FnOnce() -> [Sms; 3]) {
         if self.is_tracing() {
-            let event = Event { at: self.device.now(), what: Happening::Grant { owned, held, borrowed } };
+            // Of several threads that tell of one tenant, the last by the clock has looked after that: what it missed is yet to be told.
+            let at = self.device.now();
+            let [owned, held, borrowed] = sms();
+            let event = Event { at, what: Happening::Grant { owned, held, borrowed } };
             push_bounded(&mut self.state.lock().events, (tenant, event), self.recording.events);
         }
     }
@@ -250,7 +269,7 @@ impl Telemetry {
     /// Brings the metrics of `tenant` up to date.
     pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
         if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
-            tenant.metrics.publish(&tenant.counts);
+            tenant.metrics.counts().publish();
             tenant.metrics.set_sms(owned, held, borrowed);
         }
     }
@@ -281,7 +300,7 @@ impl Telemetry {
     }
 
     pub(crate) fn plan_drifted(&self, tenant: TenantId, ratio: f64) {
-        if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
+        if let Some(tenant) = self.state.lock().tenants.get_mut(&tenant) {
             tenant.metrics.set_plan_drift(ratio);
         }
     }
@@ -307,18 +326,7 @@ impl Telemetry {
             let state = &mut *self.state.lock();
             // A driver may number a later stream as one that is gone.
             state.lanes.retain(|known| known.stream != lane.stream || known.tenant != tenant);
-            state.lanes.push(lane);
-        }
-    }
-}
-
-impl Drop for Telemetry {
-    /// No figure of a runtime that is gone shall stand as if it were one of now.
-    fn drop(&mut self) {
-        for tenant in self.state.get_mut().tenants.values() {
-            tenant.metrics.publish(&tenant.counts);
-            tenant.metrics.set_sms(Sms(0), Sms(0), Sms(0));
-            tenant.metrics.set_objective(None);
+            push_bounded(&mut state.lanes, lane, MOST_LANES);
         }
     }
 }

@@ -193,17 +193,21 @@ impl Pulse {
         self.answered.fetch_add(1, Ordering::Relaxed);
         self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
         self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
-        // Engines need not tell when work begins.
-        let one_less = |under_way: u64| under_way.checked_sub(1);
-        let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        self.end(1);
         self.is_felt.store(true, Ordering::Relaxed);
     }
 
-    /// What happened since the last call; whether the tenant rested is not known here. Of an engine that tells nothing, the tenant is taken to be at work.
+    /// Engines need not tell when work begins.
+    fn end(&self, requests: u64) {
+        let less = |under_way: u64| Some(under_way.saturating_sub(requests));
+        let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// What happened since the last call; whether the tenant rested or is paused is not known here. Of an engine that tells nothing, the tenant is taken to be at work.
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
         let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
         let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
-        Observation { tenant, requests, missed, close, working, rested: false }
+        Observation { tenant, requests, missed, close, working, rested: false, paused: false }
     }
 }
 
@@ -214,15 +218,19 @@ pub struct RequestLog {
     ring: Option<Arc<Ring>>,
     metrics: Option<RequestMetrics>,
     pulse: Arc<Pulse>,
+    /// Requests that began here and were not answered yet.
+    begun: u64,
 }
 
 impl RequestLog {
     pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics, pulse: Arc<Pulse>) -> Self {
-        Self { tracing, ring, metrics: Some(metrics), pulse }
+        Self { tracing, ring, metrics: Some(metrics), pulse, begun: 0 }
     }
 
     /// Work on a request begins. An engine whose requests may take longer than a second should say so, or a throughput tenant may be taken to be idle.
+    /// One that is never answered is under way until the log is dropped.
     pub fn begun(&mut self) {
+        self.begun += 1;
         self.pulse.under_way.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -234,10 +242,36 @@ impl RequestLog {
             metrics.answered(took, kept);
         }
         self.pulse.answered(spent);
+        self.begun = self.begun.saturating_sub(1);
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {
             ring.push(Event { at: arrival, what: Happening::Request { took, kept, objective: self.pulse.objective() } });
         }
+    }
+}
+
+impl Drop for RequestLog {
+    /// Nobody answers what began here any more.
+    fn drop(&mut self) {
+        self.pulse.end(self.begun);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_whose_log_is_dropped_is_no_work_any_more() {
+        let mut log = RequestLog::default();
+        let pulse = Arc::clone(&log.pulse);
+        let is_working = || pulse.take(TenantId(0)).working;
+        assert!(is_working(), "it has told nothing yet");
+        (0..2).for_each(|_| log.begun());
+        log.answered(Duration::ZERO, Duration::ZERO, 0.0);
+        assert!(is_working());
+        drop(log);
+        assert!(!is_working());
     }
 }

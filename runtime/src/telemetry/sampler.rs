@@ -109,9 +109,10 @@ impl<T> Slot<T> {
     ) -> Result<(), DeviceError> {
         device.record(self.begin.id(), stream)?;
         enqueue()?;
-        let waited_for_host = alone && device.query(self.begin.id())?;
-        device.record(self.end.id(), stream)?;
-        if let Some(mut place) = self.what.try_lock().filter(|_| !waited_for_host) {
+        // It is enqueued: what goes wrong from here on costs the sample, and is no error of the launch.
+        let waited_for_host = alone && device.query(self.begin.id()).unwrap_or(true);
+        let is_sample = device.record(self.end.id(), stream).is_ok() && !waited_for_host;
+        if let Some(mut place) = self.what.try_lock().filter(|_| is_sample) {
             *place = Some(what);
             self.state.store(TIMED, Ordering::Release);
         }

@@ -70,7 +70,7 @@ pub enum Happening {
     Grant {
         /// The tenant's own by the plan.
         owned: Sms,
-        /// Those its elastic kernels may use now.
+        /// Those its elastic kernels may use now, without its own that others use.
         held: Sms,
         /// Those of them that are another tenant's.
         borrowed: Sms,
@@ -165,27 +165,33 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Events that a ring holds at most: 512 MiB.
+pub const MOST_EVENTS: usize = 1 << 24;
+
 /// The last events of one thread.
 pub(crate) struct Ring {
     /// A power of two of them.
     slots: Box<[[AtomicU64; 4]]>,
-    /// Events written so far: event `n` is in slot `n` modulo the number of slots.
+    /// Events that were begun so far: event `n` is in slot `n` modulo the number of slots.
+    begun: AtomicU64,
+    /// Events that are complete.
     written: AtomicU64,
 }
 
 impl Ring {
-    /// A ring of at least `events` events.
+    /// A ring of at least `events` events, or of [`MOST_EVENTS`].
     pub(crate) fn new(events: usize) -> Self {
-        let slots = (0..events.next_power_of_two()).map(|_| Default::default()).collect();
-        Self { slots, written: AtomicU64::new(0) }
+        let slots = (0..events.min(MOST_EVENTS).next_power_of_two()).map(|_| Default::default()).collect();
+        Self { slots, begun: AtomicU64::new(0), written: AtomicU64::new(0) }
     }
 
     /// Writes an event. Only one thread may do so at a time: others would overwrite each other's events, though nothing worse.
     #[inline]
     pub(crate) fn push(&self, event: Event) {
         let number = self.written.load(Ordering::Relaxed);
-        // A reader that sees a word of this event must also see that the event before it was complete (Boehm, "Can seqlocks get along with
-        // programming language memory models?", 2012).
+        self.begun.store(number + 1, Ordering::Relaxed);
+        // A reader that sees a word of this event must also see that it was begun (Boehm, "Can seqlocks get along with programming language
+        // memory models?", 2012).
         fence(Ordering::Release);
         let slot = &self.slots[number as usize & (self.slots.len() - 1)];
         for (target, word) in slot.iter().zip(event.encode()) {
@@ -202,9 +208,9 @@ impl Ring {
         let slot = |number: u64| &self.slots[number as usize & (self.slots.len() - 1)];
         let copied: Vec<Words> = (from..end).map(|number| slot(number).each_ref().map(|word| word.load(Ordering::Relaxed))).collect();
         fence(Ordering::Acquire);
-        // Event `end` itself may be half written, over the one a whole ring before it.
-        let now = self.written.load(Ordering::Relaxed);
-        let whole = (from..).zip(copied).filter(|(number, _)| number + capacity > now);
+        // Each event that was begun meanwhile stands, or half of it, over the one a whole ring before it.
+        let begun = self.begun.load(Ordering::Relaxed);
+        let whole = (from..).zip(copied).filter(|(number, _)| number + capacity >= begun);
         whole.filter_map(|(_, words)| Event::decode(words)).collect()
     }
 }
@@ -255,9 +261,14 @@ mod tests {
     fn a_full_ring_forgets_the_oldest_events() {
         let ring = Ring::new(8);
         (0..100).for_each(|number| ring.push(hop(number)));
-        let held = ring.snapshot();
-        // The slot that would be written next is not trusted.
-        assert_eq!(held, (93..100).map(hop).collect::<Vec<_>>());
+        assert_eq!(ring.snapshot(), (92..100).map(hop).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_ring_of_one_event_holds_the_last() {
+        let ring = Ring::new(1);
+        (0..3).for_each(|number| ring.push(hop(number)));
+        assert_eq!(ring.snapshot(), [hop(2)]);
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl<T> Link<T> {
     /// Lets go of the copies that have arrived.
     pub(super) fn collect(&mut self, mut arrived: impl FnMut(T)) {
         for at in (0..self.sent.len()).rev() {
-            // An error is that of a lost context, which the next copy meets too.
-            if self.device.query(self.sent[at].event.id()).unwrap_or(true) {
+            // Nothing arrives any more in a context that is lost. Any other error says nothing of the copy.
+            if self.device.query(self.sent[at].event.id()).unwrap_or_else(|error| error.is_sticky()) {
                 let Sent { event, tag, .. } = self.sent.swap_remove(at);
                 self.spare.push(event);
                 arrived(tag);

@@ -175,7 +175,10 @@ impl Transfers {
     }
 
     fn adopt(&self, link: &mut Link<()>) {
-        self.shared.lock().orphans.adopt(link);
+        let orphans = &mut self.shared.lock().orphans;
+        // Where every tenant's copies go at once, nobody else looks.
+        orphans.collect(drop);
+        orphans.adopt(link);
     }
 
     /// Notes which chunks have arrived and sends what may go. Never waits: while another thread is at it, there is nothing to do here.
@@ -248,8 +251,8 @@ impl Shared {
 
 impl Chunk {
     fn is_ready(&self, device: &dyn Device) -> bool {
-        // An error is found again when the chunk is sent.
-        self.after.as_ref().is_none_or(|after| device.query(after.id()).unwrap_or(true))
+        // That of a lost context is found again when the chunk is sent. Any other says nothing of the launches that the copy comes after.
+        self.after.as_ref().is_none_or(|after| device.query(after.id()).unwrap_or_else(|error| error.is_sticky()))
     }
 }
 

@@ -209,6 +209,7 @@ impl Uploader {
 
 impl Drop for Uploader {
     fn drop(&mut self) {
+        self.link.collect(drop);
         // What was sent still reads its source.
         self.transfers.adopt(&mut self.link);
     }

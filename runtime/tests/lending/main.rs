@@ -12,6 +12,8 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 use smidgen_runtime::partition::{PARTITION_BYTES, TpcSet};
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, Slo, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::telemetry::Recording;
+use smidgen_runtime::telemetry::trace::Happening;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
@@ -121,8 +123,12 @@ impl House {
     }
 
     fn with(policy: Box<dyn Policy>) -> Self {
+        Self::recorded(policy, RuntimeOptions::default())
+    }
+
+    fn recorded(policy: Box<dyn Policy>, options: RuntimeOptions) -> Self {
         let gpu = Gpu::h200();
-        let runtime = Runtime::new(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()));
+        let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()), options);
         Self { gpu, runtime: Arc::new(runtime) }
     }
 
@@ -194,6 +200,29 @@ fn a_borrower_gives_sms_back_when_their_owner_begins_a_request_and_gets_them_aga
     batch.launch(&LONG).unwrap();
     let trace = house.gpu.trace(&batch);
     assert_eq!(trace.last().unwrap().tpcs, ALL, "the next kernel is on the whole GPU again");
+}
+
+#[test]
+fn the_timeline_shows_who_lends_and_who_borrows() {
+    let recording = Recording { events: 1 << 8, sampling: false };
+    let house = House::recorded(Box::new(Borrowing), RuntimeOptions { recording, ..RuntimeOptions::default() });
+    let (borrower, _batch) = house.admit(Class::Throughput);
+    let (owner, mut latency) = house.idle_owner();
+    let shown = || {
+        let trace = house.runtime.telemetry().trace();
+        [owner, borrower].map(|tenant| {
+            let grants = trace.tenants[&tenant].events.iter().rev().map(|event| event.what);
+            grants
+                .filter_map(|what| if let Happening::Grant { owned, held, borrowed } = what { Some([owned, held, borrowed]) } else { None })
+                .next()
+        })
+    };
+    let [all, first, rest] = [ALL, FIRST, ALL - FIRST].map(|tpcs| house.gpu.device.topology().sms_of(tpcs));
+    assert_eq!(shown(), [Some([first, Sms(0), Sms(0)]), Some([rest, all, first])]);
+    latency.begin_request().unwrap();
+    assert_eq!(shown(), [Some([first, first, Sms(0)]), Some([rest, rest, Sms(0)])]);
+    house.runtime.dismiss(owner).unwrap();
+    assert_eq!(shown(), [Some([Sms(0); 3]), Some([all, all, Sms(0)])]);
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn what_others_read_changes_no_plan() {
 
 #[test]
 fn each_other_ablation_changes_the_plan_of_a_pair() {
-    for name in ["no-profile", "no-borrow", "no-bandwidth", "no-guard"] {
+    for name in ["no-profile", "no-borrow", "no-bandwidth", "no-guard", "no-switch-budget"] {
         assert_ne!(planned(&format!("slo:{name}")), planned("slo"), "{name}");
     }
     assert!(planned("slo").values().any(|tenant| tenant.grant == TpcSet::range(0, 66)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smidgen_runtime::device::{Priority, Sms};
 use smidgen_runtime::launch::{Fingerprint, Work};
 use smidgen_runtime::partition::{TpcSet, rungs};
-use smidgen_runtime::policy::{Ablations, Draft, Forecast, KernelDemand, Policy, Slo, TenantDemand, TenantDraft};
+use smidgen_runtime::policy::{Ablations, Adjustments, Draft, Forecast, KernelDemand, Policy, Slo, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::Curve;
 use smidgen_runtime::tenant::TenantId;
 
@@ -80,6 +80,28 @@ fn an_slo_out_of_reach_gets_nearly_the_best_there_is_and_leaves_what_would_buy_l
 }
 
 #[test]
+fn an_slo_that_is_in_reach_is_kept_though_the_margin_is_not() {
+    let margins = [0.945, 0.9, 0.87, 0.8, 0.6, 0.35];
+    let alone = [latency_tenant(1, Some(2400), &bert_large())];
+    let pair = [latency_tenant(1, Some(1810), &llama_step()), throughput_tenant(2, &bert_large())];
+    for (tenants, slo_us) in [(&alone[..], 2400.0), (&pair[..], 1810.0)] {
+        for margin in margins {
+            let adjustments = Adjustments { margins: [(TenantId(1), margin)].into(), ..Adjustments::default() };
+            let planned = forecast(&Slo::default().with_adjustments(adjustments), tenants, 1).latency_us;
+            assert!(planned <= slo_us, "{planned} us at {margin}");
+        }
+    }
+}
+
+#[test]
+fn a_tenant_that_misses_its_slo_whatever_it_gets_leaves_no_sm_idle_that_makes_it_faster() {
+    for slo_us in [100, 800] {
+        let draft = plan(&[latency_tenant(1, Some(slo_us), &decode_step())]);
+        assert_eq!(owned(&draft), [66], "{slo_us}");
+    }
+}
+
+#[test]
 fn a_latency_tenant_at_a_rate_is_sized_for_its_queue() {
     let sized = |rate| {
         let chat = TenantDemand { rate, ..latency_tenant(1, Some(5000), &llama_step()) };
@@ -89,6 +111,34 @@ fn a_latency_tenant_at_a_rate_is_sized_for_its_queue() {
     assert!(none <= low && low < high, "{none}, {low} and {high} TPCs");
     // More than can be served: as if the objective were out of reach.
     assert_eq!(sized(Some(10_000.0)), sized(Some(100_000.0)));
+}
+
+#[test]
+fn no_latency_tenant_is_planned_for_a_queue_that_grows_without_end_while_the_gpu_could_serve_it() {
+    for rate in [1000.0, 1150.0, 1180.0, 1240.0] {
+        for slo_us in [2000, 5000, 100_000] {
+            let chat = TenantDemand { rate: Some(rate), ..latency_tenant(1, Some(slo_us), &decode_step()) };
+            let alone = forecast(&Slo::default(), std::slice::from_ref(&chat), 1).latency_us;
+            let beside = forecast(&Slo::default(), &[chat, throughput_tenant(2, &prefill())], 1).latency_us;
+            assert!(alone.is_finite() && beside.is_finite(), "{rate} a second, {slo_us} us: {alone} and {beside} us");
+        }
+    }
+    let served = |rate| {
+        let chat = TenantDemand { rate, ..latency_tenant(1, None, &llama_step()) };
+        forecast(&Slo::default(), &[chat, throughput_tenant(2, &bert_large())], 1).latency_us
+    };
+    let knee_us = served(None);
+    assert!(served(Some(1.02e6 / knee_us)).is_finite(), "without an SLO");
+}
+
+#[test]
+fn a_forecast_at_a_rate_holds_the_waiting_that_its_limit_is_for() {
+    let decode = latency_tenant(1, Some(3000), &decode_step());
+    let [none, some] = [None, Some(396.9)].map(|rate| {
+        let tenants = [TenantDemand { rate, ..decode.clone() }, throughput_tenant(2, &prefill())];
+        forecast(&Slo::default(), &tenants, 1)
+    });
+    assert!(some.latency_us <= some.limit_us.unwrap() && some.latency_us > none.limit_us.unwrap(), "{some:?}");
 }
 
 /// What `results/h200/slo-30.json` and `slo-30-encoder.json` measured at commit 8aed4e8a4870: a third of the rate that decoding alone reaches, and 1.5 times its p99 there.
@@ -122,6 +172,15 @@ fn of_slos_that_do_not_fit_together_the_smallest_are_met() {
     let tenant = |id, tpcs: f64| latency_tenant(id, Some(1000), &[compute(id.into(), 900.0 - GAP_US, 2.0 * tpcs)]);
     let draft = without("no-bandwidth").plan(&h200(), &[tenant(1, 40.0), tenant(2, 20.0), tenant(3, 28.0)]);
     assert_eq!(owned(&draft), [18, 20, 28]);
+}
+
+#[test]
+fn an_slo_that_nothing_keeps_takes_no_sms_from_one_that_can_be_kept() {
+    // The first wants 60 TPCs and misses by far; the second needs 40.
+    let [hopeless, kept] = [(1, 100, 28.0), (2, 1000, 40.0)]
+        .map(|(id, slo_us, tpcs)| latency_tenant(id, Some(slo_us), &[compute(id.into(), 900.0 - GAP_US, 2.0 * tpcs)]));
+    let draft = without("no-bandwidth").plan(&h200(), &[hopeless, kept, throughput_tenant(3, &[compute(3, 100.0, 132.0)])]);
+    assert_eq!(owned(&draft), [25, 40, 1]);
 }
 
 #[test]
@@ -198,12 +257,15 @@ fn four_encoders_get_disjoint_quarters_which_their_curves_predict_to_be_better_t
     }
 }
 
+/// One tile size that needs `most` SMs, as cuBLAS has, and a kernel that no SM beyond the fourth helps.
+fn step_and_flat(most: f64) -> [KernelDemand; 2] {
+    let step = kernel(1, 10, Work::default(), move |sms| if sms < most { 100.0 * (32.0 / sms).max(1.0) } else { 12.0 });
+    [step, kernel(2, 10, Work::default(), |sms| 5.0 * (4.0 / sms).max(1.0))]
+}
+
 #[test]
 fn tenants_overlap_where_a_step_of_their_curves_is_out_of_reach_of_a_quarter() {
-    // One tile size that needs the whole GPU, as cuBLAS has, and a kernel that no SM beyond the fourth helps.
-    let step = kernel(1, 10, Work::default(), |sms| if sms < 132.0 { 100.0 * (32.0 / sms).max(1.0) } else { 12.0 });
-    let flat = kernel(2, 10, Work::default(), |sms| 5.0 * (4.0 / sms).max(1.0));
-    let tenants = [1, 2, 3, 4].map(|id| throughput_tenant(id, &[step.clone(), flat.clone()]));
+    let tenants = [1, 2, 3, 4].map(|id| throughput_tenant(id, &step_and_flat(132.0)));
     let draft = plan(&tenants);
     for tenant in draft.values() {
         assert!((16..=17).contains(&tenant.default.tpcs.len()));
@@ -213,6 +275,26 @@ fn tenants_overlap_where_a_step_of_their_curves_is_out_of_reach_of_a_quarter() {
         assert!(flat.sms <= Sms(8) && tenant.default.tpcs.includes(flat.tpcs), "others can use what it leaves: {flat:?}");
     }
     assert!(without("no-borrow").plan(&h200(), &tenants).values().all(|tenant| tenant.grant == tenant.owned));
+}
+
+#[test]
+fn tenants_overlap_as_before_beside_one_that_is_idle_or_unknown() {
+    let step = |most| [1, 2, 3, 4].map(|id| throughput_tenant(id, &step_and_flat(most)));
+    let idle = |ids: &[u32]| {
+        let idle = ids.iter().copied().map(TenantId).collect();
+        Slo::default().with_adjustments(Adjustments { idle, ..Adjustments::default() })
+    };
+    // An idle tenant leaves 130 SMs to the others, an unknown one 100.
+    let newcomer = [&step(96.0)[..3], &[throughput_tenant(4, &[])]].concat();
+    for (draft, most) in [(idle(&[4]).plan(&h200(), &step(128.0)), 128), (plan(&newcomer), 96)] {
+        let apart = of(&draft, 4).owned;
+        assert_eq!(of(&draft, 4).grant, apart);
+        for id in 1..=3 {
+            assert!(of(&draft, id).grant.is_disjoint(apart));
+            assert!(of(&draft, id).kernels[&Fingerprint(1)].sms >= Sms(most), "{:?}", of(&draft, id));
+        }
+    }
+    assert_eq!(idle(&[1, 2, 3, 4]).plan(&h200(), &step(128.0)), plan(&step(128.0)), "where nobody has work nobody could use more");
 }
 
 #[test]

@@ -197,16 +197,21 @@ proptest! {
 
     #[test]
     fn a_tighter_margin_never_gives_a_latency_tenant_less(
-        latencies in prop::collection::vec(1.0_f64..1000.0, 17), reached_on in 1_u16..60, margin in 0.1_f64..0.9,
+        latencies in prop::collection::vec(100.0_f64..150.0, 17), reached_on in 1_u16..66, times in 0.9_f64..1.5,
+        rate in prop::option::of(1.0_f64..10_000.0), margins in [0.3_f64..1.5, 0.3_f64..1.5],
     ) {
         let gpu = h200();
         let curve = Curve::new(rungs(&gpu).into_iter().zip(latencies).collect()).map(Arc::new);
         let kernels = [KernelDemand { kernel: Fingerprint(0), launches: 1, work: Work::default(), curve }];
-        // Within reach of both margins.
-        let slo_us = request_us(&kernels, 2 * reached_on) / margin;
-        let tenants = [latency_tenant(1, Some(slo_us as u64 + 1), &kernels), throughput_tenant(2, &[])];
-        let adjusted = Slo::default().with_adjustments(Adjustments { margins: [(TenantId(1), margin)].into(), ..Adjustments::default() });
-        let owned = |policy: &Slo| policy.plan(&gpu, &tenants)[&TenantId(1)].owned.len();
-        prop_assert!(owned(&adjusted) >= owned(&Slo::default()));
+        // Within reach of both margins, of one, or of none.
+        let slo_us = request_us(&kernels, 2 * reached_on) * times;
+        let chat = TenantDemand { rate, ..latency_tenant(1, Some(slo_us as u64 + 1), &kernels) };
+        let tenants = [chat, throughput_tenant(2, &[])];
+        let owned = |margin| {
+            let adjustments = Adjustments { margins: [(TenantId(1), margin)].into(), ..Adjustments::default() };
+            Slo::default().with_adjustments(adjustments).plan(&gpu, &tenants)[&TenantId(1)].owned.len()
+        };
+        let [one, other] = margins;
+        prop_assert!(owned(one.min(other)) >= owned(one.max(other)));
     }
 }

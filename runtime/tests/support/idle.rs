@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use smidgen_runtime::device::sim::SimConfig;
@@ -19,6 +19,7 @@ pub struct Idle {
     launched: AtomicU64,
     partitions: AtomicU64,
     copies: AtomicU64,
+    refuses_copies: AtomicBool,
     on_launch: fn(&LaunchRequest<'_>),
 }
 
@@ -31,7 +32,16 @@ impl Idle {
     pub fn that_does(on_launch: fn(&LaunchRequest<'_>)) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         let topology = SimConfig::h200().topology;
-        Arc::new(Self { topology, next: AtomicU64::new(1), launched: zero(), partitions: zero(), copies: zero(), on_launch })
+        let refuses_copies = AtomicBool::new(false);
+        Arc::new(Self {
+            topology,
+            next: AtomicU64::new(1),
+            launched: zero(),
+            partitions: zero(),
+            copies: zero(),
+            refuses_copies,
+            on_launch,
+        })
     }
 
     /// Launches so far.
@@ -47,6 +57,11 @@ impl Idle {
     /// Copies to the device so far.
     pub fn copies(&self) -> u64 {
         self.copies.load(Ordering::Relaxed)
+    }
+
+    /// Whether copies to the device fail from here on.
+    pub fn refuse_copies(&self, refuse: bool) {
+        self.refuses_copies.store(refuse, Ordering::Relaxed);
     }
 
     fn number(&self) -> u64 {
@@ -72,6 +87,9 @@ impl Device for Idle {
     }
     fn free(&self, _: DevicePtr) {}
     fn upload(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        if self.refuses_copies.load(Ordering::Relaxed) {
+            return Err(DeviceError::Driver { call: "idleUpload", status: "told to fail".to_owned(), sticky: false });
+        }
         self.copies.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -9,12 +9,14 @@ use arc_swap::ArcSwap;
 use crate::launch::grant::Grant;
 use crate::partition::TpcSet;
 use crate::partition::ledger::Holder;
+use crate::tenant::TenantId;
 
 use super::NEVER;
 use super::activity::Activity;
 
 /// A tenant's place in the ledger, from its admission to the end of its last session.
 pub(crate) struct Membership {
+    pub(super) tenant: TenantId,
     pub(super) holder: Holder,
     pub(super) grant: Arc<Grant>,
     pub(super) activity: Activity,
@@ -43,6 +45,8 @@ impl Membership {
 #[derive(Clone)]
 pub(super) struct Member {
     pub(super) membership: Arc<Membership>,
+    /// What it owns by the plan in force; none where it is not in that.
+    pub(super) planned: Option<TpcSet>,
     /// What it may use beyond the ledger: TPCs that several tenants share and, while the plan changes, both those it had and those it will have.
     pub(super) beyond: TpcSet,
     /// What it was given by hand, instead of all else.
@@ -60,11 +64,17 @@ impl Members {
     ///
     /// # Errors
     /// What `grant` returns.
-    pub(super) fn admit<E>(&self, beyond: TpcSet, grant: impl FnOnce() -> Result<Grant, E>) -> Result<Option<Arc<Membership>>, E> {
+    pub(super) fn admit<E>(
+        &self,
+        tenant: TenantId,
+        beyond: TpcSet,
+        grant: impl FnOnce() -> Result<Grant, E>,
+    ) -> Result<Option<Arc<Membership>>, E> {
         let members = self.0.load();
         let place = members.iter().position(Option::is_none).unwrap_or(members.len());
         let Some(holder) = u16::try_from(place).ok().and_then(Holder::new) else { return Ok(None) };
         let membership = Arc::new(Membership {
+            tenant,
             holder,
             grant: Arc::new(grant()?),
             activity: Activity::new(),
@@ -74,7 +84,7 @@ impl Members {
         });
         self.replace(|members| {
             members.resize(members.len().max(place + 1), None);
-            members[place] = Some(Member { membership: Arc::clone(&membership), beyond, by_hand: None });
+            members[place] = Some(Member { membership: Arc::clone(&membership), planned: None, beyond, by_hand: None });
         });
         Ok(Some(membership))
     }

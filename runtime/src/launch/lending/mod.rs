@@ -36,9 +36,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, Sms};
 use crate::partition::TpcSet;
 use crate::partition::ledger::{Borrowers, Holder, Ledger};
+use crate::telemetry::Telemetry;
+use crate::tenant::TenantId;
 
 use super::grant::Grant;
 use members::{Member, Members};
@@ -71,6 +73,7 @@ pub struct Holdings {
 /// The ledger with the tenants that are in it, their grants, and the loans that the plan allows.
 pub(crate) struct Lending {
     device: Arc<dyn Device>,
+    telemetry: Arc<Telemetry>,
     ledger: Ledger,
     /// The SMs of each TPC, once a plan needed them.
     masks: OnceLock<Vec<[u32; 8]>>,
@@ -89,9 +92,11 @@ struct Loans {
 }
 
 impl Lending {
-    pub(crate) fn new(device: &Arc<dyn Device>) -> Self {
+    /// Loans are shown to `telemetry`.
+    pub(crate) fn new(device: &Arc<dyn Device>, telemetry: &Arc<Telemetry>) -> Self {
         Self {
             device: Arc::clone(device),
+            telemetry: Arc::clone(telemetry),
             ledger: Ledger::new(device.topology().tpcs()),
             masks: OnceLock::new(),
             members: Members::default(),
@@ -112,8 +117,8 @@ impl Lending {
     ///
     /// # Errors
     /// What the device says.
-    pub(crate) fn admit(&self) -> Result<Option<Arc<Membership>>, DeviceError> {
-        self.members.admit(self.device.topology().all_tpcs(), || Grant::new(&self.device))
+    pub(crate) fn admit(&self, tenant: TenantId) -> Result<Option<Arc<Membership>>, DeviceError> {
+        self.members.admit(tenant, self.device.topology().all_tpcs(), || Grant::new(&self.device))
     }
 
     /// Takes a tenant out of the ledger. Work of its that is in flight leaves at once what it borrowed, and ends on what it owned.
@@ -139,6 +144,20 @@ impl Lending {
             borrowed: self.ledger.borrowed_by(membership.holder),
             granted: membership.grant.held(),
         }
+    }
+
+    /// SMs that the plan gives a tenant, that its elastic kernels may use now, without its own that others use, and that it uses beyond its own. None of
+    /// a tenant that is not in the plan: what its last launches end on is others' already.
+    pub(crate) fn sms(&self, membership: &Membership) -> [Sms; 3] {
+        let owned = self.members.with(membership.holder, |member| member.planned).flatten();
+        let held = owned.map_or(TpcSet::EMPTY, |_| membership.grant.held() - self.ledger.lent_by(membership.holder));
+        let owned = owned.unwrap_or_default();
+        [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
+    }
+
+    /// Puts on the timeline what a tenant has now.
+    pub(crate) fn note(&self, membership: &Membership) {
+        self.telemetry.grant_changed(membership.tenant, || self.sms(membership));
     }
 
     // ---- plans ----
@@ -186,6 +205,7 @@ impl Lending {
             self.hand_over(tpc, owner, loans.borrower_of[usize::from(tpc)]);
         }
         self.change_each(terms, |member, terms| {
+            member.planned = Some(terms.planned);
             member.beyond = terms.shared;
             member.by_hand = None;
         });
@@ -203,6 +223,7 @@ impl Lending {
             let holder = member.membership.holder;
             if !terms.iter().any(|terms| terms.holder == holder) {
                 member.beyond = member.by_hand.take().unwrap_or(member.beyond | self.ledger.owned_by(holder));
+                member.planned = None;
             }
         });
     }
@@ -238,15 +259,16 @@ impl Lending {
     // ---- requests ----
 
     fn begin(&self, membership: &Membership) -> Result<(), DeviceError> {
-        self.refresh_each(membership.activity.begin(&self.ledger, membership.holder))
+        self.tell(membership, membership.activity.begin(&self.ledger, membership.holder))
     }
 
     /// `began` says whether a request ends here that began. Without one, the tenant only says that it is idle, if it is.
     fn end(&self, membership: &Membership, began: bool) {
+        let now = nanos(self.device.now());
+        // Before others see that it is idle: they would go by when the request before this one ended.
+        membership.idle_since.store(now, Ordering::Release);
         let idle = if began { membership.activity.end() } else { !membership.activity.is_busy() };
         if idle {
-            let now = nanos(self.device.now());
-            membership.idle_since.store(now, Ordering::Release);
             membership.announces.store(true, Ordering::Release);
             self.due_by(now);
         }
@@ -273,7 +295,7 @@ impl Lending {
                 let mut outcome = Ok(());
                 for member in self.members.snapshot().iter().flatten() {
                     let changed = self.lend_if_idle(&loans, &member.membership, now, false);
-                    outcome = outcome.and(self.refresh_each(changed));
+                    outcome = outcome.and(self.tell(&member.membership, changed));
                 }
                 outcome?;
             }
@@ -308,10 +330,20 @@ impl Lending {
 
     // ---- grants ----
 
-    fn refresh_each(&self, holders: Borrowers) -> Result<(), DeviceError> {
-        let refresh = |&holder: &Holder| self.membership(holder).map_or(Ok(()), |membership| self.refresh(&membership));
+    /// Writes the grants of those whose loans from `owner` began or ended.
+    fn tell(&self, owner: &Membership, borrowers: Borrowers) -> Result<(), DeviceError> {
+        let tell = |&holder: &Holder| {
+            let Some(borrower) = self.membership(holder) else { return Ok(()) };
+            let told = self.refresh(&borrower);
+            self.note(&borrower);
+            told
+        };
         // One that fails must not keep the others from being told.
-        holders.as_slice().iter().map(refresh).fold(Ok(()), Result::and)
+        let told = borrowers.as_slice().iter().map(tell).fold(Ok(()), Result::and);
+        if !borrowers.as_slice().is_empty() {
+            self.note(owner);
+        }
+        told
     }
 
     fn refresh_all(&self) -> Result<(), DeviceError> {

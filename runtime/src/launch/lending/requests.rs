@@ -21,15 +21,16 @@ impl Requests {
         Self { lending: Arc::clone(lending), membership: Arc::clone(membership), open: 0 }
     }
 
-    /// Takes back what the tenant lent. The request counts as begun also after an error.
+    /// Takes back what the tenant lent.
     ///
     /// # Errors
-    /// What the device says of a borrower's grant: that borrower may stay where it is.
+    /// What the device says of a borrower's grant: that borrower may stay where it is. The request has not begun then, and what was taken back is lent again as
+    /// after any other.
     pub(in crate::launch) fn begin(&mut self) -> Result<(), DeviceError> {
         self.open += 1;
         let begun = self.lending.begin(&self.membership);
         self.settle();
-        begun
+        begun.inspect_err(|_| self.end())
     }
 
     pub(in crate::launch) fn end(&mut self) {

@@ -12,6 +12,8 @@ use super::members::Membership;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     pub(super) holder: Holder,
+    /// What the plan says that it owns, maybe along with others.
+    pub(super) planned: TpcSet,
     /// What it alone owns.
     pub(super) owned: TpcSet,
     /// What it may use along with others.
@@ -31,11 +33,12 @@ impl Terms {
             owned = owned | plan.owned;
         }
         let terms = |&(holder, plan): &(Holder, &TenantPlan)| {
+            let planned = plan.owned;
             if !plan.walls.grant {
-                return Self { holder, owned: TpcSet::EMPTY, shared: plan.grant, borrowable: TpcSet::EMPTY };
+                return Self { holder, planned, owned: TpcSet::EMPTY, shared: plan.grant, borrowable: TpcSet::EMPTY };
             }
             let shared = (plan.owned & by_several) | (plan.grant - owned);
-            Self { holder, owned: plan.owned - by_several, shared, borrowable: (plan.grant & owned) - by_several - plan.owned }
+            Self { holder, planned, owned: plan.owned - by_several, shared, borrowable: (plan.grant & owned) - by_several - plan.owned }
         };
         parts.iter().map(terms).collect()
     }

@@ -194,7 +194,9 @@ impl Session {
         if self.probe.is_due() {
             let (stream, partition, capturing) = (self.stream(), self.lanes[placement.lane].partition, self.capturing.is_some());
             let seen = Observable { device: &*self.device, stream, request, partition, sms: placement.sms, capturing };
-            return Ok(self.probe.launch(&seen)?);
+            let launched = self.probe.launch(&seen)?;
+            self.probe.count(self.stats);
+            return Ok(launched);
         }
         self.device.launch(self.stream(), request)?;
         Ok(true)

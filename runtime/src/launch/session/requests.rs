@@ -15,8 +15,9 @@ impl Session {
     /// A tenant that never calls either lends nothing. A session of no [`Runtime`](crate::Runtime) has nothing to announce to, and both do nothing.
     ///
     /// # Errors
-    /// [`LaunchError::Dismissed`] once the tenant is gone; [`LaunchError::InCapture`] while a capture is in progress, since a replay would
-    /// announce nothing; what the device says, in which case the request counts as begun and borrowers may stay.
+    /// [`LaunchError::Dismissed`] once the tenant is gone, [`LaunchError::Paused`] while it is paused; [`LaunchError::InCapture`] while a capture is in
+    /// progress, since a replay would announce nothing; what the device says. The request has not begun then. Where the device refused to tell a borrower,
+    /// that one may stay until this tenant lends again.
     pub fn begin_request(&mut self) -> Result<(), LaunchError> {
         self.refuse_in_capture()?;
         self.follow_plan()?;
@@ -39,6 +40,7 @@ impl Session {
         if let Some(requests) = &mut self.requests {
             requests.end();
         }
+        self.probe.count(self.stats);
         Ok(())
     }
 
@@ -87,6 +89,7 @@ impl Session {
         self.refuse_in_capture()?;
         self.follow_plan()?;
         self.follows_launch = false;
+        self.probe.count(self.stats);
         Ok(self.stream())
     }
 

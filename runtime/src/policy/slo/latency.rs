@@ -1,20 +1,23 @@
 //! How many TPCs each latency tenant owns.
 //!
-//! With `T(n)` a request's predicted latency on `n` TPCs, the sum of its kernels' latencies times the slowdown beside the others:
-//! - with an SLO, the least `n` with `Q(T(n)) <= SLO * margin`, `Q` being [queueing](super::queue) at the tenant's rate; where there is none, best effort: the least `n` on which `T(n)` is within 10% of the
-//!   least there is, since the last SMs buy little and the SLO is missed anyway;
+//! With `T(n)` a request's predicted latency on `n` TPCs, the sum of its kernels' latencies times the slowdown beside the others, and `Q(n)` that latency with
+//! its [queueing](super::queue) at the tenant's rate, where one is known:
+//! - with an SLO, the least `n` with `Q(n) <= SLO * margin`. Where the SLO is in reach and the margin is not, the least `n` with the least `Q` there is. Where the SLO
+//!   itself is out of reach, best effort: the least `n` on which `Q(n)` is within 10% of the least there is, since the last SMs buy little and the SLO is missed
+//!   anyway; `T(n)` instead, where more requests arrive than any size serves;
 //! - without one, the `n` with the least `n * T(n)^3`, the knee chosen by cost: the SM-time `n * T` that a request takes from the others,
-//!   times the square of what its user waits. (`T^2` instead would let a decoding tenant wait 30% longer for half of its SMs.) Where there are
-//!   throughput tenants, all tenants without an SLO together take at most half of the GPU, or an equal share each if that is more.
+//!   times the square of what its user waits. (`T^2` instead would let a decoding tenant wait 30% longer for half of its SMs.) Sizes on which more requests arrive
+//!   than are served count only if there are no others. Where there are throughput tenants, all tenants without an SLO together take at most half of the GPU, or
+//!   an equal share each if that is more, whatever their rates.
 //!
 //! `T(n)` depends on no other tenant's size, since [neighbours](super::scene::Scene::neighbours) are taken to share the rest equally. So if the
 //! least sizes of all SLOs fit on the GPU together, with one TPC left for each other tenant, all SLOs are met; if they do not fit, no
-//! division meets them all. Then the smallest are met, which is most of them.
+//! division meets them all. Then the smallest of those in reach are met, which is most of them, and those out of reach get what is left.
 
 use crate::policy::division::{Claim, proportional};
 
 use super::queue::with_waiting;
-use super::scene::Scene;
+use super::scene::{Limit, Scene};
 
 /// How much slower than it could be a request is planned for if its SLO is out of reach.
 const BEST_EFFORT: f64 = 1.1;
@@ -26,8 +29,8 @@ pub(super) fn sizes(scene: &Scene<'_>, needs: &[u16]) -> Vec<u16> {
     let mut sizes = vec![0; scene.tenants.len()];
     members.iter().for_each(|&at| sizes[at] = 1);
     let mut free = scene.tpcs() - scene.count();
-    let (mut objectives, wishes): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&at| scene.tenants[at].limit_us.is_some());
-    objectives.sort_by_key(|&at| (needs[at], at));
+    let (mut objectives, wishes): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&at| scene.tenants[at].limit.is_some());
+    objectives.sort_by_key(|&at| (is_out_of_reach(scene, at, needs[at]), needs[at], at));
     for at in objectives {
         let more = (needs[at] - 1).min(free);
         sizes[at] += more;
@@ -50,17 +53,29 @@ pub(super) fn need(scene: &Scene<'_>, tenant: usize) -> u16 {
     if predicted(1).is_none() {
         return (scene.tpcs() / (others + 1)).max(1);
     }
-    let request_us: Vec<f64> = (1..=most).map(|tpcs| predicted(tpcs).unwrap_or(f64::INFINITY)).collect();
     let rate = scene.tenants[tenant].demand.rate;
-    let least_within =
-        |limit: f64, rate| (1..=most).zip(&request_us).find(|(_, us)| with_waiting(**us, rate) <= limit).map(|(tpcs, _)| tpcs);
-    if let Some(limit) = scene.tenants[tenant].limit_us {
-        let best = request_us.iter().copied().fold(f64::INFINITY, f64::min);
-        return least_within(limit, rate).or_else(|| least_within(best * BEST_EFFORT, None)).unwrap_or(most);
+    let request_us: Vec<f64> = (1..=most).map(|tpcs| predicted(tpcs).unwrap_or(f64::INFINITY)).collect();
+    let mut waited_us: Vec<f64> = request_us.iter().map(|&us| with_waiting(us, rate)).collect();
+    let is_served = waited_us.iter().any(|us| us.is_finite());
+    if let Some(Limit { slo_us, planned_us }) = scene.tenants[tenant].limit {
+        if !is_served {
+            waited_us = request_us;
+        }
+        let best = waited_us.iter().copied().fold(f64::INFINITY, f64::min);
+        let least = if is_served && best <= slo_us { best } else { best * BEST_EFFORT };
+        // However loose, no objective is kept by a queue that grows without end.
+        let limit = if is_served { planned_us.max(least) } else { least };
+        return (1..=most).zip(waited_us).find(|&(_, us)| us <= limit).map_or(most, |(tpcs, _)| tpcs);
     }
-    let cost = |(tpcs, us): (u16, &f64)| (tpcs, f64::from(tpcs) * us.powi(3));
-    let costs = (1..=most).zip(&request_us).map(cost);
+    let sizes = (1..=most).zip(request_us).zip(waited_us).filter(|(_, waited)| !is_served || waited.is_finite());
+    let costs = sizes.map(|((tpcs, us), _)| (tpcs, f64::from(tpcs) * us.powi(3)));
     costs.reduce(|best, cost| if cost.1 < best.1 { cost } else { best }).map_or(1, |(tpcs, _)| tpcs)
+}
+
+/// Whether a tenant with an SLO is predicted to miss it even on the TPCs that it needs.
+fn is_out_of_reach(scene: &Scene<'_>, tenant: usize, need: u16) -> bool {
+    let kept = |limit: Limit| scene.waited_us(tenant, need).is_none_or(|us| us <= limit.slo_us.max(limit.planned_us));
+    !scene.tenants[tenant].limit.is_none_or(kept)
 }
 
 /// What tenants without an SLO get of `free`: what they need, or in proportion to that. Returns how many TPCs they took.
@@ -78,13 +93,13 @@ fn grant_wishes(wishes: &[usize], needs: &[u16], free: u16, sizes: &mut [u16]) -
     granted.iter().map(|tpcs| tpcs - 1).sum()
 }
 
-/// Where nobody else could use them, TPCs that nobody needs go to all in proportion, but to nobody who would miss its SLO for it.
+/// Where nobody else could use them, TPCs that nobody needs go to all in proportion, but to nobody who would miss its SLO for it, or miss it by more.
 fn hand_out_the_rest(scene: &Scene<'_>, sizes: &mut [u16]) {
     let claims: Vec<_> = sizes.iter().map(|&size| Some(Claim { weight: size.into(), enough: u16::MAX })).collect();
     for (at, grown) in proportional(scene.tpcs(), &claims).into_iter().enumerate() {
-        let rate = scene.tenants[at].demand.rate;
-        let within = |limit| scene.request_us(at, grown).is_none_or(|us| with_waiting(us, rate) <= limit);
-        if grown > sizes[at] && scene.tenants[at].limit_us.is_none_or(within) {
+        let within =
+            |limit: f64| scene.waited_us(at, grown).is_none_or(|us| us <= limit.max(scene.waited_us(at, sizes[at]).unwrap_or(0.0)));
+        if grown > sizes[at] && scene.tenants[at].limit.is_none_or(|limit| within(limit.planned_us)) {
             sizes[at] = grown;
         }
     }

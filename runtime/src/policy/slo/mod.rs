@@ -1,4 +1,5 @@
-//! `slo`: latency tenants own the fewest SMs that keep their objective, throughput tenants share everything else, and nothing idles.
+//! `slo`: latency tenants own the fewest SMs that keep their objective, throughput tenants share everything else and borrow what is
+//! idle. Where there are only latency tenants, each also gets of the rest what makes it no slower than its objective allows.
 //!
 //! A plan is made in five steps. Each is a file, and explains its formula at its top:
 //!
@@ -6,8 +7,8 @@
 //!    never profiled count for nothing; a tenant of which nothing was profiled counts for an equal share of the GPU.
 //! 2. `contention`: beside others it takes `T(n) = L(n) * slowdown`, since disjoint SMs share L2 and DRAM. The others are taken
 //!    to work all the time, on an equal share of the rest each.
-//! 3. `latency`: each latency tenant owns the least `n` with `T(n)` within its SLO times a margin, 0.9 by default, and with its queueing (`queue`) where the rate
-//!    of its requests is known; without an SLO the `n` that is worth its SM-time.
+//! 3. `latency`: each latency tenant owns the least `n` with `T(n)` within its SLO times a margin, 0.9 by default. Where the rate of its requests is known, `T(n)`
+//!    holds their queueing (`queue`), and the margin, which stands for queues too, is divided by 0.9: 1 by default. Without an SLO it owns the `n` that is worth its SM-time.
 //! 4. `throughput`: the others divide what is left so that the product of their throughputs is greatest, within the bandwidth there is, and
 //!    overlap only if that is predicted to be better for all together.
 //! 5. `placement` and `switches`: each kernel runs in one of few partitions of its tenant; neighbours in a request part only if that saves
@@ -49,9 +50,11 @@ pub(crate) use replan::CLOSE;
 pub use replan::{Adjustments, Event, Observation, Replanner};
 
 use placement::{Rooms, place};
+use queue::with_waiting;
 use scene::Scene;
 
-/// The part of an SLO that a predicted latency may take, unless told otherwise: the rest is for queues, phases and the model's error.
+/// The part of an SLO that a predicted latency may take, unless told otherwise: the rest is for queues, phases and the model's error. Where queues are predicted, from
+/// the rate of requests, all margins are divided by it.
 const MARGIN: f64 = 0.9;
 
 /// What a launch in another partition than the one before loses, microseconds: 72 hops in a graph of BERT-base's forward pass, measured on an H200 at 2.1 to 2.2
@@ -75,11 +78,12 @@ pub struct Slo {
 /// What the plan is predicted to give one tenant while every other works and nothing is lent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Forecast {
-    /// A request's latency, microseconds, the slowdown included.
+    /// A request's latency, microseconds, the slowdown included. Where requests arrive at a known rate, the 99th percentile with their waiting for each other:
+    /// infinite if more arrive than are served.
     pub latency_us: f64,
     /// How many times longer requests take than on the same SMs alone.
     pub slowdown: f64,
-    /// The latency that was planned for, microseconds: the SLO times the margin.
+    /// What `latency_us` should be at most: the SLO times the margin, or at a known rate times the margin divided by 0.9.
     pub limit_us: Option<f64>,
 }
 
@@ -121,7 +125,9 @@ impl Slo {
         let (draft, us) = place(scene, at, &rooms);
         let tenant = &scene.tenants[at];
         let slowdown = scene.slowdown(at, rooms.owned.len());
-        let forecast = us.map(|us| Forecast { latency_us: us * slowdown, slowdown, limit_us: tenant.limit_us });
+        let latency_us = |us: f64| with_waiting(us * slowdown, tenant.demand.rate);
+        let limit_us = tenant.limit.map(|limit| limit.planned_us);
+        let forecast = us.map(|us| Forecast { latency_us: latency_us(us), slowdown, limit_us });
         Decided { id: tenant.demand.id, draft, forecast }
     }
 
@@ -135,8 +141,9 @@ impl Slo {
             return alone;
         }
         let members = scene.tenants.iter().filter(|tenant| !tenant.is_latency()).count();
-        let contested = if parts.windows[at] == parts.owned[at] { 0 } else { parts.shared };
-        Rooms { window: parts.windows[at], lent: parts.lent, sharers: u16::try_from(members).unwrap_or(u16::MAX), contested, ..alone }
+        let sharers = u16::try_from(members).unwrap_or(u16::MAX);
+        let (rivals, contested) = if parts.windows[at] == parts.owned[at] { (0, 0) } else { parts.overlap };
+        Rooms { window: parts.windows[at], lent: parts.lent, sharers, rivals, contested, ..alone }
     }
 }
 
@@ -181,8 +188,8 @@ struct Parts {
     needs: Vec<u16>,
     /// All that latency tenants own who pause now and then.
     lent: TpcSet,
-    /// TPCs that throughput tenants own.
-    shared: u16,
+    /// Where throughput tenants overlap: how many others each of them meets, and on how many TPCs.
+    overlap: (u16, u16),
 }
 
 impl Parts {
@@ -205,13 +212,17 @@ impl Parts {
         let parts: Vec<TpcSet> = throughput.iter().map(|&at| owned[at]).collect();
         throughput.iter().zip(throughput::windows(scene, &throughput, &parts)).for_each(|(&at, window)| windows[at] = window);
         let lent = latency.iter().filter(|&&at| scene.tenants[at].lends).fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
-        Self { owned, windows, needs, lent, shared }
+        let overlapping: Vec<TpcSet> =
+            windows.iter().zip(&owned).filter(|(window, part)| window != part).map(|(&window, _)| window).collect();
+        let everywhere = overlapping.iter().fold(TpcSet::EMPTY, |all, &window| all | window);
+        let overlap = (overlapping.len().saturating_sub(1) as u16, everywhere.len());
+        Self { owned, windows, needs, lent, overlap }
     }
 
     /// More tenants than TPCs: one TPC each, in turn. Nothing is lent, since every TPC has several owners.
     fn in_turn(scene: &Scene<'_>) -> Self {
         let sizes = vec![1; scene.tenants.len()];
         let owned = contiguous(scene.topology, &sizes);
-        Self { windows: owned.clone(), owned, needs: sizes, lent: TpcSet::EMPTY, shared: 0 }
+        Self { windows: owned.clone(), owned, needs: sizes, lent: TpcSet::EMPTY, overlap: (0, 0) }
     }
 }

@@ -1,19 +1,21 @@
 //! When to plan again, and with what corrections: a small state machine beside the policy, never on the launch path.
 //!
 //! Plans are computed from profiles, and tenants then show what profiles do not: queues, phases, idleness. A [`Replanner`] is told who comes
-//! and goes, and a few times a second ([`Window`](Event::Window)) how many requests each tenant finished and how many missed their SLO. It
-//! answers with the [`Adjustments`] to plan with, or with nothing.
+//! and goes, when a plan comes into force ([`Planned`](Event::Planned)), and a few times a second ([`Window`](Event::Window)) how many requests each tenant finished
+//! and how many missed their SLO. It answers with the [`Adjustments`] to plan with, or with nothing.
 //!
 //! | what is seen of a tenant | what changes | when |
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
 //! | clearly more than 1% of its requests miss | its margin goes one step down: its part grows | after 2 verdicts in succession, then 4, 8, ...; at once where the last step was up |
-//! | most of its requests miss in two windows in succession after a step up | its margin goes that step down | at once |
+//! | most of its requests miss in two windows in succession after a step up, before the first verdict on it and before any other plan | its margin goes that step down | at once |
 //! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 6 |
 //! | it finishes nothing, and has nothing to do | a throughput tenant's part shrinks to one TPC | after `patience` windows in succession, at first 5 |
 //! | it works again | it gets its part back | at once |
 //! | it pauses too briefly to lend | nobody's launches are sized for a latency tenant's SMs | after `patience` windows in succession, at first 5 |
 //! | it pauses for long enough | they are again | at once |
+//!
+//! Only latency tenants with an SLO have a margin. Of a paused tenant nothing is seen.
 //!
 //! A verdict is on 200 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
 //! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective.
@@ -21,11 +23,12 @@
 //! **Hysteresis.** A step up that is followed by a step down doubles `calm`, and idleness or restlessness that ends doubles `patience`, each up to 1024
 //! windows: a tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
 //! 1024 windows in the end. Each step down that follows another waits for twice as many verdicts, since a tenant that the last steps did not help is hardly
-//! helped by the next, and each plan costs its neighbours new graphs. After each change four windows are not judged: sessions capture their graphs anew,
-//! requests wait for that, and those that wait make others wait. But a step up after which most requests miss for longer than a capture takes has failed, as where
+//! helped by the next, and each plan costs its neighbours new graphs. After each plan that differs from the last four windows are not judged: sessions capture their graphs anew,
+//! requests wait for that, and those that wait make others wait. A step that moves no SM silences nobody. But a step up after which most requests miss for longer than a capture takes has failed, as where
 //! kernels are much slower on a few SMs less: waiting for a verdict would have a closed loop miss for most of a second.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::tenant::{Class, TenantId};
 
@@ -55,7 +58,8 @@ const MOST_WINDOWS: u32 = 1024;
 /// What a plan is made with besides topology, tenants and profiles.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Adjustments {
-    /// The part of its SLO that a tenant's predicted latency may take, where that is not the default.
+    /// The part of its SLO that a tenant's predicted latency may take, where that is not the default, 0.9. For a tenant whose rate is known it is divided by 0.9, as the
+    /// default is: its predicted latency holds the queues that the rest of the SLO is left for otherwise.
     pub margins: BTreeMap<TenantId, f64>,
     /// Throughput tenants without work.
     pub idle: BTreeSet<TenantId>,
@@ -79,15 +83,19 @@ pub struct Observation {
     pub working: bool,
     /// Whether it was at rest for long enough to lend what it owns.
     pub rested: bool,
+    /// Whether it is paused. What else was seen of it counts for nothing then.
+    pub paused: bool,
 }
 
 /// What a [`Replanner`] is told.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// A tenant came, or showed other kernels than before.
-    Admitted(TenantId, Class),
+    /// A tenant came, with this class and objective, or is from now on as good as another: it has another class or objective, or showed other kernels.
+    Admitted(TenantId, Class, Option<Duration>),
     /// A tenant went.
     Dismissed(TenantId),
+    /// A plan came into force that differs from the one before, for whatever reason.
+    Planned,
     /// A window of time ended: what each tenant did in it. A tenant that is left out did nothing.
     Window(&'a [Observation]),
 }
@@ -103,6 +111,8 @@ pub struct Replanner {
 #[derive(Debug, Clone)]
 struct Watched {
     class: Class,
+    /// Whether it is a latency tenant with an SLO.
+    is_judged: bool,
     /// Of [`MARGINS`].
     step: usize,
     /// What no verdict was given on yet.
@@ -118,13 +128,28 @@ struct Watched {
     calm: u32,
     /// Whether the last change of the margin was a step up.
     loosened: bool,
-    /// Windows in succession, before any verdict on that step, in which most requests missed.
+    trial: Trial,
+    /// Windows of that trial in succession in which most requests missed.
     failed: u32,
     /// Windows since a throughput tenant worked, or since a latency tenant rested.
     waited: u32,
     patience: u32,
     /// Whether that was too long: the one is idle, the other restless.
     overdue: bool,
+}
+
+/// Whether a step up is yet to prove itself. A step that no plan follows moved nothing, and has nothing to prove.
+///
+/// | state   | leaves by |
+/// |---------|-----------|
+/// | none    | a step up, to `Due` |
+/// | due     | a plan, to `On`; the next window, to `None` |
+/// | on      | the first verdict, the next plan, or a step, to `None` |
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    None,
+    Due,
+    On,
 }
 
 /// Requests, and how they kept their objective.
@@ -149,31 +174,33 @@ impl Replanner {
     /// Takes in `event`. With the adjustments to plan with if it is time to plan again.
     pub fn on(&mut self, event: Event<'_>) -> Option<Adjustments> {
         let changed = match event {
-            Event::Admitted(tenant, class) => {
-                self.tenants.insert(tenant, Watched::new(class));
+            Event::Admitted(tenant, class, slo) => {
+                self.tenants.insert(tenant, Watched::new(class, slo.is_some()));
                 true
             }
             Event::Dismissed(tenant) => self.tenants.remove(&tenant).is_some(),
+            Event::Planned => {
+                self.settling = SETTLING_WINDOWS;
+                self.tenants.values_mut().for_each(Watched::planned);
+                false
+            }
             Event::Window(observed) => self.window(observed),
         };
-        if changed {
-            self.settling = SETTLING_WINDOWS;
-        }
         changed.then(|| self.adjustments())
     }
 
-    /// What [`on`](Replanner::on) may answer one day, as far as one tenant differs from the present: each latency tenant at each margin, the nearest first, and
+    /// What [`on`](Replanner::on) may answer one day, as far as one tenant differs from the present: each tenant that has a margin at each of them, the nearest first, and
     /// each tenant with or without work or rest.
     pub fn foreseen(&self) -> Vec<Adjustments> {
         let mut steps: Vec<usize> = (0..MARGINS.len()).collect();
         steps.sort_by_key(|step| step.abs_diff(DEFAULT_STEP));
-        let of = |class| self.tenants.iter().filter(move |(_, watched)| watched.class == class).map(|(&tenant, _)| tenant);
+        let judged = || self.tenants.iter().filter(|(_, watched)| watched.is_judged).map(|(&tenant, _)| tenant);
         let but_for = |tenant, change: &dyn Fn(&mut Watched)| {
             let mut then = self.clone();
             then.tenants.get_mut(&tenant).into_iter().for_each(change);
             then.adjustments()
         };
-        let margins = steps.iter().flat_map(|&step| of(Class::Latency).map(move |tenant| (tenant, step)));
+        let margins = steps.iter().flat_map(|&step| judged().map(move |tenant| (tenant, step)));
         let margins = margins.map(|(tenant, step)| but_for(tenant, &|watched| watched.step = step));
         let overdue = self.tenants.keys().map(|&tenant| but_for(tenant, &|watched| watched.overdue = !watched.overdue));
         margins.chain(overdue).collect()
@@ -199,6 +226,10 @@ impl Replanner {
         let mut changed = false;
         for (tenant, watched) in &mut self.tenants {
             let of_tenant = || observed.iter().filter(|observation| observation.tenant == *tenant);
+            watched.trial = if watched.trial == Trial::Due { Trial::None } else { watched.trial };
+            if of_tenant().any(|observation| observation.paused) {
+                continue;
+            }
             let sum = |sum: Tally, one: &Observation| sum.plus(Tally { requests: one.requests, missed: one.missed, close: one.close });
             let did = of_tenant().fold(Tally::default(), sum);
             changed |= watched.wait(match watched.class {
@@ -206,24 +237,26 @@ impl Replanner {
                 // Who does nothing at all rests.
                 Class::Latency => of_tenant().all(|observation| observation.rested),
             });
-            changed |= if judged { watched.judge(did) } else { watched.judge_step_up(did) };
+            changed |= watched.is_judged && (judged && watched.judge(did) || watched.judge_step_up(did));
         }
         changed
     }
 }
 
 impl Watched {
-    const fn new(class: Class) -> Self {
+    fn new(class: Class, has_slo: bool) -> Self {
         Self {
             class,
+            is_judged: class == Class::Latency && has_slo,
             step: DEFAULT_STEP,
-            pending: Tally { requests: 0, missed: 0, close: 0 },
-            spell: Tally { requests: 0, missed: 0, close: 0 },
+            pending: Tally::default(),
+            spell: Tally::default(),
             bad: 0,
             good: 0,
             insistence: BAD_VERDICTS,
             calm: CALM_VERDICTS,
             loosened: false,
+            trial: Trial::None,
             failed: 0,
             waited: 0,
             patience: PATIENT_WINDOWS,
@@ -242,6 +275,12 @@ impl Watched {
         was_overdue != self.overdue
     }
 
+    /// A plan came into force, for its own step up or for another reason.
+    fn planned(&mut self) {
+        self.trial = if self.trial == Trial::Due { Trial::On } else { Trial::None };
+        self.failed = 0;
+    }
+
     /// Whether the margin changed.
     fn judge(&mut self, did: Tally) -> bool {
         self.pending = self.pending.plus(did);
@@ -249,6 +288,7 @@ impl Watched {
             return false;
         }
         let judged = std::mem::take(&mut self.pending);
+        self.trial = Trial::None;
         if judged.missed as f64 > certainly_more(judged.requests as f64 / TOLERATED) {
             (self.good, self.spell) = (0, Tally::default());
             self.bad += 1;
@@ -260,15 +300,15 @@ impl Watched {
         self.good >= self.calm && self.loosen()
     }
 
-    /// Whether the last step up failed, and was taken back.
+    /// Whether the step up on trial failed, and was taken back.
     fn judge_step_up(&mut self, did: Tally) -> bool {
-        let failed = self.loosened && did.requests >= FEWEST_REQUESTS && did.missed > did.requests / 2;
+        let failed = self.trial == Trial::On && did.requests >= FEWEST_REQUESTS && did.missed > did.requests / 2;
         self.failed = if failed { self.failed + 1 } else { 0 };
         self.failed >= FAILED_WINDOWS && self.tighten()
     }
 
     fn tighten(&mut self) -> bool {
-        (self.bad, self.failed) = (0, 0);
+        (self.bad, self.trial) = (0, Trial::None);
         if self.step + 1 == MARGINS.len() {
             return false;
         }
@@ -290,8 +330,7 @@ impl Watched {
         if self.step == 0 || spell.close as f64 * TOLERATED >= spell.requests as f64 {
             return false;
         }
-        self.loosened = true;
-        self.failed = 0;
+        (self.loosened, self.trial) = (true, Trial::Due);
         self.step -= 1;
         true
     }

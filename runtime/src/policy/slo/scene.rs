@@ -5,6 +5,7 @@ use crate::policy::{TenantDemand, in_order};
 use crate::tenant::Class;
 
 use super::contention::{Contention, Pressure};
+use super::queue::with_waiting;
 use super::replan::Adjustments;
 use super::request::{Request, Sizes};
 use super::{Ablations, MARGIN};
@@ -14,12 +15,20 @@ pub(super) struct Tenant<'a> {
     pub(super) demand: &'a TenantDemand,
     /// None if nothing of its request was profiled.
     pub(super) request: Option<Request<'a>>,
-    /// What its requests must be predicted to take at most, microseconds.
-    pub(super) limit_us: Option<f64>,
+    /// What its requests may be predicted to take; none without an SLO.
+    pub(super) limit: Option<Limit>,
     /// Whether it is a throughput tenant without work.
     pub(super) idle: bool,
     /// Whether it is a latency tenant whose TPCs others may use while it pauses.
     pub(super) lends: bool,
+}
+
+/// Latencies in microseconds, waiting for other requests included where the tenant's rate is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) slo_us: f64,
+    /// The SLO times the tenant's margin.
+    pub(super) planned_us: f64,
 }
 
 impl Tenant<'_> {
@@ -50,7 +59,7 @@ impl<'a> Scene<'a> {
             Tenant {
                 demand,
                 request: if ablations.no_profile { None } else { Request::new(&sizes, demand) },
-                limit_us: slo.map(|slo| slo.as_secs_f64() * 1e6 * margin),
+                limit: slo.map(|slo| slo.as_secs_f64() * 1e6).map(|slo_us| Limit { slo_us, planned_us: slo_us * margin }),
                 idle: demand.class == Class::Throughput && adjustments.idle.contains(&demand.id),
                 lends: demand.class == Class::Latency && !adjustments.restless.contains(&demand.id),
             }
@@ -108,5 +117,10 @@ impl<'a> Scene<'a> {
     pub(super) fn request_us(&self, tenant: usize, tpcs: u16) -> Option<f64> {
         let request = self.tenants[tenant].request.as_ref()?;
         Some(request.load(tpcs).us * self.slowdown(tenant, tpcs))
+    }
+
+    /// The same with its waiting for other requests, where the tenant's rate is known.
+    pub(super) fn waited_us(&self, tenant: usize, tpcs: u16) -> Option<f64> {
+        Some(with_waiting(self.request_us(tenant, tpcs)?, self.tenants[tenant].demand.rate))
     }
 }

@@ -22,7 +22,7 @@
 //! size, and all of `s * L_t(s)`, since blocks of several kernels share an SM in part; `w_t` is the mean. Held against four PyTorch BERT-base
 //! encoders on one H200, from their curve alone: the whole GPU for all 1694 requests/s predicted, 1840 measured as streams of one process
 //! and 1580 under MPS; windows of 96 SMs 1783 and 1892; disjoint quarters 2150, and 1720 as green contexts, 1968 as MPS quarters.
-//! With that error, overlapping must be predicted to be 5% better.
+//! With that error, overlapping must be predicted to be 5% better. Tenants that are idle or unknown keep their part alone, outside everybody's window.
 
 use crate::partition::TpcSet;
 use crate::policy::division::equal;
@@ -43,8 +43,7 @@ const PRICE_STEPS: u32 = 6;
 /// The part of each of `members` of `tpcs` TPCs; `others` are the sizes of all tenants, 0 for members. At least 1 each: members must be fewer
 /// than TPCs, or as many.
 pub(super) fn sizes(scene: &Scene<'_>, members: &[usize], others: &[u16], tpcs: u16) -> Vec<u16> {
-    let everybody_idle = members.iter().all(|&at| scene.tenants[at].idle);
-    let (active, idle): (Vec<usize>, Vec<usize>) = members.iter().partition(|&&at| everybody_idle || !scene.tenants[at].idle);
+    let (active, idle) = active_and_idle(scene, members);
     let mut sizes = others.to_vec();
     idle.iter().for_each(|&at| sizes[at] = 1);
     let rest = tpcs - idle.len() as u16;
@@ -57,6 +56,12 @@ pub(super) fn sizes(scene: &Scene<'_>, members: &[usize], others: &[u16], tpcs: 
         divide_known(scene, &known, &mut sizes, rest - share * unknown.len() as u16);
     }
     members.iter().map(|&at| sizes[at]).collect()
+}
+
+/// Where nobody has work, all count as active: there is nobody to get what they would give up.
+fn active_and_idle(scene: &Scene<'_>, members: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    let everybody_idle = members.iter().all(|&at| scene.tenants[at].idle);
+    members.iter().partition(|&&at| everybody_idle || !scene.tenants[at].idle)
 }
 
 /// Fills in the sizes of `members`, of all of which something is known.
@@ -147,16 +152,26 @@ fn best_division(worth: &[Vec<f64>], tpcs: u16) -> Vec<u16> {
     sizes
 }
 
-/// What each member may use besides what is lent: its own part, or a wider window where that is predicted to be better for all together.
+/// What each member may use besides what is lent: its own part, or a wider window where that is predicted to be better for all that overlap together.
 /// `parts` are the members' parts, one after the other.
 pub(super) fn windows(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet]) -> Vec<TpcSet> {
-    let disjoint = parts.to_vec();
-    if members.len() < 2 || members.iter().any(|&at| scene.tenants[at].request.is_none() || scene.tenants[at].idle) {
+    let (active, _) = active_and_idle(scene, members);
+    let may_overlap = |at: &usize| active.contains(at) && scene.tenants[*at].request.is_some();
+    let numbers: Vec<usize> = (0..members.len()).filter(|&number| may_overlap(&members[number])).collect();
+    let (overlapping, kept): (Vec<usize>, Vec<TpcSet>) = numbers.iter().map(|&number| (members[number], parts[number])).unzip();
+    let mut windows = parts.to_vec();
+    numbers.into_iter().zip(best_windows(scene, &overlapping, kept)).for_each(|(number, window)| windows[number] = window);
+    windows
+}
+
+/// The windows of `members`, all active and known, whose parts are `disjoint`.
+fn best_windows(scene: &Scene<'_>, members: &[usize], disjoint: Vec<TpcSet>) -> Vec<TpcSet> {
+    if members.len() < 2 {
         return disjoint;
     }
-    let ring: Vec<u16> = parts.iter().flat_map(|part| part.iter()).collect();
-    let cost = |windows: &[TpcSet]| log_contended(scene, members, parts, windows);
-    let mut best = (cost(&disjoint) - OVERLAP_GAIN.ln() * members.len() as f64, disjoint);
+    let ring: Vec<u16> = disjoint.iter().flat_map(|part| part.iter()).collect();
+    let cost = |windows: &[TpcSet]| log_contended(scene, members, &disjoint, windows);
+    let mut best = (cost(&disjoint) - OVERLAP_GAIN.ln() * members.len() as f64, None);
     for width in WIDTHS {
         let mut start = 0;
         let window = |part: &TpcSet| {
@@ -164,13 +179,13 @@ pub(super) fn windows(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet]) ->
             start += usize::from(part.len());
             tpcs.copied().collect()
         };
-        let windows: Vec<TpcSet> = parts.iter().map(window).collect();
+        let windows: Vec<TpcSet> = disjoint.iter().map(window).collect();
         let cost = cost(&windows);
         if cost < best.0 {
-            best = (cost, windows);
+            best = (cost, Some(windows));
         }
     }
-    best.1
+    best.1.unwrap_or(disjoint)
 }
 
 /// The sum of the logarithms of `R_t`, each beside the others as if they were on disjoint SMs.
