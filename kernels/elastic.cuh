@@ -33,7 +33,8 @@
 // again within microseconds.
 //
 // A worker learns from the counter 1 or 2 us after it began which tile is its. Where its SM is most likely its tenant's, its first tile is that of its own number
-// instead, and the counter gives out those behind (Tiles::numbered). If the SM is not its tenant's, the worker gives that tile back and leaves.
+// instead, and the counter gives out those behind (Tiles::numbered). If the SM is not its tenant's, the worker gives that tile back and leaves. If it is, each
+// warp can know the first tile without asking who takes tiles (begins_by_number).
 //
 // TileProgress, two for each chain of launches that run one after another, used in turn: a launch may take tiles while the one before it is still
 // counting its own. It lets the next one come only after all launches before itself have ended, so two are enough.
@@ -107,6 +108,9 @@ __device__ __forceinline__ uint32_t grant_word(const Tiles &tiles) {
 
 // Whether the grant of which each lane of this warp has a word holds an SM.
 __device__ __forceinline__ bool holds_sm(uint32_t grant_word, uint32_t sm) { return __shfl_sync(0xffffffff, grant_word, sm / 32) >> (sm % 32) & 1; }
+
+// Whether a worker that holds its SMs, or does not, has the tile of its own number first. Its TileQueue, polled with the same answer, takes that one.
+__device__ __forceinline__ bool begins_by_number(const Tiles &tiles, bool held) { return held && tiles.numbered != 0 && tiles.joins == 0; }
 
 // Takes tiles for one worker: a block, or a pair of blocks that work as one. One thread of the worker holds it and calls it.
 class TileQueue {

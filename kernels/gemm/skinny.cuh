@@ -68,7 +68,7 @@ struct SkinnyShape {
     static constexpr int BARRIERS = 2 * STAGES + 2;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
     static constexpr int SHARED_BYTES =
-        1024 + STAGES * STAGE_BYTES + GROUPS * (GROUP_SUMS_BYTES + GROUP_SQUARES_BYTES) + BARRIERS * 8 + TILE_BOARD_BYTES + 8;
+        1024 + STAGES * STAGE_BYTES + GROUPS * (GROUP_SUMS_BYTES + GROUP_SQUARES_BYTES) + BARRIERS * 8 + TILE_BOARD_BYTES + ACQUAINTANCE_BYTES;
     static_assert(SHARED_BYTES <= 228 * 1024 / BLOCKS_PER_SM - 1024);
 };
 
@@ -117,8 +117,9 @@ struct SkinnyGemm {
     const uint32_t rank;  // in the pair
     const float inverse_k;
     uint32_t first_k, steps;
-    uint32_t stages, sums_place, squares_place, full, empty, landed, landing_free, my_sm;
+    uint32_t stages, sums_place, squares_place, full, empty, landed, landing_free;
     TileBoard<Shape::PAIR> board;
+    Acquaintance<Shape::PAIR> acquaintance;
 
     __device__ SkinnyGemm(const SkinnyGemmArgs &args, const RotaryArgs *rotary, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm),
@@ -129,7 +130,8 @@ struct SkinnyGemm {
           inverse_k(1.0f / static_cast<float>(args.gemm.k)),
           stages(swizzle_aligned(shared)),
           board(stages + Shape::STAGES * Shape::STAGE_BYTES + Shape::GROUPS * (Shape::GROUP_SUMS_BYTES + Shape::GROUP_SQUARES_BYTES) +
-                Shape::BARRIERS * 8) {
+                Shape::BARRIERS * 8),
+          acquaintance(stages + Shape::SHARED_BYTES - 1024 - ACQUAINTANCE_BYTES) {
         // That the copy engine counts: with halves, within each.
         const uint32_t k = args.gemm.k / Shape::PARTS;
         const uint32_t share = Shape::PAIR == 1 ? k : (k + Shape::PAIR * SHARE_K - 1) / (Shape::PAIR * SHARE_K) * SHARE_K;
@@ -141,7 +143,6 @@ struct SkinnyGemm {
         empty = full + Shape::STAGES * 8;
         landed = empty + Shape::STAGES * 8;
         landing_free = landed + 8;
-        my_sm = landing_free + 8 + TILE_BOARD_BYTES;
     }
 
     __device__ void initialise_barriers() const {
@@ -158,32 +159,27 @@ struct SkinnyGemm {
 
     // Waits until both blocks have come this far.
     __device__ void meet() const {
-        if (Shape::PAIR == 1) {
-            __syncthreads();
-            return;
-        }
-        if (threadIdx.x == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(my_sm), "r"(sm_id()) : "memory");
-        cluster_barrier();
+        if (Shape::PAIR == 1) __syncthreads();
+        if (Shape::PAIR > 1) cluster_barrier();
     }
 
-    __device__ uint32_t partner_sm() const { return Shape::PAIR == 1 ? sm_id() : load_in_cluster(in_block(my_sm, 1 - rank)); }
-
     __device__ bool is_elastic() const { return tiles.progress != 0; }
+
+    // After the blocks have met: whether the first tile is that of the worker's number, so that nobody waits for the board to know it.
+    __device__ bool knows_first() const { return is_elastic() && begins_by_number(tiles, acquaintance.holds_its_sms()); }
 
     // The worker's i-th tile where everyone can count.
     __device__ uint32_t counted_tile(uint32_t i) const { return blockIdx.x / Shape::PAIR + i * (gridDim.x / Shape::PAIR); }
 
-    // One warp, whose lanes stay together. `grant`: its grant_word().
-    __device__ void take_tiles(uint32_t grant) const {
-        const uint32_t workers = gridDim.x / Shape::PAIR, other_sm = partner_sm();
-        const bool held = holds_sm(grant, sm_id()) & holds_sm(grant, other_sm);
-        if (threadIdx.x % 32 != 0) return;
+    // One thread.
+    __device__ void take_tiles() const {
+        const uint32_t workers = gridDim.x / Shape::PAIR;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, other_sm);
-            queue.poll(held);
-            board.take_tiles(queue, workers, tiles.count, 1, false);
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, acquaintance.other_sm());
+            queue.poll(acquaintance.holds_its_sms());
+            board.take_tiles(queue, workers, tiles.count, 1, knows_first(), false);
         } else {
-            board.follow(workers, tiles.count);
+            board.follow(workers, tiles.count, knows_first(), counted_tile(0));
         }
     }
 
@@ -191,9 +187,10 @@ struct SkinnyGemm {
     __device__ void produce() const {
         RingPosition<Shape::STAGES> at, oldest;
         typename TileBoard<Shape::PAIR>::Position slot;
+        const bool knows_first = this->knows_first();
         // The tile that this worker would have if all started at one time: somebody will want it soon, and most likely this one.
-        if (is_elastic() && args.constant_b) prefetch(counted_tile(0));
-        uint32_t done = 0, tile = next_tile(slot, done);
+        if (is_elastic() && !knows_first && args.constant_b) prefetch(counted_tile(0));
+        uint32_t done = 0, tile = knows_first ? counted_tile(0) : next_tile(slot, done);
         TileRows rows = rows_of(tile);
         // Weights do not come from an earlier launch, so they need not wait for one.
         const uint32_t ahead = args.constant_b && tile < tiles.count ? min(steps, static_cast<uint32_t>(Shape::STAGES)) : 0;
@@ -321,10 +318,11 @@ struct SkinnyGemm {
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
         HeadsIfAny heads(rotary, args.bias, thread);
+        const bool knows_first = this->knows_first();
         if (rank == 0) heads.begin();
         for (int32_t round = REHEARSES ? REHEARSAL : 0;; ++round) {
             const bool rehearses = REHEARSES && round == REHEARSAL;
-            const uint32_t tile = rehearses ? counted_tile(0) : next_tile(slot, round);
+            const uint32_t tile = rehearses || (knows_first && round == 0) ? counted_tile(0) : next_tile(slot, round);
             if (!rehearses && tile >= tiles.count) break;
             if (rank == 0) heads.expect(tile * Shape::GROUPS + group);
             if (round == 0) {
@@ -372,11 +370,12 @@ struct SkinnyGemm {
         const uint32_t kept = rehearses || is_last ? Shape::STAGES : 0;
 #pragma unroll 1
         for (uint32_t step = 0; step < steps; ++step) {
-            if (!rehearses) mbarrier_wait(full + at.stage * 8, at.parity);
-            wgmma_fence();
+            // Where the stage lies is known before it is full.
             const uint32_t stage = uniform(stages + at.stage * Shape::STAGE_BYTES);
             const uint64_t first_b = wgmma_descriptor(stage + (Shape::GROUPS == 1 ? 0 : group) * 64 * 128);
             const uint64_t first_a = wgmma_descriptor(stage + Shape::K_BLOCKS * Shape::B_BYTES);
+            if (!rehearses) mbarrier_wait(full + at.stage * 8, at.parity);
+            wgmma_fence();
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
 #pragma unroll
@@ -577,14 +576,14 @@ __device__ __forceinline__ void gemm_skinny(const SkinnyGemmArgs &args, const Ro
     }
     const uint32_t warp = threadIdx.x / 32;
     const bool takes_tiles = warp == 4 * Shape::GROUPS + 1 && gemm.is_elastic();
-    const uint32_t grant = takes_tiles ? grant_word(tiles) : 0;
+    if (takes_tiles) gemm.acquaintance.introduce(tiles);
     gemm.meet();
     if (warp < 4 * Shape::GROUPS) {
         gemm.consume(warp / 4);
     } else if (warp == 4 * Shape::GROUPS) {
         gemm.produce();
-    } else if (takes_tiles) {
-        gemm.take_tiles(grant);
+    } else if (takes_tiles && threadIdx.x % 32 == 0) {
+        gemm.take_tiles();
     }
     // Neither block may end while the other still writes to its memory. Where tiles are counted, neither does: the first waits for all that is sent to it, and
     // the second is sent nothing in the last round. Their meeting would be a fence after the last stores, 0.6 us.

@@ -10,7 +10,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
 use super::super::attention::Rotary;
-use super::warpgroup::TILE_BOARD_BYTES;
+use super::warpgroup::{ACQUAINTANCE_BYTES, TILE_BOARD_BYTES};
 use super::{Gemm, Variant, abi};
 
 /// Tiles up to which k is shared: with fewer, SMs would be idle.
@@ -258,7 +258,7 @@ impl Skinny {
         let ring = stages * k_blocks * (64 * groups + parts * rows) * 128;
         let sums = rows * (64 + 4) * 4;
         let squares = pair * parts * if rows > 16 { rows } else { 16 } * 4;
-        1024 + ring + groups * (sums + squares) + (2 * stages + 2) * 8 + TILE_BOARD_BYTES + 8
+        1024 + ring + groups * (sums + squares) + (2 * stages + 2) * 8 + TILE_BOARD_BYTES + ACQUAINTANCE_BYTES
     }
 
     /// Blocks for which an SM has registers: the kernels' launch bounds.

@@ -3,6 +3,9 @@
 // (of consumers that take turns, each every other one), and gives its slot back. The next tile is taken only when a producer asks for it: sooner would only
 // keep SMs longer that are wanted back.
 //
+// Where a worker begins by number, its first tile is not on the board: whether its SMs are held is known when its blocks have met (Acquaintance), and with it
+// that tile, so nobody waits for who takes tiles.
+//
 // Where tiles take long, one may be broken off when the worker's SMs are wanted back. The thread that takes tiles sees it and says so; a producer then
 // decides after how many of the tile's steps all stop, so far ahead that nobody can have passed that one, tells everyone, and asks for the next tile:
 //
@@ -16,6 +19,7 @@
 #include "ptx/mbarrier.cuh"
 
 constexpr int TILE_BOARD_SLOTS = 4, TILE_BOARD_BYTES = TILE_BOARD_SLOTS * (8 + 8 + 4) + 4 * 8 + 4;
+constexpr int ACQUAINTANCE_BYTES = 4;
 
 // A tile may be broken off after a multiple of so many steps.
 constexpr uint32_t STOP_GRAIN = 2;
@@ -24,6 +28,37 @@ constexpr uint32_t STOP_GRAIN = 2;
 constexpr uint32_t STOPPABLE = 1 << 16;
 
 #if __CUDA_ARCH__ >= 900
+
+// What a worker's blocks tell each other of their SMs when they meet: a word in the shared memory of each.
+template <int PAIR>
+class Acquaintance {
+  public:
+    // At `place` in shared memory, a multiple of 4: ACQUAINTANCE_BYTES.
+    __device__ explicit Acquaintance(uint32_t place) : place_(place) {}
+
+    // Before the meeting, by one warp of each block: leaves word of this block's SM, and whether the grant holds it. The grant is no earlier launch's output.
+    __device__ void introduce(const Tiles &tiles) const {
+        const bool held = holds_sm(grant_word(tiles), sm_id());
+        if (threadIdx.x % 32 == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(place_), "r"(sm_id() | (held ? HELD : 0)) : "memory");
+    }
+
+    // After it: whether the SMs of all of the worker's blocks were held.
+    __device__ bool holds_its_sms() const {
+        uint32_t mine;
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(mine) : "r"(place_) : "memory");
+        return (mine & (PAIR > 1 ? partner() : mine) & HELD) != 0;
+    }
+
+    // After it: the other block's SM; this one's, if there is no other.
+    __device__ uint32_t other_sm() const { return PAIR > 1 ? partner() & ~HELD : sm_id(); }
+
+  private:
+    static constexpr uint32_t HELD = 1u << 31;
+
+    __device__ uint32_t partner() const { return load_in_cluster(in_block(place_, PAIR - 1 - cluster_rank())); }
+
+    uint32_t place_;
+};
 
 template <int PAIR>
 class TileBoard {
@@ -50,8 +85,8 @@ class TileBoard {
     }
 
     // One thread of the first block: takes tiles until there are none, for one of `workers` whose queue has polled. The end is told `ends` times, a tile's number
-    // then being the count of tiles. `breaks_off`: whether producers look for is_wanted().
-    __device__ void take_tiles(TileQueue &queue, uint32_t workers, uint32_t count, uint32_t ends, bool breaks_off) const {
+    // then being the count of tiles. `knows_first`: whether all know the first tile. `breaks_off`: whether producers look for is_wanted().
+    __device__ void take_tiles(TileQueue &queue, uint32_t workers, uint32_t count, uint32_t ends, bool knows_first, bool breaks_off) const {
         Position at;
         uint32_t tile = count;
         for (uint32_t i = 0, told = 0; told < ends; ++i) {
@@ -64,8 +99,10 @@ class TileBoard {
                 if (!queue.take_early(tile)) tile = count;
             }
             if (tile >= count) ++told;
-            write(at, tile);
-            at.advance();
+            if (i > 0 || !knows_first) {
+                write(at, tile);
+                at.advance();
+            }
             if (i == 0) wait_for_earlier_launches();
             // Where SMs were taken, its blocks would settle on those and keep them from their owner until this launch has ended: they come when it has.
             if (is_of_last_wave(tile, workers, count) && !queue.has_lost_workers()) let_next_launch_come();
@@ -74,10 +111,12 @@ class TileBoard {
         queue.leave();
     }
 
-    // One thread of the second block of a pair, a reader of its own: lets the next launch come when the first block does.
-    __device__ void follow(uint32_t workers, uint32_t count) const {
+    // One thread of the second block of a pair, a reader of its own: lets the next launch come when the first block does. The first tile is `first` where
+    // all know it.
+    __device__ void follow(uint32_t workers, uint32_t count, bool knows_first, uint32_t first) const {
         Position at;
         wait_for_earlier_launches();
+        if (knows_first && is_of_last_wave(first, workers, count)) let_next_launch_come();
         for (uint32_t tile = 0; tile < count; at.advance()) {
             tile = read(at);
             if (is_of_last_wave(tile, workers, count)) let_next_launch_come();

@@ -52,14 +52,16 @@ struct WarpgroupGemm {
     const Tiles &tiles;
     const uint32_t rank;  // in the pair
     const uint32_t steps;
-    const uint32_t stages, full, empty, turn, my_sm;  // in shared memory
+    const uint32_t stages, full, empty, turn;  // in shared memory
     const WarpgroupEpilogue<Shape, EPILOGUE> epilogue;
     const TileBoard<Shape::PAIR> board;
+    const Acquaintance<Shape::PAIR> acquaintance;
 
     __device__ WarpgroupGemm(const WarpgroupGemmArgs &args, const Tiles &tiles, uint8_t *shared)
         : args(args.gemm), all(args), tiles(tiles), rank(cluster_rank()), steps((args.gemm.k + 64 * Shape::K_BLOCKS - 1) / (64 * Shape::K_BLOCKS)),
-          stages(swizzle_aligned(shared)), full(stages + Shape::FULL), empty(stages + Shape::EMPTY), turn(stages + Shape::TURN), my_sm(stages + Shape::MY_SM),
-          epilogue{args, stages + Shape::STAGING, stages + Shape::BIASES, stages + Shape::RESIDUAL_FULL}, board(stages + Shape::BOARD) {}
+          stages(swizzle_aligned(shared)), full(stages + Shape::FULL), empty(stages + Shape::EMPTY), turn(stages + Shape::TURN),
+          epilogue{args, stages + Shape::STAGING, stages + Shape::BIASES, stages + Shape::RESIDUAL_FULL}, board(stages + Shape::BOARD),
+          acquaintance(stages + Shape::ACQUAINTANCE) {}
 
     __device__ void initialise_barriers() const {
         for (int i = 0; i < Shape::STAGES; ++i) {
@@ -75,13 +77,14 @@ struct WarpgroupGemm {
 
     // Waits until both blocks have come this far.
     __device__ void meet() const {
-        if (threadIdx.x == 0) asm volatile("st.shared.u32 [%0], %1;" ::"r"(my_sm), "r"(sm_id()) : "memory");
-        cluster_barrier();
+        if (Shape::PAIR == 1) __syncthreads();
+        if (Shape::PAIR > 1) cluster_barrier();
     }
 
-    __device__ uint32_t partner_sm() const { return load_in_cluster(in_block(my_sm, Shape::PAIR - 1 - rank)); }
-
     __device__ bool is_elastic() const { return tiles.progress != 0; }
+
+    // After the blocks have met: whether the first tile is that of the worker's number, so that nobody waits for the board to know it.
+    __device__ bool knows_first() const { return is_elastic() && begins_by_number(tiles, acquaintance.holds_its_sms()); }
 
     // Whether a tile takes so long that it is worth breaking off.
     __device__ bool breaks_off() const {
@@ -99,18 +102,16 @@ struct WarpgroupGemm {
         return {pair.row + (all.shares_a ? 0 : rank * Shape::BLOCK_M), pair.col + (all.shares_a ? rank * Shape::BLOCK_N : 0)};
     }
 
-    // One warp, whose lanes stay together. `grant`: its grant_word().
-    __device__ void take_tiles(uint32_t grant) const {
-        const uint32_t workers = gridDim.x / Shape::PAIR, other_sm = partner_sm();
-        const bool held = holds_sm(grant, sm_id()) & holds_sm(grant, other_sm);
-        if (threadIdx.x % 32 != 0) return;
+    // One thread.
+    __device__ void take_tiles() const {
+        const uint32_t workers = gridDim.x / Shape::PAIR;
         if (rank == 0) {
-            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, other_sm);
-            queue.poll(held);
+            TileQueue queue(tiles, blockIdx.x / Shape::PAIR, workers, acquaintance.other_sm());
+            queue.poll(acquaintance.holds_its_sms());
             // Consumers that take turns each want to hear of the end.
-            board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1, breaks_off());
+            board.take_tiles(queue, workers, tiles.count, Shape::PING_PONG ? 2 : 1, knows_first(), breaks_off());
         } else {
-            board.follow(workers, tiles.count);
+            board.follow(workers, tiles.count, knows_first(), counted_tile(0));
         }
     }
 
@@ -120,7 +121,7 @@ struct WarpgroupGemm {
     __device__ void produce() const {
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
-        uint32_t done = 0, tile = next_tile(slot, done);
+        uint32_t done = 0, tile = knows_first() ? counted_tile(0) : next_tile(slot, done);
         // Weights do not come from an earlier launch, so they need not wait for one.
         uint32_t ahead = 0;
         if (!IS_A && args.constant_b && tile < tiles.count) {
@@ -220,19 +221,17 @@ struct WarpgroupGemm {
         const uint32_t thread = threadIdx.x % 128;
         RingPosition<Shape::STAGES> at;
         typename TileBoard<Shape::PAIR>::Position slot;
+        const bool knows_first = this->knows_first();
         if (Shape::PING_PONG && consumer == 1) {
             skip(at);
-            slot.advance();
+            if (!knows_first) slot.advance();
         }
         uint32_t broken_off = 0;
         for (uint32_t round = 0;; ++round) {
-            uint32_t tile;
-            if (is_elastic()) {
-                tile = board.next(slot);
-                if (Shape::PING_PONG) slot.advance();
-            } else {
-                tile = counted_tile(Shape::PING_PONG ? 2 * round + consumer : round);
-            }
+            const uint32_t nth = Shape::PING_PONG ? 2 * round + consumer : round;
+            const bool from_board = is_elastic() && (nth > 0 || !knows_first);
+            const uint32_t tile = from_board ? board.next(slot) : counted_tile(nth);
+            if (Shape::PING_PONG) slot.advance();
             if (tile >= tiles.count) break;
             const uint32_t first_row = Shape::SHARERS > 1 ? consumer * Shape::CONSUMER_M : 0;
             const WarpgroupPart part = {origin_of(tile), first_row, consumer, round, broken_off, thread};
@@ -282,10 +281,11 @@ struct WarpgroupGemm {
         uint32_t step = 0;
 #pragma unroll 1
         while (step < steps) {
-            mbarrier_wait(full + at.stage * 8, at.parity);
+            // Where the stage lies is known before it is full.
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             const uint64_t first_a = wgmma_descriptor(uniform(stage + part.first_row * 128));
             const uint64_t first_b = wgmma_descriptor(uniform(stage + Shape::K_BLOCKS * Shape::A_BYTES));
+            mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
@@ -300,13 +300,15 @@ struct WarpgroupGemm {
             }
             wgmma_commit();
             at.advance();
+            ++step;
+            // Asked while the multiplications run, so that none waits for the answer.
+            const bool stops = BREAKS_OFF && step % STOP_GRAIN == 0 && board.stops_after(part.round, step);
             // One step's multiplications are under way while the next are issued. Two, for small tiles, would keep a stage that the copy engine could fill.
-            if (step > 0) {
+            if (step > 1) {
                 wgmma_wait<1>();
                 release(done, part.thread);
             }
-            ++step;
-            if (BREAKS_OFF && step % STOP_GRAIN == 0 && board.stops_after(part.round, step)) break;
+            if (stops) break;
         }
         if (Shape::PING_PONG && part.thread == 0) mbarrier_arrive(turn + (part.consumer ^ 1) * 8);
         wgmma_wait<0>();
@@ -335,19 +337,19 @@ __device__ __forceinline__ void gemm_warpgroup(const WarpgroupGemmArgs &args, co
     }
     const uint32_t warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32;
     const bool takes_tiles = warp == 2 && gemm.is_elastic();
-    const uint32_t grant = takes_tiles ? grant_word(tiles) : 0;
+    if (takes_tiles) gemm.acquaintance.introduce(tiles);
     gemm.meet();
     if (warpgroup == 0) {
         if (Shape::MOVES_REGISTERS) registers_shrink<40>();
         if (warp == 0) gemm.template produce<true>();
         if (warp == 1) gemm.template produce<false>();
-        if (takes_tiles) gemm.take_tiles(grant);
+        if (takes_tiles && threadIdx.x % 32 == 0) gemm.take_tiles();
     } else {
         if (Shape::MOVES_REGISTERS) registers_grow<232>();
         gemm.consume(warpgroup - 1);
     }
     // Neither block may end while the other still writes to its memory.
-    cluster_barrier();
+    if (Shape::PAIR > 1) cluster_barrier();
 }
 
 #else

@@ -64,7 +64,7 @@ impl Shape {
         let stages = self.stages * self.k_blocks * (self.rows + self.columns) * 128;
         let epilogue = self.consumers * (2 * 64 * 128 + self.columns * 2);
         let barriers = 2 * self.stages + 3 * self.consumers;
-        1024 + stages + epilogue + barriers * 8 + TILE_BOARD_BYTES + 4
+        1024 + stages + epilogue + barriers * 8 + TILE_BOARD_BYTES + ACQUAINTANCE_BYTES
     }
 
     /// Tiles along m and n. Of a pair's two, one lies below the other, or beside it if `shares_a`; together they count as one.
@@ -74,8 +74,9 @@ impl Shape {
     }
 }
 
-/// What `tile_board.cuh` needs of shared memory.
+/// What `tile_board.cuh` needs of shared memory: for the board, and for what a worker's blocks tell each other of their SMs.
 pub(super) const TILE_BOARD_BYTES: u32 = 4 * (8 + 8 + 4) + 4 * 8 + 4;
+pub(super) const ACQUAINTANCE_BYTES: u32 = 4;
 
 /// Shared memory of an SM of compute capability 9.0, of which the largest shape needs nearly all.
 const SM_SHARED_BYTES: u32 = 228 * 1024;

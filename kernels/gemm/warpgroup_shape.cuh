@@ -18,13 +18,13 @@ struct WarpgroupShape {
     static constexpr int SLICE_BYTES = 64 * 128;               // room for 64 rows of at most 128 bytes
     static constexpr int STAGING_BYTES = CONSUMERS * 2 * SLICE_BYTES;
     static constexpr int BIAS_BYTES = CONSUMERS * BLOCK_N * 2;
-    // Where things lie in shared memory, behind the stages: buffers of slices, biases, barriers, the board, the number of this block's SM.
+    // Where things lie in shared memory, behind the stages: buffers of slices, biases, barriers, the board, word of this block's SM.
     static constexpr int STAGING = STAGES * STAGE_BYTES, BIASES = STAGING + STAGING_BYTES;
     static constexpr int FULL = BIASES + BIAS_BYTES, EMPTY = FULL + STAGES * 8;
     static constexpr int RESIDUAL_FULL = EMPTY + STAGES * 8, TURN = RESIDUAL_FULL + 2 * CONSUMERS * 8;
-    static constexpr int BOARD = TURN + CONSUMERS * 8, MY_SM = BOARD + TILE_BOARD_BYTES;
+    static constexpr int BOARD = TURN + CONSUMERS * 8, ACQUAINTANCE = BOARD + TILE_BOARD_BYTES;
     // The first 1024 align the rest: swizzle patterns begin at multiples of it.
-    static constexpr int SHARED_BYTES = 1024 + MY_SM + 4;
+    static constexpr int SHARED_BYTES = 1024 + ACQUAINTANCE + ACQUAINTANCE_BYTES;
     // Registers move from the producer to the consumers where three warpgroups share an SM's 65536.
     static constexpr bool MOVES_REGISTERS = CONSUMERS == 2;
     static constexpr int BLOCKS_PER_SM = SHARED_BYTES > 113 * 1024 ? 1 : 2;

@@ -122,12 +122,12 @@ impl Launch {
     /// Most workers that may begin with tiles of their own numbers: as many give theirs back at most, and others may wait to be taken again besides.
     const MOST_NUMBERED: u32 = 320;
 
-    /// [`TilesArg::numbered`] of a launch whose blocks begin on SMs that the grant most likely holds. None where workers have fewer than two tiles each: nobody
-    /// would be left to do the one of a worker that begins elsewhere.
+    /// [`TilesArg::numbered`] of a launch whose blocks begin on SMs that the grant most likely holds. None where workers have fewer than one and a half tiles each:
+    /// nobody would be left to do the one of a worker that begins elsewhere.
     #[inline]
     pub const fn numbered(&self) -> u32 {
         let workers = self.grid / if self.blocks_per_tile == 0 { 1 } else { self.blocks_per_tile };
-        let may = self.elastic && self.begins_by_number && workers <= Self::MOST_NUMBERED && workers <= self.tiles / 2;
+        let may = self.elastic && self.begins_by_number && workers <= Self::MOST_NUMBERED && workers <= self.tiles / 3 * 2;
         if may { workers } else { 0 }
     }
 
