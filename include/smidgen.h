@@ -380,7 +380,7 @@ smidgen_status smidgen_name_get(const char *spelling, const smidgen_name **name)
 
 // Announces that a request begins: SMs that the tenant owns and has lent are taken back, so that borrowers leave them within one tile. Requests may overlap.
 // A tenant that never announces one lends nothing. After a failure no request has begun, and none is to be ended; after SMIDGEN_STATUS_DEVICE a borrower may
-// not have been told and may stay until the tenant's SMs are lent again. Not during a capture.
+// not have been told and may stay until the next request begins, which tells it first. Not during a capture.
 smidgen_status smidgen_session_begin_request(smidgen_session *session);
 
 // Announces that a request has ended on the device: after the last one, the tenant's SMs are lent to whom the plan allows. Ending more requests than began

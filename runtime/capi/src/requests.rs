@@ -24,7 +24,7 @@ pub enum smidgen_after {
 
 /// Announces that a request begins: SMs that the tenant owns and has lent are taken back, so that borrowers leave them within one tile. Requests may overlap.
 /// A tenant that never announces one lends nothing. After a failure no request has begun, and none is to be ended; after SMIDGEN_STATUS_DEVICE a borrower may
-/// not have been told and may stay until the tenant's SMs are lent again. Not during a capture.
+/// not have been told and may stay until the next request begins, which tells it first. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_begin_request(session: *mut smidgen_session) -> smidgen_status {
     guard(|| {

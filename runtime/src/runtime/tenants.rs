@@ -243,6 +243,7 @@ impl Runtime {
         let mut state = self.state.lock();
         let gone = state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
         self.lending.dismiss(&gone.membership);
+        self.lending.note(&gone.membership);
         self.transfers.forget(tenant);
         self.telemetry.dismissed(tenant);
         state.plan_drift.forget(tenant);
