@@ -388,7 +388,7 @@ smidgen_status smidgen_session_begin_request(smidgen_session *session);
 smidgen_status smidgen_session_end_request(smidgen_session *session);
 
 // Tells of a request that is answered now and arrived at `arrival_nanoseconds` on the device's clock (smidgen_device_now). `spent` is the part of the tenant's
-// objective that it took: above 1 it missed it; 0 where there is none. Once for each request that was begun, or for none:
+// objective that it took: above 1 it missed it; 0 where there is none. Once for each request that was begun, on the session where it was, or for none:
 // smidgen_runtime_adapt and metrics know of no others.
 smidgen_status smidgen_session_answered(smidgen_session *session,
                                         uint64_t arrival_nanoseconds,
