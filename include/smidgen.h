@@ -380,7 +380,7 @@ smidgen_status smidgen_name_get(const char *spelling, const smidgen_name **name)
 
 // Announces that a request begins: SMs that the tenant owns and has lent are taken back, so that borrowers leave them within one tile. Requests may overlap.
 // A tenant that never announces one lends nothing. After a failure no request has begun, and none is to be ended; after SMIDGEN_STATUS_DEVICE a borrower may
-// not have been told and may stay until the tenant's SMs are lent again. Not during a capture.
+// not have been told and may stay until the next request begins, which tells it first. Not during a capture.
 smidgen_status smidgen_session_begin_request(smidgen_session *session);
 
 // Announces that a request has ended on the device: after the last one, the tenant's SMs are lent to whom the plan allows. Ending more requests than began
@@ -388,7 +388,7 @@ smidgen_status smidgen_session_begin_request(smidgen_session *session);
 smidgen_status smidgen_session_end_request(smidgen_session *session);
 
 // Tells of a request that is answered now and arrived at `arrival_nanoseconds` on the device's clock (smidgen_device_now). `spent` is the part of the tenant's
-// objective that it took: above 1 it missed it; 0 where there is none. Once for each request that was begun, or for none:
+// objective that it took: above 1 it missed it; 0 where there is none. Once for each request that was begun, on the session where it was, or for none:
 // smidgen_runtime_adapt and metrics know of no others.
 smidgen_status smidgen_session_answered(smidgen_session *session,
                                         uint64_t arrival_nanoseconds,

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::device::{Device, DeviceError, DevicePtr, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
+use smidgen_runtime::launch::lending::DEFAULT_HYSTERESIS;
 use smidgen_runtime::launch::{
     Element, EncodedMaps, Fingerprint, Kernel, LaunchError, OpaqueKernel, ParamBytes, Params, Placement, Plan, PlanCell, Session, Swizzle,
     TenantPlan, TensorMap, Walls, WorkId,
@@ -182,10 +184,12 @@ impl Policy for Borrowing {
     }
 }
 
-/// A tenant that has lent what it owns and lends again as each request ends, a session of it, and who borrows.
-fn lending(idle: &Arc<Idle>) -> (Runtime, Session, [TenantId; 2]) {
+/// A tenant that has lent what it owns and lends again as each request ends, a session of it, and who borrows; with a timeline of so many events.
+fn lending(idle: &Arc<Idle>, events: usize) -> (Runtime, Session, [TenantId; 2]) {
     let device: Arc<dyn Device> = Arc::clone(idle) as Arc<dyn Device>;
-    let runtime = Runtime::new(device, Box::new(Borrowing), Arc::new(ProfileStore::default()));
+    let recording = Recording { events, ..Recording::default() };
+    let options = RuntimeOptions { recording, ..RuntimeOptions::default() };
+    let runtime = Runtime::with_options(device, Box::new(Borrowing), Arc::new(ProfileStore::default()), options);
     runtime.set_hysteresis(Duration::ZERO);
     let ids = [Class::Latency, Class::Throughput].map(|class| {
         let spec = TenantSpec { name: String::new(), class, slo: None, memory_bytes: 0 };
@@ -198,24 +202,62 @@ fn lending(idle: &Arc<Idle>) -> (Runtime, Session, [TenantId; 2]) {
 
 #[test]
 fn taking_tpcs_back_for_a_request_and_lending_them_again_allocates_nothing() {
+    for events in [0, 1024] {
+        let idle = Idle::new();
+        let (runtime, mut session, ids) = lending(&idle, events);
+        let copies = idle.copies();
+        let mut rounds = || {
+            for _ in 0..1000 {
+                session.begin_request().unwrap();
+                session.end_request().unwrap();
+            }
+        };
+        assert_eq!(allocations(&mut rounds), 0, "with {events} events");
+        assert_eq!(idle.copies() - copies, 2000, "one copy for the one borrower, each time");
+        assert_eq!(runtime.holdings(ids[1]).unwrap().borrowed, TpcSet::range(0, 22));
+    }
+}
+
+#[test]
+fn a_request_begins_and_ends_while_somebody_looks_at_the_timeline_and_is_on_it() {
     let idle = Idle::new();
-    let (runtime, mut session, ids) = lending(&idle);
-    let copies = idle.copies();
-    let mut rounds = || {
-        for _ in 0..1000 {
+    let (runtime, mut session, ids) = lending(&idle, 16);
+    let last = |tenant| {
+        let trace = runtime.telemetry().trace();
+        trace.tenants[&tenant].events.iter().rev().find_map(|event| match event.what {
+            Happening::Grant { owned, held, borrowed } => Some([owned, held, borrowed]),
+            _ => None,
+        })
+    };
+    let asked = idle.asked();
+    let held = idle.hold_answers();
+    thread::scope(|scope| {
+        let looker = scope.spawn(|| runtime.telemetry().trace());
+        // In the middle of that the device is asked, and does not answer yet.
+        while idle.asked() == asked {
+            thread::yield_now();
+        }
+        let (tell, told) = mpsc::channel();
+        let server = scope.spawn(move || {
             session.begin_request().unwrap();
             session.end_request().unwrap();
-        }
-    };
-    assert_eq!(allocations(&mut rounds), 0);
-    assert_eq!(idle.copies() - copies, 2000, "one copy for the one borrower, each time");
-    assert_eq!(runtime.holdings(ids[1]).unwrap().borrowed, TpcSet::range(0, 22));
+            session.begin_request().unwrap();
+            tell.send(()).unwrap();
+            session
+        });
+        let served = told.recv_timeout(Duration::from_secs(10));
+        drop(held);
+        looker.join().unwrap();
+        let _session = server.join().unwrap();
+        assert_eq!(served, Ok(()), "the request waited for who looks");
+        assert_eq!(ids.map(last), [Some([Sms(44), Sms(44), Sms(0)]), Some([Sms(88), Sms(88), Sms(0)])]);
+    });
 }
 
 #[test]
 fn a_request_whose_borrowers_cannot_be_told_has_not_begun() {
     let idle = Idle::new();
-    let (runtime, mut session, ids) = lending(&idle);
+    let (runtime, mut session, ids) = lending(&idle, 0);
     let lent = runtime.holdings(ids[0]).unwrap();
     assert_eq!(lent.lent, TpcSet::range(0, 22));
 
@@ -229,4 +271,29 @@ fn a_request_whose_borrowers_cannot_be_told_has_not_begun() {
     assert_eq!(runtime.holdings(ids[0]).unwrap().lent, TpcSet::EMPTY);
     session.end_request().unwrap();
     assert_eq!(runtime.holdings(ids[0]).unwrap(), lent);
+}
+
+#[test]
+fn a_request_begins_only_once_those_are_told_whom_the_one_before_could_not_tell() {
+    let idle = Idle::new();
+    let (runtime, mut session, ids) = lending(&idle, 0);
+    let mut of_borrower = runtime.session(ids[1]).unwrap();
+    // What the first one takes back is not lent again before the next.
+    runtime.set_hysteresis(DEFAULT_HYSTERESIS);
+    let granted = || runtime.holdings(ids[1]).unwrap().granted;
+    idle.refuse_copies(true);
+    for _ in 0..2 {
+        let refused = session.begin_request();
+        assert!(matches!(refused, Err(LaunchError::Device(DeviceError::Driver { .. }))), "{refused:?}");
+        assert_eq!((runtime.holdings(ids[0]).unwrap().lent, granted()), (TpcSet::EMPTY, TpcSet::range(0, 66)));
+    }
+    of_borrower.begin_request().unwrap();
+    of_borrower.end_request().unwrap();
+    idle.refuse_copies(false);
+    let copies = idle.copies();
+    session.begin_request().unwrap();
+    assert_eq!((granted(), idle.copies() - copies), (TpcSet::range(22, 66), 1));
+    session.end_request().unwrap();
+    session.begin_request().unwrap();
+    assert_eq!(idle.copies() - copies, 1, "once is enough");
 }

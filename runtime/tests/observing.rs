@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use smidgen_runtime::profile::{DriftReport, ProfileStore};
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 use smidgen_runtime::telemetry::trace::{Event, Happening, Lane, TenantTrace, Trace};
 use smidgen_runtime::telemetry::{Recording, metrics as names};
-use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions, Unprofiled};
 
 mod support;
@@ -127,6 +128,44 @@ fn the_policy_plans_with_the_corrected_curves_from_then_on() {
     request(&mut session);
     runtime.learn(id, session.seen()).unwrap();
     assert_eq!(*seen.lock().unwrap(), now);
+}
+
+/// Leaves everybody out while it is told to refuse.
+struct Refusing(Arc<AtomicBool>);
+
+impl Policy for Refusing {
+    fn name(&self) -> &'static str {
+        "refusing"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        if self.0.load(Ordering::Relaxed) { Draft::new() } else { StaticEqual.plan(topology, tenants) }
+    }
+}
+
+#[test]
+fn curves_that_could_not_be_planned_with_are_by_the_next_change_even_if_it_changes_nothing() {
+    let (gpu, profiles) = drifted([1.3; 3]);
+    let refuses = Arc::new(AtomicBool::new(false));
+    let (runtime, id, mut session) = serving(&gpu, Refusing(Arc::clone(&refuses)), profiles, Recording::default());
+    let plan = runtime.plan();
+    refuses.store(true, Ordering::Relaxed);
+    let fails = (0..30).any(|_| {
+        (0..100).for_each(|_| request(&mut session));
+        session.device().synchronize(session.stream()).unwrap();
+        runtime.correct().is_err()
+    });
+    assert!(fails && Arc::ptr_eq(&plan, &runtime.plan()));
+    refuses.store(false, Ordering::Relaxed);
+    runtime.resize(id, Share::Planned).unwrap();
+    assert!(!Arc::ptr_eq(&plan, &runtime.plan()));
+    let plan = runtime.plan();
+    runtime.resize(id, Share::Planned).unwrap();
+    assert!(Arc::ptr_eq(&plan, &runtime.plan()), "once is enough");
 }
 
 #[test]

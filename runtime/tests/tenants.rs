@@ -1,14 +1,14 @@
 //! What can be done with a tenant at run time, and what its failures do to others: nothing, unless CUDA itself leaves no way.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::device::sim::Fault;
-use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms};
+use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms, Topology};
 use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, SeenKernel, Session};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{DefaultSharing, Exclusive, Krisp, Policy, Slo, StaticEqual};
+use smidgen_runtime::policy::{Adjustments, DefaultSharing, Draft, Exclusive, Krisp, Policy, Slo, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::RequestLog;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
@@ -411,10 +411,18 @@ fn window(runtime: &Runtime, log: &mut RequestLog, spent: f64) -> bool {
 
 /// A latency tenant, another one, and one for throughput, whose kernel scales to the whole GPU.
 fn with_objectives(gpu: &Gpu) -> (Runtime, [TenantId; 3]) {
+    let [chat, other] = latency_tenants();
+    under(gpu, Slo::default(), [chat, other, spec("batch")])
+}
+
+fn latency_tenants() -> [TenantSpec; 2] {
+    [4, 20].map(|slo| TenantSpec { class: Class::Latency, slo: Some(slo * MILLISECOND), ..spec("chat") })
+}
+
+fn under<const N: usize>(gpu: &Gpu, policy: impl Policy + 'static, tenants: [TenantSpec; N]) -> (Runtime, [TenantId; N]) {
     let profiles = support::store(&*gpu.device, support::profile(&*gpu.device, &[(GEMM, 1000.0, 132)]));
-    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Slo::default()), profiles);
-    let [chat, other] = [4, 20].map(|slo| TenantSpec { class: Class::Latency, slo: Some(slo * MILLISECOND), ..spec("chat") });
-    let ids = [chat, other, spec("batch")].map(|spec| {
+    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(policy), profiles);
+    let ids = tenants.map(|spec| {
         let id = runtime.admit(spec).unwrap();
         runtime.learn(id, &[SeenKernel { key: GEMM.key(), work: GEMM.work(), launches: 1 }]).unwrap();
         id
@@ -482,4 +490,131 @@ fn a_paused_tenant_changes_no_plan_by_doing_nothing() {
     runtime.resume(batch).unwrap();
     assert_ne!(plan, runtime.plan());
     assert!(runtime.plan().tenants[&batch].owned.len() > 1, "it is not idle for having been paused");
+}
+
+/// Whether there is to be no plan with these.
+type Refuses = fn(&Adjustments) -> bool;
+
+/// [`Slo`], but that it leaves everybody out where it is told to refuse what it is to plan with.
+struct Choosy {
+    slo: Slo,
+    adjustments: Adjustments,
+    refuses: Arc<Mutex<Refuses>>,
+}
+
+impl Choosy {
+    fn that_refuses(refuses: Refuses) -> Self {
+        Self { slo: Slo::default(), adjustments: Adjustments::default(), refuses: Arc::new(Mutex::new(refuses)) }
+    }
+}
+
+impl Policy for Choosy {
+    fn name(&self) -> &'static str {
+        "choosy"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        true
+    }
+
+    fn adapts(&self) -> bool {
+        true
+    }
+
+    fn adjust(&mut self, adjustments: Adjustments) {
+        self.adjustments = adjustments.clone();
+        self.slo.adjust(adjustments);
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let refuses = *self.refuses.lock().unwrap();
+        if refuses(&self.adjustments) { Draft::new() } else { self.slo.plan(topology, tenants) }
+    }
+}
+
+#[test]
+fn a_step_of_one_tenant_that_cannot_be_planned_for_keeps_no_other_from_being_helped() {
+    let gpu = Gpu::h200();
+    let policy = Choosy::that_refuses(|adjustments| adjustments.margins.contains_key(&TenantId(0)));
+    let [chat, other] = latency_tenants();
+    let (runtime, [chat, other, batch, _]) = under(&gpu, policy, [chat, other, spec("batch"), spec("steady")]);
+    let owned = |id| runtime.plan().tenants[&id].owned.len();
+    let at_first = [chat, other, batch].map(owned);
+    let [mut of_chat, mut of_other, mut of_batch] = [chat, other, batch].map(|id| runtime.request_log(id).unwrap());
+    let mut window = |works: bool| {
+        for log in [&mut of_chat, &mut of_other] {
+            (0..250).for_each(|_| log.answered(Duration::ZERO, Duration::ZERO, 1.5));
+        }
+        if works {
+            of_batch.answered(Duration::ZERO, Duration::ZERO, 0.0);
+        }
+        runtime.adapt().unwrap()
+    };
+    for _ in 0..60 {
+        window(true);
+    }
+    assert_eq!(owned(chat), at_first[0]);
+    assert!(owned(other) > at_first[1], "{} TPCs instead of {}", owned(other), at_first[1]);
+    // The last to be without work is the first to have it again.
+    for _ in 0..10 {
+        window(false);
+    }
+    assert_eq!(owned(batch), 1);
+    assert!(window(true) && owned(batch) > 1);
+}
+
+#[test]
+fn a_tenant_that_works_again_while_no_plan_can_be_made_has_its_part_back_once_one_can() {
+    let gpu = Gpu::h200();
+    let policy = Choosy::that_refuses(|_| false);
+    let refuses = Arc::clone(&policy.refuses);
+    let (runtime, [batch, _]) = under(&gpu, policy, ["batch", "steady"].map(spec));
+    let owned = || runtime.plan().tenants[&batch].owned.len();
+    let mut log = runtime.request_log(batch).unwrap();
+    window(&runtime, &mut log, 0.0);
+    for _ in 0..10 {
+        runtime.adapt().unwrap();
+    }
+    assert_eq!(owned(), 1);
+    *refuses.lock().unwrap() = |_| true;
+    log.answered(Duration::ZERO, Duration::ZERO, 0.0);
+    for _ in 0..2 {
+        assert!(matches!(runtime.adapt(), Err(AdmitError::Unplaced { .. })));
+        assert_eq!(owned(), 1, "the plan in force stays");
+    }
+    *refuses.lock().unwrap() = |_| false;
+    assert!(runtime.adapt().unwrap() && owned() > 1);
+    assert!(!runtime.adapt().unwrap());
+}
+
+type Change = fn(&Runtime, TenantId) -> Result<(), AdmitError>;
+
+#[test]
+fn what_a_dismissal_that_could_not_be_planned_for_left_is_planned_by_the_next_change_of_anybody_even_if_it_changes_nothing() {
+    let changes: [(&str, Change); 5] = [
+        ("resize", |runtime, id| runtime.resize(id, Share::Planned)),
+        ("learn", |runtime, id| runtime.learn(id, &[])),
+        ("set_objective", |runtime, id| runtime.set_objective(id, Class::Throughput, None)),
+        ("expect_rate", |runtime, id| runtime.expect_rate(id, None)),
+        ("adapt", |runtime, _| runtime.adapt().map(|_| ())),
+    ];
+    for (name, change) in changes {
+        let gpu = Gpu::h200();
+        let policy = Choosy::that_refuses(|_| false);
+        let refuses = Arc::clone(&policy.refuses);
+        let runtime = runtime(&gpu, policy);
+        let [stays, goes] = ["stays", "goes"].map(|name| runtime.admit(spec(name)).unwrap());
+        let before = runtime.plan().tenants[&stays].clone();
+        *refuses.lock().unwrap() = |_| true;
+        runtime.dismiss(goes).unwrap_err();
+        change(&runtime, stays).unwrap_err();
+        assert_eq!(runtime.plan().tenants[&stays], before, "{name}: it keeps what it had");
+        *refuses.lock().unwrap() = |_| false;
+        change(&runtime, stays).unwrap();
+        assert_ne!(before.owned, gpu.device.topology().all_tpcs());
+        assert_eq!(runtime.plan().tenants[&stays].owned, gpu.device.topology().all_tpcs(), "{name}");
+        let plan = runtime.plan();
+        change(&runtime, stays).unwrap();
+        assert!(Arc::ptr_eq(&plan, &runtime.plan()), "{name}: once is enough");
+    }
 }

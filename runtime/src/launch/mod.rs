@@ -18,7 +18,7 @@ mod plan;
 pub(crate) mod progress;
 mod session;
 mod tensor_map;
-mod turn;
+pub(crate) mod turn;
 
 pub use capture::CapturedGraph;
 pub use encoded_maps::{EncodedMap, EncodedMaps};

@@ -1,4 +1,4 @@
-//! Whose turn it is to write a grant: several threads may find at once that it must change, and none of them may wait for another.
+//! Whose turn it is to write a grant, or to tell of one: several threads may find at once that it must change, and none of them may wait for another.
 
 use crate::atomics::{AtomicU32, Ordering};
 
@@ -11,7 +11,7 @@ use crate::atomics::{AtomicU32, Ordering};
 /// | idle   | 0     | `run`: +1, and this thread updates |
 /// | taken  | n > 0 | `run` of another thread: +1; the updating thread after an update: to 0 if it is still n, otherwise it updates again |
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     asked: AtomicU32,
 }
 
@@ -25,7 +25,7 @@ impl Drop for Taken<'_> {
 }
 
 impl Turn {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { asked: AtomicU32::new(0) }
     }
 
@@ -33,7 +33,7 @@ impl Turn {
     ///
     /// # Errors
     /// What the last update says, to the thread that ran it.
-    pub(super) fn run<E>(&self, mut update: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn run<E>(&self, mut update: impl FnMut() -> Result<(), E>) -> Result<(), E> {
         let mut asked = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         if asked > 1 {
             return Ok(());

@@ -3,7 +3,7 @@
 //! Every change (a tenant comes, goes, shows its kernels, or is changed; another policy) makes a new plan: the policy drafts it, the ladder makes the
 //! partitions it names, the grants widen, the plan is published by one pointer store, TPCs change owners in the [ledger](crate::partition::ledger),
 //! and the grants narrow. Nothing here is on the launch path. A change that fails has changed nothing, but that a dismissed
-//! tenant is gone in any case.
+//! tenant is gone in any case, and what was seen stays seen; the plan in force is stale then, until another one is.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -114,6 +114,8 @@ struct State {
     plan_drift: Corrections<TenantId>,
     tenants: BTreeMap<TenantId, Admitted>,
     next: u32,
+    /// Whether something has changed since that the plan in force knows nothing of, because planning for it failed.
+    stale: bool,
 }
 
 impl Runtime {
@@ -141,6 +143,7 @@ impl Runtime {
             plan_drift: Corrections::of_replays(),
             tenants: BTreeMap::new(),
             next: 0,
+            stale: false,
         };
         Self { bare: device, device: watched, loss, ladder, plans, telemetry, lending, transfers, state: Mutex::new(state) }
     }
@@ -195,6 +198,11 @@ impl Runtime {
         self.put_in_force(state, plan, partitions)
     }
 
+    /// As `replan`, for a change that stays whether or not it can be planned for.
+    fn replan_in_any_case(&self, state: &mut State) -> Result<(), AdmitError> {
+        self.replan(state).inspect_err(|_| state.stale = true)
+    }
+
     /// What the policy drafts, on this device, with references to the partitions that it names.
     #[tracing::instrument(level = "debug", skip_all, fields(policy = state.policy.name(), tenants = state.tenants.len()))]
     fn make_plan(&self, state: &State) -> Result<(Plan, Vec<PartitionRef>), AdmitError> {
@@ -229,6 +237,7 @@ impl Runtime {
         if is_other {
             state.take_in(Event::Planned);
         }
+        state.stale = false;
         self.telemetry.plan_published(state.policy.name());
         state.tenants.values().for_each(|admitted| self.lending.note(&admitted.membership));
         Ok(())

@@ -33,7 +33,8 @@ impl Runtime {
     ///
     /// # Errors
     /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
-    /// old plan stays in force, and plans made later are made with the corrected curves.
+    /// old plan stays in force, and plans made later are made with the corrected curves: the next change of any tenant tries to, and so does
+    /// [`adapt`](Runtime::adapt).
     pub fn correct(&self) -> Result<Option<DriftReport>, AdmitError> {
         self.device.bind_thread()?;
         let samples = self.telemetry.take_samples()?;
@@ -67,7 +68,7 @@ impl Runtime {
         let replanned = state.policy.needs_profiles();
         state.correct_demands();
         if replanned {
-            self.replan(state)?;
+            self.replan_in_any_case(state)?;
         }
         Ok(Some(DriftReport { kernels, tenants, replanned }))
     }
@@ -116,8 +117,11 @@ impl Runtime {
     /// new plan. Call it a few times a second, from a thread that is not serving; it knows what engines tell
     /// [`RequestLog`](crate::telemetry::RequestLog)s.
     ///
+    /// Where no such plan can be made, it is made without the margins, the idleness and the restlessness that this call would have changed, which wait.
+    ///
     /// # Errors
-    /// If no such plan can be made; the old one stays in force.
+    /// If not even that plan can be made; the old one stays in force, and the next call tries again. So it does after a [`dismiss`](Runtime::dismiss) or a
+    /// [`correct`](Runtime::correct) that failed.
     pub fn adapt(&self) -> Result<bool, AdmitError> {
         let mut observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();
@@ -126,23 +130,28 @@ impl Runtime {
                 (seen.rested, seen.paused) = (admitted.membership.take_rest(), admitted.paused);
             }
         }
-        let replanner = state.replanner.clone();
-        if !state.take_in(Event::Window(&observed)) {
+        if !state.take_in(Event::Window(&observed)) && !state.stale {
             return Ok(false);
         }
-        let adapted = self.make_plan(state).and_then(|(plan, partitions)| {
-            // A step of a margin may move nothing: whole TPCs change hands.
-            let is_other = plan != *self.plans.current();
-            if is_other {
-                self.put_in_force(state, plan, partitions)?;
+        let adapted = self.replan_if_other(state).or_else(|error| {
+            if !state.take_in(Event::Unplannable) {
+                return Err(error);
             }
-            Ok(is_other)
+            tracing::warn!("no plan can be made that follows how tenants fare, and one is made that waits with that: {error}");
+            self.replan_if_other(state)
         });
-        // The step was not taken, and is due again when the next window says so.
-        adapted.inspect_err(|_| {
-            state.policy.adjust(replanner.adjustments());
-            state.replanner = replanner;
-        })
+        adapted.inspect_err(|_| state.stale = true)
+    }
+
+    /// Puts in force what the policy drafts, if it differs from the plan that is, or that is stale. Whether it differs.
+    fn replan_if_other(&self, state: &mut State) -> Result<bool, AdmitError> {
+        let (plan, partitions) = self.make_plan(state)?;
+        // A step of a margin may move nothing: whole TPCs change hands.
+        let is_other = plan != *self.plans.current();
+        if is_other || state.stale {
+            self.put_in_force(state, plan, partitions)?;
+        }
+        Ok(is_other)
     }
 
     /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all

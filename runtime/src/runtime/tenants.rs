@@ -135,7 +135,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Tells which kernels one request of the tenant launches, and plans again.
+    /// Tells which kernels one request of the tenant launches, and plans again. Telling what is known already makes no plan, unless the last
+    /// [`dismiss`](Runtime::dismiss), [`correct`](Runtime::correct) or [`adapt`](Runtime::adapt) could make none: then it tries that again.
     ///
     /// # Errors
     /// [`AdmitError::ImpossibleSlo`] if the kernels' best latencies add up to more than a latency tenant's objective; [`AdmitError::Unknown`] after it was
@@ -152,7 +153,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Gives the tenant another class, and another objective or none, and plans again.
+    /// Gives the tenant another class, and another objective or none, and plans again. Those that it has already make no plan but where
+    /// [`learn`](Runtime::learn) says so.
     ///
     /// # Errors
     /// As [`learn`](Runtime::learn).
@@ -168,8 +170,8 @@ impl Runtime {
     }
 
     /// Tells how many requests a second the tenant is to expect, arriving at random, and plans again: its objective then includes their waiting for each
-    /// other. `None`, the default, stands for requests that come one after another. Rates that are no positive number count as `None`. Telling a rate again that is
-    /// known changes nothing.
+    /// other. `None`, the default, stands for requests that come one after another. Rates that are no positive number count as `None`. A rate that is known
+    /// already makes no plan but where [`learn`](Runtime::learn) says so.
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; what a plan or the device says. Nothing has changed then.
@@ -181,7 +183,8 @@ impl Runtime {
     }
 
     /// Promises the tenant a number of SMs, or lets the policy decide again, and plans again. What it gains or loses counts from its next launch; elastic
-    /// kernels in flight leave SMs that went to others at their next tile. Other tenants with a share keep the very SMs they have.
+    /// kernels in flight leave SMs that went to others at their next tile. Other tenants with a share keep the very SMs they have. The share that it has already
+    /// makes no plan but where [`learn`](Runtime::learn) says so.
     ///
     /// # Errors
     /// [`AdmitError::NoSms`] with figures if so many are not free, or if none would be left for running tenants without a share; what a plan or the device
@@ -237,17 +240,18 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] if it is gone already. If no plan can be made for the others, the error says why; the tenant is gone all the same, and the
-    /// others keep the SMs they had.
+    /// others keep the SMs they had until one can be: the next change of any tenant tries again, and so does [`adapt`](Runtime::adapt).
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn dismiss(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let gone = state.tenants.remove(&tenant).ok_or(AdmitError::Unknown(tenant))?;
         self.lending.dismiss(&gone.membership);
+        self.lending.note(&gone.membership);
         self.transfers.forget(tenant);
         self.telemetry.dismissed(tenant);
         state.plan_drift.forget(tenant);
         state.take_in(Event::Dismissed(tenant));
-        self.replan(&mut state).inspect_err(|_| {
+        self.replan_in_any_case(&mut state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());
             others.tenants.remove(&tenant);
             others.paused.remove(&tenant);
@@ -283,7 +287,7 @@ impl Runtime {
         state.tenants.iter().map(status).collect()
     }
 
-    /// Changes a copy of a tenant and plans with it, if that makes a difference; the tenant is as before if either fails.
+    /// Changes a copy of a tenant and plans with it, if that makes a difference or the plan in force is stale; the tenant is as before if either fails.
     fn change(
         &self,
         state: &mut State,
@@ -294,7 +298,8 @@ impl Runtime {
         let mut changed = before.clone();
         change(state, &mut changed)?;
         let (was, is) = (before.demand(tenant), changed.demand(tenant));
-        if was == is && (before.paused, before.share, before.region) == (changed.paused, changed.share, changed.region) {
+        let differs = was != is || (before.paused, before.share, before.region) != (changed.paused, changed.share, changed.region);
+        if !differs && !state.stale {
             return Ok(());
         }
         let replanner = state.replanner.clone();

@@ -3,9 +3,10 @@
 //! | file | what is in it |
 //! |---|---|
 //! | [`latencies`](Latencies) | latency recorders |
-//! | [`trace`] | events in rings of fixed size, one ring for each thread that writes; what becomes of them as a [`Trace`] |
+//! | [`trace`] | events in rings of fixed size, one for each thread that writes and one for the grants of each tenant; what becomes of them as a [`Trace`] |
 //! | [`chrome`] | a trace as Chrome trace JSON, which Perfetto opens |
 //! | [`metrics`] | counters, gauges and histograms by tenant, through the `metrics` facade |
+//! | `grants` | what tenants may use, told without a lock by whichever thread changes it |
 //! | `probe` | the session's side: the one branch on the launch path, and what lies behind it |
 //! | `sampler` | device times of at most 1 % of the launches, and of the replays |
 //!
@@ -14,6 +15,7 @@
 //! allocation or a lock.
 
 pub mod chrome;
+mod grants;
 mod latencies;
 pub mod metrics;
 pub(crate) mod probe;
@@ -36,12 +38,14 @@ use probe::Pulse;
 use sampler::{SamplePool, Samples};
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
 
+pub(crate) use grants::GrantLog;
 pub use latencies::Latencies;
 pub use probe::{Probe, RequestLog};
 pub(crate) use sampler::ReplaySample;
 pub use sampler::{SAMPLE_STRIDE, Sample};
 
-/// Rings that are kept. Beyond, the oldest whose session is gone is forgotten, so that sessions that come and go leave no memory behind.
+/// Rings that are kept of sessions, and of tenants. Beyond, the oldest whose session or tenant is gone is forgotten, so that those that come and go leave no
+/// memory behind.
 const MOST_RINGS: usize = 256;
 /// Streams whose partitions are kept.
 const MOST_LANES: usize = 4096;
@@ -49,8 +53,8 @@ const MOST_LANES: usize = 4096;
 /// What a runtime is to record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recording {
-    /// Events that each ring of the timeline holds at least, 32 bytes each, up to [`MOST_EVENTS`](trace::MOST_EVENTS); the oldest are overwritten. 0
-    /// for no timeline.
+    /// Events that each ring of the timeline holds at least, 32 bytes each, up to [`MOST_EVENTS`](trace::MOST_EVENTS); the oldest are overwritten. Each session,
+    /// each [`RequestLog`] and each tenant, for its grants, has a ring. 0 for no timeline.
     pub events: usize,
     /// Whether at most 1 % of the eager launches, and of the replays, are timed on the device.
     pub sampling: bool,
@@ -80,7 +84,8 @@ struct State {
     gone: BTreeMap<TenantId, String>,
     rings: VecDeque<TenantRing>,
     lanes: VecDeque<Lane>,
-    /// Events of the runtime itself, and kernel times, which are read off the threads of the sessions.
+    grants: VecDeque<(TenantId, Arc<GrantLog>)>,
+    /// Kernel times, which are read off the threads of the sessions.
     events: VecDeque<(TenantId, Event)>,
     plans: VecDeque<(Duration, &'static str)>,
     kernels: BTreeMap<Fingerprint, KernelKey>,
@@ -132,10 +137,11 @@ impl Telemetry {
             let track = tenants.entry(ring.tenant).or_insert_with(|| TenantTrace::new(ring.name.clone()));
             track.events.extend(ring.ring.snapshot());
         }
-        for (tenant, event) in &state.events {
-            let name = || state.tenants.get(tenant).map(|tenant| &tenant.name).or_else(|| state.gone.get(tenant));
+        let grants = state.grants.iter().flat_map(|(tenant, log)| log.snapshot().into_iter().map(|event| (*tenant, event)));
+        for (tenant, event) in grants.chain(state.events.iter().copied()) {
+            let name = || state.tenants.get(&tenant).map(|tenant| &tenant.name).or_else(|| state.gone.get(&tenant));
             let new = || TenantTrace::new(name().map_or_else(|| format!("tenant {}", tenant.0), String::clone));
-            tenants.entry(*tenant).or_insert_with(new).events.push(*event);
+            tenants.entry(tenant).or_insert_with(new).events.push(event);
         }
         for track in tenants.values_mut() {
             track.events.sort_by_key(|event| event.at);
@@ -191,14 +197,15 @@ impl Telemetry {
     fn ring(&self, state: &mut State, tenant: TenantId) -> Option<Arc<Ring>> {
         let name = state.tenants.get(&tenant).map(|tenant| tenant.name.clone()).filter(|_| self.recording.events > 0)?;
         let ring = Arc::new(Ring::new(self.recording.events));
-        let is_over = |known: &TenantRing| Arc::strong_count(&known.ring) == 1;
-        if state.rings.len() >= MOST_RINGS
-            && let Some(oldest) = state.rings.iter().position(is_over)
-        {
-            state.rings.remove(oldest);
-        }
-        state.rings.push_back(TenantRing { tenant, name, ring: Arc::clone(&ring) });
+        keep(&mut state.rings, TenantRing { tenant, name, ring: Arc::clone(&ring) }, |known| Arc::strong_count(&known.ring) == 1);
         Some(ring)
+    }
+
+    /// What the grants of `tenant` are told to, if there is a timeline.
+    pub(crate) fn grant_log(&self, tenant: TenantId) -> Option<Arc<GrantLog>> {
+        let log = (self.recording.events > 0).then(|| Arc::new(GrantLog::new(&self.tracing, self.recording.events)))?;
+        keep(&mut self.state.lock().grants, (tenant, Arc::clone(&log)), |(_, known)| Arc::strong_count(known) == 1);
+        Some(log)
     }
 
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
@@ -223,7 +230,6 @@ impl Telemetry {
     }
 
     pub(crate) fn dismissed(&self, tenant: TenantId) {
-        self.grant_changed(tenant, || [Sms(0); 3]);
         let state = &mut *self.state.lock();
         if let Some(gone) = state.tenants.remove(&tenant) {
             state.gone.extend(self.is_tracing().then_some((tenant, gone.name.clone())));
@@ -246,18 +252,6 @@ impl Telemetry {
         if self.is_tracing() {
             let now = self.device.now();
             push_bounded(&mut self.state.lock().plans, (now, policy), self.recording.events);
-        }
-    }
-
-    /// A tenant's kernels may use other SMs from now on. Called wherever a grant is written or SMs are lent; one load and one branch while nothing is traced.
-    /// `sms`: owned, held, borrowed.
-    pub(crate) fn grant_changed(&self, tenant: TenantId, sms: impl FnOnce() -> [Sms; 3]) {
-        if self.is_tracing() {
-            // Of several threads that tell of one tenant, the last by the clock has looked after that: what it missed is yet to be told.
-            let at = self.device.now();
-            let [owned, held, borrowed] = sms();
-            let event = Event { at, what: Happening::Grant { owned, held, borrowed } };
-            push_bounded(&mut self.state.lock().events, (tenant, event), self.recording.events);
         }
     }
 
@@ -329,6 +323,16 @@ impl Telemetry {
             push_bounded(&mut state.lanes, lane, MOST_LANES);
         }
     }
+}
+
+/// Adds a ring to those that are kept, in place of the oldest whose writers are gone where there are too many.
+fn keep<T>(rings: &mut VecDeque<T>, ring: T, is_over: impl Fn(&T) -> bool) {
+    if rings.len() >= MOST_RINGS
+        && let Some(oldest) = rings.iter().position(is_over)
+    {
+        rings.remove(oldest);
+    }
+    rings.push_back(ring);
 }
 
 fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, most: usize) {

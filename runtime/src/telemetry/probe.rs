@@ -193,14 +193,7 @@ impl Pulse {
         self.answered.fetch_add(1, Ordering::Relaxed);
         self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
         self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
-        self.end(1);
         self.is_felt.store(true, Ordering::Relaxed);
-    }
-
-    /// Engines need not tell when work begins.
-    fn end(&self, requests: u64) {
-        let less = |under_way: u64| Some(under_way.saturating_sub(requests));
-        let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// What happened since the last call; whether the tenant rested or is paused is not known here. Of an engine that tells nothing, the tenant is taken to be at work.
@@ -228,7 +221,7 @@ impl RequestLog {
     }
 
     /// Work on a request begins. An engine whose requests may take longer than a second should say so, or a throughput tenant may be taken to be idle.
-    /// One that is never answered is under way until the log is dropped.
+    /// A request is answered on the log on which it began; one that never is is under way until that log is dropped.
     pub fn begun(&mut self) {
         self.begun += 1;
         self.pulse.under_way.fetch_add(1, Ordering::Relaxed);
@@ -236,13 +229,18 @@ impl RequestLog {
 
     /// A request that arrived at `arrival` on the device's clock was answered at `ended`. `spent` is the part of the tenant's objective that it took: above 1 it
     /// missed it, and 0 stands for no objective. Plans follow both those that miss and those that nearly do ([`Runtime::adapt`](crate::Runtime::adapt)).
+    /// It ends one that [began](Self::begun) on this log, if any did: it may be told of without a beginning.
     pub fn answered(&mut self, arrival: Duration, ended: Duration, spent: f64) {
         let (took, kept) = (ended.saturating_sub(arrival), spent <= 1.0);
         if let Some(metrics) = &self.metrics {
             metrics.answered(took, kept);
         }
         self.pulse.answered(spent);
-        self.begun = self.begun.saturating_sub(1);
+        // What began on another log is that one's to end.
+        if self.begun > 0 {
+            self.begun -= 1;
+            self.pulse.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
         if self.tracing.load(Ordering::Relaxed)
             && let Some(ring) = &self.ring
         {
@@ -254,7 +252,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     /// Nobody answers what began here any more.
     fn drop(&mut self) {
-        self.pulse.end(self.begun);
+        self.pulse.under_way.fetch_sub(self.begun, Ordering::Relaxed);
     }
 }
 
@@ -273,5 +271,19 @@ mod tests {
         assert!(is_working());
         drop(log);
         assert!(!is_working());
+    }
+
+    #[test]
+    fn a_request_that_another_log_answered_takes_nobody_else_s_along_when_its_log_is_dropped() {
+        let pulse = Arc::<Pulse>::default();
+        let log = || RequestLog { tracing: Arc::default(), ring: None, metrics: None, pulse: Arc::clone(&pulse), begun: 0 };
+        let (mut began, mut answers, mut other) = (log(), log(), log());
+        began.begun();
+        answers.answered(Duration::ZERO, Duration::ZERO, 0.0);
+        other.begun();
+        drop(began);
+        assert!(pulse.take(TenantId(0)).working, "the third log's is under way");
+        drop(other);
+        assert!(!pulse.take(TenantId(0)).working);
     }
 }

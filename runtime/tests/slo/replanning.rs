@@ -306,6 +306,94 @@ fn a_latency_tenant_that_never_rests_lends_nothing_after_a_while_and_lends_again
     }
 }
 
+/// A window that calls for a plan which cannot be made, and what to plan with instead.
+fn unplannable(replanner: &mut Replanner, seen: &[Observation]) -> [Option<Adjustments>; 2] {
+    let called_for = replanner.on(Event::Window(seen));
+    let instead = replanner.on(Event::Unplannable);
+    assert_eq!(replanner.on(Event::Unplannable), None, "there is nothing more to take back");
+    [called_for, instead]
+}
+
+#[test]
+fn a_step_that_cannot_be_planned_for_is_taken_back_and_tried_ever_more_rarely() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    for verdicts in [2, 4, 8] {
+        assert_eq!(windows(&mut replanner, verdicts - 1, 1000, 100), (0, None));
+        let [down, instead] = unplannable(&mut replanner, &[seen(CHAT, 1000, 100)]);
+        assert_eq!((margin(down), instead), (Some(0.87), Some(Adjustments::default())));
+    }
+    for calm in [6, 12, 24] {
+        assert_eq!(windows(&mut replanner, calm - 1, 1000, 0), (0, None));
+        let [up, instead] = unplannable(&mut replanner, &[seen(CHAT, 1000, 0)]);
+        assert_eq!((margin(up), instead), (Some(0.945), Some(Adjustments::default())));
+        // It was not taken, so that one bad verdict is none too many.
+        assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
+    }
+}
+
+#[test]
+fn a_step_up_that_was_taken_back_leaves_the_one_before_on_trial() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    assert_eq!(margin(windows(&mut replanner, 6, 1000, 0).1), Some(0.945));
+    settle_well(&mut replanner);
+    assert_eq!(windows(&mut replanner, 5, 1000, 0), (0, None));
+    let further = unplannable(&mut replanner, &[seen(CHAT, 1000, 0)]).map(margin);
+    assert_eq!(further, [Some(0.99), Some(0.945)]);
+    // Its step down, at once, cannot be planned for either, and then waits like any other.
+    let [down, instead] = unplannable(&mut replanner, &[seen(CHAT, 1000, 100)]);
+    assert_eq!((down, margin(instead)), (Some(Adjustments::default()), Some(0.945)));
+    assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
+    assert_eq!(window(&mut replanner, CHAT, 1000, 100), Some(Adjustments::default()));
+}
+
+#[test]
+fn a_step_that_cannot_be_planned_for_keeps_nobody_else_waiting() {
+    let mut replanner = watching(&[(CHAT, Class::Latency), (EMBED, Class::Latency)]);
+    // Verdicts on the one take a window, on the other two.
+    let bad = [seen(CHAT, 1000, 100), seen(EMBED, 100, 50)];
+    assert_eq!(replanner.on(Event::Window(&bad)), None);
+    assert_eq!(unplannable(&mut replanner, &bad).map(margin), [Some(0.87), None]);
+    assert_eq!(replanner.on(Event::Window(&bad)), None);
+    let helped = replanner.on(Event::Window(&bad)).unwrap();
+    assert_eq!(helped.margins, [(EMBED, 0.87)].into());
+}
+
+#[test]
+fn of_tenants_whose_steps_are_always_due_together_only_the_one_that_cannot_be_planned_for_is_not_helped() {
+    let alike = [(CHAT, Class::Latency), (EMBED, Class::Latency)];
+    let [bad, good] = [100, 0].map(|missed| [CHAT, EMBED].map(|tenant| seen(tenant, 1000, missed)));
+    for (hopeless, helped) in [(CHAT, EMBED), (EMBED, CHAT)] {
+        for seen in [bad, good] {
+            let mut replanner = watching(&alike);
+            let mut fails = 0;
+            for _ in 0..40 {
+                let Some(adjustments) = replanner.on(Event::Window(&seen)) else { continue };
+                if adjustments.margins.contains_key(&hopeless) {
+                    fails += 1;
+                    assert!(replanner.on(Event::Unplannable).is_some());
+                }
+            }
+            let margins = replanner.adjustments().margins;
+            assert!(margins.contains_key(&helped) && !margins.contains_key(&hopeless), "{margins:?}");
+            assert!((1..=6).contains(&fails), "{fails} plans failed in 40 windows");
+        }
+    }
+}
+
+#[test]
+fn idleness_that_cannot_be_planned_for_waits_and_work_that_comes_back_does_not() {
+    let mut replanner = watching(&[(CHAT, Class::Throughput)]);
+    for patience in [5, 10, 20] {
+        assert_eq!(windows(&mut replanner, patience - 1, 0, 0), (0, None));
+        let [idle, instead] = unplannable(&mut replanner, &[]);
+        assert!(idle.unwrap().idle.contains(&CHAT));
+        assert_eq!(instead, Some(Adjustments::default()));
+    }
+    assert!(windows(&mut replanner, 40, 0, 0).1.unwrap().idle.contains(&CHAT));
+    assert_eq!(unplannable(&mut replanner, &[seen(CHAT, 1, 0)]), [Some(Adjustments::default()), None]);
+    assert_eq!(replanner.adjustments(), Adjustments::default(), "whatever is planned next gives it its part back");
+}
+
 #[test]
 fn adjustments_move_sms() {
     let tenants = [latency_tenant(1, Some(2375), &llama_step()), throughput_tenant(2, &bert_large()), throughput_tenant(3, &bert_large())];

@@ -1,8 +1,8 @@
 //! A device on which every allocation and every nanosecond is the runtime's own.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use smidgen_runtime::device::sim::SimConfig;
@@ -20,6 +20,8 @@ pub struct Idle {
     partitions: AtomicU64,
     copies: AtomicU64,
     refuses_copies: AtomicBool,
+    asked: AtomicU64,
+    answers: Mutex<()>,
     on_launch: fn(&LaunchRequest<'_>),
 }
 
@@ -40,6 +42,8 @@ impl Idle {
             partitions: zero(),
             copies: zero(),
             refuses_copies,
+            asked: zero(),
+            answers: Mutex::default(),
             on_launch,
         })
     }
@@ -64,6 +68,16 @@ impl Idle {
         self.refuses_copies.store(refuse, Ordering::Relaxed);
     }
 
+    /// How often somebody asked whether this device is simulated.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whoever asks that gets no answer while the guard lives.
+    pub fn hold_answers(&self) -> MutexGuard<'_, ()> {
+        self.answers.lock().unwrap()
+    }
+
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -74,6 +88,8 @@ impl Device for Idle {
         &self.topology
     }
     fn is_simulated(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        drop(self.answers.lock().unwrap());
         true
     }
     fn bind_thread(&self) -> Result<(), DeviceError> {

@@ -9,16 +9,17 @@ use arc_swap::ArcSwap;
 use crate::launch::grant::Grant;
 use crate::partition::TpcSet;
 use crate::partition::ledger::Holder;
-use crate::tenant::TenantId;
+use crate::telemetry::GrantLog;
 
 use super::NEVER;
 use super::activity::Activity;
 
 /// A tenant's place in the ledger, from its admission to the end of its last session.
 pub(crate) struct Membership {
-    pub(super) tenant: TenantId,
     pub(super) holder: Holder,
     pub(super) grant: Arc<Grant>,
+    /// Where its grants are told of, if there is a timeline.
+    pub(super) log: Option<Arc<GrantLog>>,
     pub(super) activity: Activity,
     /// Whether it ever ended a request: before, nobody knows when it is idle.
     pub(super) announces: AtomicBool,
@@ -63,20 +64,20 @@ impl Members {
     /// Takes in a tenant under the least number that is free, with `beyond` to use. None where there are as many as the ledger can tell apart.
     ///
     /// # Errors
-    /// What `grant` returns.
+    /// What `grant` returns, which makes the tenant's grant and what that is told of to.
     pub(super) fn admit<E>(
         &self,
-        tenant: TenantId,
         beyond: TpcSet,
-        grant: impl FnOnce() -> Result<Grant, E>,
+        grant: impl FnOnce() -> Result<(Grant, Option<Arc<GrantLog>>), E>,
     ) -> Result<Option<Arc<Membership>>, E> {
         let members = self.0.load();
         let place = members.iter().position(Option::is_none).unwrap_or(members.len());
         let Some(holder) = u16::try_from(place).ok().and_then(Holder::new) else { return Ok(None) };
+        let (grant, log) = grant()?;
         let membership = Arc::new(Membership {
-            tenant,
             holder,
-            grant: Arc::new(grant()?),
+            grant: Arc::new(grant),
+            log,
             activity: Activity::new(),
             announces: AtomicBool::new(false),
             idle_since: AtomicU64::new(NEVER),

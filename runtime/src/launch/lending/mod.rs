@@ -13,6 +13,7 @@
 //! | another plan | TPCs change owners; loans that it does not allow end | what widens before it is published, what narrows after |
 //! | a tenant is paused | as by another plan: others own what it owned | its own, at most: work in flight ends on what it had by right |
 //! | a tenant is dismissed | what it borrowed is given back, what it lent is orphaned until the next plan | its own, at most |
+//! | the device refuses to write a grant | as if it had been written | that one, when the next request of any tenant begins |
 //!
 //! A grant is always computed from the ledger at the moment of writing: what the tenant owns, what it borrows, and what the plan leaves to several
 //! tenants at once. An owner's own grant is as wide as ever while it lends, so that beginning a request waits for nothing of its own.
@@ -22,7 +23,8 @@
 //! spin on, would make simulated runs depend on the host's scheduler, and would gain little: a borrower that goes on launching passes here anyway,
 //! and an engine that waits for its next request has nothing better to do. While nothing is due, a call costs one load.
 //!
-//! **What beginning a request costs**: one load for each TPC of the GPU, a compare-and-swap for each one lent, and one write of 32 bytes for each borrower.
+//! **What beginning a request costs**: one load for each TPC of the GPU, one for grants that the device refused, a compare-and-swap for each TPC lent, and one
+//! write of 32 bytes for each borrower.
 //! No lock, no allocation, no waiting: neither for the copy nor for the borrowers' blocks, which leave within one tile of seeing it.
 
 mod activity;
@@ -30,7 +32,7 @@ mod members;
 mod requests;
 mod terms;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -83,6 +85,8 @@ pub(crate) struct Lending {
     /// When the next tenant has been idle for long enough, nanoseconds of the device's clock.
     due: AtomicU64,
     hysteresis: AtomicU64,
+    /// Whether the device refused to write a grant, which the ledger knows nothing of: who begins a request finds nothing more to take back.
+    untold: AtomicBool,
 }
 
 #[derive(Default)]
@@ -103,6 +107,7 @@ impl Lending {
             loans: Mutex::default(),
             due: AtomicU64::new(NEVER),
             hysteresis: AtomicU64::new(nanos(DEFAULT_HYSTERESIS)),
+            untold: AtomicBool::new(false),
         }
     }
 
@@ -118,7 +123,8 @@ impl Lending {
     /// # Errors
     /// What the device says.
     pub(crate) fn admit(&self, tenant: TenantId) -> Result<Option<Arc<Membership>>, DeviceError> {
-        self.members.admit(tenant, self.device.topology().all_tpcs(), || Grant::new(&self.device))
+        let grant = || Ok((Grant::new(&self.device)?, self.telemetry.grant_log(tenant)));
+        self.members.admit(self.device.topology().all_tpcs(), grant)
     }
 
     /// Takes a tenant out of the ledger. Work of its that is in flight leaves at once what it borrowed, and ends on what it owned.
@@ -149,15 +155,19 @@ impl Lending {
     /// SMs that the plan gives a tenant, that its elastic kernels may use now, without its own that others use, and that it uses beyond its own. None of
     /// a tenant that is not in the plan: what its last launches end on is others' already.
     pub(crate) fn sms(&self, membership: &Membership) -> [Sms; 3] {
-        let owned = self.members.with(membership.holder, |member| member.planned).flatten();
+        // Its number may be another tenant's by now.
+        let planned = |member: &Member| std::ptr::eq(&*member.membership, membership).then_some(member.planned)?;
+        let owned = self.members.with(membership.holder, planned).flatten();
         let held = owned.map_or(TpcSet::EMPTY, |_| membership.grant.held() - self.ledger.lent_by(membership.holder));
         let owned = owned.unwrap_or_default();
         [owned, held, held - owned].map(|tpcs| self.device.topology().sms_of(tpcs))
     }
 
-    /// Puts on the timeline what a tenant has now.
+    /// Puts on the timeline what a tenant has now; nothing of one that is gone.
     pub(crate) fn note(&self, membership: &Membership) {
-        self.telemetry.grant_changed(membership.tenant, || self.sms(membership));
+        if let Some(log) = &membership.log {
+            log.changed(&*self.device, || self.sms(membership));
+        }
     }
 
     // ---- plans ----
@@ -259,7 +269,8 @@ impl Lending {
     // ---- requests ----
 
     fn begin(&self, membership: &Membership) -> Result<(), DeviceError> {
-        self.tell(membership, membership.activity.begin(&self.ledger, membership.holder))
+        self.tell(membership, membership.activity.begin(&self.ledger, membership.holder))?;
+        if self.untold.load(Ordering::Acquire) { self.tell_again(membership) } else { Ok(()) }
     }
 
     /// `began` says whether a request ends here that began. Without one, the tenant only says that it is idle, if it is.
@@ -332,18 +343,30 @@ impl Lending {
 
     /// Writes the grants of those whose loans from `owner` began or ended.
     fn tell(&self, owner: &Membership, borrowers: Borrowers) -> Result<(), DeviceError> {
-        let tell = |&holder: &Holder| {
-            let Some(borrower) = self.membership(holder) else { return Ok(()) };
-            let told = self.refresh(&borrower);
-            self.note(&borrower);
-            told
-        };
+        let members = || borrowers.as_slice().iter().filter_map(|&holder| self.membership(holder));
         // One that fails must not keep the others from being told.
-        let told = borrowers.as_slice().iter().map(tell).fold(Ok(()), Result::and);
+        let told = members().map(|borrower| self.refresh(&borrower)).fold(Ok(()), Result::and);
+        // Not before all are told: until then somebody's blocks are on SMs that are not his any more.
+        members().for_each(|borrower| self.note(&borrower));
         if !borrowers.as_slice().is_empty() {
             self.note(owner);
         }
         told
+    }
+
+    /// Writes the grants that the device refused before. What it refuses again is an error where that keeps somebody on what `owner` has; else it is another
+    /// tenant's affair.
+    #[cold]
+    fn tell_again(&self, owner: &Membership) -> Result<(), DeviceError> {
+        // First, so that whoever is refused meanwhile is not forgotten.
+        self.untold.swap(false, Ordering::AcqRel);
+        let (owned, members) = (self.ledger.owned_by(owner.holder), self.members.snapshot());
+        let others = |membership: &Arc<Membership>| !std::ptr::eq(&**membership, owner);
+        let in_the_way = |membership: &Arc<Membership>| others(membership) && !membership.grant.held().is_disjoint(owned);
+        let tell = |member: &Member| {
+            self.refresh(&member.membership).or_else(|error| if in_the_way(&member.membership) { Err(error) } else { Ok(()) })
+        };
+        members.iter().flatten().map(tell).fold(Ok(()), Result::and)
     }
 
     fn refresh_all(&self) -> Result<(), DeviceError> {
@@ -358,7 +381,7 @@ impl Lending {
             // Its number may be another tenant's by now.
             self.members.with(membership.holder, |member| Arc::ptr_eq(&member.membership, membership).then(|| wanted(member)))?
         };
-        membership.grant.refresh(wanted, |tpcs| self.mask(tpcs))
+        membership.grant.refresh(wanted, |tpcs| self.mask(tpcs)).inspect_err(|_| self.untold.store(true, Ordering::Release))
     }
 
     /// The SMs of `tpcs`, from what was measured before.

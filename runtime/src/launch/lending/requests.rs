@@ -24,8 +24,8 @@ impl Requests {
     /// Takes back what the tenant lent.
     ///
     /// # Errors
-    /// What the device says of a borrower's grant: that borrower may stay where it is. The request has not begun then, and what was taken back is lent again as
-    /// after any other.
+    /// What the device says of a borrower's grant: that borrower may stay where it is until a request begins that can tell it. This one has not begun then, and
+    /// what was taken back is lent again as after any other.
     pub(in crate::launch) fn begin(&mut self) -> Result<(), DeviceError> {
         self.open += 1;
         let begun = self.lending.begin(&self.membership);

@@ -17,7 +17,7 @@ impl Session {
     /// # Errors
     /// [`LaunchError::Dismissed`] once the tenant is gone, [`LaunchError::Paused`] while it is paused; [`LaunchError::InCapture`] while a capture is in
     /// progress, since a replay would announce nothing; what the device says. The request has not begun then. Where the device refused to tell a borrower,
-    /// that one may stay until this tenant lends again.
+    /// that one may stay until the next request begins, which tells it first, or fails like this one.
     pub fn begin_request(&mut self) -> Result<(), LaunchError> {
         self.refuse_in_capture()?;
         self.follow_plan()?;

@@ -1,8 +1,9 @@
 //! When to plan again, and with what corrections: a small state machine beside the policy, never on the launch path.
 //!
 //! Plans are computed from profiles, and tenants then show what profiles do not: queues, phases, idleness. A [`Replanner`] is told who comes
-//! and goes, when a plan comes into force ([`Planned`](Event::Planned)), and a few times a second ([`Window`](Event::Window)) how many requests each tenant finished
-//! and how many missed their SLO. It answers with the [`Adjustments`] to plan with, or with nothing.
+//! and goes, when a plan comes into force ([`Planned`](Event::Planned)), a few times a second ([`Window`](Event::Window)) how many requests each tenant finished
+//! and how many missed their SLO, and that a plan which this called for cannot be made ([`Unplannable`](Event::Unplannable)). It answers with the
+//! [`Adjustments`] to plan with, or with nothing.
 //!
 //! | what is seen of a tenant | what changes | when |
 //! |---|---|---|
@@ -14,13 +15,18 @@
 //! | it works again | it gets its part back | at once |
 //! | it pauses too briefly to lend | nobody's launches are sized for a latency tenant's SMs | after `patience` windows in succession, at first 5 |
 //! | it pauses for long enough | they are again | at once |
+//! | no plan can be made with what a window changed of it | its margin goes that step back, or it is not idle or restless yet | at once |
 //!
 //! Only latency tenants with an SLO have a margin. Of a paused tenant nothing is seen.
+//!
+//! Where no plan can be made, what else the window taught stays learned, and who works again or pauses for long enough is planned for as such from then on. Of
+//! several tenants whose changes are taken back the first one's waits as if it had come and ended, and the others' are due with their next verdict or window,
+//! without it: one that can never be planned for keeps nobody else's waiting.
 //!
 //! A verdict is on 200 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
 //! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective.
 //!
-//! **Hysteresis.** A step up that is followed by a step down doubles `calm`, and idleness or restlessness that ends doubles `patience`, each up to 1024
+//! **Hysteresis.** A step up that is followed by a step down, or taken back, doubles `calm`, and idleness or restlessness that ends doubles `patience`, each up to 1024
 //! windows: a tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
 //! 1024 windows in the end. Each step down that follows another waits for twice as many verdicts, since a tenant that the last steps did not help is hardly
 //! helped by the next, and each plan costs its neighbours new graphs. After each plan that differs from the last four windows are not judged: sessions capture their graphs anew,
@@ -98,6 +104,8 @@ pub enum Event<'a> {
     Planned,
     /// A window of time ended: what each tenant did in it. A tenant that is left out did nothing.
     Window(&'a [Observation]),
+    /// No plan can be made with the adjustments that the last window led to. If some of them can be taken back, it is time to plan without those.
+    Unplannable,
 }
 
 /// Decides when to plan again. Equal events give equal decisions.
@@ -106,6 +114,8 @@ pub struct Replanner {
     tenants: BTreeMap<TenantId, Watched>,
     /// Windows that are not judged any more.
     settling: u32,
+    /// The tenants whose margins moved in the last window, or who became idle or restless, as they were before; none once anything else has happened.
+    before: BTreeMap<TenantId, Watched>,
 }
 
 #[derive(Debug, Clone)]
@@ -173,6 +183,7 @@ impl Tally {
 impl Replanner {
     /// Takes in `event`. With the adjustments to plan with if it is time to plan again.
     pub fn on(&mut self, event: Event<'_>) -> Option<Adjustments> {
+        let before = std::mem::take(&mut self.before);
         let changed = match event {
             Event::Admitted(tenant, class, slo) => {
                 self.tenants.insert(tenant, Watched::new(class, slo.is_some()));
@@ -185,6 +196,7 @@ impl Replanner {
                 false
             }
             Event::Window(observed) => self.window(observed),
+            Event::Unplannable => self.take_back(&before),
         };
         changed.then(|| self.adjustments())
     }
@@ -227,6 +239,7 @@ impl Replanner {
         for (tenant, watched) in &mut self.tenants {
             let of_tenant = || observed.iter().filter(|observation| observation.tenant == *tenant);
             watched.trial = if watched.trial == Trial::Due { Trial::None } else { watched.trial };
+            let before = watched.clone();
             if of_tenant().any(|observation| observation.paused) {
                 continue;
             }
@@ -238,8 +251,21 @@ impl Replanner {
                 Class::Latency => of_tenant().all(|observation| observation.rested),
             });
             changed |= watched.is_judged && (judged && watched.judge(did) || watched.judge_step_up(did));
+            if watched.step != before.step || (watched.overdue && !before.overdue) {
+                self.before.insert(*tenant, before);
+            }
         }
         changed
+    }
+
+    /// Nobody knows whose change it was that cannot be planned for. One tenant's waits, so that tenants whose changes are due together are not from then on.
+    fn take_back(&mut self, before: &BTreeMap<TenantId, Watched>) -> bool {
+        for (nth, (tenant, before)) in before.iter().enumerate() {
+            if let Some(watched) = self.tenants.get_mut(tenant) {
+                watched.take_back(before, nth == 0);
+            }
+        }
+        !before.is_empty()
     }
 }
 
@@ -262,6 +288,24 @@ impl Watched {
             patience: PATIENT_WINDOWS,
             overdue: false,
         }
+    }
+
+    /// Undoes a step, and idleness or restlessness that was found. That then `waits`, as if it had come and ended, or is due with the next verdict or window.
+    fn take_back(&mut self, before: &Self, waits: bool) {
+        if self.overdue && !before.overdue {
+            (self.overdue, self.waited) = (false, if waits { 0 } else { before.waited });
+            self.patience = if waits { doubled(self.patience) } else { self.patience };
+        }
+        if !waits && self.step != before.step {
+            let Self { waited, patience, overdue, .. } = *self;
+            *self = Self { waited, patience, overdue, ..before.clone() };
+        }
+        // A step down waits already: for more verdicts than the last one, and not at once for having followed a step up.
+        if self.step < before.step {
+            (self.loosened, self.trial) = (before.loosened, Trial::None);
+            self.calm = doubled(self.calm);
+        }
+        self.step = before.step;
     }
 
     /// Work or rest, whichever is waited for, `came` or not. Whether the tenant became overdue or ceased to be.
