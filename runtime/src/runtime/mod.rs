@@ -241,13 +241,16 @@ impl Runtime {
         Ok(regions.iter().flat_map(|(region, demands)| shares::draft_in(&*state.policy, topology, *region, demands)).collect())
     }
 
-    /// Makes the partitions of plans that [`adapt`](Runtime::adapt) may ask for, as far as half of the ladder's room goes. On an H200 one takes a millisecond
+    /// Makes the partitions of plans that [`adapt`](Runtime::adapt) may ask for, the likeliest plans first, until half of the ladder's room is taken by them and by
+    /// what is in use. On an H200 one takes a millisecond
     /// while the GPU is idle; beside tenants at work it waits for what they have launched, 0.9 s beside a prefill, and holds up everybody's launches. So the first one that is slow is the
     /// last: others are at work already.
     fn make_foreseen_partitions(&self, state: &mut State) {
         if !state.policy.adapts() {
             return;
         }
+        // Referred to until the end, so that they count as taken, and so that the last ones do not take the place of the first.
+        let mut made = Vec::new();
         'plans: for adjustments in state.replanner.foreseen() {
             state.policy.adjust(adjustments);
             let draft = self.draft(state).unwrap_or_default();
@@ -257,8 +260,9 @@ impl Runtime {
                     break 'plans;
                 }
                 let begun = self.device.now();
-                if let Err(error) = self.ladder.partition(tpcs) {
-                    tracing::debug!("a partition that a later plan may want cannot be made: {error}");
+                match self.ladder.partition(tpcs) {
+                    Ok(partition) => made.push(partition),
+                    Err(error) => tracing::debug!("a partition that a later plan may want cannot be made: {error}"),
                 }
                 if self.device.now().saturating_sub(begun) > FORESEEN_PATIENCE {
                     break 'plans;
