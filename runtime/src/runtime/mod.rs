@@ -49,7 +49,8 @@ pub use tenants::{Tenancy, TenantStatus};
 /// What a runtime may take for itself, and records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeOptions {
-    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each. No tenant is admitted into what they have not taken of it yet. More than an eighth of
+    /// the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no partition: alone on it, or under a policy that confines nobody.
     pub partition_bytes: u64,
     /// What it records of launches.
     pub recording: Recording,
@@ -100,6 +101,9 @@ pub struct Runtime {
     state: Mutex<State>,
 }
 
+/// The part of the GPU's memory that partitions may have at most, as a divisor: the rest is what they are there to share.
+const MOST_FOR_PARTITIONS: u64 = 8;
+
 /// What a partition may take to be made for a plan that may never come.
 const FORESEEN_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -129,7 +133,8 @@ impl Runtime {
             Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
         let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
         let lending = Arc::new(Lending::new(&watched, &telemetry));
-        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let partition_bytes = options.partition_bytes.min(device.topology().memory_bytes / MOST_FOR_PARTITIONS);
+        let partitions = usize::try_from(partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
         let ladder = Ladder::new(Arc::clone(&watched), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
