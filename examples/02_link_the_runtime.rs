@@ -28,7 +28,8 @@ fn main() -> Result<()> {
     let tenant = admit(&runtime, "ours")?;
     let mut session = runtime.session(tenant)?;
 
-    let (x, y) = (Buffer::new(&device, 4 * u64::from(COUNT))?, Buffer::new(&device, 4 * u64::from(COUNT))?);
+    // Through the session, so that they count as what this tenant was admitted with.
+    let (x, y) = (Buffer::new(session.device(), 4 * u64::from(COUNT))?, Buffer::new(session.device(), 4 * u64::from(COUNT))?);
     let one = 1.0_f32.to_le_bytes().repeat(COUNT as usize);
     device.upload(session.stream(), x.ptr(), &one)?;
     device.fill(session.stream(), y.ptr(), 0, y.bytes())?;

@@ -206,7 +206,9 @@ typedef struct {
     const char *name;
     // The latency that requests should keep, nanoseconds; 0 for no objective.
     uint64_t slo_nanoseconds;
-    // Device memory that the tenant will take: weights, caches and activations.
+    // Device memory that is kept for the tenant from now until it is dismissed. What the engine allocates, from smidgen_device_allocate or from CUDA, is
+    // not seen to be the tenant's, and would count twice, as taken and as kept: allocate weights, caches and activations before the call,
+    // and give 0, or what will be allocated later.
     uint64_t memory_bytes;
 } smidgen_tenant_spec;
 

@@ -44,6 +44,16 @@ fn every_family_launches_a_forward_pass_of_the_whole_ragged_batch() {
 }
 
 #[test]
+fn a_model_alone_may_have_all_of_the_gpu_s_memory() {
+    let source = ModelSource::find("bert-base").unwrap();
+    let mut config = SimConfig::h200();
+    // Sizes are rounded up to what the driver gives, and a grant takes some bytes; room for one partition would be 5.8 MB.
+    config.topology.memory_bytes = source.memory_bytes(1, 16).unwrap() + (2 << 20);
+    let gpu: Arc<dyn Device> = SimDevice::new(config);
+    Solo::load(&gpu, &source, 1, 16).unwrap().forward(&[vec![1; 16]]).unwrap();
+}
+
+#[test]
 fn a_vision_model_launches_a_forward_pass_of_all_images_and_takes_no_token_ids() {
     let mut solo = Solo::load(&device(), &source(&fixture("vit")), 2, 34).unwrap();
     let logits = solo.classify(&vec![vec![0.5; 3 * 24 * 24]; 70]).unwrap();

@@ -56,8 +56,8 @@ static smidgen_device *open_device(const char *ptx) {
 }
 
 static smidgen_tenant admit(smidgen_runtime *runtime, const char *name) {
-    smidgen_tenant_spec spec = {
-        .struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_THROUGHPUT, .name = name, .memory_bytes = 8ull * COUNT};
+    // No memory is kept for it: the vectors are there already.
+    smidgen_tenant_spec spec = {.struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_THROUGHPUT, .name = name, .memory_bytes = 0};
     smidgen_tenant tenant;
     check(smidgen_runtime_admit(runtime, &spec, &tenant));
     return tenant;
@@ -93,6 +93,10 @@ int main(int argc, char **argv) {
     smidgen_device_info info = {.struct_size = sizeof info};
     check(smidgen_device_describe(device, &info));
 
+    uint64_t x, y;
+    check(smidgen_device_allocate(device, 4ull * COUNT, &x));
+    check(smidgen_device_allocate(device, 4ull * COUNT, &y));
+
     smidgen_runtime_options options = {.struct_size = sizeof options, .policy = "static-equal"};
     smidgen_runtime *runtime;
     check(smidgen_runtime_create(device, &options, &runtime));
@@ -100,9 +104,6 @@ int main(int argc, char **argv) {
     smidgen_session *session;
     check(smidgen_session_create(runtime, tenant, &session));
 
-    uint64_t x, y;
-    check(smidgen_device_allocate(device, 4ull * COUNT, &x));
-    check(smidgen_device_allocate(device, 4ull * COUNT, &y));
     float *ones = malloc(4ull * COUNT);
     if (ones == NULL) return 1;
     for (size_t i = 0; i < COUNT; ++i) ones[i] = 1.0f;

@@ -42,6 +42,8 @@ pub struct TenantSpec {
     pub class: Class,
     /// The latency that requests should keep. Of a throughput tenant it is reported and never planned for.
     pub slo: Option<Duration>,
-    /// Device memory it will take: weights, cache and activations.
+    /// Device memory it will take through [`Session::device`](crate::launch::Session::device): weights, cache and activations. It is kept for the tenant until it
+    /// allocates it there. Memory from an allocator of the engine's own (`cuMemAlloc`, cudarc) is not seen to be the tenant's, and would count twice, as
+    /// taken and as kept: allocate it before admission and leave it out here, 0 where there is no other.
     pub memory_bytes: u64,
 }

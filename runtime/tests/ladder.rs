@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use smidgen_runtime::device::{Priority, Sms, Topology};
 use smidgen_runtime::launch::{GraphLimits, Kernel, LaunchError, Session, Walls, WorkId};
 use smidgen_runtime::partition::{Ladder, LadderError, PARTITION_BYTES, TpcSet, rungs};
-use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
+use smidgen_runtime::policy::{Adjustments, Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions};
@@ -230,6 +230,66 @@ fn a_plan_that_comes_into_force_during_a_request_is_prepared_for_while_the_reque
     session.replay_or_capture::<LaunchError>(WorkId(0), |_| unreachable!("it is kept")).unwrap();
     house.gpu.trace(&house.tenants[0].1);
     house.request(0, true);
+}
+
+/// Gives the first tenant a set of its own for each margin, all of different sizes.
+#[derive(Default)]
+struct ByMargin(Adjustments);
+
+impl Policy for ByMargin {
+    fn name(&self) -> &'static str {
+        "by-margin"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn adapts(&self) -> bool {
+        true
+    }
+
+    fn adjust(&mut self, adjustments: Adjustments) {
+        self.0 = adjustments;
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        let draft = |tenant: &TenantDemand| {
+            let margin = self.0.margins.get(&tenant.id).copied().unwrap_or(0.9);
+            let tpcs = TpcSet::range(0, (40.0 * margin) as u16);
+            let default = DraftPlacement { sms: topology.sms_of(tpcs), tpcs, priority: Priority::Normal };
+            TenantDraft { owned: tpcs, grant: tpcs, default, kernels: BTreeMap::new(), walls: Walls::default() }
+        };
+        tenants.iter().map(|tenant| (tenant.id, draft(tenant))).collect()
+    }
+}
+
+#[test]
+fn plans_that_may_come_have_half_of_the_ladder_and_the_likeliest_of_them_need_no_partition_when_they_do() {
+    const LIMIT: u64 = 8;
+    let (gpu, slo) = (Gpu::h200(), Duration::from_millis(1));
+    let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let policy = Box::new(ByMargin::default());
+    let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()), options);
+    let spec = TenantSpec { name: "a".to_owned(), class: Class::Latency, slo: Some(slo), memory_bytes: 0 };
+    let id = runtime.admit(spec).unwrap();
+    let mut session = runtime.session(id).unwrap();
+    let mut log = runtime.request_log(id).unwrap();
+    KERNELS.iter().for_each(|kernel| session.launch(kernel).unwrap());
+    // There are more margins than partitions may exist.
+    runtime.learn(id, session.seen()).unwrap();
+    assert_eq!(gpu.sim.counts().partitions, LIMIT / 2);
+
+    let later = gpu.device.create_partition(TpcSet::range(60, 61)).unwrap();
+    let before = runtime.plan().tenant(id).unwrap().default.sms;
+    let mut adapted = || {
+        (0..1000).for_each(|_| log.answered(Duration::ZERO, 2 * slo, 2.0));
+        runtime.adapt().unwrap()
+    };
+    assert!((0..10).any(|_| adapted()), "every request misses");
+    let placement = runtime.plan().tenant(id).unwrap().default;
+    assert_ne!(placement.sms, before);
+    assert!(placement.partition < later, "{:?} was made when its plan came", placement.partition);
 }
 
 #[test]

@@ -367,7 +367,10 @@ fn a_chrome_trace_is_in_the_order_of_time_and_every_event_has_a_named_track() {
         let at = event["ts"].as_f64().unwrap();
         match kind {
             "M" if event["name"] == "process_name" => drop(processes.insert(pid, event["args"]["name"].as_str().unwrap().to_owned())),
-            "M" if event["name"] == "thread_name" => drop(threads.insert((pid, tid), event["args"]["name"].as_str().unwrap())),
+            "M" if event["name"] == "thread_name" => {
+                let other = threads.insert((pid, tid), event["args"]["name"].as_str().unwrap());
+                assert_eq!(other, None, "a track has one name: {event}");
+            }
             "M" => (),
             _ => {
                 assert!(at >= last, "{event} comes after {last}");
@@ -537,29 +540,52 @@ fn two_tenants_of_one_name_have_figures_of_their_own_and_none_once_they_are_gone
 }
 
 #[test]
-fn kernels_of_two_sessions_that_overlap_stand_on_two_tracks() {
-    let (at, took, partition) = (|us| Duration::from_micros(us), Duration::from_micros(10), 3);
-    let kernel =
-        |us| Event { at: at(us), what: Happening::Kernel { kernel: KERNELS[0].key().fingerprint(), partition, sms: Sms(66), took } };
+fn a_tenant_really_called_what_a_second_of_one_name_would_be_called_has_figures_of_its_own() {
+    let recorder = DebuggingRecorder::new();
+    metrics::with_local_recorder(&recorder, || {
+        let gpu = Gpu::h200();
+        let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(StaticEqual), Arc::default());
+        for name in ["chat (2)", "chat", "chat"] {
+            runtime.admit(tenant(name)).unwrap();
+        }
+        runtime.publish_metrics();
+        let read = recorder.snapshotter().snapshot().into_vec();
+        let held = read.iter().filter(|(key, ..)| key.key().name() == names::SMS_HELD);
+        let mut tenants: Vec<_> = held.map(|(key, ..)| key.key().labels().find(|label| label.key() == "tenant").unwrap().value()).collect();
+        tenants.sort_unstable();
+        assert_eq!(tenants, ["chat", "chat (2)", "chat (2) (2)"]);
+    });
+}
+
+#[test]
+fn kernels_of_two_sessions_that_overlap_stand_on_two_tracks_that_perfetto_tells_apart() {
+    let took = Duration::from_micros(10);
+    let kernel = |(us, partition)| {
+        let what = Happening::Kernel { kernel: KERNELS[0].key().fingerprint(), partition, sms: Sms(66), took };
+        Event { at: Duration::from_micros(us), what }
+    };
     let id = TenantId(0);
+    let events = [(0, 3), (5, 3), (10, 3), (16, 3), (20, 1), (22, 1)].map(kernel).to_vec();
     let trace = Trace {
         simulated: true,
         sms: Sms(132),
-        tenants: BTreeMap::from([(id, TenantTrace { name: "chat".into(), events: [0, 5, 10, 16].map(kernel).to_vec() })]),
+        tenants: BTreeMap::from([(id, TenantTrace { name: "chat".into(), events })]),
         plans: Vec::new(),
         kernels: BTreeMap::new(),
-        lanes: vec![Lane { tenant: id, stream: 1, partition, sms: Sms(66) }],
+        lanes: [(1, 3), (2, 1)].map(|(stream, partition)| Lane { tenant: id, stream, partition, sms: Sms(66) }).to_vec(),
     };
     let mut text = Vec::new();
     chrome::write(&[Phase { name: "", trace: &trace }], &mut text).unwrap();
     let json: Value = serde_json::from_slice(&text).unwrap();
     let events = json["traceEvents"].as_array().unwrap();
+    // Perfetto reads 32 bits of a track's number.
+    let number = |event: &Value| u32::try_from(event["tid"].as_u64().unwrap()).unwrap_or_else(|_| panic!("{event}"));
     let named = events.iter().filter(|event| event["name"] == "thread_name" && event["pid"] == 2);
-    let tracks: HashMap<_, _> = named.map(|event| (event["tid"].as_u64(), event["args"]["name"].as_str().unwrap())).collect();
-    let bars: Vec<_> = events.iter().filter(|event| event["ph"] == "X").map(|event| tracks[&event["tid"].as_u64()]).collect();
+    let tracks: HashMap<_, _> = named.map(|event| (number(event), event["args"]["name"].as_str().unwrap())).collect();
+    let bars: Vec<_> = events.iter().filter(|event| event["ph"] == "X").map(|event| tracks[&number(event)]).collect();
     let [one, beside] = ["partition 3 (66 SMs)", "partition 3 (66 SMs), beside"];
-    assert_eq!(bars, [one, beside, one, beside]);
-    assert_eq!(tracks.len(), 2);
+    assert_eq!(bars, [one, beside, one, beside, "partition 1 (66 SMs)", "partition 1 (66 SMs), beside"]);
+    assert_eq!(tracks.len(), 4);
 }
 
 #[test]

@@ -8,8 +8,10 @@ use std::time::Duration;
 use smidgen_runtime::device::sim::SimCounts;
 use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, Priority, Sms, Topology};
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Plan, Session, Walls};
-use smidgen_runtime::partition::{Ladder, LadderError, TpcSet};
-use smidgen_runtime::policy::{self, DefaultSharing, Draft, DraftPlacement, Krisp, Policy, StaticEqual, TenantDemand, TenantDraft};
+use smidgen_runtime::partition::{Ladder, LadderError, PARTITION_BYTES, TpcSet};
+use smidgen_runtime::policy::{
+    self, DefaultSharing, Draft, DraftPlacement, Exclusive, Krisp, Policy, StaticEqual, TenantDemand, TenantDraft,
+};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::runtime::MemoryHolder;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
@@ -174,6 +176,27 @@ fn a_tenant_that_does_not_fit_is_refused_with_the_figures_and_changes_nothing() 
     assert_eq!(gpu.free_bytes(), free);
     runtime.dismiss(first).unwrap();
     runtime.admit(tenant("second", 100_000_000_000)).unwrap();
+}
+
+#[test]
+fn partitions_take_an_eighth_of_the_gpu_from_tenants_at_most_and_nothing_where_there_are_to_be_none() {
+    let gpu = Gpu::h200();
+    let free = gpu.free_bytes();
+    let (most, none) = (gpu.device.topology().memory_bytes / 8, Vec::<String>::new());
+    let listed = vec!["the runtime's partitions".to_owned()];
+    let room = |policy: Box<dyn Policy>, partition_bytes| {
+        let options = RuntimeOptions { partition_bytes, ..RuntimeOptions::default() };
+        let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, profiles(&*gpu.device), options);
+        let error = runtime.admit(tenant("vast", u64::MAX)).unwrap_err();
+        let AdmitError::NoMemory { free, holders, .. } = error else { panic!("{error}") };
+        let names: Vec<_> = holders.into_iter().map(|holder| holder.name).collect();
+        runtime.admit(tenant("all", free)).unwrap();
+        (free, names)
+    };
+    let (left, names) = room(Box::new(StaticEqual), u64::MAX);
+    assert!((free - most..free - most + PARTITION_BYTES).contains(&left), "{left} of {free}");
+    assert_eq!(names, listed);
+    assert_eq!(room(Box::new(Exclusive), 0), (free, none));
 }
 
 #[test]

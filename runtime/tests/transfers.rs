@@ -306,8 +306,9 @@ fn uploaders_that_come_and_go_leave_nothing_behind_while_others_stay() {
     let mut tenant = Tenant::new(&runtime, Class::Latency, MIB);
     let mut serve = || {
         tenant.upload(&vec![1; MIB], After::Nothing).unwrap();
-        gpu.device.synchronize(tenant.session.stream()).unwrap();
+        // The copy is still on its way when its uploader goes.
         tenant.uploader = runtime.uploader(tenant.id).unwrap();
+        gpu.device.synchronize(tenant.session.stream()).unwrap();
         gpu.sim.counts()
     };
     let first = serve();

@@ -13,17 +13,20 @@ use smidgen::fatbin::BUILD_HASH;
 use smidgen::models::{DecoderPhase, ModelSource};
 use smidgen::serve::Workload;
 use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::{Kernel, Session};
-use smidgen_runtime::partition::{Ladder, rungs};
+use smidgen_runtime::partition::{Ladder, PARTITION_BYTES, rungs};
 use smidgen_runtime::policy::{self, Exclusive};
 use smidgen_runtime::profile::{KernelProfile, Profile, ProfileStore, SamplePoint, quoted};
 use smidgen_runtime::tenant::{Class, TenantSpec};
+use smidgen_runtime::{Runtime, RuntimeOptions};
 
 use super::colocate::RunDevice;
 use super::output::print_line;
+
+/// Partitions that a sweep keeps at a time.
+const PARTITIONS: u32 = 64;
 
 /// Find the fewest SMs on which each kernel of a model keeps its speed.
 #[derive(Debug, Args)]
@@ -122,7 +125,9 @@ struct Recording {
 
 /// Runs one request of `model`.
 fn record(device: &Arc<dyn Device>, model: &str, phase: DecoderPhase, batch: u32, seq: u32) -> anyhow::Result<Recording> {
-    let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+    // The runtime makes no partition; the sweep does, beside what the request keeps in memory.
+    let options = RuntimeOptions { partition_bytes: u64::from(PARTITIONS) * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let runtime = Runtime::with_options(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()), options);
     let source = ModelSource::find(model)?;
     let memory_bytes = match phase {
         DecoderPhase::Decode => source.memory_bytes(batch, seq),
@@ -150,7 +155,7 @@ fn sweep(
     path: &Path,
     command: String,
 ) -> anyhow::Result<Profile> {
-    let ladder = Ladder::new(Arc::clone(device), 64);
+    let ladder = Ladder::new(Arc::clone(device), PARTITIONS as usize);
     let origin = Origin { model: model.to_owned(), kernel_build: BUILD_HASH.to_owned(), command, commit: super::commit(), date: today() };
     let sweep = Sweep { device, ladder: &ladder, recording: &recording.launches, origin: &origin, options };
     sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {

@@ -277,8 +277,9 @@ fn run_job(job: &Job, told: Receiver<String>) -> Result<(Vec<TenantResult>, Show
         told.recv().map_err(|_| PhaseError::CalledOff)?;
         thread::spawn(move || {
             while told.recv().is_ok() {}
-            // Nobody stops this process, nor reads what it would report.
-            std::process::exit(1)
+            // Nobody stops this process, nor reads what it would report. Handlers of an exit would run beside threads that are inside the CUDA driver, whose own
+            // handlers wait for those: the process might never end, and keep the GPU.
+            signal_hook::low_level::exit(1)
         });
         Ok(())
     };

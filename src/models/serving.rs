@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
-use smidgen_runtime::policy::Exclusive;
-use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
-use super::{BuildError, Decoder, ModelSource, SlotBatch, SoloError};
+use super::{BuildError, Decoder, ModelSource, SlotBatch, SoloError, solo};
 use crate::config::ModelConfig;
 use crate::serve::batching::{Executor, Limits, StepPlan};
 
@@ -31,7 +29,7 @@ impl SoloBatch {
             ModelConfig::Encoder(_) => return Err(SoloError::IS_ENCODER),
             ModelConfig::Vision(_) => return Err(SoloError::IS_VISION),
         };
-        let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        let runtime = solo::runtime(device);
         let memory_bytes = Decoder::serving_memory_bytes(config, limits);
         let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;

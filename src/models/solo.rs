@@ -8,7 +8,7 @@ use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session};
 use smidgen_runtime::policy::Exclusive;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
-use smidgen_runtime::{AdmitError, Runtime};
+use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 use super::decoder::{LogitRows, sample_params};
 use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts, Vision};
@@ -69,13 +69,19 @@ impl SoloError {
     pub(super) const IS_VISION: Self = Self::WrongKind { found: "a vision model", remedy: "use `smidgen classify`" };
 }
 
+/// A runtime for one tenant alone. It makes no partition and keeps no memory for any: the model may have all of it.
+pub(super) fn runtime(device: &Arc<dyn Device>) -> Runtime {
+    let options = RuntimeOptions { partition_bytes: 0, ..RuntimeOptions::default() };
+    Runtime::with_options(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()), options)
+}
+
 impl Solo {
     /// Loads `source` on `device`, checking first that weights and `tokens` tokens in `sequences` sequences fit.
     ///
     /// # Errors
     /// What is missing, misshapen or too large.
     pub fn load(device: &Arc<dyn Device>, source: &ModelSource, sequences: u32, tokens: u32) -> Result<Self, SoloError> {
-        let runtime = Runtime::new(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        let runtime = runtime(device);
         let memory_bytes = source.memory_bytes(sequences, tokens.div_ceil(sequences.max(1)))?;
         let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;

@@ -69,7 +69,9 @@ pub struct smidgen_tenant_spec {
     pub name: *const c_char,
     /// The latency that requests should keep, nanoseconds; 0 for no objective.
     pub slo_nanoseconds: u64,
-    /// Device memory that the tenant will take: weights, caches and activations.
+    /// Device memory that is kept for the tenant from now until it is dismissed. What the engine allocates, from smidgen_device_allocate or from CUDA, is
+    /// not seen to be the tenant's, and would count twice, as taken and as kept: allocate weights, caches and activations before the call,
+    /// and give 0, or what will be allocated later.
     pub memory_bytes: u64,
 }
 

@@ -19,9 +19,10 @@ pub struct MemoryHolder {
 }
 
 impl MemoryHolder {
-    pub(super) fn partitions(ladder: &Ladder) -> Self {
+    /// None where there are to be no partitions.
+    pub(super) fn partitions(ladder: &Ladder) -> Option<Self> {
         let (promised, allocated) = ladder.bytes();
-        Self { name: "the runtime's partitions".to_owned(), promised, allocated }
+        (promised > 0).then(|| Self { name: "the runtime's partitions".to_owned(), promised, allocated })
     }
 
     /// Bytes that it may still ask for.

@@ -49,7 +49,8 @@ pub use tenants::{Tenancy, TenantStatus};
 /// What a runtime may take for itself, and records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeOptions {
-    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each.
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each. No tenant is admitted into what they have not taken of it yet. More than an eighth of
+    /// the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no partition: alone on it, or under a policy that confines nobody.
     pub partition_bytes: u64,
     /// What it records of launches.
     pub recording: Recording,
@@ -100,6 +101,9 @@ pub struct Runtime {
     state: Mutex<State>,
 }
 
+/// The part of the GPU's memory that partitions may have at most, as a divisor: the rest is what they are there to share.
+const MOST_FOR_PARTITIONS: u64 = 8;
+
 /// What a partition may take to be made for a plan that may never come.
 const FORESEEN_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -131,7 +135,8 @@ impl Runtime {
             Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
         let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
         let lending = Arc::new(Lending::new(&watched, &telemetry));
-        let partitions = usize::try_from(options.partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
+        let partition_bytes = options.partition_bytes.min(device.topology().memory_bytes / MOST_FOR_PARTITIONS);
+        let partitions = usize::try_from(partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
         let ladder = Ladder::new(Arc::clone(&watched), partitions);
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
@@ -250,13 +255,16 @@ impl Runtime {
         Ok(regions.iter().flat_map(|(region, demands)| shares::draft_in(&*state.policy, topology, *region, demands)).collect())
     }
 
-    /// Makes the partitions of plans that [`adapt`](Runtime::adapt) may ask for, as far as half of the ladder's room goes. On an H200 one takes a millisecond
+    /// Makes the partitions of plans that [`adapt`](Runtime::adapt) may ask for, the likeliest plans first, until half of the ladder's room is taken by them and by
+    /// what is in use. On an H200 one takes a millisecond
     /// while the GPU is idle; beside tenants at work it waits for what they have launched, 0.9 s beside a prefill, and holds up everybody's launches. So the first one that is slow is the
     /// last: others are at work already.
     fn make_foreseen_partitions(&self, state: &mut State) {
         if !state.policy.adapts() {
             return;
         }
+        // Referred to until the end, so that they count as taken, and so that the last ones do not take the place of the first.
+        let mut made = Vec::new();
         'plans: for adjustments in state.replanner.foreseen() {
             state.policy.adjust(adjustments);
             let draft = self.draft(state).unwrap_or_default();
@@ -266,8 +274,9 @@ impl Runtime {
                     break 'plans;
                 }
                 let begun = self.device.now();
-                if let Err(error) = self.ladder.partition(tpcs) {
-                    tracing::debug!("a partition that a later plan may want cannot be made: {error}");
+                match self.ladder.partition(tpcs) {
+                    Ok(partition) => made.push(partition),
+                    Err(error) => tracing::debug!("a partition that a later plan may want cannot be made: {error}"),
                 }
                 if self.device.now().saturating_sub(begun) > FORESEEN_PATIENCE {
                     break 'plans;

@@ -73,7 +73,7 @@ impl Runtime {
             return Err(AdmitError::ZeroSlo { name: spec.name });
         }
         let mut state = self.state.lock();
-        let holders: Vec<_> = state.tenants.values().map(Admitted::holder).chain([MemoryHolder::partitions(&self.ladder)]).collect();
+        let holders: Vec<_> = state.tenants.values().map(Admitted::holder).chain(MemoryHolder::partitions(&self.ladder)).collect();
         // What was promised and is not allocated yet is free by the device's count.
         let free = holders.iter().map(MemoryHolder::outstanding).fold(self.device.free_bytes()?, u64::saturating_sub);
         if spec.memory_bytes > free {

@@ -39,7 +39,7 @@ struct Entry {
     ph: &'static str,
     name: String,
     pid: usize,
-    tid: u64,
+    tid: u32,
     ts: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     dur: Option<f64>,
@@ -110,33 +110,31 @@ impl Writer {
             let lanes = trace.lanes.iter().filter(|lane| lane.tenant == *tenant);
             let partitions: BTreeMap<u32, u16> = lanes.map(|lane| (lane.partition, lane.sms.0)).collect();
             let tracks = self.tenant(track, &trace.kernels);
-            for (partition, sms) in partitions {
+            for ((partition, nth), tid) in tracks.numbers {
+                let Some(sms) = partitions.get(&partition) else { continue };
                 let name = if partition == 0 { format!("whole GPU ({sms} SMs)") } else { format!("partition {partition} ({sms} SMs)") };
-                for nth in 1..tracks.in_partition(partition) {
-                    self.thread(tid(partition, nth), format!("{name}, beside"));
-                }
-                self.thread(tid(partition, 0), name);
+                self.thread(tid, if nth == 0 { name } else { format!("{name}, beside") });
             }
         }
         self.shift = before + if begin.is_finite() { end - begin + GAP_US } else { 0.0 };
     }
 
-    /// Says which tracks the kernels stand on.
-    fn tenant(&mut self, track: &TenantTrace, kernels: &BTreeMap<u64, String>) -> KernelTracks {
-        let mut tracks = KernelTracks::default();
+    /// Says which tracks there are.
+    fn tenant(&mut self, track: &TenantTrace, kernels: &BTreeMap<u64, String>) -> Tracks {
+        let mut tracks = Tracks::default();
         let name = |kernel: u64| kernels.get(&kernel).cloned().unwrap_or_else(|| format!("kernel {kernel:016x}"));
         for event in &track.events {
             let at = us(event.at);
             match event.what {
                 Happening::Launch { kernel, partition, sms } => {
-                    self.mark(at, tid(partition, 0), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
+                    self.mark(at, tracks.tid(partition, 0), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
                 }
                 Happening::Kernel { kernel, partition, sms, took } => {
-                    let (args, nth) = (json!({ "sms": sms }), tracks.place(partition, event.at, took));
-                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid(partition, nth), name(kernel.0), args) });
+                    let (args, tid) = (json!({ "sms": sms }), tracks.place(partition, event.at, took));
+                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid, name(kernel.0), args) });
                 }
-                Happening::Hop { from, to } => self.mark(at, tid(to, 0), "hop".to_owned(), json!({ "from partition": from })),
-                Happening::Replay { partition } => self.mark(at, tid(partition, 0), "graph replay".to_owned(), json!({})),
+                Happening::Hop { from, to } => self.mark(at, tracks.tid(to, 0), "hop".to_owned(), json!({ "from partition": from })),
+                Happening::Replay { partition } => self.mark(at, tracks.tid(partition, 0), "graph replay".to_owned(), json!({})),
                 Happening::Request { took, kept, objective } => {
                     self.requests += 1;
                     let number = Some(self.requests);
@@ -172,46 +170,47 @@ impl Writer {
         }
     }
 
-    fn thread(&mut self, tid: u64, name: String) {
+    fn thread(&mut self, tid: u32, name: String) {
         let entry = Entry { ts: 0.0, ..self.entry("M", 0.0, tid, "thread_name".to_owned(), json!({ "name": name })) };
         self.entries.push(entry);
     }
 
-    fn mark(&mut self, at: f64, tid: u64, name: String, args: Value) {
+    fn mark(&mut self, at: f64, tid: u32, name: String, args: Value) {
         let entry = self.entry("i", at, tid, name, args);
         self.entries.push(Entry { s: Some("t"), ..entry });
     }
 
-    fn entry(&self, ph: &'static str, at: f64, tid: u64, name: String, args: Value) -> Entry {
+    fn entry(&self, ph: &'static str, at: f64, tid: u32, name: String, args: Value) -> Entry {
         Entry { ph, name, pid: self.pid, tid, ts: self.shift + at, dur: None, cat: None, id: None, s: None, args }
     }
 }
 
-/// The tracks of one tenant's kernels: those of one partition may overlap, on streams of several sessions, and bars on one track must not.
+/// The tracks of one tenant. Kernels of one partition may overlap, on streams of several sessions, and bars on one track must not: each partition has
+/// as many tracks as it has kernels at a time.
 #[derive(Default)]
-struct KernelTracks {
+struct Tracks {
+    /// The number of each partition's first, second, ... track.
+    numbers: BTreeMap<(u32, u32), u32>,
     /// When the last kernel of each track ends, by partition.
     ends: BTreeMap<u32, Vec<Duration>>,
 }
 
-impl KernelTracks {
+impl Tracks {
+    /// The number of the `nth` track of a partition. Tracks are numbered as they are met, because Perfetto takes 32 bits, and puts what has more
+    /// on another track. Number 0 is the process' own track.
+    fn tid(&mut self, partition: u32, nth: u32) -> u32 {
+        let next = self.numbers.len() as u32 + 1;
+        *self.numbers.entry((partition, nth)).or_insert(next)
+    }
+
     /// The first track of the partition that is free at `begin`. Kernels come in the order in which they begin.
-    fn place(&mut self, partition: u32, begin: Duration, took: Duration) -> u64 {
+    fn place(&mut self, partition: u32, begin: Duration, took: Duration) -> u32 {
         let ends = self.ends.entry(partition).or_default();
         let place = ends.iter().position(|&end| end <= begin).unwrap_or(ends.len());
         ends.resize(ends.len().max(place + 1), Duration::ZERO);
         ends[place] = begin.saturating_add(took);
-        place as u64
+        self.tid(partition, place as u32)
     }
-
-    fn in_partition(&self, partition: u32) -> u64 {
-        self.ends.get(&partition).map_or(0, |ends| ends.len() as u64)
-    }
-}
-
-/// The `nth` track of a partition. Number 0 is the process' own track.
-fn tid(partition: u32, nth: u64) -> u64 {
-    nth << 32 | (u64::from(partition) + 1)
 }
 
 fn us(duration: Duration) -> f64 {

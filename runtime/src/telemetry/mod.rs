@@ -211,8 +211,12 @@ impl Telemetry {
     pub(crate) fn admitted(&self, tenant: TenantId, spec: &TenantSpec) {
         let mut state = self.state.lock();
         // Two tenants of one name must not overwrite each other's gauges.
-        let is_taken = state.tenants.values().any(|known| known.name == spec.name);
-        let name = if is_taken { format!("{} ({})", spec.name, tenant.0) } else { spec.name.clone() };
+        let is_taken = |name: &String| state.tenants.values().any(|known| known.name == *name);
+        let mut name = spec.name.clone();
+        // Somebody may be called what this one would be called instead.
+        while is_taken(&name) {
+            name = format!("{name} ({})", tenant.0);
+        }
         let metrics = self.metrics.tenant(&name);
         if spec.slo.is_some() {
             metrics.set_objective(spec.slo);

@@ -65,6 +65,12 @@ impl<T> Link<T> {
         }
     }
 
+    /// [`collect`](Link::collect) for a link that sends nothing: it has no use for the events.
+    pub(super) fn let_go(&mut self) {
+        self.collect(drop);
+        self.spare.clear();
+    }
+
     /// Takes over what another has sent.
     pub(super) fn adopt(&mut self, other: &mut Self) {
         self.sent.append(&mut other.sent);

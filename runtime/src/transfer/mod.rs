@@ -177,7 +177,7 @@ impl Transfers {
     fn adopt(&self, link: &mut Link<()>) {
         let orphans = &mut self.shared.lock().orphans;
         // Where every tenant's copies go at once, nobody else looks.
-        orphans.collect(drop);
+        orphans.let_go();
         orphans.adopt(link);
     }
 
@@ -185,7 +185,7 @@ impl Transfers {
     fn pump(&self) {
         let Some(mut shared) = self.shared.try_lock() else { return };
         let Shared { queue, link, orphans, .. } = &mut *shared;
-        orphans.collect(drop);
+        orphans.let_go();
         link.collect(|Sent { class, is_staged, progress }| {
             queue.done(class);
             if is_staged {
