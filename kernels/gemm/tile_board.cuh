@@ -24,6 +24,9 @@ constexpr int ACQUAINTANCE_BYTES = 4;
 // A tile may be broken off after a multiple of so many steps.
 constexpr uint32_t STOP_GRAIN = 2;
 
+// How long who takes tiles sleeps before it looks at the grant again. Each look costs a product that nobody disturbs 25 cycles (docs/kernels/gemm.md).
+constexpr uint32_t POLL_NANOSECONDS = 2000;
+
 // Tiles and steps below this may be broken off: a number of each shares a word.
 constexpr uint32_t STOPPABLE = 1 << 16;
 
@@ -185,7 +188,7 @@ class TileBoard {
                 mbarrier_arrive(wanted_);
                 return;
             }
-            __nanosleep(500);
+            __nanosleep(POLL_NANOSECONDS);
         }
     }
 
