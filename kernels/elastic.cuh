@@ -231,9 +231,14 @@ class TileQueue {
     __device__ bool holds_its_sms() const {
         if (tiles_.grant == 0) return true;
         const uint32_t sm = sm_id();
-        // Volatile: the grant changes while the kernel runs, so neither a register nor L1 may answer for it.
-        const volatile uint32_t *grant = reinterpret_cast<const volatile uint32_t *>(tiles_.grant);
-        return (grant[sm / 32] >> (sm % 32)) & (grant[other_sm_ / 32] >> (other_sm_ % 32)) & 1u;
+        return (grant_word_of(sm) >> (sm % 32)) & (grant_word_of(other_sm_) >> (other_sm_ % 32)) & 1u;
+    }
+
+    // The grant changes while the kernel runs, so neither a register nor L1 may answer for it.
+    __device__ uint32_t grant_word_of(uint32_t sm) const {
+        uint32_t word;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(tiles_.grant + sm / 32 * 4) : "memory");
+        return word;
     }
 
     // Puts a tile into the ring. Where nobody else may come any more to take it out, another one is taken out at once; else none, the count of tiles.
