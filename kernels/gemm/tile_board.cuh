@@ -24,7 +24,7 @@ constexpr int ACQUAINTANCE_BYTES = 4;
 // A tile may be broken off after a multiple of so many steps.
 constexpr uint32_t STOP_GRAIN = 2;
 
-// How long who takes tiles sleeps before it looks at the grant again. Each look costs a product that nobody disturbs 25 cycles (docs/kernels/gemm.md).
+// How long who takes tiles sleeps before it looks at the grant again.
 constexpr uint32_t POLL_NANOSECONDS = 1000;
 
 // Tiles and steps below this may be broken off: a number of each shares a word.
