@@ -286,8 +286,9 @@ struct WarpgroupGemm {
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             const uint64_t first_a = wgmma_descriptor(uniform(stage + part.first_row * 128));
             const uint64_t first_b = wgmma_descriptor(uniform(stage + Shape::K_BLOCKS * Shape::A_BYTES));
-            // If there is nothing to multiply, the stage before is better under way than here. Where stages are long, to ask takes longer than that wins.
-            const bool is_full = Shape::K_BLOCKS == 1 && mbarrier_is_complete(full + at.stage * 8, at.parity);
+            // If there is nothing to multiply, the stage before is better under way than here. Where stages are long, to ask takes longer than that wins. The
+            // vote: a warp waits for its multiplications as one.
+            const bool is_full = Shape::K_BLOCKS == 1 && __all_sync(0xffffffff, mbarrier_is_complete(full + at.stage * 8, at.parity));
             if (Shape::K_BLOCKS == 1 && !is_full && holds_last) {
                 wgmma_wait<0>();
                 release(done, part.thread);
