@@ -234,8 +234,8 @@ class TileQueue {
         return (grant_word_of(sm) >> (sm % 32)) & (grant_word_of(other_sm_) >> (other_sm_ % 32)) & 1u;
     }
 
-    // The grant changes while the kernel runs, so neither a register nor L1 may answer for it. L2 may: the host's words are written there. A load that asked the
-    // system (volatile) cost a product on the same SM 25 cycles each time (docs/kernels/gemm.md).
+    // The grant changes while the kernel runs, so neither a register nor L1 may answer for it. L2 may: a grant is this GPU's own memory, and the host's words are
+    // written there. A load that asked the system (volatile) cost a product on the same SM 25 cycles each time (docs/kernels/gemm.md).
     __device__ uint32_t grant_word_of(uint32_t sm) const {
         uint32_t word;
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(tiles_.grant + sm / 32 * 4) : "memory");

@@ -126,7 +126,7 @@ class TileBoard {
         }
     }
 
-    // One thread of the first block, once for every tile that it read.
+    // One thread of the first block, once for every tile that it has.
     __device__ void ask() const { mbarrier_arrive(asked_); }
 
     // The producer that asks for tiles, all lanes of it: whether the tile under way should be broken off.
