@@ -43,9 +43,9 @@
 // this launch may start while the last ones of the launch before it still run.
 #define SMIDGEN_LAUNCH_PROGRAMMATIC 2
 
-// The version of this interface, major in the upper half and minor in the lower: 1.2. A new minor version adds functions and constants,
+// The version of this interface, major in the upper half and minor in the lower: 1.3. A new minor version adds functions and constants,
 // and structs with a struct_size stay as long as they are; a new major version may change anything.
-#define SMIDGEN_ABI_VERSION 65538
+#define SMIDGEN_ABI_VERSION 65539
 
 // How a call ended. smidgen_last_error says more, in words that name the remedy.
 typedef enum {
@@ -206,9 +206,9 @@ typedef struct {
     const char *name;
     // The latency that requests should keep, nanoseconds; 0 for no objective.
     uint64_t slo_nanoseconds;
-    // Device memory that is kept for the tenant from now until it is dismissed. What the engine allocates, from smidgen_device_allocate or from CUDA, is
-    // not seen to be the tenant's, and would count twice, as taken and as kept: allocate weights, caches and activations before the call,
-    // and give 0, or what will be allocated later.
+    // Device memory that it will take from smidgen_session_allocate: weights, caches and activations. It is kept for the tenant until it allocates it
+    // there, or is dismissed. Memory from smidgen_device_allocate or from CUDA itself is not seen to be the tenant's, and would count twice, as
+    // taken and as kept: allocate it before the call and leave it out here, 0 where there is no other.
     uint64_t memory_bytes;
 } smidgen_tenant_spec;
 
@@ -363,8 +363,11 @@ smidgen_status smidgen_device_bind_thread(smidgen_device *device);
 // Loads `image_bytes` bytes of kernels, a fatbin or PTX text, for sessions to launch by symbol. The simulator takes anything.
 smidgen_status smidgen_device_load(smidgen_device *device, const void *image, size_t image_bytes);
 
-// Device memory, aligned to 256 bytes and not cleared; memory that the engine got from CUDA itself does as well. Not during a capture.
-smidgen_status smidgen_device_allocate(smidgen_device *device, uint64_t size, uint64_t *address);
+// Device memory that counts to no tenant, aligned to 256 bytes and not cleared; memory that the engine got from CUDA itself does as well. What a
+// tenant promises comes from smidgen_session_allocate. Not during a capture.
+smidgen_status smidgen_device_allocate(smidgen_device *device,
+                                       uint64_t size,
+                                       uint64_t *address);
 
 // Gives back what smidgen_device_allocate returned, when no launch uses it any more; 0 is passed over.
 smidgen_status smidgen_device_free(smidgen_device *device, uint64_t address);
@@ -477,6 +480,18 @@ smidgen_status smidgen_session_forget_counts(smidgen_session *session);
 // The CUstream that holds the end of the chain: copies and events of the engine's own that should follow the launches so far go here. It
 // may be another after the next launch. On the simulator a number that stands for one.
 smidgen_status smidgen_session_stream(smidgen_session *session, void **stream);
+
+// Device memory that counts to the session's tenant, against what it promised in smidgen_tenant_spec: aligned to 256 bytes and not cleared. More than
+// was promised is given while there is some. It stays when the session is destroyed. Not during a capture.
+smidgen_status smidgen_session_allocate(smidgen_session *session,
+                                        uint64_t size,
+                                        uint64_t *address);
+
+// Gives back what smidgen_session_allocate returned to this session or to another one of its tenant, when no launch uses it any more; 0 is passed over.
+// Where the tenant has no session any more, smidgen_device_free gives it back, and it counts to the tenant until that is dismissed. Not
+// during a capture.
+smidgen_status smidgen_session_free(smidgen_session *session,
+                                    uint64_t address);
 
 // Copies `size` host bytes to device memory after the launches so far. The source may be reused when it returns. Not during a capture.
 smidgen_status smidgen_session_upload(smidgen_session *session, uint64_t target, const void *source, size_t size);

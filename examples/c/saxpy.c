@@ -55,9 +55,9 @@ static smidgen_device *open_device(const char *ptx) {
     return device;
 }
 
-static smidgen_tenant admit(smidgen_runtime *runtime, const char *name) {
-    // No memory is kept for it: the vectors are there already.
-    smidgen_tenant_spec spec = {.struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_THROUGHPUT, .name = name, .memory_bytes = 0};
+// A tenant that will allocate so many bytes through its session: they are kept for it until then.
+static smidgen_tenant admit(smidgen_runtime *runtime, const char *name, uint64_t memory_bytes) {
+    smidgen_tenant_spec spec = {.struct_size = sizeof spec, .tenant_class = SMIDGEN_CLASS_THROUGHPUT, .name = name, .memory_bytes = memory_bytes};
     smidgen_tenant tenant;
     check(smidgen_runtime_admit(runtime, &spec, &tenant));
     return tenant;
@@ -93,16 +93,15 @@ int main(int argc, char **argv) {
     smidgen_device_info info = {.struct_size = sizeof info};
     check(smidgen_device_describe(device, &info));
 
-    uint64_t x, y;
-    check(smidgen_device_allocate(device, 4ull * COUNT, &x));
-    check(smidgen_device_allocate(device, 4ull * COUNT, &y));
-
     smidgen_runtime_options options = {.struct_size = sizeof options, .policy = "static-equal"};
     smidgen_runtime *runtime;
     check(smidgen_runtime_create(device, &options, &runtime));
-    smidgen_tenant tenant = admit(runtime, "ours");
+    smidgen_tenant tenant = admit(runtime, "ours", 8ull * COUNT);
     smidgen_session *session;
     check(smidgen_session_create(runtime, tenant, &session));
+    uint64_t x, y;
+    check(smidgen_session_allocate(session, 4ull * COUNT, &x));
+    check(smidgen_session_allocate(session, 4ull * COUNT, &y));
 
     float *ones = malloc(4ull * COUNT);
     if (ones == NULL) return 1;
@@ -137,7 +136,7 @@ int main(int argc, char **argv) {
     // Then as a graph, captured again whenever the plan has changed: here because a second tenant comes and takes half of the GPU.
     smidgen_graph *graph = capture(session, &kernel);
     for (int neighbours = 0; neighbours < 2; ++neighbours) {
-        if (neighbours > 0) admit(runtime, "neighbour");
+        if (neighbours > 0) admit(runtime, "neighbour", 0);
         bool current;
         check(smidgen_session_is_current(session, graph, &current));
         if (!current) {
@@ -169,9 +168,9 @@ int main(int argc, char **argv) {
     }
 
     check(smidgen_graph_destroy(&graph));
+    check(smidgen_session_free(session, x));
+    check(smidgen_session_free(session, y));
     check(smidgen_session_destroy(&session));
-    check(smidgen_device_free(device, x));
-    check(smidgen_device_free(device, y));
     check(smidgen_runtime_destroy(&runtime));
     check(smidgen_device_close(&device));
     return 0;

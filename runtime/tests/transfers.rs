@@ -1,5 +1,5 @@
 //! Copies to the device as tenants see them: whole, in order with their launches, and not behind a neighbour's. On the simulator, whose link carries 55 GB/s
-//! and serves copies in the order in which they reach it.
+//! and serves copies in the order in which they reach it; where the driver does not answer, on a device that does nothing.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -7,16 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use smidgen_runtime::device::sim::Fault;
-use smidgen_runtime::device::{Buffer, DeviceError, PartitionId, PinnedBuffer, Priority, Stream};
+use smidgen_runtime::device::{Buffer, Device, DeviceError, PartitionId, PinnedBuffer, Priority, Stream};
 use smidgen_runtime::launch::{LaunchError, Session};
 use smidgen_runtime::policy::DefaultSharing;
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
-use smidgen_runtime::transfer::{After, TransferConfig, Uploader};
+use smidgen_runtime::transfer::{After, Source, TransferConfig, Uploader};
 use smidgen_runtime::{AdmitError, Runtime};
 
 mod support;
 
+use support::idle::Idle;
 use support::{Fake, Gpu};
 
 const KERNEL: Fake = Fake::new("kernel");
@@ -350,4 +351,116 @@ fn tenants_upload_from_threads_of_their_own_and_every_byte_is_the_right_tenant_s
             });
         }
     });
+}
+
+/// An idle device, and a runtime on it that lets one chunk of 4 KiB on the link at a time.
+fn idle_runtime() -> (Arc<Idle>, Runtime) {
+    let idle = Idle::new();
+    let device = Arc::clone(&idle) as Arc<dyn Device>;
+    let runtime = Runtime::new(device, Box::new(DefaultSharing), Arc::new(ProfileStore::default()));
+    (idle, runtime.with_transfers(TransferConfig { chunk_bytes: 4096, in_flight: 1 }))
+}
+
+impl Tenant {
+    /// Whether an upload is through after many polls.
+    fn poll_upload<'a>(&'a mut self, source: impl Into<Source<'a>>, after: After) -> Result<bool, LaunchError> {
+        let mut upload = self.uploader.begin(&mut self.session, self.target.ptr(), source, after)?;
+        (0..100).map(|_| upload.poll()).find(|polled| !matches!(polled, Ok(false))).unwrap_or(Ok(false))
+    }
+}
+
+fn no_answer() -> Option<DeviceError> {
+    Some(DeviceError::Driver { call: "idleQuery", status: "told to fail".to_owned(), sticky: false })
+}
+
+fn no_answer_in_a_capture() -> Option<DeviceError> {
+    Some(DeviceError::DuringCapture { call: "idleQuery", status: "told to fail".to_owned() })
+}
+
+fn is_no_answer<T>(result: &Result<T, LaunchError>) -> bool {
+    matches!(result, Err(LaunchError::Device(DeviceError::Driver { call: "idleQuery", .. })))
+}
+
+#[test]
+fn an_upload_after_launches_that_cannot_be_asked_about_ends_with_the_error_and_copies_nothing() {
+    let (idle, runtime) = idle_runtime();
+    let mut tenant = Tenant::new(&runtime, Class::Throughput, 4096);
+    tenant.session.launch(&KERNEL).unwrap();
+    let copies = idle.copies();
+    idle.refuse_queries(no_answer());
+    let polled = tenant.poll_upload([1; 8].as_slice(), After::Launches);
+    assert!(is_no_answer(&polled), "{polled:?}");
+    let waited = tenant.upload(&[1; 8], After::Launches);
+    assert!(is_no_answer(&waited), "{waited:?}");
+    idle.refuse_queries(None);
+    tenant.uploader.collect();
+    assert_eq!(idle.copies(), copies, "copied ahead of what it comes after, or after its upload was over");
+    tenant.upload(&[1; 8], After::Launches).unwrap();
+    assert_eq!(idle.copies(), copies + 1);
+}
+
+#[test]
+fn an_upload_whose_staging_memory_cannot_be_asked_about_ends_with_the_error() {
+    for (class, other) in CLASSES.into_iter().zip(CLASSES.into_iter().rev()) {
+        let (idle, runtime) = idle_runtime();
+        let mut tenant = Tenant::new(&runtime, class, 5 * 4096);
+        let source = vec![1; 5 * 4096];
+        idle.refuse_queries(no_answer());
+        // The second and the third one wait for what the first one has sent.
+        for class in [class, class, other] {
+            runtime.set_objective(tenant.id, class, None).unwrap();
+            let polled = tenant.poll_upload(source.as_slice(), After::Nothing);
+            assert!(is_no_answer(&polled), "{class:?}: {polled:?}");
+        }
+        idle.refuse_queries(None);
+        tenant.upload(&source, After::Nothing).unwrap();
+    }
+}
+
+#[test]
+fn a_source_stays_as_it_is_until_its_copy_is_known_to_have_arrived() {
+    for class in CLASSES {
+        let (idle, runtime) = idle_runtime();
+        let mut tenant = Tenant::new(&runtime, class, 4096);
+        let device = Arc::clone(&idle) as Arc<dyn Device>;
+        let mut source = Arc::new(PinnedBuffer::new(&device, 4096).unwrap());
+        idle.refuse_queries(no_answer());
+        assert!(tenant.poll_upload(&source, After::Nothing).unwrap(), "{class:?}: all of it is sent");
+        for answer in [no_answer(), no_answer_in_a_capture()] {
+            idle.refuse_queries(answer);
+            tenant.uploader.collect();
+            assert!(Arc::get_mut(&mut source).is_none(), "{class:?}: the copy may read it");
+        }
+        idle.refuse_queries(None);
+        tenant.uploader.collect();
+        assert!(Arc::get_mut(&mut source).is_some(), "{class:?}");
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_asked_about_holds_up_no_other_tenant() {
+    let (idle, runtime) = idle_runtime();
+    let [mut first, mut second] = [(); 2].map(|()| Tenant::new(&runtime, Class::Throughput, 4096));
+    idle.refuse_queries(no_answer());
+    assert!(first.poll_upload([1; 8].as_slice(), After::Nothing).unwrap());
+    assert!(second.poll_upload([2; 8].as_slice(), After::Nothing).unwrap(), "the only place on the link is still the first one's");
+}
+
+#[test]
+fn an_upload_waits_where_a_capture_keeps_the_driver_from_answering() {
+    for class in CLASSES {
+        let (idle, runtime) = idle_runtime();
+        let mut tenant = Tenant::new(&runtime, class, 5 * 4096);
+        tenant.session.launch(&KERNEL).unwrap();
+        let source = vec![1; 5 * 4096];
+        let copies = idle.copies();
+        idle.refuse_queries(no_answer_in_a_capture());
+        let mut upload = tenant.uploader.begin(&mut tenant.session, tenant.target.ptr(), source.as_slice(), After::Launches).unwrap();
+        for _ in 0..100 {
+            assert!(!upload.poll().unwrap(), "{class:?}");
+        }
+        idle.refuse_queries(None);
+        while !upload.poll().unwrap() {}
+        assert_eq!(idle.copies() - copies, 5, "{class:?}: each chunk once");
+    }
 }

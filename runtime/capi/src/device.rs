@@ -159,7 +159,8 @@ pub unsafe extern "C" fn smidgen_device_load(device: *mut smidgen_device, image:
     })
 }
 
-/// Device memory, aligned to 256 bytes and not cleared; memory that the engine got from CUDA itself does as well. Not during a capture.
+/// Device memory that counts to no tenant, aligned to 256 bytes and not cleared; memory that the engine got from CUDA itself does as well. What a
+/// tenant promises comes from smidgen_session_allocate. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_device_allocate(
     device: *mut smidgen_device,

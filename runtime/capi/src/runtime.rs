@@ -69,9 +69,9 @@ pub struct smidgen_tenant_spec {
     pub name: *const c_char,
     /// The latency that requests should keep, nanoseconds; 0 for no objective.
     pub slo_nanoseconds: u64,
-    /// Device memory that is kept for the tenant from now until it is dismissed. What the engine allocates, from smidgen_device_allocate or from CUDA, is
-    /// not seen to be the tenant's, and would count twice, as taken and as kept: allocate weights, caches and activations before the call,
-    /// and give 0, or what will be allocated later.
+    /// Device memory that it will take from smidgen_session_allocate: weights, caches and activations. It is kept for the tenant until it allocates it
+    /// there, or is dismissed. Memory from smidgen_device_allocate or from CUDA itself is not seen to be the tenant's, and would count twice, as
+    /// taken and as kept: allocate it before the call and leave it out here, 0 where there is no other.
     pub memory_bytes: u64,
 }
 

@@ -223,6 +223,41 @@ pub unsafe extern "C" fn smidgen_session_stream(
     })
 }
 
+/// Device memory that counts to the session's tenant, against what it promised in smidgen_tenant_spec: aligned to 256 bytes and not cleared. More than
+/// was promised is given while there is some. It stays when the session is destroyed. Not during a capture.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn smidgen_session_allocate(
+    session: *mut smidgen_session,
+    size: u64,
+    address: Option<&mut MaybeUninit<u64>>,
+) -> smidgen_status {
+    guard(|| {
+        let address = given(address, "address")?;
+        address.write(0);
+        // SAFETY: the caller's promise is passed on.
+        let chain = unsafe { enter(session) }?;
+        chain.session.refuse_in_capture()?;
+        address.write(chain.session.device().allocate(size.max(1))?.0);
+        Ok(())
+    })
+}
+
+/// Gives back what smidgen_session_allocate returned to this session or to another one of its tenant, when no launch uses it any more; 0 is passed over.
+/// Where the tenant has no session any more, smidgen_device_free gives it back, and it counts to the tenant until that is dismissed. Not
+/// during a capture.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn smidgen_session_free(session: *mut smidgen_session, address: u64) -> smidgen_status {
+    guard(|| {
+        // SAFETY: the caller's promise is passed on.
+        let chain = unsafe { enter(session) }?;
+        chain.session.refuse_in_capture()?;
+        if address != 0 {
+            chain.session.device().free(DevicePtr(address));
+        }
+        Ok(())
+    })
+}
+
 /// Copies `size` host bytes to device memory after the launches so far. The source may be reused when it returns. Not during a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smidgen_session_upload(

@@ -75,6 +75,12 @@ fn every_mistake_that_can_be_seen_gives_a_status_and_a_message() {
 }
 
 #[test]
+fn a_tenant_is_admitted_beside_what_others_were_promised_or_have_allocated_each_byte_counted_once() {
+    let output = run("runtime/capi/tests/memory.c", Linking::Shared);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
 fn the_header_compiles_alone_and_as_cpp() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = folder.path().join("alone.cpp");

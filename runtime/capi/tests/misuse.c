@@ -1,31 +1,8 @@
 // What C can do wrong, and what it gets: every call here is a mistake or follows one, on the simulator. Exits with 1 after a surprise.
-#include <stdio.h>
-#include <string.h>
-
-#include "smidgen.h"
+#include "expect.h"
 
 // Measured on an H200, which the simulator stands in for.
 #define PROFILE "profiles/h200.json"
-
-static int surprises = 0;
-
-static void expect(int line, const char *call, smidgen_status found, smidgen_status wanted, const char *said) {
-    if (found != wanted || (said && !strstr(smidgen_last_error(), said))) {
-        fprintf(stderr, "line %d: %s\n    gave %s, `%s`\n    not %s, `%s`\n", line, call, smidgen_status_name(found), smidgen_last_error(),
-                smidgen_status_name(wanted), said ? said : "");
-        ++surprises;
-    }
-}
-
-#define EXPECT(call, status, said) expect(__LINE__, #call, call, SMIDGEN_STATUS_##status, said)
-#define EXPECT_OK(call) EXPECT(call, OK, NULL)
-#define EXPECT_THAT(condition)                                              \
-    do {                                                                    \
-        if (!(condition)) {                                                 \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-            ++surprises;                                                    \
-        }                                                                   \
-    } while (0)
 
 static int warnings = 0;
 
@@ -42,7 +19,10 @@ static smidgen_kernel *again;
 // Uses the session that it is called by.
 static int32_t reenter(uint32_t sms, smidgen_launch *launch, void *user) {
     EXPECT_THAT(sms == 132 && user == &busy);
+    uint64_t address;
     EXPECT(smidgen_session_launch(busy, again), BUSY, "in use");
+    EXPECT(smidgen_session_allocate(busy, 1, &address), BUSY, "in use");
+    EXPECT(smidgen_session_free(busy, 4096), BUSY, "in use");
     EXPECT(smidgen_session_destroy(&busy), BUSY, "in use");
     launch->grid = 1;
     return 0;
@@ -57,7 +37,7 @@ static void versions(void) {
     EXPECT_THAT(smidgen_abi_version() == SMIDGEN_ABI_VERSION);
     EXPECT_OK(smidgen_require_abi(SMIDGEN_ABI_VERSION));
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 1), VERSION, "compile it with the library's own header");
-    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.2");
+    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.3");
     // As long as in 1.0, where pointers have 64 bits: a program that was compiled with any header of 1.x is served.
     EXPECT_THAT(sizeof(smidgen_device_info) == 112 && sizeof(smidgen_runtime_options) == 32 && sizeof(smidgen_tenant_spec) == 32);
     EXPECT_THAT(sizeof(smidgen_placement) == 16 && sizeof(smidgen_kernel) == 136 && sizeof(smidgen_opaque) == 16 && sizeof(smidgen_stats) == 32);
@@ -344,6 +324,21 @@ static void copies(smidgen_device *device, smidgen_session *session) {
     EXPECT_OK(smidgen_device_free(device, address));
 }
 
+static void memory(smidgen_session *session) {
+    uint64_t address = 1;
+    EXPECT(smidgen_session_allocate(NULL, 1, &address), NULL, "`session` is null");
+    EXPECT_THAT(address == 0);
+    EXPECT(smidgen_session_allocate(session, 1, NULL), NULL, "`address` is null");
+    address = 1;
+    EXPECT(smidgen_session_allocate(session, UINT64_MAX / 2, &address), NO_MEMORY, "bytes free");
+    EXPECT_THAT(address == 0);
+    EXPECT_OK(smidgen_session_allocate(session, 0, &address));
+    EXPECT_THAT(address != 0);
+    EXPECT(smidgen_session_free(NULL, address), NULL, "`session` is null");
+    EXPECT_OK(smidgen_session_free(session, address));
+    EXPECT_OK(smidgen_session_free(session, 0));
+}
+
 static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_session *session) {
     smidgen_kernel kernel = fill_kernel();
     smidgen_graph *graph = (smidgen_graph *)&kernel, *none;
@@ -364,6 +359,10 @@ static void graphs(smidgen_runtime *runtime, smidgen_tenant tenant, smidgen_sess
     EXPECT(smidgen_session_is_done(session, &done), STATE, "a capture is in progress");
     EXPECT(smidgen_session_grow(session, NULL), STATE, "a capture is in progress");
     EXPECT(smidgen_session_transfer(session, 4096, &byte, 1, SMIDGEN_AFTER_LAUNCHES), STATE, "a capture is in progress");
+    uint64_t address = 1;
+    EXPECT(smidgen_session_allocate(session, 1, &address), STATE, "a capture is in progress");
+    EXPECT_THAT(address == 0);
+    EXPECT(smidgen_session_free(session, 4096), STATE, "a capture is in progress");
     EXPECT(smidgen_session_learn(session), STATE, "a capture is in progress");
     EXPECT_OK(smidgen_session_end_capture(session, &graph));
     EXPECT_OK(smidgen_session_replay(session, graph));
@@ -488,6 +487,7 @@ int main(void) {
     EXPECT_OK(smidgen_session_create(runtime, tenant, &session));
     launches(session);
     requests(runtime, tenant, session);
+    memory(session);
     copies(device, session);
     transfers(device, runtime, tenant, session);
     graphs(runtime, tenant, session);

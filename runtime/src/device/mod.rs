@@ -501,6 +501,15 @@ pub enum DeviceError {
         /// Numbers read.
         found: Sms,
     },
+    /// The driver does not do this call because of a capture: it refuses some calls while one is in progress. Of what a refused
+    /// [`query`](Device::query) asked about it says nothing.
+    #[error("{call} failed during a capture: {status}")]
+    DuringCapture {
+        /// The driver function.
+        call: &'static str,
+        /// Its status by name and meaning.
+        status: String,
+    },
     /// Any other driver status.
     #[error("{call} failed: {status}")]
     Driver {

@@ -1,5 +1,6 @@
 //! Copies that were sent, and what must outlive them: a source may be neither freed nor written before its copy has arrived.
 
+use std::mem;
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceError, DevicePtr, Event, PinnedBuffer, StreamId};
@@ -53,22 +54,20 @@ impl<T> Link<T> {
         Ok(event)
     }
 
-    /// Lets go of the copies that have arrived.
-    pub(super) fn collect(&mut self, mut arrived: impl FnMut(T)) {
+    /// Lets go of the copies that have arrived, and tells of them. A copy that cannot be asked about may still read its source, so it stays; it is told of with
+    /// the error, each time anew.
+    pub(super) fn collect(&mut self, mut tell: impl FnMut(&mut T, Result<(), DeviceError>)) {
         for at in (0..self.sent.len()).rev() {
-            // Nothing arrives any more in a context that is lost. Any other error says nothing of the copy.
-            if self.device.query(self.sent[at].event.id()).unwrap_or_else(|error| error.is_sticky()) {
-                let Sent { event, tag, .. } = self.sent.swap_remove(at);
-                self.spare.push(event);
-                arrived(tag);
+            match is_done(&*self.device, &self.sent[at].event) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let Sent { event, mut tag, .. } = self.sent.swap_remove(at);
+                    self.spare.push(event);
+                    tell(&mut tag, Ok(()));
+                }
+                Err(error) => tell(&mut self.sent[at].tag, Err(error)),
             }
         }
-    }
-
-    /// [`collect`](Link::collect) for a link that sends nothing: it has no use for the events.
-    pub(super) fn let_go(&mut self) {
-        self.collect(drop);
-        self.spare.clear();
     }
 
     /// Takes over what another has sent.
@@ -78,5 +77,32 @@ impl<T> Link<T> {
 
     pub(super) fn tags(&self) -> impl Iterator<Item = &T> {
         self.sent.iter().map(|sent| &sent.tag)
+    }
+}
+
+impl Link<()> {
+    /// [`collect`](Link::collect) where all copies are one uploader's; the error of one that cannot be asked about.
+    pub(super) fn look(&mut self) -> Result<(), DeviceError> {
+        let mut looked = Ok(());
+        self.collect(|(), copy| looked = mem::replace(&mut looked, Ok(())).and(copy));
+        looked
+    }
+
+    /// [`look`](Link::look) for a link that sends nothing, where nobody is left to be told: it has no use for the events.
+    pub(super) fn let_go(&mut self) {
+        _ = self.look();
+        self.spare.clear();
+    }
+}
+
+/// Whether everything before the event's mark is done. Nothing is under way any more in a context that is lost: what comes next meets that again.
+///
+/// # Errors
+/// What the device says, unless it only refuses to be asked during a capture: that passes, and says nothing of the mark.
+pub(super) fn is_done(device: &dyn Device, event: &Event) -> Result<bool, DeviceError> {
+    match device.query(event.id()) {
+        Err(error) if error.is_sticky() => Ok(true),
+        Err(DeviceError::DuringCapture { .. }) => Ok(false),
+        answer => answer,
     }
 }

@@ -29,6 +29,7 @@ mod uploader;
 
 use std::collections::BTreeMap;
 use std::hint;
+use std::mem;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -103,14 +104,17 @@ struct Chunk {
 struct Sent {
     class: Class,
     is_staged: bool,
+    /// Whether it counts as on the link no more.
+    is_off: bool,
     progress: Arc<Progress>,
 }
 
-/// What became of an upload's chunks.
+/// What became of the chunks of an uploader's last upload. It is the uploader's, so that an upload which waits for staging memory is told what happens to
+/// the copies before it.
 #[derive(Default)]
 struct Progress {
     sent: AtomicU64,
-    /// The event behind the last chunk, once that is sent; or why it will not be.
+    /// The event behind the last chunk, once that is sent; or why the upload is over.
     outcome: Mutex<Option<Result<Arc<Event>, DeviceError>>>,
     /// Who sleeps until the upload moves on.
     waiter: Mutex<Option<Thread>>,
@@ -186,29 +190,34 @@ impl Transfers {
         let Some(mut shared) = self.shared.try_lock() else { return };
         let Shared { queue, link, orphans, .. } = &mut *shared;
         orphans.let_go();
-        link.collect(|Sent { class, is_staged, progress }| {
-            queue.done(class);
-            if is_staged {
-                progress.wake();
+        link.collect(|sent, copy| {
+            // One that cannot be asked about is in nobody's way but its own uploader's.
+            if !mem::replace(&mut sent.is_off, true) {
+                queue.done(sent.class);
+            }
+            match copy {
+                Ok(()) if sent.is_staged => _ = sent.progress.wake(),
+                Ok(()) => {}
+                Err(error) => sent.progress.end(Err(error)),
             }
         });
         let now = self.device.now();
-        while let Some((class, chunk)) = queue.pop(now, |chunk| chunk.is_ready(&*self.device)) {
+        while let Some((class, chunk)) = queue.pop(now, |chunk| chunk.may_go(&*self.device)) {
             let Chunk { lane, piece, is_last, is_staged, progress, .. } = chunk;
-            match link.send(&piece, Sent { class, is_staged, progress: Arc::clone(&progress) }) {
+            match link.send(&piece, Sent { class, is_staged, is_off: false, progress: Arc::clone(&progress) }) {
                 Ok(event) => {
                     progress.sent.fetch_add(1, Ordering::Release);
-                    if is_last {
-                        *progress.outcome.lock() = Some(Ok(event));
+                    match is_last {
+                        true => progress.end(Ok(event)),
+                        false => _ = progress.wake(),
                     }
                 }
                 Err(error) => {
                     queue.done(class);
                     queue.withdraw(lane);
-                    *progress.outcome.lock() = Some(Err(error));
+                    progress.end(Err(error));
                 }
             }
-            progress.wake();
         }
     }
 
@@ -250,13 +259,29 @@ impl Shared {
 }
 
 impl Chunk {
-    fn is_ready(&self, device: &dyn Device) -> bool {
-        // That of a lost context is found again when the chunk is sent. Any other says nothing of the launches that the copy comes after.
-        self.after.as_ref().is_none_or(|after| device.query(after.id()).unwrap_or_else(|error| error.is_sticky()))
+    /// Whether what it comes after is done. Where that cannot be told the chunk stays, and its upload is over, which takes it back.
+    fn may_go(&self, device: &dyn Device) -> bool {
+        let Some(after) = &self.after else { return true };
+        link::is_done(device, after).unwrap_or_else(|error| {
+            self.progress.end(Err(error));
+            false
+        })
     }
 }
 
 impl Progress {
+    /// For the next upload, when no chunk of the last one waits any more.
+    fn begin(&self) {
+        self.sent.store(0, Ordering::Relaxed);
+        *self.outcome.lock() = None;
+    }
+
+    /// Ends the upload, unless it has ended already, and wakes who sleeps until then.
+    fn end(&self, outcome: Result<Arc<Event>, DeviceError>) {
+        self.outcome.lock().get_or_insert(outcome);
+        self.wake();
+    }
+
     /// Wakes who sleeps until the upload moves on; whether anybody may.
     fn wake(&self) -> bool {
         let waiter = self.waiter.lock();

@@ -100,6 +100,8 @@ pub struct Uploader {
     express: Arc<AtomicBool>,
     /// Those that did.
     link: Link<()>,
+    /// Of those that take turns.
+    progress: Arc<Progress>,
     /// Behind what went to the session's stream last: what goes to `stream` next must be made to come after it.
     on_session: Option<Arc<Event>>,
 }
@@ -117,6 +119,7 @@ impl Uploader {
             staging: Vec::new(),
             express: transfers.express(tenant),
             link: Link::new(&transfers.device),
+            progress: Arc::default(),
             on_session: None,
         })
     }
@@ -126,7 +129,8 @@ impl Uploader {
     ///
     /// # Errors
     /// [`LaunchError::WrongTenant`] with another tenant's session, [`LaunchError::Paused`], [`LaunchError::Dismissed`] and [`LaunchError::InCapture`] before
-    /// anything is copied; what the device says. After an error part of the target may have been written.
+    /// anything is copied; what the device says, of this copy or of earlier ones of this uploader that are under way. After an error part of the target may have
+    /// been written.
     pub fn upload<'a>(
         &'a mut self,
         session: &'a mut Session,
@@ -183,7 +187,12 @@ impl Uploader {
         let way = match express {
             true if to_session => Way::Express(stream),
             true => Way::Express(self.stream.id()),
-            false => Way::Queued(Arc::default()),
+            false => {
+                // Nothing waits there, unless an upload before this one was forgotten.
+                self.transfers.withdraw(self.lane);
+                self.progress.begin();
+                Way::Queued(Arc::clone(&self.progress))
+            }
         };
         let pieces = bytes.div_ceil(piece_bytes);
         Ok(Upload { uploader: self, session, target, source, after, way, piece_bytes, pieces, staged: 0, finished: pieces == 0 })
@@ -191,7 +200,8 @@ impl Uploader {
 
     /// Lets go of the page-locked sources of copies that have arrived, so that they can be written again. Every upload begins with it.
     pub fn collect(&mut self) {
-        self.link.collect(drop);
+        // An error is the next upload's to meet.
+        _ = self.link.look();
         self.transfers.pump();
     }
 
@@ -209,8 +219,8 @@ impl Uploader {
 
 impl Drop for Uploader {
     fn drop(&mut self) {
-        self.link.collect(drop);
-        // What was sent still reads its source.
+        _ = self.link.look();
+        // What was sent still reads its source, and so may what cannot be asked about.
         self.transfers.adopt(&mut self.link);
     }
 }
@@ -247,7 +257,7 @@ impl Upload<'_> {
     pub fn poll(&mut self) -> Result<bool, LaunchError> {
         if !self.finished {
             // Either way may need the staging memory that the other used before the class or the rate changed.
-            self.uploader.link.collect(drop);
+            self.uploader.link.look()?;
             self.finished = match &self.way {
                 &Way::Express(stream) => self.send(stream)?,
                 Way::Queued(progress) => {
@@ -278,8 +288,12 @@ impl Upload<'_> {
     fn send(&mut self, stream: StreamId) -> Result<bool, LaunchError> {
         while self.staged < self.pieces {
             let Some(piece) = self.stage(stream) else {
-                self.uploader.transfers.pump();
-                return Ok(false);
+                // Copies that took turns may have the staging memory, and be why it never comes back.
+                let Uploader { progress, transfers, .. } = &*self.uploader;
+                progress.begin();
+                transfers.pump();
+                let outcome = progress.outcome.lock().take();
+                return outcome.transpose().map(|_| false).map_err(LaunchError::from);
             };
             let sent = self.uploader.link.send(&piece, ())?;
             match self.after {

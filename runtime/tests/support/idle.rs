@@ -20,6 +20,7 @@ pub struct Idle {
     partitions: AtomicU64,
     copies: AtomicU64,
     refuses_copies: AtomicBool,
+    refuses_queries: Mutex<Option<DeviceError>>,
     asked: AtomicU64,
     answers: Mutex<()>,
     on_launch: fn(&LaunchRequest<'_>),
@@ -42,6 +43,7 @@ impl Idle {
             partitions: zero(),
             copies: zero(),
             refuses_copies,
+            refuses_queries: Mutex::default(),
             asked: zero(),
             answers: Mutex::default(),
             on_launch,
@@ -66,6 +68,11 @@ impl Idle {
     /// Whether copies to the device fail from here on.
     pub fn refuse_copies(&self, refuse: bool) {
         self.refuses_copies.store(refuse, Ordering::Relaxed);
+    }
+
+    /// With what queries of events fail from here on; with none they are answered again.
+    pub fn refuse_queries(&self, error: Option<DeviceError>) {
+        *self.refuses_queries.lock().unwrap() = error;
     }
 
     /// How often somebody asked whether this device is simulated.
@@ -114,6 +121,7 @@ impl Device for Idle {
     }
     fn free_host(&self, _: HostPtr) {}
     unsafe fn upload_pinned(&self, _: StreamId, _: DevicePtr, _: &[u8]) -> Result<(), DeviceError> {
+        self.copies.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
     fn download(&self, _: StreamId, _: DevicePtr, _: &mut [u8]) -> Result<(), DeviceError> {
@@ -164,7 +172,7 @@ impl Device for Idle {
         Ok(())
     }
     fn query(&self, _: EventId) -> Result<bool, DeviceError> {
-        Ok(true)
+        self.refuses_queries.lock().unwrap().clone().map_or(Ok(true), Err)
     }
     fn elapsed(&self, _: EventId, _: EventId) -> Result<Duration, DeviceError> {
         Ok(Duration::ZERO)

@@ -18,7 +18,10 @@ pub fn check(call: &'static str, status: CUresult) -> Result<(), DeviceError> {
 /// `status` of `call` as an error, whatever it is.
 #[cold]
 pub fn error(call: &'static str, status: CUresult) -> DeviceError {
-    DeviceError::Driver { call, status: describe(status), sticky: is_sticky(status) }
+    match is_of_capture(status) {
+        true => DeviceError::DuringCapture { call, status: describe(status) },
+        false => DeviceError::Driver { call, status: describe(status), sticky: is_sticky(status) },
+    }
 }
 
 /// `CUDA_ERROR_X: what the driver says about it`.
@@ -56,6 +59,21 @@ pub fn is_sticky(status: CUresult) -> bool {
     )
 }
 
+/// Whether it is a capture that stands in the way, and passes with it. CUDA_ERROR_CAPTURED_EVENT does not: such an event marks a point of a graph for good.
+fn is_of_capture(status: CUresult) -> bool {
+    matches!(
+        status,
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_MERGE
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD
+    )
+}
+
 /// For destructors, which can only report: warns, unless the context is lost and the same error was already returned to a caller.
 pub fn tolerate(result: Result<(), DeviceError>) {
     match result {
@@ -82,6 +100,16 @@ mod tests {
             CUresult::CUDA_ERROR_NOT_READY,
         ] {
             assert!(!is_sticky(harmless), "{harmless:?}");
+        }
+    }
+
+    #[test]
+    fn only_statuses_that_pass_with_a_capture_are_told_as_its() {
+        for passes in [CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED] {
+            assert!(is_of_capture(passes), "{passes:?}");
+        }
+        for stays in [CUresult::CUDA_ERROR_CAPTURED_EVENT, CUresult::CUDA_ERROR_INVALID_HANDLE, CUresult::CUDA_ERROR_LAUNCH_FAILED] {
+            assert!(!is_of_capture(stays), "{stays:?}");
         }
     }
 }
