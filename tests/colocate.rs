@@ -191,6 +191,28 @@ fn a_tenant_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too()
 }
 
 #[test]
+fn a_stream_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too() {
+    const STREAM: &str = "chat=llama-3.2-1b,class=latency,slo=10ms,rate=4000,batch=8,prompt=200,generate=16,chunk=64";
+    let folder = TempDir::new().unwrap();
+    let stdout = succeeded(&colocate(folder.path(), &[STREAM, EMBED], "static-equal"));
+    let result = json(folder.path());
+    let chat = &policy(&result, "static-equal")["tenants"][0];
+    let [served, waiting] = [number(chat, "throughput") * 0.2, number(chat, "waiting")];
+    assert!(
+        (served + waiting) / (4000.0 * (0.2 + 0.3)) > 0.8,
+        "{served} served and {waiting} waiting of 4000 a second, 0.3 s before the window too"
+    );
+    // Those that were served had their tokens in time, once they had the first.
+    let per_token = chat["stream"]["per_token_ms"][0].as_f64().unwrap();
+    assert!(per_token < 10.0, "{per_token} ms");
+    assert!(number(chat, "slo_attainment") < 0.2 && number(chat, "p99_ms") > 200.0, "{chat}");
+    assert!(chat["stream"]["first_token_ms"][2].as_f64().unwrap() > 200.0, "{chat}");
+    names_all(&stdout, &[&format!("static-equal, chat: {waiting} requests still waited")]);
+    let page = fs::read_to_string(folder.path().join("out.html")).unwrap();
+    names_all(&page, &[&format!("{waiting} still waited")]);
+}
+
+#[test]
 fn a_decoder_serves_a_stream_of_requests_beside_another_tenant() {
     const STREAM: &str = "chat=llama-3.2-1b,class=latency,slo=20ms,batch=8,prompt=200,generate=16,chunk=64";
     let folder = TempDir::new().unwrap();
