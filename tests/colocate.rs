@@ -165,6 +165,16 @@ fn equal_runs_give_equal_results_in_closed_loop_and_at_a_rate() {
 }
 
 #[test]
+fn simulated_baselines_say_once_which_kernels_no_profile_holds() {
+    let folder = TempDir::new().unwrap();
+    // Nothing measured has 77 tokens.
+    let stdout = succeeded(&colocate(folder.path(), &["odd=bert-large,batch=3,seq=77", EMBED], "time-slice,mps-percent:25/75:tiles"));
+    let notices: Vec<_> = stdout.lines().filter(|line| line.contains("have no profile")).collect();
+    let [notice] = notices[..] else { panic!("{stdout}") };
+    names_all(notice, &["SIMULATED", "kernels of tenant odd", "smidgen profile --device sim --model bert-large --batch 3 --seq 77"]);
+}
+
+#[test]
 fn exclusive_tenants_take_turns_request_by_request() {
     let folder = tempfile::tempdir().unwrap();
     succeeded(&colocate(folder.path(), &["chat=llama-3.2-1b", "embed=bert-large"], "exclusive"));
