@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use smidgen::batch::RaggedBatch;
-use smidgen::models::{ModelSource, Solo};
+use smidgen::models::{ModelSource, Solo, Work};
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     // Checks the ids against the vocabulary; the forward pass relies on it.
     let tokens = RaggedBatch::new(&sequences, source.config())?.ids().len();
 
-    let mut model = Solo::load(&device, &source, sequences.len() as u32, tokens as u32)?;
+    let mut model = Solo::load(&device, &source, [Work::Forward(&sequences)])?;
     // Once before it is timed: kernels are loaded at their first launch.
     model.forward(&sequences)?;
     let start = device.now();

@@ -19,6 +19,7 @@
 //! | [`models`] | forward passes as launches through one session |
 //! | [`serve`] | one tenant's requests: arrivals, latencies |
 //! | [`colocate`] | several tenants side by side under one policy after another |
+//! | [`interrupts`] | signals held back while something must not be left half done |
 //! | [`cuda`], [`fatbin`] | the GPU with the kernels built into this binary |
 
 pub mod batch;
@@ -29,6 +30,7 @@ pub mod embedding;
 pub mod fatbin;
 pub mod generate;
 pub mod images;
+pub mod interrupts;
 #[path = "../kernels/mod.rs"]
 pub mod kernels;
 pub mod models;

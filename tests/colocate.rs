@@ -165,6 +165,16 @@ fn equal_runs_give_equal_results_in_closed_loop_and_at_a_rate() {
 }
 
 #[test]
+fn simulated_baselines_say_once_which_kernels_no_profile_holds() {
+    let folder = TempDir::new().unwrap();
+    // Nothing measured has 77 tokens.
+    let stdout = succeeded(&colocate(folder.path(), &["odd=bert-large,batch=3,seq=77", EMBED], "time-slice,mps-percent:25/75:tiles"));
+    let notices: Vec<_> = stdout.lines().filter(|line| line.contains("have no profile")).collect();
+    let [notice] = notices[..] else { panic!("{stdout}") };
+    names_all(notice, &["SIMULATED", "kernels of tenant odd", "smidgen profile --device sim --model bert-large --batch 3 --seq 77"]);
+}
+
+#[test]
 fn exclusive_tenants_take_turns_request_by_request() {
     let folder = tempfile::tempdir().unwrap();
     succeeded(&colocate(folder.path(), &["chat=llama-3.2-1b", "embed=bert-large"], "exclusive"));
@@ -188,6 +198,28 @@ fn a_tenant_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too()
     );
     assert!(number(chat, "slo_attainment") < 0.05 && number(chat, "p99_ms") > 200.0, "{chat}");
     names_all(&stdout, &[&format!("static-equal, chat: {waiting} requests still waited")]);
+}
+
+#[test]
+fn a_stream_that_cannot_keep_up_is_judged_by_the_requests_it_did_not_serve_too() {
+    const STREAM: &str = "chat=llama-3.2-1b,class=latency,slo=10ms,rate=4000,batch=8,prompt=200,generate=16,chunk=64";
+    let folder = TempDir::new().unwrap();
+    let stdout = succeeded(&colocate(folder.path(), &[STREAM, EMBED], "static-equal"));
+    let result = json(folder.path());
+    let chat = &policy(&result, "static-equal")["tenants"][0];
+    let [served, waiting] = [number(chat, "throughput") * 0.2, number(chat, "waiting")];
+    assert!(
+        (served + waiting) / (4000.0 * (0.2 + 0.3)) > 0.8,
+        "{served} served and {waiting} waiting of 4000 a second, 0.3 s before the window too"
+    );
+    // Those that were served had their tokens in time, once they had the first.
+    let per_token = chat["stream"]["per_token_ms"][0].as_f64().unwrap();
+    assert!(per_token < 10.0, "{per_token} ms");
+    assert!(number(chat, "slo_attainment") < 0.2 && number(chat, "p99_ms") > 200.0, "{chat}");
+    assert!(chat["stream"]["first_token_ms"][2].as_f64().unwrap() > 200.0, "{chat}");
+    names_all(&stdout, &[&format!("static-equal, chat: {waiting} requests still waited")]);
+    let page = fs::read_to_string(folder.path().join("out.html")).unwrap();
+    names_all(&page, &[&format!("{waiting} still waited")]);
 }
 
 #[test]

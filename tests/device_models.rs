@@ -11,15 +11,15 @@ use serde_json::json;
 use smidgen::config::ModelConfig;
 use smidgen::generate::{Continue, Sampling};
 use smidgen::kernels::attention::PAGE_TOKENS;
-use smidgen::models::{BuildError, Decoder, LogitRows, ModelSource, Prompts, Solo, SoloBatch, SoloError};
+use smidgen::models::{BuildError, Decoder, LogitRows, ModelSource, Prompts, Solo, SoloBatch, SoloError, Work};
 use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen::weights::{LayerParameter, Parameter, Weights};
-use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::policy::{Exclusive, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
+use smidgen_runtime::{AdmitError, Runtime};
 
 mod tiny_models;
 
@@ -38,7 +38,7 @@ fn every_family_launches_a_forward_pass_of_the_whole_ragged_batch() {
     for name in DECODERS.into_iter().chain(ENCODERS) {
         let (source, sequences) = (source(&fixture(name)), fixture_ids(name));
         let tokens: usize = sequences.iter().map(Vec::len).sum();
-        let output = Solo::load(&device(), &source, sequences.len() as u32, tokens as u32).unwrap().forward(&sequences).unwrap();
+        let output = Solo::load(&device(), &source, [Work::Forward(&sequences)]).unwrap().forward(&sequences).unwrap();
         assert_eq!(output.len(), tokens * source.config().output_width(), "{name}");
     }
 }
@@ -50,18 +50,68 @@ fn a_model_alone_may_have_all_of_the_gpu_s_memory() {
     // Sizes are rounded up to what the driver gives, and a grant takes some bytes; room for one partition would be 5.8 MB.
     config.topology.memory_bytes = source.memory_bytes(1, 16).unwrap() + (2 << 20);
     let gpu: Arc<dyn Device> = SimDevice::new(config);
-    Solo::load(&gpu, &source, 1, 16).unwrap().forward(&[vec![1; 16]]).unwrap();
+    let sequences = [vec![1; 16]];
+    Solo::load(&gpu, &source, [Work::Forward(&sequences)]).unwrap().forward(&sequences).unwrap();
+}
+
+/// What a model alone will be asked for, and the asking.
+type Asked<'a> = (&'a str, Work<'a>, &'a dyn Fn(Solo) -> Result<(), SoloError>);
+
+#[test]
+fn what_does_not_fit_a_model_alone_is_refused_with_figures_before_anything_is_loaded_and_what_does_runs() {
+    let (prompts, texts) = ([vec![1; 900], vec![2; 700], vec![3; 5]], vec![vec![1; 2]; 3000]);
+    let asked: [Asked<'_>; 5] = [
+        // 1605 rows of 50257 logits take more than the weights.
+        ("gpt2", Work::Forward(&prompts), &|mut solo| solo.forward(&prompts).map(drop)),
+        ("qwen2-0.5b", Work::Forward(&prompts), &|mut solo| solo.forward(&prompts).map(drop)),
+        // A prompt's activations, with the logits of its last row alone.
+        ("qwen2-0.5b", Work::Sequence { prompt: 20_000, capacity: 20_008 }, &|solo| {
+            let mut sequence = solo.sequence(20_000, 20_008)?;
+            sequence.next(&vec![1; 20_000], &Sampling::GREEDY, 0.0)?;
+            sequence.next(&[1], &Sampling::GREEDY, 0.0).map(drop)
+        }),
+        ("bert-base", Work::Embed(&texts), &|mut solo| solo.embed(&texts, true, true).map(drop)),
+        ("vit-base-patch16-224", Work::Classify(70), &|mut solo| solo.classify(&vec![vec![0.5; 3 * 224 * 224]; 70]).map(drop)),
+    ];
+    for (model, work, run) in asked {
+        let source = ModelSource::find(model).unwrap();
+        let gpu = |memory_bytes| -> Arc<dyn Device> {
+            let mut config = SimConfig::h200();
+            config.topology.memory_bytes = memory_bytes;
+            SimDevice::new(config)
+        };
+        let Err(error) = Solo::load(&gpu(1 << 20), &source, [work]) else { panic!("{model} fits 1 MiB") };
+        let SoloError::Admit(AdmitError::NoMemory { needed, .. }) = error else { panic!("{error}") };
+        let Err(error) = Solo::load(&gpu(needed - 1), &source, [work]) else { panic!("{model} fits where a byte is missing") };
+        assert!(matches!(error, SoloError::Admit(AdmitError::NoMemory { free, .. }) if free == needed - 1), "{error}");
+        // Biases are not counted, and sizes are rounded up.
+        let solo = Solo::load(&gpu(needed + (2 << 20)), &source, [work]).unwrap();
+        run(solo).unwrap_or_else(|error| panic!("{model} asked for {needed} bytes: {error}"));
+    }
+}
+
+#[test]
+fn work_that_is_another_kind_of_model_s_is_refused_before_anything_is_loaded() {
+    let ids = [vec![1, 2]];
+    for (model, work, command) in [
+        ("bert", Work::Sequence { prompt: 1, capacity: 2 }, "smidgen embed"),
+        ("llama-tied", Work::Embed(&ids), "smidgen generate"),
+        ("vit", Work::Forward(&ids), "smidgen classify"),
+    ] {
+        let Err(error) = Solo::load(&device(), &source(&fixture(model)), [work]) else { panic!("{model} took it") };
+        assert!(error.to_string().contains(command), "{error}");
+    }
 }
 
 #[test]
 fn a_vision_model_launches_a_forward_pass_of_all_images_and_takes_no_token_ids() {
-    let mut solo = Solo::load(&device(), &source(&fixture("vit")), 2, 34).unwrap();
+    let mut solo = Solo::load(&device(), &source(&fixture("vit")), [Work::Classify(2)]).unwrap();
     let logits = solo.classify(&vec![vec![0.5; 3 * 24 * 24]; 70]).unwrap();
     assert_eq!((logits.len(), logits[0].len()), (70, 5));
     assert!(matches!(solo.forward(&[vec![1, 2]]), Err(SoloError::WrongKind { .. })));
     let error = solo.classify(&[vec![0.5; 7]]).unwrap_err().to_string();
     assert!(error.contains("pixels"), "{error}");
-    let mut text = Solo::load(&device(), &source(&fixture("bert")), 1, 8).unwrap();
+    let mut text = Solo::load(&device(), &source(&fixture("bert")), [Work::Embed(&[vec![1; 8]])]).unwrap();
     assert!(matches!(text.classify(&[vec![0.5; 3 * 24 * 24]]), Err(SoloError::WrongKind { .. })));
 }
 
@@ -132,7 +182,9 @@ fn a_weight_takes_its_norm_before_it_is_rounded_and_is_refused_where_it_overflow
     assert_ne!(weights.f16(query).unwrap(), expected);
 
     let huge = norm(1e7);
-    let Err(error) = Solo::load(&device(), &source(huge.path()), 1, 8) else { panic!("products beyond f16 were accepted") };
+    let Err(error) = Solo::load(&device(), &source(huge.path()), [Work::Forward(&[vec![1; 8]])]) else {
+        panic!("products beyond f16 were accepted")
+    };
     let message = error.to_string();
     assert!(message.contains("0.self_attn.q_proj.weight") && message.contains("beyond the largest f16"), "{message}");
 }
@@ -141,7 +193,9 @@ fn a_weight_takes_its_norm_before_it_is_rounded_and_is_refused_where_it_overflow
 fn a_plain_feed_forward_block_with_silu_is_refused_with_the_field_and_the_remedy() {
     for (name, field) in [("bert", "hidden_act"), ("distilbert", "activation"), ("gpt2", "activation_function")] {
         let model = Copy::of(name).edit_json("config.json", |config| config[field] = json!("silu"));
-        let Err(error) = Solo::load(&device(), &source(model.path()), 1, 8) else { panic!("{name} with silu was accepted") };
+        let Err(error) = Solo::load(&device(), &source(model.path()), [Work::Forward(&[vec![1; 8]])]) else {
+            panic!("{name} with silu was accepted")
+        };
         let message = error.to_string();
         assert!(message.contains("silu") && message.contains("--device cpu"), "{message}");
     }
@@ -185,7 +239,8 @@ fn prompts_that_a_batch_has_no_room_for_are_refused_before_anything_is_launched(
 
 #[test]
 fn a_sequence_that_outgrows_its_cache_is_refused_and_may_go_on_below_that() {
-    let mut sequence = Solo::load(&device(), &source(&fixture("llama-tied")), 1, 8).unwrap().sequence(4, 4).unwrap();
+    let solo = Solo::load(&device(), &source(&fixture("llama-tied")), [Work::Sequence { prompt: 4, capacity: 4 }]).unwrap();
+    let mut sequence = solo.sequence(4, 4).unwrap();
     let mut next = |tokens: &[u32]| sequence.next(tokens, &Sampling::GREEDY, 0.0);
     next(&[1, 2, 3]).unwrap();
     assert!(matches!(next(&[4, 5]), Err(SoloError::Full { length: 5, capacity: 4 })));

@@ -48,8 +48,11 @@ struct Running {
 
 impl Running {
     fn start() -> Self {
-        let mut child =
-            colocate("3600s", "krisp-i", &["--metrics", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::spawn(&mut colocate("3600s", "krisp-i", &["--metrics", "127.0.0.1:0"]))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("SIMULATED"), "{line}");
@@ -84,6 +87,28 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_will_write_a_file_ends_by_a_signal_but_not_by_one_that_it_was_told_to_ignore() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let folder = TempDir::new().unwrap();
+    let json = folder.path().join("out.json");
+    let run = colocate("3600s", "krisp-i", &["--metrics", "127.0.0.1:0", "--json", json.to_str().unwrap()]);
+    // As `nohup` has it.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(run.get_program()).args(run.get_args());
+    let mut running = Running::spawn(&mut command);
+    let id = running.child.id().to_string();
+    let tell = |signal: &str| assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    tell("-HUP");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(running.child.try_wait().unwrap(), None, "it goes on");
+    tell("-TERM");
+    assert_eq!(running.child.wait().unwrap().signal(), Some(15));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
 }
 
 #[test]

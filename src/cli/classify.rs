@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use smidgen::config::{ModelConfig, VisionConfig};
 use smidgen::images::ImageProcessor;
-use smidgen::models::{ModelSource, Solo};
+use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
 use super::{ComputeDevice, finite, progress};
@@ -66,7 +66,7 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     bar.set_message(format!("loading {}", args.model));
     let mut classifier = match ComputeDevice::open(args.device)? {
         None => Classifier::Cpu(Box::new(Reference::load(source.weights())?)),
-        Some(gpu) => Classifier::Gpu(Box::new(Solo::load(&gpu, &source, images, images * config.tokens() as u32)?)),
+        Some(gpu) => Classifier::Gpu(Box::new(Solo::load(&gpu, &source, [Work::Classify(images)])?)),
     };
     bar.set_message("");
     let mut out = io::stdout().lock();

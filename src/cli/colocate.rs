@@ -170,20 +170,22 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     show(&run, &result, &written)
 }
 
-/// Prints what a run found, the command that profiles what ran on a default placement for want of a profile, and the files that were written.
+/// Prints what a run found, the command that profiles what had no profile to be placed or simulated by, and the files that were written.
 fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
     print_line(table::render(result).trim_end())?;
     let given: String = run.profiles.iter().map(|path| format!("--profile {} ", path.display())).collect();
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
+    let consequence = match run.place {
+        Where::Cuda => "they ran on the policy's default placement",
+        Where::Sim => "the simulator estimated their times, and no policy placed them by a profile",
+    };
     for (name, kernels) in &*run.watch.unprofiled.lock() {
         let Some(tenant) = run.tenants.iter().find(|tenant| tenant.name == *name) else { continue };
         let unprofiled = format!("{mark}{} kernels of tenant {name} have no profile", kernels.len());
         match tenant.stream {
             // `smidgen profile` measures requests of one shape, and a stream's steps have others.
-            Some(_) => print_line(format_args!(
-                "{unprofiled}, and of a stream's steps none is made yet: they ran on the policy's default placement"
-            ))?,
+            Some(_) => print_line(format_args!("{unprofiled}, and of a stream's steps none is made yet: {consequence}"))?,
             None => {
                 let command = profile::command(tenant, device, "FILE");
                 print_line(format_args!("{unprofiled}: run `{command}`, then this again with `{given}--profile FILE`"))?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use smidgen::batch::RaggedBatch;
 use smidgen::config::ModelConfig;
 use smidgen::embedding::{EmbeddingRecipe, Pooling};
-use smidgen::models::{ModelSource, Solo};
+use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
@@ -117,9 +117,7 @@ impl Embedder {
         let Some(gpu) = ComputeDevice::open(device)? else {
             return Ok(Self::Cpu { reference: Box::new(Reference::load(source.weights())?), config: source.config().clone(), recipe });
         };
-        let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>();
-        let largest = ids.chunks(BATCH).map(tokens).max().unwrap_or(1);
-        let solo = Solo::load(&gpu, source, ids.len().clamp(1, BATCH) as u32, u32::try_from(largest)?)?;
+        let solo = Solo::load(&gpu, source, ids.chunks(BATCH).map(Work::Embed))?;
         Ok(Self::Gpu { solo: Box::new(solo), recipe })
     }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 use smidgen::batch::RaggedBatch;
 use smidgen::config::ModelConfig;
-use smidgen::models::{ModelSource, Solo};
+use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
 use super::output::{Unfinished, check_writable};
@@ -46,8 +46,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             reference.forward(&batch).into_values()
         }
         Some(gpu) => {
-            let (count, tokens) = (u32::try_from(sequences.len())?, u32::try_from(batch.ids().len())?);
-            let mut solo = Solo::load(&gpu, &source, count, tokens)?;
+            let mut solo = Solo::load(&gpu, &source, [Work::Forward(&sequences)])?;
             running();
             solo.forward(&sequences)?
         }

@@ -10,7 +10,7 @@ use clap::Args;
 use smidgen::batch;
 use smidgen::config::{DecoderConfig, ModelConfig};
 use smidgen::generate::{Continue, Generation, Sampling, Stop};
-use smidgen::models::{ModelSource, Solo};
+use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
@@ -67,8 +67,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         }
         Some(gpu) => {
             let room = prompt.len().saturating_add(args.max_tokens.get()).min(config.max_sequence());
-            let (tokens, room) = (u32::try_from(prompt.len())?, u32::try_from(room)?);
-            stream(args, config, &tokenizer, &prompt, Solo::load(&gpu, &source, 1, room)?.sequence(tokens, room)?)
+            let (tokens, capacity) = (u32::try_from(prompt.len())?, u32::try_from(room)?);
+            let solo = Solo::load(&gpu, &source, [Work::Sequence { prompt: tokens, capacity }])?;
+            stream(args, config, &tokenizer, &prompt, solo.sequence(tokens, capacity)?)
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use smidgen::interrupts::{self, Held};
 use tempfile::NamedTempFile;
 
 /// Prints `text` and ends the line. Where nobody reads any more, that is an error like another, and no panic.
@@ -13,7 +14,7 @@ pub fn print_line(text: impl Display) -> anyhow::Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("standard output cannot be written; check where it leads")
 }
 
-/// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails.
+/// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails or an interrupt comes.
 pub struct Unfinished {
     /// As it was given.
     path: PathBuf,
@@ -21,9 +22,9 @@ pub struct Unfinished {
 }
 
 enum Place {
-    /// Takes the place of the file at the path, where links lead.
-    Beside(NamedTempFile, PathBuf),
-    /// A device or a pipe, which has no earlier contents to be kept and must stay what it is.
+    /// Takes the place of the file at the path, where links lead. The temporary comes first, so that it is gone before an interrupt may end the process.
+    Beside(NamedTempFile, Held, PathBuf),
+    /// A device or a pipe, which has no earlier contents to be kept and must stay what it is. Interrupts do what they usually do: nobody may read it.
     Straight(File),
 }
 
@@ -40,6 +41,7 @@ impl Unfinished {
         }
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let held = interrupts::hold().context("interrupts cannot be caught")?;
         let mut builder = tempfile::Builder::new();
         // As any new file has them, instead of the private ones of a temporary; the process's mask still applies.
         #[cfg(unix)]
@@ -48,21 +50,32 @@ impl Unfinished {
         let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
             anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
         })?;
-        Ok(Self { path: path.to_owned(), place: Place::Beside(file, target) })
+        Ok(Self { path: path.to_owned(), place: Place::Beside(file, held, target) })
+    }
+
+    /// Refuses to go on once an interrupt has come, which did not end the process for the temporary's sake.
+    fn check_not_interrupted(&self) -> anyhow::Result<()> {
+        if let Place::Beside(_, held, _) = &self.place
+            && held.came()
+        {
+            bail!("interrupted; {} is as it was", self.path.display());
+        }
+        Ok(())
     }
 
     /// Puts `contents` on the disk, still under the temporary's name.
     pub fn write(&mut self, contents: &[u8]) -> anyhow::Result<()> {
         let written = match &mut self.place {
-            Place::Beside(file, _) => file.write_all(contents).and_then(|()| file.as_file().sync_all()),
+            Place::Beside(file, ..) => file.write_all(contents).and_then(|()| file.as_file().sync_all()),
             Place::Straight(file) => file.write_all(contents),
         };
-        written.with_context(|| format!("{}: cannot be written; check that its disk has room", self.path.display()))
+        written.with_context(|| format!("{}: cannot be written; check that its disk has room", self.path.display()))?;
+        self.check_not_interrupted()
     }
 
     /// Gives the file its name, in place of an earlier one.
     pub fn finish(self) -> anyhow::Result<()> {
-        if let Place::Beside(file, target) = self.place {
+        if let Place::Beside(file, _held, target) = self.place {
             file.persist(target).with_context(|| format!("{}: cannot be written", self.path.display()))?;
         }
         Ok(())
@@ -75,7 +88,7 @@ pub fn check_writable(paths: &[&Path]) -> anyhow::Result<()> {
         if paths[..at].iter().any(|other| place(other) == place(path)) {
             bail!("{}: two outputs cannot be one file; give each a name of its own", path.display());
         }
-        Unfinished::create(path)?;
+        Unfinished::create(path)?.check_not_interrupted()?;
     }
     Ok(())
 }
@@ -91,7 +104,13 @@ fn place(path: &Path) -> PathBuf {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use parking_lot::Mutex;
+    use signal_hook::consts::SIGTERM;
+
     use super::*;
+
+    /// An interrupt comes for all that is being written: held by each test that writes.
+    static WRITING: Mutex<()> = Mutex::new(());
 
     fn write(path: &Path) -> anyhow::Result<()> {
         let mut file = Unfinished::create(path)?;
@@ -100,7 +119,27 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupt_while_a_file_is_written_leaves_the_earlier_one_and_no_temporary() {
+        let _writing = WRITING.lock();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        fs::write(&path, "old").unwrap();
+        let names = || fs::read_dir(folder.path()).unwrap().count();
+        let mut file = Unfinished::create(&path).unwrap();
+        assert_eq!(names(), 2);
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        let error = file.write(b"new").unwrap_err().to_string();
+        assert!(error.contains("interrupted"), "{error}");
+        drop(file);
+        assert_eq!((names(), fs::read_to_string(&path).unwrap()), (1, "old".to_owned()));
+        // The next is written as ever.
+        write(&path).unwrap();
+        assert_eq!((names(), fs::read_to_string(&path).unwrap()), (1, "new".to_owned()));
+    }
+
+    #[test]
     fn two_names_of_one_file_are_refused_before_either_is_written() {
+        let _writing = WRITING.lock();
         let folder = tempfile::tempdir().unwrap();
         let [plain, roundabout, other] = ["out", "./out", "other"].map(|name| folder.path().join(name));
         let roundabout =
@@ -113,6 +152,7 @@ mod tests {
 
     #[test]
     fn a_link_stays_a_link_and_its_target_is_written() {
+        let _writing = WRITING.lock();
         let folder = tempfile::tempdir().unwrap();
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         fs::write(&target, "old").unwrap();
@@ -130,6 +170,7 @@ mod tests {
 
     #[test]
     fn two_outputs_are_two_files() {
+        let _writing = WRITING.lock();
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         check_writable(&[&one, &other]).unwrap();

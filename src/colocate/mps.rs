@@ -4,11 +4,10 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tempfile::TempDir;
+
+use crate::interrupts::{self, Held};
 
 const CONTROL: &str = "nvidia-cuda-mps-control";
 
@@ -51,12 +50,13 @@ fn find_in(path: &OsStr) -> Result<PathBuf, MpsError> {
 
 /// A running daemon.
 ///
-/// While it runs, an interrupt (SIGINT, SIGTERM, SIGHUP) does not end this process at once, which would leave the daemon behind: it is noted, and
+/// While it runs, an [interrupt](interrupts) does not end this process at once, which would leave the daemon behind: it is noted, and
 /// [`MpsDaemon::check_not_interrupted`] tells.
 pub struct MpsDaemon {
-    interrupts: &'static Interrupts,
     /// Short, because the daemon's socket path must fit in 107 bytes.
     folder: TempDir,
+    /// Last, so that all of the above is gone before an interrupt may end the process.
+    interrupts: Held,
 }
 
 impl MpsDaemon {
@@ -66,7 +66,7 @@ impl MpsDaemon {
     /// [`MpsError`], with what to do.
     pub fn start() -> Result<Self, MpsError> {
         let folder = tempfile::Builder::new().prefix("mps").rand_bytes(6).tempdir().map_err(MpsError::Folder)?;
-        let daemon = Self { interrupts: Interrupts::hold()?, folder };
+        let daemon = Self { folder, interrupts: interrupts::hold().map_err(MpsError::Signals)? };
         let output = daemon.control().arg("-d").stdin(Stdio::null()).output();
         match output {
             Ok(output) if output.status.success() => Ok(daemon),
@@ -95,7 +95,7 @@ impl MpsDaemon {
     /// # Errors
     /// [`MpsError::Interrupted`] once an interrupt has come.
     pub fn check_not_interrupted(&self) -> Result<(), MpsError> {
-        if self.interrupts.came.load(Ordering::Relaxed) { Err(MpsError::Interrupted) } else { Ok(()) }
+        if self.interrupts.came() { Err(MpsError::Interrupted) } else { Ok(()) }
     }
 
     /// Its folder is gone before anybody could look.
@@ -125,55 +125,12 @@ impl Drop for MpsDaemon {
         if let Err(error) = self.ask("quit") {
             tracing::warn!("could not quit the MPS daemon in {}: {error}", self.folder.path().display());
         }
-        self.interrupts.let_go();
-    }
-}
-
-/// What ends this process, but for the time that it is held. Installed once: a handler that is taken away again leaves the signal ignored.
-struct Interrupts {
-    /// Whether one came while they were held.
-    came: Arc<AtomicBool>,
-    /// Whether they do what they usually do.
-    end_the_process: Arc<AtomicBool>,
-}
-
-impl Interrupts {
-    fn hold() -> Result<&'static Self, MpsError> {
-        static INSTALLED: OnceLock<Result<Interrupts, io::ErrorKind>> = OnceLock::new();
-        let installed = INSTALLED.get_or_init(|| Self::install().map_err(|error| error.kind()));
-        let interrupts = installed.as_ref().map_err(|&kind| MpsError::Signals(kind.into()))?;
-        interrupts.came.store(false, Ordering::Relaxed);
-        interrupts.end_the_process.store(false, Ordering::Relaxed);
-        Ok(interrupts)
-    }
-
-    fn install() -> io::Result<Self> {
-        let interrupts = Self { came: Arc::default(), end_the_process: Arc::default() };
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupts.end_the_process))?;
-            signal_hook::flag::register(signal, Arc::clone(&interrupts.came))?;
-        }
-        Ok(interrupts)
-    }
-
-    fn let_go(&self) {
-        self.end_the_process.store(true, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_interrupt_is_noted_while_a_daemon_runs_and_does_not_end_the_process() {
-        let interrupts = Interrupts::hold().unwrap();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::low_level::raise(signal).unwrap();
-            assert!(interrupts.came.swap(false, Ordering::Relaxed), "signal {signal}");
-        }
-        interrupts.let_go();
-    }
 
     #[test]
     fn a_missing_daemon_is_refused_by_policy_and_with_what_to_install() {

@@ -106,7 +106,8 @@ pub fn run(
     let _recording = recorder.as_ref().map(|(recorder, _)| metrics::set_default_local_recorder(recorder));
     // On a GPU the daemon keeps a process to its percentage of the SMs.
     let policy = sharing.policy(matches!(device, PhaseDevice::Sim(_)))?;
-    let by_profile = policy.needs_profiles();
+    // On the simulator the times of a baseline's kernels are those of profiles, too.
+    let by_profile = policy.needs_profiles() || (sharing.is_baseline() && matches!(device, PhaseDevice::Sim(_)));
     let adapts = policy.adapts() && tenants.iter().any(|tenant| tenant.slo_ms.is_some());
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::with_options(device.device(), policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() });

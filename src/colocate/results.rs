@@ -46,7 +46,8 @@ pub struct TenantResult {
     pub slowdown: f64,
     /// Requests finished while measuring, and those still waiting then that had missed the objective already.
     pub requests: u64,
-    /// Requests that had arrived and were not answered when the measured time was over. Where they are many, latencies are lower bounds.
+    /// Requests that had arrived and were not answered when the measured time was over; of a stream those that came at a rate and had no token then. Where
+    /// they are many, latencies are lower bounds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub waiting: u64,
     /// Requests that arrived per second, on average; none in a closed loop.
@@ -75,7 +76,8 @@ pub struct TenantResult {
 pub struct StreamResult {
     /// Tokens drawn per second, of the requests that finished while measuring.
     pub tokens_per_second: f64,
-    /// From arrival to the first token: 50th, 95th and 99th percentile.
+    /// From arrival to the first token: 50th, 95th and 99th percentile. Of requests that had none and had missed the objective: at least as long as they
+    /// had waited.
     pub first_token_ms: [f64; 3],
     /// Mean gap between a request's tokens after the first: 50th, 95th and 99th percentile.
     pub per_token_ms: [f64; 3],

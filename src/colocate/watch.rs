@@ -37,7 +37,7 @@ pub struct Watch {
     pub timelines: Option<Timelines>,
     /// Where metrics are shown.
     pub metrics: Option<Arc<Exposition>>,
-    /// Keys of kernels without a profile, by tenant, of phases whose policy places by profiles.
+    /// Keys of kernels without a profile, by tenant, of phases whose policy places by profiles, and of simulated baselines.
     pub unprofiled: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
 }
 
@@ -46,7 +46,7 @@ pub struct Watch {
 pub struct Shown {
     /// Its timeline, if one was asked for.
     pub trace: Option<Trace>,
-    /// Keys of kernels without a profile, by tenant, if its policy places by profiles.
+    /// Keys of kernels without a profile, by tenant, if its policy places by profiles or it is a simulated baseline.
     pub unprofiled: BTreeMap<String, Vec<String>>,
 }
 

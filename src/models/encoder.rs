@@ -107,7 +107,9 @@ impl Encoder {
         let relative = config.relative.as_ref().map_or(0, |relative| RelativePositions::elements_of_a_layer(config, relative));
         let layer = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner + relative;
         let convolution = config.convolution.as_ref().map_or(0, |convolution| Convolution::elements(config, convolution, rows));
-        2 * (tables + config.layers as u64 * layer + rows * (6 * hidden + inner) + convolution)
+        // By row: id and position. By sequence: first row and length.
+        let shape = 8 * (rows + u64::from(batch));
+        2 * (tables + config.layers as u64 * layer + rows * (6 * hidden + inner) + convolution) + shape
     }
 
     /// Room for a batch of `sequences`, whose ids were checked against the vocabulary.

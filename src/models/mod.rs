@@ -26,7 +26,7 @@ pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
 pub use phase::{DecoderPhase, UnknownPhase};
 pub use serving::SoloBatch;
-pub use solo::{DeviceSequence, Solo, SoloError};
+pub use solo::{DeviceSequence, Solo, SoloError, Work};
 pub use vision::{Vision, VisionBatch};
 
 /// Why a model is not on the device.

@@ -22,6 +22,58 @@ const MAX_ROWS: usize = 4096;
 /// Images computed at once by [`Solo::classify`].
 const MAX_IMAGES: usize = 64;
 
+/// What a model alone is asked to compute: what must fit beside its weights.
+#[derive(Debug, Clone, Copy)]
+pub enum Work<'a> {
+    /// [`Solo::forward`] of these sequences.
+    Forward(&'a [Vec<u32>]),
+    /// [`Solo::embed`] of these sequences.
+    Embed(&'a [Vec<u32>]),
+    /// [`Solo::classify`] of as many images.
+    Classify(u32),
+    /// [`Solo::sequence`] with the same arguments.
+    Sequence {
+        /// Tokens of the prompt.
+        prompt: u32,
+        /// Tokens in all.
+        capacity: u32,
+    },
+}
+
+impl Work<'_> {
+    /// Device memory that the weights and the largest part of it that is computed at once will take, bytes.
+    fn memory_bytes(self, source: &ModelSource) -> Result<u64, SoloError> {
+        match (source.config(), self) {
+            (ModelConfig::Encoder(config), Self::Forward(sequences) | Self::Embed(sequences)) => {
+                source.check_length(extent(sequences).1)?;
+                let largest = parts(sequences, rows).map(extent).map(|(rows, _)| rows).max().unwrap_or(0);
+                let most_sequences = parts(sequences, rows).map(<[_]>::len).max().unwrap_or(0) as u64;
+                // A vector of each sequence, and how many rows it is the mean of.
+                let pooled = if matches!(self, Self::Embed(_)) { most_sequences * 4 * (config.hidden as u64 + 1) } else { 0 };
+                Ok(Encoder::memory_bytes(config, 1, largest) + 8 * most_sequences + pooled)
+            }
+            (ModelConfig::Decoder(config), Self::Forward(sequences)) => {
+                source.check_length(extent(sequences).1)?;
+                let bytes = |part: &[Vec<u32>]| {
+                    let (count, (rows, longest)) = (part.len() as u32, extent(part));
+                    Decoder::batch_bytes(config, count, longest, rows, LogitRows::All).saturating_add(Prompts::bytes(count, rows))
+                };
+                let largest = parts(sequences, padded_rows).map(bytes).max().unwrap_or(0);
+                Ok(Decoder::weight_bytes(config).saturating_add(largest))
+            }
+            (ModelConfig::Decoder(config), Self::Sequence { prompt, capacity }) => {
+                source.check_length(capacity)?;
+                let batch = Decoder::batch_bytes(config, 1, capacity, prompt, LogitRows::Last);
+                Ok(Decoder::weight_bytes(config).saturating_add(batch).saturating_add(Prompts::bytes(1, prompt)))
+            }
+            (ModelConfig::Vision(config), Self::Classify(images)) => Ok(Vision::memory_bytes(config, images.min(MAX_IMAGES as u32))),
+            (ModelConfig::Encoder(_), _) => Err(SoloError::IS_ENCODER),
+            (ModelConfig::Decoder(_), _) => Err(SoloError::IS_DECODER),
+            (ModelConfig::Vision(_), _) => Err(SoloError::IS_VISION),
+        }
+    }
+}
+
 /// A model and the only tenant's session.
 pub struct Solo {
     model: Model,
@@ -76,13 +128,15 @@ pub(super) fn runtime(device: &Arc<dyn Device>) -> Runtime {
 }
 
 impl Solo {
-    /// Loads `source` on `device`, checking first that weights and `tokens` tokens in `sequences` sequences fit.
+    /// Loads `source` on `device`, checking first that its weights fit beside what each of `works` computes at once. They come one after another.
     ///
     /// # Errors
-    /// What is missing, misshapen or too large.
-    pub fn load(device: &Arc<dyn Device>, source: &ModelSource, sequences: u32, tokens: u32) -> Result<Self, SoloError> {
+    /// [`SoloError::Admit`] with figures for what does not fit; [`SoloError::WrongKind`] for work that is another kind of model's; what is missing or
+    /// misshapen.
+    pub fn load<'a>(device: &Arc<dyn Device>, source: &ModelSource, works: impl IntoIterator<Item = Work<'a>>) -> Result<Self, SoloError> {
         let runtime = runtime(device);
-        let memory_bytes = source.memory_bytes(sequences, tokens.div_ceil(sequences.max(1)))?;
+        let weights = source.memory_bytes(0, 0)?;
+        let memory_bytes = works.into_iter().try_fold(weights, |most, work| work.memory_bytes(source).map(|bytes| most.max(bytes)))?;
         let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;
         let model = match source.config() {
@@ -99,11 +153,7 @@ impl Solo {
     /// [`SoloError::WrongKind`] for a vision model; what the device says.
     pub fn forward(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<f32>, SoloError> {
         let mut output = Vec::new();
-        // Each sequence of a decoder's batch has pages for the longest.
-        let room = match &self.model {
-            Model::Decoder(_) => |sequences: &[Vec<u32>]| sequences.len() * extent(sequences).1 as usize,
-            _ => rows,
-        };
+        let room = if matches!(self.model, Model::Decoder(_)) { padded_rows } else { rows };
         for part in parts(sequences, room) {
             match &self.model {
                 Model::Encoder(encoder) => {
@@ -280,6 +330,11 @@ fn rows(sequences: &[Vec<u32>]) -> usize {
     sequences.iter().map(Vec::len).sum()
 }
 
+/// Tokens of all sequences if all were as long as the longest, for which each sequence of a decoder's batch has pages.
+fn padded_rows(sequences: &[Vec<u32>]) -> usize {
+    sequences.len() * extent(sequences).1 as usize
+}
+
 /// Tokens of all sequences, and of the longest.
 fn extent(sequences: &[Vec<u32>]) -> (u32, u32) {
     let lengths = || sequences.iter().map(|sequence| sequence.len() as u32);
@@ -304,9 +359,8 @@ mod tests {
 
     #[test]
     fn one_long_sequence_does_not_give_all_short_ones_its_room() {
-        let padded = |sequences: &[Vec<u32>]| sequences.len() * extent(sequences).1 as usize;
-        let cut = lengths(&[&[1; 3072][..], &[1024]].concat(), padded);
+        let cut = lengths(&[&[1; 3072][..], &[1024]].concat(), padded_rows);
         assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [3072, 1]);
-        assert_eq!(lengths(&[1024, 1, 1, 1, 1, 1], padded), [vec![1024, 1, 1, 1], vec![1, 1]]);
+        assert_eq!(lengths(&[1024, 1, 1, 1, 1, 1], padded_rows), [vec![1024, 1, 1, 1], vec![1, 1]]);
     }
 }

@@ -34,7 +34,8 @@ pub struct Served {
     /// Latencies of requests that finished in the measured window, and of those [`waiting`](Self::waiting) at its end that had missed the objective already: at
     /// least as long as they had waited.
     pub latencies: Latencies,
-    /// Requests that had arrived by the end of the window and were answered later, or never. Of a stream they are not counted.
+    /// Requests that had arrived by the end of the window and were answered later, or never. Of a stream those that came at a rate and had no token by then:
+    /// the others were being served.
     pub waiting: u64,
     /// How many of them kept the objective.
     pub within_slo: u64,

@@ -26,9 +26,9 @@ pub struct RequestShape {
 /// What a stream's server measured besides latencies of whole requests.
 #[derive(Debug, Clone, Default)]
 pub struct TokenLatencies {
-    /// From arrival to the first token.
+    /// From arrival to the first token; at least that long for requests that had none at the window's end and had missed the objective.
     pub first: Latencies,
-    /// Mean gap between a request's tokens after the first.
+    /// Mean gap between a request's tokens after the first, with the same lower bound.
     pub per_token: Latencies,
     /// Tokens that came in the measured window, whenever their requests began and ended.
     pub tokens: u64,
@@ -153,7 +153,14 @@ impl<E: Executor> StreamServer<E> {
     }
 
     /// What was measured.
-    pub fn finish(self) -> Served {
+    pub fn finish(mut self) -> Served {
+        let unfinished: Vec<Timing> = self.batching.unfinished().collect();
+        unfinished.into_iter().for_each(|timing| self.note_unanswered(timing.arrival, timing.first));
+        // More may have come than were queued before the load ended.
+        while self.arrivals.next(self.window.end) < self.window.until {
+            self.note_unanswered(self.arrivals.next(self.window.end), None);
+            self.arrivals.advance();
+        }
         Served { stream: Some(self.tokens), ..self.served }
     }
 
@@ -208,6 +215,8 @@ impl<E: Executor> StreamServer<E> {
             self.log.answered(timing.arrival, timing.last, self.spent(timing));
             if (self.window.from..self.window.until).contains(&timing.last) {
                 self.note(timing);
+            } else if timing.last >= self.window.until {
+                self.note_unanswered(timing.arrival, timing.first);
             }
         }
     }
@@ -218,6 +227,37 @@ impl<E: Executor> StreamServer<E> {
         first.into_iter().for_each(|time| self.tokens.first.record(time));
         per_token.into_iter().for_each(|time| self.tokens.per_token.record(time));
         self.served.within_slo += u64::from(self.spent(timing) <= 1.0);
+    }
+
+    /// A request that was not answered within the window, by what was sure of it at the window's end. Without these, a stream that cannot keep up would
+    /// show the few requests that it served.
+    fn note_unanswered(&mut self, arrival: Duration, first: Option<Duration>) {
+        let Window { until, .. } = self.window;
+        let waited = until.saturating_sub(arrival);
+        if waited.is_zero() {
+            return;
+        }
+        let tokens = u32::try_from(self.shape.generate.get()).unwrap_or(u32::MAX);
+        match first.filter(|&first| first < until) {
+            Some(first) => {
+                // As if the tokens that lacked had all come then.
+                let per_token = (until - first) / (tokens - 1).max(1);
+                if spent(per_token, self.slo) > 1.0 {
+                    self.served.latencies.record(waited);
+                    self.tokens.first.record(first.saturating_sub(arrival));
+                    self.tokens.per_token.record(per_token);
+                }
+            }
+            None => {
+                // In a closed loop as many as there are slots may all be at their prompts just then.
+                self.served.waiting += u64::from(matches!(self.arrivals, Arrivals::Poisson { .. }));
+                // The objective is for the tokens after the first; who waits for that one longer than all of them may take has missed it, too.
+                if spent(waited / tokens, self.slo) > 1.0 {
+                    self.served.latencies.record(waited);
+                    self.tokens.first.record(waited);
+                }
+            }
+        }
     }
 
     fn spent(&self, timing: Timing) -> f64 {

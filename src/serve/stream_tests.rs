@@ -109,6 +109,52 @@ fn poisson_arrivals_are_served_at_their_rate_and_wait_from_their_arrival() {
 }
 
 #[test]
+fn requests_of_a_stream_that_cannot_keep_up_count_though_they_were_never_served() {
+    // Two slots give 2000 tokens a second; 1000 requests of 10 tokens come.
+    let mut servers = [(server(2, 10), Some(1000.0))];
+    run(&mut servers);
+    let [(server, _)] = servers;
+    let served = server.finish();
+    assert!((750..1150).contains(&served.waiting), "{} of about 1100 that came by the end had no token", served.waiting);
+    let (late, count) = (served.latencies.quantile_ms(0.99), served.latencies.count());
+    assert!(count > 750 && served.within_slo as f64 / (count as f64) < 0.25, "{} of {count} kept the objective", served.within_slo);
+    // Those that came first, before the window, were served.
+    assert!((800.0..1100.0).contains(&late), "the 99th percentile waited {late} ms");
+    assert!(served.stream.unwrap().first.quantile_ms(0.99) > 800.0);
+}
+
+#[test]
+fn requests_under_way_when_the_window_ends_are_neither_waiting_nor_late_while_they_may_be_in_time() {
+    // In a closed loop the window ends with all at their prompts for some of these lengths.
+    for (generate, rate) in (2..12).map(|generate| (generate, None)).chain([(5, Some(100.0))]) {
+        let mut servers = [(server(8, generate), rate)];
+        run(&mut servers);
+        let [(server, _)] = servers;
+        let served = server.finish();
+        let most = if rate.is_some() { 2 } else { 0 };
+        assert!(served.waiting <= most, "{} of {generate} tokens still waited at {rate:?} a second", served.waiting);
+        assert_eq!(served.within_slo, served.latencies.count(), "{generate} tokens at {rate:?} a second");
+    }
+}
+
+#[test]
+fn a_request_whose_gaps_are_too_long_whatever_comes_is_late_before_it_is_finished() {
+    let turn = Arc::new(Turn::default());
+    // 30 ms from token to token: none of 50 is finished before the load ends.
+    let mut servers: Vec<_> = (0..30).map(|_| (server(2, 50), None)).collect();
+    for (number, (server, _)) in (0..).zip(&mut servers) {
+        server.take_turns(turn.seat(number));
+    }
+    run(&mut servers);
+    for (server, _) in servers {
+        let served = server.finish();
+        assert_eq!((served.latencies.count(), served.within_slo, served.waiting), (2, 0, 0));
+        let per_token = served.stream.unwrap().per_token.quantile_ms(0.5);
+        assert!((20.0..30.0).contains(&per_token), "at least 1.07 s for 49 gaps: {per_token} ms");
+    }
+}
+
+#[test]
 fn servers_that_take_turns_have_one_step_in_flight_among_them() {
     let turn = Arc::new(Turn::default());
     let mut servers = [(server(2, 10), None), (server(2, 10), None)];

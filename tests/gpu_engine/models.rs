@@ -14,7 +14,7 @@ use serde::Deserialize;
 use smidgen::batch::RaggedBatch;
 use smidgen::config::{DecoderConfig, ModelConfig};
 use smidgen::generate::{Generation, Sampling};
-use smidgen::models::{BuildError, ModelSource, Solo};
+use smidgen::models::{BuildError, ModelSource, Solo, Work};
 use smidgen::presets;
 use smidgen::reference::Reference;
 use smidgen::weights::Weights;
@@ -44,8 +44,7 @@ fn source(name: &str) -> ModelSource {
 
 /// A model alone on the GPU, with room for `sequences`.
 fn solo(device: &Arc<dyn Device>, source: &ModelSource, sequences: &[Vec<u32>]) -> Solo {
-    let tokens = sequences.iter().map(Vec::len).sum::<usize>();
-    Solo::load(device, source, sequences.len() as u32, tokens as u32).expect("a small model fits")
+    Solo::load(device, source, [Work::Forward(sequences)]).expect("a small model fits")
 }
 
 /// Fails unless all rows together, and each of them, are within [`TOLERANCE`].
@@ -104,9 +103,9 @@ fn greedy_generation_gives_the_64_tokens_of_transformers_up_to_ties() {
         let Greedy { prompt, tokens } = read_json(&fixture(name).join("greedy.json"));
         let source = source(name);
         let ModelConfig::Decoder(config) = source.config() else { panic!("{name} is a decoder") };
-        let room = (prompt.len() + tokens.len()) as u32;
-        let sequence =
-            Solo::load(&device, &source, 1, room).and_then(|solo| solo.sequence(prompt.len() as u32, room)).expect("a small model fits");
+        let (prompt_tokens, capacity) = (prompt.len() as u32, (prompt.len() + tokens.len()) as u32);
+        let solo = Solo::load(&device, &source, [Work::Sequence { prompt: prompt_tokens, capacity }]);
+        let sequence = solo.and_then(|solo| solo.sequence(prompt_tokens, capacity)).expect("a small model fits");
         let generation = Generation::new(sequence, config, &prompt, tokens.len(), Sampling::GREEDY, 0);
         let generated: Vec<u32> = generation.collect::<Result<_, _>>().expect("every step runs");
         assert_eq!((generated.len(), tokens.len()), (64, 64), "{name}");

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use smidgen::config::{ModelConfig, VisionConfig};
 use smidgen::kernels::unfold::UnfoldPatches;
-use smidgen::models::{ModelSource, Solo, SoloError, Vision};
+use smidgen::models::{ModelSource, Solo, SoloError, Vision, Work};
 use smidgen::presets;
 use smidgen::reference::Reference;
 use smidgen::weights::Weights;
@@ -64,7 +64,7 @@ fn patches_are_unfolded_exactly_with_zeros_for_the_class_token_and_the_gap() {
 
 fn solo(dir: &Path) -> Solo {
     let source = ModelSource::find(dir.to_str().expect("a path in UTF-8")).expect("a model directory");
-    Solo::load(&device(), &source, 2, 34).expect("a small model fits")
+    Solo::load(&device(), &source, [Work::Classify(2)]).expect("a small model fits")
 }
 
 /// The fixture's two images.

@@ -109,25 +109,22 @@ impl Decoder {
         max_rows: u32,
         logits: LogitRows,
     ) -> Result<DecoderBatch, BuildError> {
-        let max_rows = max_rows.max(sequences);
-        let pages_per_sequence = KvCache::pages_for(capacity);
-        let pages = sequences * pages_per_sequence;
-        let logit_rows = if logits == LogitRows::All { max_rows } else { sequences };
-        let page_table = upload_u32(session, &(0..pages).collect::<Vec<_>>())?;
-        self.batch_with(session, Room { sequences, pages, pages_per_sequence, rows: max_rows, logit_rows }, page_table)
+        let room = Room::new(sequences, capacity, max_rows, logits);
+        let page_table = upload_u32(session, &(0..room.pages).collect::<Vec<_>>())?;
+        self.batch_with(session, room, page_table)
+    }
+
+    /// Device memory of a [`batch`](Self::batch) made with the same arguments, bytes.
+    pub(in crate::models) fn batch_bytes(config: &DecoderConfig, sequences: u32, capacity: u32, max_rows: u32, logits: LogitRows) -> u64 {
+        let room = Room::new(sequences, capacity, max_rows, logits);
+        room.bytes(config).saturating_add(4 * u64::from(room.pages))
     }
 
     /// Device memory of the weights and of a batch with `limits`, bytes.
     pub fn serving_memory_bytes(config: &DecoderConfig, limits: Limits) -> u64 {
-        let heads = Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 };
-        let weights = Self::memory_bytes(config, 0, 0);
-        let cache = 2 * config.layers as u64 * (u64::from(limits.pages) + 1) * KvCache::page_bytes(heads);
-        let row = 2 * (2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate) as u64;
-        let rows = (u64::from(limits.slots) + u64::from(limits.step_tokens)) * row;
-        let logits = 4 * u64::from(limits.slots) * config.vocab as u64 + Sample::scratch_bytes(limits.slots, config.vocab as u32);
-        let pages_per_sequence = SlotBatch::pages_per_sequence(limits);
-        let tables = 4 * (u64::from(limits.slots) + 1) * u64::from(pages_per_sequence);
-        weights + cache + rows + logits + tables + AttentionDecode::workspace_bytes(heads, limits.slots, pages_per_sequence)
+        let room = SlotBatch::room(limits);
+        let tables = 4 * (u64::from(room.sequences) + 1) * u64::from(room.pages_per_sequence);
+        (Self::weight_bytes(config) + tables).saturating_add(room.bytes(config))
     }
 
     /// A batch whose sequences have the pages that `page_table` says.
@@ -172,7 +169,38 @@ impl Decoder {
     }
 }
 
+impl Room {
+    /// For `sequences` sequences of up to `capacity` tokens each, whose pages are their own, and launches of up to `max_rows` tokens.
+    fn new(sequences: u32, capacity: u32, max_rows: u32, logits: LogitRows) -> Self {
+        let rows = max_rows.max(sequences);
+        let pages_per_sequence = KvCache::pages_for(capacity);
+        let logit_rows = if logits == LogitRows::All { rows } else { sequences };
+        Self { sequences, pages: sequences.saturating_mul(pages_per_sequence), pages_per_sequence, rows, logit_rows }
+    }
+
+    /// Device memory of a batch with it, bytes: what [`Decoder::batch_with`] allocates.
+    fn bytes(self, config: &DecoderConfig) -> u64 {
+        let heads = Heads { heads: config.heads as u32, kv_heads: config.kv_heads as u32, head_dim: config.head_dim as u32 };
+        let cache = 2 * config.layers as u64 * u64::from(self.pages) * KvCache::page_bytes(heads);
+        let columns = 2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate;
+        let logits = 4 * u64::from(self.logit_rows) * config.vocab as u64;
+        let sampling = Sample::scratch_bytes(self.sequences, config.vocab as u32);
+        // Token, position, length, number, arrivals and how to draw.
+        let sequences = u64::from(self.sequences) * (5 * 4 + size_of::<SampleParams>() as u64);
+        let workspace = AttentionDecode::workspace_bytes(heads, self.sequences, self.pages_per_sequence);
+        let activations = 2 * u64::from(self.rows) * columns as u64;
+        // Nobody could have as many as do not fit a number, which `workspace_bytes` says by the largest.
+        [cache, activations, logits, sampling, sequences, workspace].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 impl Prompts {
+    /// Device memory of `sequences` prompts of `rows` tokens in all, bytes.
+    pub(in crate::models) fn bytes(sequences: u32, rows: u32) -> u64 {
+        // By row: id, position and sequence. By sequence: first row, length and last row.
+        4 * 3 * (u64::from(rows) + u64::from(sequences))
+    }
+
     /// Puts the prompts of a batch on the device, one a sequence; ids were checked against the vocabulary.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use smidgen_runtime::launch::{LaunchError, Session};
 use super::BuildError;
 use super::tensors::{Loader, ptr};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
-use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, KvCache, PAGE_TOKENS, Rotary};
+use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
 use crate::kernels::gemm::{Epilogue, Gemm, QkvProduct, Residual, RowNorm};
 use crate::kernels::norm::{Norm, NormKind};
@@ -137,22 +137,24 @@ impl Decoder {
 
     /// Device memory of the weights and one batch of `batch` sequences whose caches hold `seq` tokens and the next, bytes.
     pub fn memory_bytes(config: &DecoderConfig, batch: u32, seq: u32) -> u64 {
+        Self::weight_bytes(config).saturating_add(Self::batch_bytes(config, batch, seq.saturating_add(1), batch, LogitRows::Last))
+    }
+
+    /// Device memory of the weights and of a prefill of `batch` prompts of `seq` tokens, bytes.
+    pub fn prefill_memory_bytes(config: &DecoderConfig, batch: u32, seq: u32) -> u64 {
+        let rows = batch.saturating_mul(seq);
+        let prefill = Self::batch_bytes(config, batch, seq, rows, LogitRows::Last).saturating_add(Prompts::bytes(batch, rows));
+        Self::weight_bytes(config).saturating_add(prefill)
+    }
+
+    /// Device memory of the weights, bytes.
+    pub(super) fn weight_bytes(config: &DecoderConfig) -> u64 {
         let (hidden, inner) = (config.hidden as u64, config.intermediate as u64);
         let (query, kv) = (config.query_width() as u64, config.kv_width() as u64);
         let positions = if config.positions == Positions::Learned { config.max_positions } else { 0 } as u64;
         let tables = (config.vocab as u64 * if config.tied_embeddings { 1 } else { 2 } + positions) * hidden;
         let layer = hidden * (2 * query + 2 * kv + if config.gated { 3 } else { 2 } * inner + 2);
-        let cache = 2 * kv * u64::from(batch) * u64::from(KvCache::pages_for(seq + 1) * PAGE_TOKENS);
-        let rows = u64::from(batch) * (2 * hidden + 2 * query + 2 * kv + inner + 2 * config.vocab as u64);
-        2 * (tables + config.layers as u64 * (layer + cache) + rows)
-    }
-
-    /// Device memory of the weights and of a prefill of `batch` prompts of `seq` tokens, bytes.
-    pub fn prefill_memory_bytes(config: &DecoderConfig, batch: u32, seq: u32) -> u64 {
-        let columns = 2 * config.hidden + 2 * config.query_width() + 2 * config.kv_width() + config.intermediate;
-        // Beside the activations, each row has its token, its position and its sequence's number.
-        let row = 2 * columns as u64 + 12;
-        Self::memory_bytes(config, batch, seq) + u64::from(batch) * u64::from(seq) * row
+        2 * (tables + config.layers as u64 * layer)
     }
 
     /// Launches the forward pass over whole prompts: fills the caches, and leaves the logits of the wanted rows.

@@ -71,11 +71,9 @@ impl SlotBatch {
         }
         let device = session.device();
         let Limits { slots, step_tokens, pages, .. } = limits;
-        let pages_per_sequence = Self::pages_per_sequence(limits);
+        let room = Self::room(limits);
         let spare_page = pages;
-        let tables = vec![spare_page; (slots as usize + 1) * pages_per_sequence as usize];
-        let rows = slots + step_tokens;
-        let room = Room { sequences: slots, pages: pages + 1, pages_per_sequence, rows, logit_rows: slots };
+        let tables = vec![spare_page; (slots as usize + 1) * room.pages_per_sequence as usize];
         let batch = decoder.batch_with(&session, room, upload_u32(&session, &tables)?)?;
         let words = |count: u32| upload_u32(&session, &vec![0; count as usize]);
         let event = || Event::new(device);
@@ -126,6 +124,14 @@ impl SlotBatch {
     /// The session whose launches these are.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session
+    }
+
+    /// What its batch has room for.
+    pub(super) fn room(limits: Limits) -> Room {
+        let Limits { slots, step_tokens, pages, .. } = limits;
+        let (rows, pages_per_sequence) = (slots.saturating_add(step_tokens), Self::pages_per_sequence(limits));
+        // One page is nobody's.
+        Room { sequences: slots, pages: pages.saturating_add(1), pages_per_sequence, rows, logit_rows: slots }
     }
 
     pub(super) fn pages_per_sequence(limits: Limits) -> u32 {

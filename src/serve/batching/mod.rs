@@ -166,6 +166,11 @@ impl<E: Executor> Batching<E> {
         std::mem::take(&mut self.finished)
     }
 
+    /// The requests that have not finished, as far as they have come.
+    pub fn unfinished(&self) -> impl Iterator<Item = Timing> {
+        self.timings.values().copied()
+    }
+
     /// Whether every request has all its tokens.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
