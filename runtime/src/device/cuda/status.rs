@@ -18,9 +18,10 @@ pub fn check(call: &'static str, status: CUresult) -> Result<(), DeviceError> {
 /// `status` of `call` as an error, whatever it is.
 #[cold]
 pub fn error(call: &'static str, status: CUresult) -> DeviceError {
-    match is_of_capture(status) {
-        true => DeviceError::DuringCapture { call, status: describe(status) },
-        false => DeviceError::Driver { call, status: describe(status), sticky: is_sticky(status) },
+    if is_of_capture(status) {
+        DeviceError::DuringCapture { call, status: describe(status) }
+    } else {
+        DeviceError::Driver { call, status: describe(status), sticky: is_sticky(status) }
     }
 }
 
