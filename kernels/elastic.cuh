@@ -99,11 +99,20 @@ __device__ __forceinline__ void wait_for_earlier_launches(const Tiles &tiles) {
 // Words of a grant, each of 32 SMs.
 constexpr uint32_t GRANT_WORDS = 8;
 
+// The grant's word of SMs 32 * index to 32 * index + 31. It changes while the kernel runs, so neither a register nor L1 may answer for it. L2 may: a grant is this
+// GPU's own memory, and the host's words are written there. A load that asked the system (volatile) cost a product on the same SM 25 cycles each time
+// (docs/kernels/gemm.md).
+__device__ __forceinline__ uint32_t load_grant_word(const Tiles &tiles, uint32_t index) {
+    uint32_t word;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(tiles.grant + index * 4) : "memory");
+    return word;
+}
+
 // The grant as a warp reads it together: lane i has the word of SMs 32 * i to 32 * i + 31. So it can be under way before it is known which SMs to look for.
 __device__ __forceinline__ uint32_t grant_word(const Tiles &tiles) {
     const uint32_t lane = threadIdx.x % 32;
     if (tiles.grant == 0) return 0xffffffff;
-    return lane < GRANT_WORDS ? reinterpret_cast<const volatile uint32_t *>(tiles.grant)[lane] : 0;
+    return lane < GRANT_WORDS ? load_grant_word(tiles, lane) : 0;
 }
 
 // Whether the grant of which each lane of this warp has a word holds an SM.
@@ -231,15 +240,7 @@ class TileQueue {
     __device__ bool holds_its_sms() const {
         if (tiles_.grant == 0) return true;
         const uint32_t sm = sm_id();
-        return (grant_word_of(sm) >> (sm % 32)) & (grant_word_of(other_sm_) >> (other_sm_ % 32)) & 1u;
-    }
-
-    // The grant changes while the kernel runs, so neither a register nor L1 may answer for it. L2 may: a grant is this GPU's own memory, and the host's words are
-    // written there. A load that asked the system (volatile) cost a product on the same SM 25 cycles each time (docs/kernels/gemm.md).
-    __device__ uint32_t grant_word_of(uint32_t sm) const {
-        uint32_t word;
-        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(tiles_.grant + sm / 32 * 4) : "memory");
-        return word;
+        return (load_grant_word(tiles_, sm / 32) >> (sm % 32)) & (load_grant_word(tiles_, other_sm_ / 32) >> (other_sm_ % 32)) & 1u;
     }
 
     // Puts a tile into the ring. Where nobody else may come any more to take it out, another one is taken out at once; else none, the count of tiles.

@@ -25,7 +25,7 @@ constexpr int ACQUAINTANCE_BYTES = 4;
 constexpr uint32_t STOP_GRAIN = 2;
 
 // How long who takes tiles sleeps before it looks at the grant again.
-constexpr uint32_t POLL_NANOSECONDS = 1000;
+constexpr uint32_t POLL_NANOSECONDS = 500;
 
 // Tiles and steps below this may be broken off: a number of each shares a word.
 constexpr uint32_t STOPPABLE = 1 << 16;

@@ -185,38 +185,55 @@ fn a_gemm_has_the_same_bits_while_its_grant_changes_at_random() {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn sms_that_are_taken_back_are_free_before_their_tiles_would_have_ended() {
     let gpu = Gpu::open();
+    // Pairs of blocks on all SMs, single blocks on about a quarter; taken back during the first tile, which goes by number, and during the third.
+    for sms in [gpu.sms(), gpu.sms() / 8 * 2] {
+        for tiles_before in [0, 2] {
+            assert_free_within_a_third_of_a_tile(&gpu, Sms(sms), tiles_before);
+        }
+    }
+}
+
+/// Takes half of all SMs back from a GEMM on `sms` of them, whose blocks have done `tiles_before` tiles and a tenth of the next one.
+fn assert_free_within_a_third_of_a_tile(gpu: &Gpu, sms: Sms, tiles_before: u32) {
     let [m, n, k] = if is_sanitized() { [2048_u32, 4096, 4096] } else { [4096, 8192, 65_536] };
-    let [a, b, c] = [m * k, n * k, m * n].map(|len| gpu.zeroed(2 * len as usize));
+    let [a, b] = [m * k, n * k].map(|len| gpu.zeroed(2 * len as usize));
+    let c = gpu.poisoned_f16((m * n) as usize);
     let gemm = Gemm::new([m, n, k], a.ptr(), b.ptr(), c.ptr(), Epilogue::NONE);
-    let launch = gemm.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a supported shape");
-    let rounds_of_tiles = launch.tiles / (launch.grid / launch.blocks_per_tile);
-    let a_tile = gpu.time(&gemm, gpu.sms(), 1) / rounds_of_tiles;
+    let launch = gemm.configure(sms, gpu.device().topology()).expect("a supported shape");
+    let rounds_of_tiles = launch.tiles.div_ceil(launch.grid / launch.blocks_per_tile);
+    let a_tile = gpu.time(&gemm, sms.0, 1) / rounds_of_tiles;
     // Half of the SMs, and a kernel that shares an SM with nobody.
     let taken = TpcSet::range(0, gpu.device().topology().tpcs_for(Sms(gpu.sms() / 2)));
     let kept = gpu.device().sm_mask(gpu.device().topology().all_tpcs() - taken).expect("the SMs of the TPCs");
     let partition = gpu.device().create_partition(taken).expect("a partition");
     let beside = gpu.create_stream(partition, Priority::High);
-    let probe = Probe::new(&gpu, u32::from(gpu.sms() / 2), 1_000);
+    let probe = Probe::new(gpu, u32::from(gpu.sms() / 2), 1_000);
     let one_for_each_sm = probe.configure(Sms(gpu.sms()), gpu.device().topology()).expect("a probe");
     let one_for_each_sm = Launch { shared_bytes: 160 << 10, elastic: false, ..one_for_each_sm };
     let waits: Vec<Duration> = (0..rounds(5))
         .map(|_| {
-            let grant = Grant::new(&gpu, [u32::MAX; 8]);
+            let grant = Grant::new(gpu, [u32::MAX; 8]);
+            gpu.poison(&c);
             gpu.enqueue(&gemm, &launch, gpu.stream(), TilesArg { grant: grant.words.ptr(), ..gpu.tiles(&launch) });
-            std::thread::sleep(2 * a_tile + a_tile / 10);
+            std::thread::sleep(tiles_before * a_tile + a_tile / 10);
             let asked = Instant::now();
-            grant.set(&gpu, kept);
+            grant.set(gpu, kept);
             gpu.enqueue(&probe, &one_for_each_sm, beside, TilesArg { count: one_for_each_sm.tiles, ..TilesArg::default() });
             gpu.device().synchronize(beside).expect("the probe runs");
             let waited = asked.elapsed();
             gpu.device().synchronize(gpu.stream()).expect("the kernel runs");
-            epoch(&gpu);
+            epoch(gpu);
+            assert!(gpu.download(&c).iter().all(|&byte| byte == 0), "an element was not written, or not to the end");
             waited
         })
         .collect();
-    probe.assert_each_tile_done(&gpu, rounds(5));
+    probe.assert_each_tile_done(gpu, rounds(5));
     let waited = waits.iter().min().copied().unwrap_or_default();
-    assert!(is_sanitized() || waited < a_tile / 3, "a tile takes {a_tile:?}, and the SMs were free after {waits:?}");
+    assert!(
+        is_sanitized() || waited < a_tile / 3,
+        "on {} SMs, {tiles_before} tiles done: one takes {a_tile:?}, and the SMs were free after {waits:?}",
+        sms.0
+    );
 }
 
 #[test]
