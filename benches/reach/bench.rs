@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use criterion::{Criterion, SamplingMode};
 use smidgen::fatbin::FATBIN;
 use smidgen::kernels::random::{Distribution, RandomWeights};
+use smidgen_profiler::clocks::{Clocks, Reading};
 use smidgen_profiler::roofline::datasheet_peaks;
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, Priority, Sms};
@@ -16,7 +17,6 @@ use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, Placement, Plan, PlanCell, Session, TenantPlan, Walls};
 use smidgen_runtime::tenant::TenantId;
 
-use crate::clocks::{Clocks, Reading};
 use crate::results::{Beside, Curve, Row, TargetOf, Unit};
 
 /// Device time that one sample should take: long against the clock's resolution and a graph's start.
@@ -194,7 +194,7 @@ impl Bench {
             peer: significant(peer),
             ratio: significant(case.unit.ratio(ours, peer)),
         });
-        let reading = compared.reading;
+        let reading = compared.reading.as_ref();
         let mut row = Row {
             row: case.row,
             work: case.work,
@@ -211,8 +211,8 @@ impl Bench {
             percent_of_peak: self.percent_of_peak(case.unit, ours, case.sms).map(significant),
             spread: significant(compared.spread),
             clock_mhz: reading.map(|reading| reading.clock_mhz),
-            power_w: reading.map(|reading| reading.power_w.round()),
-            throttled: reading.is_some_and(|reading| reading.throttled),
+            power_w: reading.map(|reading| reading.most_power_w.round()),
+            throttled: reading.is_some_and(|reading| reading.held_back > 0.0),
             note: case.note,
         };
         row.reached = row.meets_target();

@@ -14,7 +14,6 @@
 #![allow(missing_docs)]
 
 mod bench;
-mod clocks;
 mod cublaslt;
 mod peers;
 mod report;

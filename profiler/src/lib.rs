@@ -14,9 +14,11 @@
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
 //! | [`roofline`] | what limits a kernel |
 //! | [`report`] | a profile as a table |
+//! | [`clocks`] | the GPU's clock and power while something is measured |
 //!
 //! It launches on the device directly and not through a session: plans of a running system must not disturb a measurement.
 
+pub mod clocks;
 mod error;
 pub mod knee;
 mod measure;

@@ -29,14 +29,16 @@ pub mod worker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use smidgen_profiler::clocks::Clocks;
 use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, DeviceError, Topology};
 use smidgen_runtime::profile::{Profile, ProfileError};
 
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
-use results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+use results::{PhaseClocks, PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
 use sharing::{SharesError, Sharing};
 use spec::TenantRequest;
 use watch::{PhaseWatch, Shown, Watch};
@@ -66,6 +68,13 @@ pub struct Run {
     pub place: Where,
     /// What it shows of itself.
     pub watch: Watch,
+}
+
+/// What a phase brought.
+struct Measured {
+    figures: Vec<TenantResult>,
+    /// On a GPU, when the measured time began, and how long it was.
+    window: Option<(Instant, Duration)>,
 }
 
 /// Why a run ended without a result.
@@ -155,14 +164,21 @@ impl Run {
     /// The first phase that fails, by name. Nothing is written.
     pub fn execute(&self, provenance: RunProvenance, mut observe: impl FnMut(&str)) -> Result<RunResult, RunError> {
         self.check()?;
+        let gpu = (self.place == Where::Cuda).then(Clocks::start);
+        let mut clocks = Vec::new();
+        let mut measure = |phase: &str, sharing: &Sharing, tenants: &[TenantRequest]| {
+            observe(phase);
+            let Measured { figures, window } = self.phase(phase, sharing, tenants)?;
+            let reading = gpu.as_ref().zip(window).and_then(|(gpu, (from, length))| gpu.within(from, length));
+            clocks.extend(reading.map(|reading| PhaseClocks::new(phase.to_owned(), &reading)));
+            Ok::<_, RunError>(figures)
+        };
         let exclusive = Sharing::Policy("exclusive".into());
         let mut alone = Vec::new();
         for tenant in &self.tenants {
-            let phase = format!("{} alone", tenant.name);
-            observe(&phase);
             // Alone means as fast as it can: at its own rate it would only wait for requests.
             let saturated = TenantRequest { rate: None, ..tenant.clone() };
-            let measured = self.phase(&phase, &exclusive, &[saturated])?;
+            let measured = measure(&format!("{} alone", tenant.name), &exclusive, &[saturated])?;
             // A stream's objective is for its tokens, which come sooner at its own rate than with all slots busy, as they are here.
             if let (Some(slo_ms), Some(result)) = (tenant.slo_ms, measured.first())
                 && result.stream.is_none()
@@ -174,19 +190,16 @@ impl Run {
         }
         let mut alone_at_rate = Vec::new();
         for tenant in self.with_rates(&alone)?.iter().filter(|tenant| tenant.rate.is_some()) {
-            let phase = format!("{} alone at its rate", tenant.name);
-            observe(&phase);
-            alone_at_rate.extend(self.phase(&phase, &exclusive, std::slice::from_ref(tenant))?);
+            alone_at_rate.extend(measure(&format!("{} alone at its rate", tenant.name), &exclusive, std::slice::from_ref(tenant))?);
         }
         let tenants = self.with_objectives(&alone, &alone_at_rate)?;
         let mut policies = Vec::new();
         for sharing in &self.policies {
             let phase = sharing.to_string();
-            observe(&phase);
-            let tenants = self.phase(&phase, sharing, &tenants)?;
+            let tenants = measure(&phase, sharing, &tenants)?;
             policies.push(PolicyResult::new(phase, tenants, &alone, &alone_at_rate));
         }
-        Ok(RunResult { provenance, alone, alone_at_rate, policies })
+        Ok(RunResult { provenance, alone, alone_at_rate, policies, clocks })
     }
 
     /// The tenants with loads turned into rates, by what each does alone.
@@ -237,20 +250,27 @@ impl Run {
         self.tenants.len() + at_rate + self.policies.len()
     }
 
-    fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Vec<TenantResult>, RunError> {
+    fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Measured, RunError> {
         self.watch.begin(name, self.place == Where::Sim);
         // The tenants of a baseline know nothing of the runtime, and a tenant alone (whose phase bears its own name) has no neighbour.
         let trace = self.watch.timelines.is_some() && !sharing.is_baseline() && name == sharing.to_string();
         let exposition = self.watch.metrics.as_deref();
         let show = |text| exposition.iter().for_each(|exposition| exposition.show(String::clone(&text)));
         let watch = PhaseWatch { trace, metrics: exposition.is_some().then_some(&show as &(dyn Fn(String) + Sync)) };
-        let (figures, shown) = match self.place {
-            Where::Cuda => worker::run_phase(sharing, tenants, &self.profiles, self.seconds, &watch)
-                .map_err(|source| RunError::Worker { phase: name.to_owned(), source })?,
-            Where::Sim => self.simulate(name, sharing, tenants, &watch)?,
+        let (measured, shown) = match self.place {
+            Where::Cuda => {
+                let (figures, shown, begun) = worker::run_phase(sharing, tenants, &self.profiles, self.seconds, &watch)
+                    .map_err(|source| RunError::Worker { phase: name.to_owned(), source })?;
+                let from = begun + phase::before_window(sharing, tenants);
+                (Measured { figures, window: Some((from, Duration::from_secs_f64(self.seconds))) }, shown)
+            }
+            Where::Sim => {
+                let (figures, shown) = self.simulate(name, sharing, tenants, &watch)?;
+                (Measured { figures, window: None }, shown)
+            }
         };
         self.watch.keep(name, shown);
-        Ok(figures)
+        Ok(measured)
     }
 
     fn simulate(
@@ -280,7 +300,7 @@ impl Run {
         let tenants = self.with_objectives(&measured.alone, &measured.alone_at_rate)?;
         let simulated = Run { place: Where::Sim, watch: Watch::default(), ..self.clone() };
         for (policy, sharing) in measured.policies.iter_mut().zip(&self.policies) {
-            let predicted = simulated.phase(&policy.policy, sharing, &tenants)?;
+            let predicted = simulated.phase(&policy.policy, sharing, &tenants)?.figures;
             let compare = |(predicted, measured): (TenantResult, &TenantResult)| Prediction {
                 error: if measured.throughput > 0.0 { predicted.throughput / measured.throughput - 1.0 } else { f64::NAN },
                 simulated_throughput: predicted.throughput,

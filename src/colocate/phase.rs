@@ -108,7 +108,6 @@ pub fn run(
     let policy = sharing.policy(matches!(device, PhaseDevice::Sim(_)))?;
     // On the simulator the times of a baseline's kernels are those of profiles, too.
     let by_profile = policy.needs_profiles() || (sharing.is_baseline() && matches!(device, PhaseDevice::Sim(_)));
-    let adapts = policy.adapts() && tenants.iter().any(|tenant| tenant.slo_ms.is_some());
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
     let runtime = Runtime::with_options(device.device(), policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() });
     let mut tenancies = Vec::new();
@@ -136,7 +135,7 @@ pub fn run(
     }
     gate()?;
     let start = runtime.device().now();
-    let from = start + if adapts { SETTLING } else { SHOULDER };
+    let from = start + before_window(sharing, tenants);
     let until = from + Duration::from_secs_f64(seconds);
     let window = Window { from, until, end: until + SHOULDER };
     for (seed, (tenant, server)) in tenants.iter().zip(&mut servers).enumerate() {
@@ -163,6 +162,12 @@ pub fn run(
     let figures = tenants.iter().zip(&outcomes);
     let figures = figures.map(|(tenant, (served, tenancy))| result(&runtime, tenant, tenancy.tenant(), served, seconds)).collect();
     Ok((figures, shown))
+}
+
+/// How long the load lasts before it is measured.
+pub(super) fn before_window(sharing: &Sharing, tenants: &[TenantRequest]) -> Duration {
+    let adapts = sharing.policy(false).is_ok_and(|policy| policy.adapts());
+    if adapts && tenants.iter().any(|tenant| tenant.slo_ms.is_some()) { SETTLING } else { SHOULDER }
 }
 
 /// A tenant whose kernels the runtime has seen.

@@ -22,7 +22,7 @@ use smidgen_runtime::launch::Walls;
 use smidgen_runtime::tenant::Class;
 
 use super::names::cut;
-use super::results::{PolicyResult, RunResult, TenantResult};
+use super::results::{PhaseClocks, PolicyResult, RunResult, TenantResult};
 use charts::Charts;
 use headline::{Comparison, tenants};
 use scale::{index, milliseconds, number, positive};
@@ -43,6 +43,7 @@ pub fn render(run: &RunResult) -> String {
         throughput(run, &charts),
         distributions(run, &charts),
         table(run, &charts),
+        clocks(run),
         predictions(run),
         READING.to_owned(),
         provenance(run),
@@ -231,6 +232,28 @@ fn walls(walls: Walls) -> String {
     let named = [(walls.grid, "grid"), (walls.grant, "grant"), (walls.partition, "partition")];
     let standing: Vec<_> = named.into_iter().filter_map(|(stands, name)| stands.then_some(name)).collect();
     if standing.is_empty() { "none".into() } else { standing.join(", ") }
+}
+
+/// What the GPU did meanwhile: whoever compares phases must know which of them were held back.
+fn clocks(run: &RunResult) -> String {
+    if run.clocks.is_empty() {
+        return String::new();
+    }
+    let row = |phase: &PhaseClocks| {
+        let (name, limits) = (Escaped(&phase.phase), Escaped(&phase.limits()).to_string());
+        format!(
+            "<tr><th scope=\"row\">{name}</th><td>{}</td><td>{}</td><td class=\"word\">{limits}</td></tr>\n",
+            phase.sm_clock_mhz,
+            number(phase.power_w)
+        )
+    };
+    let rows: String = run.clocks.iter().map(row).collect();
+    format!(
+        "<section>\n<h2>Clock and power</h2>\n<div class=\"scroll narrow\">\n<table>\n<caption>Median clock of the SMs and mean power of the board while \
+         each phase was measured. Where a limit held the clock back, throughput is what that limit leaves.</caption>\n<thead><tr>\
+         <th scope=\"col\">phase</th><th scope=\"col\">SM clock, MHz</th><th scope=\"col\">power, W</th>\
+         <th scope=\"col\" class=\"word\">held back by</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n</section>\n"
+    )
 }
 
 /// Predictions stand in a table of their own: a simulated figure never stands among measured ones.

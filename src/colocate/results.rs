@@ -1,6 +1,7 @@
 //! What a run found, in the form that is written as JSON and drawn as HTML.
 
 use serde::{Deserialize, Serialize};
+use smidgen_profiler::clocks::Reading;
 use smidgen_runtime::launch::Walls;
 use smidgen_runtime::tenant::Class;
 
@@ -112,6 +113,21 @@ pub struct Prediction {
     pub error: f64,
 }
 
+/// The GPU's clock and power while a phase was measured. Where a limit held the clock back, throughput is what that limit leaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhaseClocks {
+    /// The phase: a policy, or a tenant alone.
+    pub phase: String,
+    /// Median clock of the SMs.
+    pub sm_clock_mhz: u32,
+    /// Mean power of the board.
+    pub power_w: f64,
+    /// What held the clock back at any time.
+    pub held_back_by: Vec<String>,
+    /// Share of the measured time in which it was.
+    pub held_back: f64,
+}
+
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
@@ -124,6 +140,26 @@ pub struct RunResult {
     pub alone_at_rate: Vec<TenantResult>,
     /// The same tenants together, one entry a policy.
     pub policies: Vec<PolicyResult>,
+    /// Clock and power, phase by phase; none on the simulator, and where nothing reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clocks: Vec<PhaseClocks>,
+}
+
+impl PhaseClocks {
+    /// Of a phase, with figures rounded to what they are good for.
+    pub fn new(phase: String, reading: &Reading) -> Self {
+        let held_back_by = reading.held_back_by.iter().map(|&limit| limit.to_owned()).collect();
+        let held_back = (100.0 * reading.held_back).round() / 100.0;
+        Self { phase, sm_clock_mhz: reading.clock_mhz, power_w: reading.power_w.round(), held_back_by, held_back }
+    }
+
+    /// What held the clock back, and for how much of the time.
+    pub fn limits(&self) -> String {
+        if self.held_back_by.is_empty() {
+            return "nothing".to_owned();
+        }
+        format!("{}, {:.0}% of the time", self.held_back_by.join(", "), 100.0 * self.held_back)
+    }
 }
 
 impl TenantResult {

@@ -1,7 +1,7 @@
 //! The figures as text, for a terminal.
 
 use super::names::cut;
-use super::results::{PolicyResult, RunResult, TenantResult};
+use super::results::{PhaseClocks, PolicyResult, RunResult, TenantResult};
 use smidgen_runtime::tenant::Class;
 
 const HEAD: [&str; COLUMNS] = ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"];
@@ -9,19 +9,23 @@ const COLUMNS: usize = 10;
 
 const STREAM_HEAD: [&str; 7] = ["policy", "tenant", "tokens/s", "first token p50 ms", "p99 ms", "per token p50 ms", "p99 ms"];
 
+const CLOCK_HEAD: [&str; 4] = ["phase", "clock held back by", "SM clock MHz", "power W"];
+
 /// Columns of a terminal that a line should fit in.
 const TERMINAL: usize = 120;
 
 /// Columns that hold words; the others hold figures and are set flush right.
 const WORDS: usize = 3;
 const STREAM_WORDS: usize = 2;
+const CLOCK_WORDS: usize = 2;
 
 /// Longer names of tenants are cut, so that a line stays within the terminal. Those of policies are known: only shares can make them longer.
 const LONGEST_NAME: usize = 16;
 const LONGEST_POLICY: usize = 23;
+const LONGEST_PHASE: usize = 34;
 
-/// A table of every tenant under every policy, and of the totals; another of the tokens of tenants that serve streams. Simulated figures say so on every
-/// line.
+/// A table of every tenant under every policy, and of the totals; another of the tokens of tenants that serve streams, and one of the GPU's clock and power.
+/// Simulated figures say so on every line.
 pub fn render(run: &RunResult) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     let mut streams = vec![STREAM_HEAD.map(str::to_owned)];
@@ -38,9 +42,13 @@ pub fn render(run: &RunResult) -> String {
     }
     let mark = if run.provenance.simulated { "SIMULATED  " } else { "" };
     let streams = if streams.len() > 1 { lines(&streams, STREAM_WORDS, mark) } else { Vec::new() };
+    let mut clocks = vec![CLOCK_HEAD.map(str::to_owned)];
+    clocks.extend(run.clocks.iter().map(clock_row));
+    let clocks = if clocks.len() > 1 { lines(&clocks, CLOCK_WORDS, mark) } else { Vec::new() };
     let behind = run.policies.iter().flat_map(|policy| policy.tenants.iter().filter_map(|tenant| behind(&policy.policy, tenant)));
     let predictions = run.policies.iter().flat_map(predictions);
-    lines(&rows, WORDS, mark).into_iter().chain(streams).chain(behind).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
+    let tables = lines(&rows, WORDS, mark).into_iter().chain(streams).chain(clocks);
+    tables.chain(behind).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
 }
 
 /// Rows with their columns aligned, to stand after `mark`; the first `words` columns hold words.
@@ -84,6 +92,10 @@ fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEA
         per_token,
         slow_per_token,
     ])
+}
+
+fn clock_row(phase: &PhaseClocks) -> [String; CLOCK_HEAD.len()] {
+    [name(&phase.phase, LONGEST_PHASE), phase.limits(), phase.sm_clock_mhz.to_string(), figure(phase.power_w, 0)]
 }
 
 /// That a tenant does not keep up with its requests.
@@ -173,6 +185,7 @@ mod tests {
             },
             alone,
             alone_at_rate: Vec::new(),
+            clocks: Vec::new(),
         }
     }
 
@@ -225,6 +238,31 @@ mod tests {
         let row: &Vec<_> = &lines[1];
         assert_eq!((lines.len(), &row[row.len() - 5..]), (2, &["12346", "12.00", "12346", "1.000", "3333.330"][..]));
         assert!(text.lines().all(|line| line.starts_with("SIMULATED") && line.chars().count() <= 120), "{text}");
+    }
+
+    #[test]
+    fn clock_and_power_have_a_table_of_their_own_that_says_what_held_the_gpu_back() {
+        let mut run = run(false, ["chat", "bulk"]);
+        let clocks = |phase: &str, sm_clock_mhz, power_w, limits: &[&str], held_back| PhaseClocks {
+            phase: phase.into(),
+            sm_clock_mhz,
+            power_w,
+            held_back_by: limits.iter().map(|&limit| limit.to_owned()).collect(),
+            held_back,
+        };
+        run.clocks = vec![
+            clocks("chat alone", 1980, 402.0, &[], 0.0),
+            clocks("krisp-i", 1545, 697.0, &["power limit", "temperature"], 0.98),
+            clocks("a tenant whose name is far longer than any column alone", 1980, 131.0, &["power limit"], 0.04),
+        ];
+        let text = render(&run);
+        let table: Vec<_> = text.lines().skip_while(|line| !line.starts_with("phase")).collect();
+        insta::assert_snapshot!(table.join("\n"), @r"
+        phase                               clock held back by                         SM clock MHz  power W
+        chat alone                          nothing                                            1980      402
+        krisp-i                             power limit, temperature, 98% of the time          1545      697
+        a tenant whose na…any column alone  power limit, 4% of the time                        1980      131
+        ");
     }
 
     #[test]

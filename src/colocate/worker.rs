@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use smidgen_runtime::tenant::Class;
@@ -92,7 +93,7 @@ pub enum WorkerError {
     Mps(#[from] MpsError),
 }
 
-/// Runs one phase in worker processes and collects the tenants' figures in the order asked for.
+/// Runs one phase in worker processes and collects the tenants' figures in the order asked for; also, when their load began.
 ///
 /// # Errors
 /// The first worker's error; all others are stopped then.
@@ -102,7 +103,7 @@ pub fn run_phase(
     profiles: &[PathBuf],
     seconds: f64,
     watch: &PhaseWatch<'_>,
-) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
+) -> Result<(Vec<TenantResult>, Shown, Instant), WorkerError> {
     let daemon = sharing.needs_mps().then(MpsDaemon::start).transpose()?;
     let measured = run_workers(sharing, tenants, profiles, seconds, watch, daemon.as_ref());
     // An interrupt ends the workers too; it is the reason then, and not their end.
@@ -118,7 +119,7 @@ fn run_workers(
     seconds: f64,
     watch: &PhaseWatch<'_>,
     daemon: Option<&MpsDaemon>,
-) -> Result<(Vec<TenantResult>, Shown), WorkerError> {
+) -> Result<(Vec<TenantResult>, Shown, Instant), WorkerError> {
     let groups: Vec<&[TenantRequest]> = if sharing.is_baseline() { tenants.chunks(1).collect() } else { vec![tenants] };
     let mut workers = Vec::new();
     let count = tenants.len();
@@ -139,6 +140,7 @@ fn run_workers(
     for worker in &mut workers {
         worker.go()?;
     }
+    let begun = Instant::now();
     let (mut results, mut shown) = (Vec::new(), Shown::default());
     for worker in &mut workers {
         let (figures, mut more) = worker.report(watch)?;
@@ -146,7 +148,7 @@ fn run_workers(
         shown.unprofiled.append(&mut more.unprofiled);
         shown.trace = shown.trace.or(more.trace);
     }
-    Ok((results, shown))
+    Ok((results, shown, begun))
 }
 
 /// What tells MPS of one of `count` clients, number `at`.

@@ -5,7 +5,7 @@ use smidgen_runtime::tenant::Class;
 
 use super::headline::Comparison;
 use super::render;
-use crate::colocate::results::{PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+use crate::colocate::results::{PhaseClocks, PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
 
 fn tenant(name: &str, class: Class, throughput: f64, p50_ms: f64, p99_ms: f64) -> TenantResult {
     TenantResult {
@@ -52,6 +52,7 @@ fn run(policies: &[(&str, f64, f64)]) -> RunResult {
         },
         alone,
         alone_at_rate: Vec::new(),
+        clocks: Vec::new(),
     }
 }
 
@@ -261,4 +262,23 @@ fn the_page_needs_nothing_but_itself() {
     for outside in ["http://", "https://", "src=", "@import", "url(", "<script", "<link"] {
         assert!(!page.contains(outside), "{outside}");
     }
+}
+
+#[test]
+fn clock_and_power_stand_where_they_were_read_and_nowhere_else() {
+    let mut run = run(&[("mps-default", 43.0, 0.92), ("slo", 1.4, 0.5)]);
+    assert!(!render(&run).contains("Clock and power"));
+    let clocks = |phase: &str, sm_clock_mhz, held_back_by: &[&str], held_back| PhaseClocks {
+        phase: phase.into(),
+        sm_clock_mhz,
+        power_w: 697.0,
+        held_back_by: held_back_by.iter().map(|&limit| limit.to_owned()).collect(),
+        held_back,
+    };
+    run.clocks = vec![clocks("<b>", 1980, &[], 0.0), clocks("slo", 1545, &["power limit"], 0.98)];
+    let page = render(&run);
+    let rows: Vec<&str> = elements(&page, "tr").into_iter().filter(|row| row.contains("<td>697</td>")).collect();
+    assert_eq!(rows.len(), 2, "{page}");
+    assert!(rows[0].contains("&lt;b&gt;") && rows[0].contains("<td>1980</td>") && rows[0].contains(">nothing<"), "{}", rows[0]);
+    assert!(rows[1].contains("<td>1545</td>") && rows[1].contains("power limit, 98% of the time"), "{}", rows[1]);
 }
