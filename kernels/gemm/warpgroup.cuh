@@ -286,15 +286,14 @@ struct WarpgroupGemm {
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             const uint64_t first_a = wgmma_descriptor(uniform(stage + part.first_row * 128));
             const uint64_t first_b = wgmma_descriptor(uniform(stage + Shape::K_BLOCKS * Shape::A_BYTES));
-            // If there is nothing to multiply, the stage before is better under way than here. Where stages are long, to ask takes longer than that wins. The
-            // vote: a warp waits for its multiplications as one.
-            const bool is_full = Shape::K_BLOCKS == 1 && __all_sync(0xffffffff, mbarrier_is_complete(full + at.stage * 8, at.parity));
-            if (Shape::K_BLOCKS == 1 && !is_full && holds_last) {
+            // If there is nothing to multiply, the stage before is better under way than here. Where stages are long, to ask takes longer than that wins. All four
+            // warps go the same way: they wait for their multiplications as one.
+            if (Shape::K_BLOCKS == 1 && holds_last && !consumer_agrees(part.consumer, mbarrier_is_complete(full + at.stage * 8, at.parity))) {
                 wgmma_wait<0>();
                 release(done, part.thread);
                 holds_last = false;
             }
-            if (!is_full) mbarrier_wait(full + at.stage * 8, at.parity);
+            mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
 #pragma unroll
             for (int block = 0; block < Shape::K_BLOCKS; ++block) {
