@@ -279,20 +279,12 @@ struct WarpgroupGemm {
                                              const WarpgroupPart &part) const {
         RingPosition<Shape::STAGES> done = at;
         uint32_t step = 0;
-        bool holds_last = false; // the stage of the step before
 #pragma unroll 1
         while (step < steps) {
             // Where the stage lies is known before it is full.
             const uint32_t stage = stages + at.stage * Shape::STAGE_BYTES;
             const uint64_t first_a = wgmma_descriptor(uniform(stage + part.first_row * 128));
             const uint64_t first_b = wgmma_descriptor(uniform(stage + Shape::K_BLOCKS * Shape::A_BYTES));
-            // If there is nothing to multiply, the stage before is better under way than here. Where stages are long, to ask takes longer than that wins. All four
-            // warps go the same way: they wait for their multiplications as one.
-            if (Shape::K_BLOCKS == 1 && holds_last && !consumer_agrees(part.consumer, mbarrier_is_complete(full + at.stage * 8, at.parity))) {
-                wgmma_wait<0>();
-                release(done, part.thread);
-                holds_last = false;
-            }
             mbarrier_wait(full + at.stage * 8, at.parity);
             wgmma_fence();
 #pragma unroll
@@ -311,12 +303,12 @@ struct WarpgroupGemm {
             ++step;
             // Asked while the multiplications run, so that none waits for the answer.
             const bool stops = BREAKS_OFF && step % STOP_GRAIN == 0 && board.stops_after(part.round, step);
-            // One step's multiplications are under way while the next are issued. Two, for small tiles, would keep a stage that the copy engine could fill.
-            if (holds_last) {
+            // One step's multiplications are under way while the next are issued. Two, for small tiles, would keep a stage that the copy engine could fill. Sooner
+            // than this, where the next stage has not come yet, would be better still, but the four warps would have to agree on it (docs/kernels/gemm.md).
+            if (step > 1) {
                 wgmma_wait<1>();
                 release(done, part.thread);
             }
-            holds_last = true;
             if (stops) break;
         }
         if (Shape::PING_PONG && part.thread == 0) mbarrier_arrive(turn + (part.consumer ^ 1) * 8);

@@ -41,19 +41,6 @@ struct WarpgroupPart {
 // All threads of one consumer meet. Barrier 0 is the block's.
 __device__ __forceinline__ void consumer_barrier(uint32_t consumer) { asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory"); }
 
-// The same, and whether all of its threads answer yes.
-__device__ __forceinline__ bool consumer_agrees(uint32_t consumer, bool answer) {
-    uint32_t agrees;
-    asm volatile(
-        "{\n"
-        ".reg .pred answer, all;\n"
-        "setp.ne.u32 answer, %2, 0;\n"
-        "barrier.cta.red.and.aligned.pred all, %1, 128, answer;\n"
-        "selp.u32 %0, 1, 0, all;\n"
-        "}\n" : "=r"(agrees) : "r"(consumer + 1), "r"(static_cast<uint32_t>(answer)) : "memory");
-    return agrees != 0;
-}
-
 template <typename Shape, int EPILOGUE>
 struct WarpgroupEpilogue {
     static constexpr bool HAS_RESIDUAL = EPILOGUE == GEMM_RESIDUAL || EPILOGUE == GEMM_BIAS_RESIDUAL;
