@@ -1,6 +1,6 @@
 //! What the rooms' unit tests share: a GPU to configure launches for, and what every launch must keep.
 
-use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, LaunchError};
 
 /// Threads that an SM holds at once, on every GPU that the kernels are built for but those of compute capability 8.6 to 8.9 (1536).
@@ -13,6 +13,7 @@ pub(super) fn h200() -> Topology {
         sms: Sms(132),
         sms_per_tpc: 2,
         tpcs_per_gpc: vec![9; 8],
+        coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 15 },
         memory_bytes: 140 << 30,
         l2_bytes: 50 << 20,
         shared_bytes_per_sm: 228 << 10,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use smidgen_runtime::device::{Priority, Sms, Topology};
+use smidgen_runtime::device::{CoscheduledGroups, Priority, Sms, Topology};
 use smidgen_runtime::launch::{GraphLimits, Kernel, LaunchError, Session, Walls, WorkId};
 use smidgen_runtime::partition::{Ladder, LadderError, PARTITION_BYTES, TpcSet, rungs};
 use smidgen_runtime::policy::{Adjustments, Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
@@ -80,10 +80,16 @@ fn rungs_are_whole_tpcs_and_groups_and_end_with_the_whole_gpu() {
     let h200 = Gpu::h200().device.topology().clone();
     let counts = |topology: &Topology| rungs(topology).iter().map(|rung| rung.0).collect::<Vec<_>>();
     assert_eq!(counts(&h200), [2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 120, 132]);
+    // Another GPU's groups are other rungs.
+    let groups = |sms_per_group, groups| CoscheduledGroups { sms_per_group, groups };
+    let a100 = Topology { sms: Sms(108), coscheduled: groups(4, 27), ..h200.clone() };
+    assert_eq!(counts(&a100), [2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 88, 96, 104, 108]);
     for (sms, sms_per_tpc) in [(1, 1), (2, 2), (16, 2), (46, 2), (78, 2), (108, 2), (114, 2), (144, 2)] {
-        let rungs = counts(&Topology { sms: Sms(sms), sms_per_tpc, ..h200.clone() });
-        assert!(rungs.is_sorted_by(|one, next| one < next) && rungs.last() == Some(&sms), "{rungs:?}");
-        assert!(rungs.iter().all(|rung| rung % sms_per_tpc == 0), "{rungs:?}");
+        for coscheduled in [groups(8, 0), groups(8, 15), groups(0, 9), groups(2, sms / 2), groups(7, u16::MAX)] {
+            let rungs = counts(&Topology { sms: Sms(sms), sms_per_tpc, coscheduled, ..h200.clone() });
+            assert!(rungs.is_sorted_by(|one, next| one < next) && rungs.last() == Some(&sms), "{rungs:?}");
+            assert!(rungs.iter().all(|rung| rung % sms_per_tpc == 0), "{rungs:?}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
 use smidgen_runtime::profile::{
     Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileError, ProfileStore, ProfileWarning, Provenance, SCHEMA_VERSION,
@@ -61,6 +61,7 @@ fn h200() -> Topology {
         sms: Sms(132),
         sms_per_tpc: 2,
         tpcs_per_gpc: vec![9, 9, 8, 8, 8, 8, 8, 8],
+        coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 15 },
         memory_bytes: 141 << 30,
         l2_bytes: 50 << 20,
         shared_bytes_per_sm: 228 << 10,

@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use smidgen_runtime::device::{
-    Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms, StreamId, Topology,
+    CoscheduledGroups, Device, DeviceError, DevicePtr, EventId, FunctionId, GraphId, HostPtr, LaunchRequest, PartitionId, Priority, Sms,
+    StreamId, Topology,
 };
 use smidgen_runtime::launch::KernelKey;
 use smidgen_runtime::partition::TpcSet;
@@ -85,6 +86,7 @@ impl ScriptedDevice {
             sms: Sms(132),
             sms_per_tpc: 2,
             tpcs_per_gpc: vec![9, 9, 8, 8, 8, 8, 8, 8],
+            coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 15 },
             memory_bytes: 1 << 30,
             l2_bytes: 50 << 20,
             shared_bytes_per_sm: 228 << 10,

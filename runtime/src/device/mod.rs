@@ -122,6 +122,8 @@ pub struct Topology {
     pub sms_per_tpc: u16,
     /// TPCs in each GPC. The driver does not say, so `cuda` assumes GPCs of equal size (docs/decisions/0003).
     pub tpcs_per_gpc: Vec<u16>,
+    /// The driver's co-scheduled groups of SMs.
+    pub coscheduled: CoscheduledGroups,
     /// Bytes of device memory.
     pub memory_bytes: u64,
     /// Bytes of L2 cache.
@@ -134,6 +136,23 @@ pub struct Topology {
     pub driver_version: u32,
     /// Kernel-mode driver version, such as `580.159.04`; empty where it cannot be read.
     pub driver: String,
+}
+
+/// The groups of SMs that the driver places large clusters in: a partition joined from such groups runs kernels that launch them, one of single TPCs does not. SMs
+/// beyond the last group are in none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoscheduledGroups {
+    /// SMs in each.
+    pub sms_per_group: u16,
+    /// How many there are.
+    pub groups: u16,
+}
+
+impl CoscheduledGroups {
+    /// As many groups of a size as `sms` SMs hold.
+    pub const fn filling(sms_per_group: u16, sms: Sms) -> Self {
+        Self { sms_per_group, groups: if sms_per_group == 0 { 0 } else { sms.0 / sms_per_group } }
+    }
 }
 
 impl Topology {

@@ -59,11 +59,11 @@ pub struct Request {
 /// How busy each TPC is.
 ///
 /// ```
-/// # use smidgen_runtime::device::{Sms, Topology};
+/// # use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 /// use smidgen_runtime::partition::{TpcSet, krisp::{Distribution, OverlapLimit, Request, SmLoad}};
 ///
 /// # let gpu = Topology { name: "example".into(), sms: Sms(16), sms_per_tpc: 2, tpcs_per_gpc: vec![4, 4], memory_bytes: 0, l2_bytes: 0,
-/// #     shared_bytes_per_sm: 0, compute_capability: (9, 0), driver_version: 13000, driver: String::new() };
+/// #     coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 2 }, shared_bytes_per_sm: 0, compute_capability: (9, 0), driver_version: 13000, driver: String::new() };
 /// // Two GPCs of four TPCs. A kernel that needs three goes to one GPC, so that the other one stays free.
 /// let mut load = SmLoad::new(&gpu);
 /// let three = Request {
@@ -219,7 +219,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::device::Sms;
+    use crate::device::{CoscheduledGroups, Sms};
 
     fn gpu(tpcs_per_gpc: &[u16]) -> Topology {
         Topology {
@@ -227,6 +227,7 @@ mod tests {
             sms: Sms(tpcs_per_gpc.iter().sum::<u16>() * 2),
             sms_per_tpc: 2,
             tpcs_per_gpc: tpcs_per_gpc.to_vec(),
+            coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 0 },
             memory_bytes: 0,
             l2_bytes: 0,
             shared_bytes_per_sm: 0,

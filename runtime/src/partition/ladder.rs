@@ -17,21 +17,16 @@ use super::TpcSet;
 /// Device memory that a partition takes, bytes: measured on an H200 with driver 580.
 pub const PARTITION_BYTES: u64 = 5_800_000;
 
-/// SMs in one of the driver's co-scheduled groups on compute capability 9.0, within which clusters of up to 8 blocks fit.
-const GROUP_SMS: u16 = 8;
-
 /// The SM counts at which kernels are measured and placed: dense where curves bend, whole TPCs, the last one the whole GPU.
 ///
-/// One, two, four and six TPCs' worth at the bottom, where every further TPC counts; then whole co-scheduled groups up to 80 SMs, so that a rung fits
-/// partitions of either kind; then every second group. The rung before the last leaves the GPU 12 SMs short or more, as the H200's 15
-/// co-scheduled groups do.
+/// One, two, four and six TPCs' worth at the bottom, where every further TPC counts; then whole co-scheduled groups up to ten of them, so that a rung fits
+/// partitions of either kind; then every second group, and all of them.
 pub fn rungs(topology: &Topology) -> Vec<Sms> {
-    let (whole, tpc) = (topology.sms, topology.sms_per_tpc.max(1));
+    let (whole, tpc, coscheduled) = (topology.sms, topology.sms_per_tpc.max(1), topology.coscheduled);
     let narrow = [1, 2, 4, 6].map(|tpcs| tpcs * tpc);
-    let groups = (1..=10).map(|groups| groups * GROUP_SMS);
-    let pairs_of_groups = (6..).map(|pairs| pairs * 2 * GROUP_SMS).take_while(|&sms| sms + GROUP_SMS < whole.0);
-    let last = (whole.0.saturating_sub(12)) / GROUP_SMS * GROUP_SMS;
-    let mut rungs: Vec<Sms> = narrow.into_iter().chain(groups).chain(pairs_of_groups).chain([last]).map(Sms).collect();
+    let groups = (1..=10).chain((12..coscheduled.groups).step_by(2)).chain([coscheduled.groups]);
+    let wide = groups.filter(|&groups| groups <= coscheduled.groups).map(|groups| groups.saturating_mul(coscheduled.sms_per_group));
+    let mut rungs: Vec<Sms> = narrow.into_iter().chain(wide).map(Sms).collect();
     rungs.retain(|&sms| sms < whole && sms.0 > 0 && sms.0.is_multiple_of(tpc));
     rungs.push(whole);
     rungs.sort_unstable();

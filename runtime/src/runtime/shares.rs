@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::Topology;
+use crate::device::{CoscheduledGroups, Topology};
 use crate::partition::TpcSet;
 use crate::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use crate::tenant::TenantId;
@@ -48,7 +48,9 @@ impl Region<'_> {
         });
         let tpcs_per_gpc = gpcs.filter(|&tpcs| tpcs > 0).collect();
         let count = self.tpcs.len() as u16;
-        Topology { sms: self.topology.sms_of(TpcSet::range(0, count)), tpcs_per_gpc, ..self.topology.clone() }
+        let sms = self.topology.sms_of(TpcSet::range(0, count));
+        let coscheduled = CoscheduledGroups::filling(self.topology.coscheduled.sms_per_group, sms);
+        Topology { sms, tpcs_per_gpc, coscheduled, ..self.topology.clone() }
     }
 
     fn outward(&self, draft: TenantDraft) -> TenantDraft {

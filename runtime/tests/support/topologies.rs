@@ -1,15 +1,17 @@
 //! GPUs as policies know them: by their parts alone.
 
 use proptest::prelude::*;
-use smidgen_runtime::device::{Sms, Topology};
+use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 
 /// A GPU of so many SMs in a TPC, and so many TPCs in each GPC.
 pub fn gpu(sms_per_tpc: u16, tpcs_per_gpc: &[u16]) -> Topology {
+    let sms = Sms(tpcs_per_gpc.iter().sum::<u16>() * sms_per_tpc);
     Topology {
         name: "test".into(),
-        sms: Sms(tpcs_per_gpc.iter().sum::<u16>() * sms_per_tpc),
+        sms,
         sms_per_tpc,
         tpcs_per_gpc: tpcs_per_gpc.to_vec(),
+        coscheduled: CoscheduledGroups::filling(8, Sms(sms.0.saturating_sub(12))),
         memory_bytes: 0,
         l2_bytes: 0,
         shared_bytes_per_sm: 0,

@@ -94,7 +94,7 @@ impl CudaDevice {
             libraries: Libraries::of(device),
             host_memory: HostMemory::of(device)?,
             priorities: PriorityLevels::of_current_context()?,
-            topology: topology::read(device, driver_version, partitions.split().ok())?,
+            topology: topology::read(device, driver_version, partitions.split().ok(), partitions.coscheduled().ok())?,
             partitions,
             sm_map: Mutex::default(),
             context,

@@ -129,6 +129,11 @@ impl Partitions {
         self.split.as_ref().map_err(Clone::clone)
     }
 
+    /// The split into groups that keep large clusters possible.
+    pub fn coscheduled(&self) -> Result<&Split, DeviceError> {
+        self.coscheduled.get_or_init(|| Split::coscheduled(self.device)).as_ref().map_err(Clone::clone)
+    }
+
     /// A partition over exactly these TPCs.
     pub fn create(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         let mut contexts = self.contexts.lock();
@@ -149,7 +154,7 @@ impl Partitions {
     /// A partition of exactly `sms` SMs, the first groups of those that keep large clusters possible.
     pub fn create_coscheduled(&self, sms: Sms) -> Result<PartitionId, DeviceError> {
         let mut contexts = self.contexts.lock();
-        let split = self.coscheduled.get_or_init(|| Split::coscheduled(self.device)).as_ref().map_err(Clone::clone)?;
+        let split = self.coscheduled()?;
         let granted = Sms(split.sms_per_group().0 * split.groups().min(sms.0 / split.sms_per_group().0.max(1)));
         if sms.0 == 0 || granted != sms {
             return Err(DeviceError::ShortPartition { asked: sms, granted });

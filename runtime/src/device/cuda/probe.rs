@@ -46,7 +46,8 @@ pub fn probe(ordinal: u32) -> Probe {
     let initialized = loader::initialize();
     let device = initialized.clone().and_then(|_| topology::device(ordinal));
     let finest = device.clone().and_then(Split::finest);
-    let read_topology = || topology::read(device.clone()?, initialized.clone()?, finest.as_ref().ok());
+    let coscheduled = device.clone().and_then(Split::coscheduled);
+    let read_topology = || topology::read(device.clone()?, initialized.clone()?, finest.as_ref().ok(), coscheduled.as_ref().ok());
     let one_tpc = || {
         let device = CudaDevice::open(ordinal)?;
         device.partition_sms(device.create_partition(TpcSet::range(0, 1))?)
@@ -56,8 +57,8 @@ pub fn probe(ordinal: u32) -> Probe {
         driver_version: loader::driver_version(),
         devices: initialized.clone().and_then(|_| topology::device_names()),
         topology: read_topology(),
-        coscheduled: device.clone().and_then(Split::coscheduled).map(Granularity::from),
         partition: one_tpc(),
+        coscheduled: coscheduled.map(Granularity::from),
         finest: finest.map(Granularity::from),
     }
 }

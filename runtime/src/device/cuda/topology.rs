@@ -4,7 +4,7 @@ use cudarc::driver::sys::{CUdevice, CUdevice_attribute};
 
 use super::driver;
 use super::partition::Split;
-use crate::device::{DeviceError, Sms, Topology};
+use crate::device::{CoscheduledGroups, DeviceError, Sms, Topology};
 
 /// TPCs have had two SMs on every GPU since Pascal. Used only where the driver refuses to split the SMs, and so cannot tell.
 const USUAL_SMS_PER_TPC: u16 = 2;
@@ -23,8 +23,8 @@ pub fn device_names() -> Result<Vec<String>, DeviceError> {
     (0..driver::device_count()?).map(|ordinal| driver::device_name(driver::device(ordinal)?)).collect()
 }
 
-/// Reads the topology. `split` is the finest division of the SMs, if the driver made one.
-pub fn read(device: CUdevice, driver_version: u32, split: Option<&Split>) -> Result<Topology, DeviceError> {
+/// Reads the topology. `split` is the finest division of the SMs and `coscheduled` that into the driver's groups, if it made them.
+pub fn read(device: CUdevice, driver_version: u32, split: Option<&Split>, coscheduled: Option<&Split>) -> Result<Topology, DeviceError> {
     let attribute = |attribute| driver::device_attribute(device, attribute);
     let sms = sms(attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?);
     let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
@@ -36,6 +36,10 @@ pub fn read(device: CUdevice, driver_version: u32, split: Option<&Split>) -> Res
         sms,
         sms_per_tpc,
         tpcs_per_gpc: equal_gpcs(sms.0 / sms_per_tpc.max(1), largest_gpc(compute_capability)),
+        coscheduled: coscheduled.map_or_else(
+            || usual_groups(sms),
+            |split| CoscheduledGroups { sms_per_group: split.sms_per_group().0, groups: split.groups() },
+        ),
         memory_bytes: driver::device_memory_bytes(device)?,
         l2_bytes: u64::from(attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
         shared_bytes_per_sm: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
@@ -43,6 +47,11 @@ pub fn read(device: CUdevice, driver_version: u32, split: Option<&Split>) -> Res
         driver_version,
         driver: kernel_mode_driver(),
     })
+}
+
+/// Groups of 8 SMs, and 12 SMs or more in none, as on an H200: where the driver refuses to split the SMs, as it may under MPS.
+fn usual_groups(sms: Sms) -> CoscheduledGroups {
+    CoscheduledGroups::filling(8, Sms(sms.0.saturating_sub(12)))
 }
 
 /// The driver's count as ours.

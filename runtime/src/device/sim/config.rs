@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::device::{Sms, Topology};
+use crate::device::{CoscheduledGroups, Sms, Topology};
 use crate::launch::Fingerprint;
 use crate::profile::{Curve, Profile};
 
@@ -98,6 +98,7 @@ impl SimConfig {
                 sms: Sms(132),
                 sms_per_tpc: 2,
                 tpcs_per_gpc: vec![9, 9, 8, 8, 8, 8, 8, 8],
+                coscheduled: CoscheduledGroups { sms_per_group: 8, groups: 15 },
                 memory_bytes: 141_000_000_000,
                 l2_bytes: 60 << 20,
                 shared_bytes_per_sm: 228 << 10,
