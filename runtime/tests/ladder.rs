@@ -322,3 +322,9 @@ fn the_graph_replayed_longest_ago_makes_room_and_its_partition_can_go() {
     assert!(!session.replay_kept(WorkId(1)).unwrap());
     house.gpu.device.pass_time(Duration::MAX);
 }
+
+#[test]
+fn a_ladder_without_room_names_the_option_that_gives_it_some() {
+    let error = Ladder::new(Gpu::h200().device, 0).partition(TpcSet::range(0, 1)).unwrap_err().to_string();
+    assert!(error.contains("RuntimeOptions::partition_bytes") && !error.contains(" 0 partitions"), "{error}");
+}

@@ -38,9 +38,7 @@ pub fn rungs(topology: &Topology) -> Vec<Sms> {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LadderError {
     /// As many partitions as may exist are all in use.
-    #[error(
-        "{limit} partitions are in use, by plans and captured graphs, and each takes about 6 MB of device memory; raise the limit or use a coarser policy"
-    )]
+    #[error("{}", full(*limit))]
     Full {
         /// How many partitions may exist.
         limit: usize,
@@ -48,6 +46,15 @@ pub enum LadderError {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+fn full(limit: usize) -> String {
+    match limit {
+        0 => "there is no room for any partition, which takes about 6 MB of device memory; raise `RuntimeOptions::partition_bytes` or use `default-sharing`".into(),
+        _ => format!(
+            "{limit} partitions are in use, by plans and captured graphs, and each takes about 6 MB of device memory; raise the limit or use a coarser policy"
+        ),
+    }
 }
 
 /// A partition that stays as long as this, or a clone of it, is kept.

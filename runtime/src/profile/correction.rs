@@ -20,7 +20,7 @@ use crate::tenant::TenantId;
 /// Samples that a drift is computed from, at most: the last ones.
 const WINDOW: usize = 16;
 
-/// Samples below which a kernel is not judged: its lower quartile would be its fastest or second fastest one.
+/// Samples below which a kernel is not judged: its lower quartile would be one of its two fastest, and at this many it is the second.
 const FEWEST: usize = 8;
 
 /// How far a kernel's time may be from the corrected profile, as a fraction of it.

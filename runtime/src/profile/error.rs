@@ -1,17 +1,22 @@
 //! What can be wrong with a profile: refused ([`ProfileError`]) or used all the same ([`ProfileWarning`]). Each names the file and the remedy.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::device::Sms;
 
-use super::SCHEMA_VERSION;
+use super::{SCHEMA_VERSION, quoted};
+
+/// The command that measures a profile into a file.
+fn measure_into(path: &Path) -> String {
+    format!("smidgen profile --model MODEL -o {}", quoted(&path.display().to_string()))
+}
 
 /// Why a profile was not read, written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {source}; measure a profile with `smidgen profile --model MODEL -o {}`", path.display(), path.display())]
+    #[error("{}: cannot be read: {source}; measure a profile with `{}`", path.display(), measure_into(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -28,9 +33,9 @@ pub enum ProfileError {
     },
     /// The file is not JSON, or its fields are not those of a profile.
     #[error(
-        "{}, line {line}, column {column}: {reason}; restore the file, or delete it and run `smidgen profile --model MODEL -o {}`",
+        "{}, line {line}, column {column}: {reason}; restore the file, or delete it and run `{}`",
         path.display(),
-        path.display()
+        measure_into(path)
     )]
     Malformed {
         /// The file.
@@ -44,9 +49,9 @@ pub enum ProfileError {
     },
     /// The file was written by another version of smidgen.
     #[error(
-        "{}: schema: version {found}, but this build reads version {SCHEMA_VERSION}; delete the file and run `smidgen profile --model MODEL -o {}`",
+        "{}: schema: version {found}, but this build reads version {SCHEMA_VERSION}; delete the file and run `{}`",
         path.display(),
-        path.display()
+        measure_into(path)
     )]
     Schema {
         /// The file.
@@ -137,18 +142,8 @@ pub enum ProfileWarning {
         /// The command that measures the same models here.
         command: String,
     },
-    /// Two profiles chose their minimum SM counts at different tolerances.
-    #[error("{}: its tolerance is {found}, profiles loaded before it have {before}; minimum SM counts are not comparable", path.display())]
-    Tolerance {
-        /// The file.
-        path: PathBuf,
-        /// The tolerance in this profile.
-        found: f64,
-        /// The tolerance of the first profile.
-        before: f64,
-    },
-    /// The profile measured kernels that an earlier one had measured too, with other results.
-    #[error("{}: measured {kernels} kernels again that were loaded before; {}", path.display(), if *replaced { "the newer file's figures are used" } else { "the measured figures stay, the simulated ones are left out" })]
+    /// The profile holds kernels that one loaded before it holds too, with other results.
+    #[error("{}: holds {kernels} kernels again that were loaded before; {}", path.display(), if *replaced { "its figures are used" } else { "the measured figures stay, the simulated ones are left out" })]
     Again {
         /// The file.
         path: PathBuf,

@@ -31,8 +31,6 @@ impl<'a> Machine<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct ProfileStore {
     kernels: HashMap<Fingerprint, Entry>,
-    /// Of the first profile.
-    tolerance: Option<f64>,
 }
 
 #[derive(Debug, Clone)]
@@ -43,7 +41,7 @@ struct Entry {
 }
 
 impl ProfileStore {
-    /// Adds the kernels of `profile`, which was read from `path`. Where a kernel was added before, the newer figures count, except that
+    /// Adds the kernels of `profile`, which was read from `path`. Where a kernel was added before, the figures added last count, except that
     /// simulated figures never replace measured ones.
     ///
     /// # Errors
@@ -53,10 +51,6 @@ impl ProfileStore {
         profile.checked(path)?;
         refuse_mismatch(path, &profile, machine)?;
         let mut warnings = differences(path, &profile, machine);
-        let before = *self.tolerance.get_or_insert(profile.tolerance);
-        if before != profile.tolerance {
-            warnings.push(ProfileWarning::Tolerance { path: path.to_owned(), found: profile.tolerance, before });
-        }
         let (mut replaced, mut left_out) = (0, 0);
         let simulated = profile.provenance.simulated;
         for (key, kernel) in profile.kernels {
@@ -87,17 +81,6 @@ impl ProfileStore {
     /// All that was measured of a kernel; none if it was never profiled.
     pub fn kernel(&self, kernel: Fingerprint) -> Option<&KernelProfile> {
         self.kernels.get(&kernel).map(|entry| &entry.kernel)
-    }
-
-    /// The tolerance of the profiles' minimum SM counts; none if there is no profile. Where profiles differ, which was warned about, it is
-    /// the first one's.
-    pub fn tolerance(&self) -> Option<f64> {
-        self.tolerance
-    }
-
-    /// Whether any figure in the store comes out of the simulator: whatever is computed from the store must say so.
-    pub fn has_simulated(&self) -> bool {
-        self.kernels.values().any(|entry| entry.simulated)
     }
 
     /// How many kernels are in the store.
