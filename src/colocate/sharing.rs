@@ -358,6 +358,18 @@ mod tests {
     }
 
     #[test]
+    fn an_ablation_of_the_engine_changes_its_kernels_form_or_its_graphs() {
+        let engine = |name: &str| (read(name).grids(), read(name).is_eager());
+        for name in ["slo", "slo:no-borrow+no-guard+no-profile", "krisp-i", "time-slice", "mps-default"] {
+            assert_eq!(engine(name), (Grids::Persistent, false), "{name}");
+        }
+        assert_eq!(engine("slo:no-elasticity"), (Grids::Fixed, false));
+        assert_eq!(engine("slo:no-graphs"), (Grids::Persistent, true));
+        assert_eq!(engine("slo:no-graphs+no-elasticity"), (Grids::Fixed, true));
+        assert_eq!(engine("mps-default:tiles"), (Grids::TilePerBlock, false));
+    }
+
+    #[test]
     fn simulated_percentages_are_sets_side_by_side_that_begin_anew_at_the_end() {
         let gpu = SimDevice::new(SimConfig::h200());
         let sets = |name: &str, tenants: usize| {

@@ -151,7 +151,11 @@ pub struct CoscheduledGroups {
 impl CoscheduledGroups {
     /// As many groups of a size as `sms` SMs hold.
     pub const fn filling(sms_per_group: u16, sms: Sms) -> Self {
-        Self { sms_per_group, groups: if sms_per_group == 0 { 0 } else { sms.0 / sms_per_group } }
+        let groups = match sms.0.checked_div(sms_per_group) {
+            Some(groups) => groups,
+            None => 0,
+        };
+        Self { sms_per_group, groups }
     }
 }
 
