@@ -35,6 +35,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError`] where the file is missing or malformed, and where its vocabulary or special tokens do not fit the model.
+    #[tracing::instrument(level = "debug", name = "open tokenizer", skip_all, fields(dir = %dir.display()))]
     pub fn open(dir: &Path, config: &ModelConfig, max_tokens: Option<usize>) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Unreadable { path: path.clone(), source })?;

@@ -124,6 +124,7 @@ impl Sweep<'_> {
     ///
     /// # Errors
     /// [`SweepError`]; what `save` was called with last is a valid profile all the same.
+    #[tracing::instrument(level = "debug", name = "sweep", skip_all, fields(model = self.origin.model))]
     pub fn run(
         &self,
         earlier: Option<Profile>,
@@ -189,6 +190,7 @@ impl Sweep<'_> {
     }
 
     /// The points of one key on `lanes`, in rounds up and down the ladder.
+    #[tracing::instrument(level = "debug", name = "measure kernel", skip_all, fields(kernel = group.key))]
     fn measure(
         &self,
         bench: &Bench,

@@ -250,6 +250,7 @@ impl Run {
         self.tenants.len() + at_rate + self.policies.len()
     }
 
+    #[tracing::instrument(level = "debug", skip_all, fields(phase = name))]
     fn phase(&self, name: &str, sharing: &Sharing, tenants: &[TenantRequest]) -> Result<Measured, RunError> {
         self.watch.begin(name, self.place == Where::Sim);
         // The tenants of a baseline know nothing of the runtime, and a tenant alone (whose phase bears its own name) has no neighbour.

@@ -64,6 +64,7 @@ impl MpsDaemon {
     ///
     /// # Errors
     /// [`MpsError`], with what to do.
+    #[tracing::instrument(level = "debug", name = "start MPS daemon", skip_all)]
     pub fn start() -> Result<Self, MpsError> {
         let folder = tempfile::Builder::new().prefix("mps").rand_bytes(6).tempdir().map_err(MpsError::Folder)?;
         let daemon = Self { folder, interrupts: interrupts::hold().map_err(MpsError::Signals)? };
@@ -111,6 +112,7 @@ impl MpsDaemon {
         command
     }
 
+    #[tracing::instrument(level = "debug", name = "ask MPS daemon", skip_all, fields(question = question))]
     fn ask(&self, question: &str) -> io::Result<String> {
         let mut child = self.control().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {

@@ -92,6 +92,7 @@ impl PhaseDevice {
 ///
 /// # Errors
 /// [`PhaseError`], naming the tenant.
+#[tracing::instrument(level = "debug", name = "serve", skip_all, fields(%sharing))]
 pub fn run(
     device: &PhaseDevice,
     sharing: &Sharing,
@@ -201,6 +202,7 @@ pub fn find_model(tenant: &TenantRequest) -> Result<(ModelSource, u64), PhaseErr
 }
 
 /// Admits a tenant, makes its model, and runs one request (of a stream, one step of all its slots), which shows the runtime its kernels.
+#[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.name))]
 fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) -> Result<(Tenancy<&'a Runtime>, Prepared), PhaseError> {
     let build = |source| PhaseError::build(tenant, source);
     let (source, memory_bytes) = find_model(tenant)?;

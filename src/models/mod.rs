@@ -111,6 +111,7 @@ impl ModelSource {
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
+    #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
     pub fn workload(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
         match self.config() {
             ModelConfig::Encoder(config) => {
@@ -139,6 +140,7 @@ impl ModelSource {
     ///
     /// # Errors
     /// As [`prefill_memory_bytes`](Self::prefill_memory_bytes); what is wrong with the weights, or what the device says.
+    #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
     pub fn prefill(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
         self.check_length(seq)?;
         workload::prefill(self.prefilled()?, &self.weights, session, batch, seq)
@@ -157,6 +159,7 @@ impl ModelSource {
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
+    #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
     pub fn slots(&self, mut session: Session, limits: Limits) -> Result<SlotBatch, BuildError> {
         let decoder = Decoder::new(self.decoder()?, &self.weights, &mut session)?;
         SlotBatch::new(decoder, session, limits)

@@ -23,6 +23,7 @@ impl SoloBatch {
     ///
     /// # Errors
     /// [`SoloError::WrongKind`] for other models than decoders; what is missing, misshapen or too large.
+    #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = source.name()))]
     pub fn load(device: &Arc<dyn Device>, source: &ModelSource, limits: Limits) -> Result<Self, SoloError> {
         let config = match source.config() {
             ModelConfig::Decoder(config) => config,

@@ -133,6 +133,7 @@ impl Solo {
     /// # Errors
     /// [`SoloError::Admit`] with figures for what does not fit; [`SoloError::WrongKind`] for work that is another kind of model's; what is missing or
     /// misshapen.
+    #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = source.name()))]
     pub fn load<'a>(device: &Arc<dyn Device>, source: &ModelSource, works: impl IntoIterator<Item = Work<'a>>) -> Result<Self, SoloError> {
         let runtime = runtime(device);
         let weights = source.memory_bytes(0, 0)?;

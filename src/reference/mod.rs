@@ -41,6 +41,7 @@ impl Reference {
     ///
     /// # Errors
     /// [`WeightsError`] as [`Weights::f32`] says.
+    #[tracing::instrument(level = "debug", name = "load reference", skip_all)]
     pub fn load(weights: &Weights) -> Result<Self, WeightsError> {
         Ok(match weights.config() {
             ModelConfig::Encoder(architecture) => Self::Encoder(Encoder::load(weights, architecture)?),

@@ -43,6 +43,7 @@ impl Weights {
     /// # Errors
     /// [`WeightsError`] for a configuration that is refused, and for a weight file that is missing, truncated or does not match the
     /// configuration; each names the file, the tensor and what to do.
+    #[tracing::instrument(level = "debug", name = "open weights", skip_all, fields(dir = %dir.display()))]
     pub fn open(dir: &Path) -> Result<Self, WeightsError> {
         let config = ModelConfig::open(dir)?;
         Self::from_checkpoint(Checkpoint::open(dir)?, config)

@@ -198,6 +198,7 @@ impl Ladder {
         unused.sort_unstable_by_key(|&(asked, ..)| asked);
         let mut failure = LadderError::Full { limit: self.limit };
         for (_, tpcs, id) in unused {
+            let _span = tracing::debug_span!("destroy partition", ?tpcs).entered();
             match self.device.destroy_partition(id) {
                 Ok(()) => state.made.remove(&tpcs),
                 Err(error) => {

@@ -31,6 +31,7 @@ impl Profile {
     ///
     /// # Errors
     /// [`ProfileError::Read`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    #[tracing::instrument(level = "debug", name = "read profile", skip_all, fields(path = %path.display()))]
     pub fn read(path: &Path) -> Result<Self, ProfileError> {
         let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
         let malformed = |error| malformed(path, &error);
@@ -49,6 +50,7 @@ impl Profile {
     /// # Errors
     /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::Write`] with what the system says. A file that was
     /// there before is unharmed then.
+    #[tracing::instrument(level = "debug", name = "write profile", skip_all, fields(path = %path.display()))]
     pub fn write(&self, path: &Path) -> Result<(), ProfileError> {
         self.checked(path)?;
         let text = to_json(self).map_err(io::Error::from);

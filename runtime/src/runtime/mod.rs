@@ -129,6 +129,7 @@ impl Runtime {
     }
 
     /// A runtime without tenants, as `options` say.
+    #[tracing::instrument(level = "debug", name = "make runtime", skip_all, fields(policy = policy.name()))]
     pub fn with_options(device: Arc<dyn Device>, policy: Box<dyn Policy>, profiles: Arc<ProfileStore>, options: RuntimeOptions) -> Self {
         let loss = Loss::default();
         let watched: Arc<dyn Device> =
@@ -189,6 +190,7 @@ impl Runtime {
     ///
     /// # Errors
     /// If a partition of the new plan cannot be made; the old plan stays in force then.
+    #[tracing::instrument(level = "debug", skip_all, fields(policy = policy.name()))]
     pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.policy, policy);
@@ -263,6 +265,7 @@ impl Runtime {
         if !state.policy.adapts() {
             return;
         }
+        let _span = tracing::debug_span!("make foreseen partitions").entered();
         // Referred to until the end, so that they count as taken, and so that the last ones do not take the place of the first.
         let mut made = Vec::new();
         'plans: for adjustments in state.replanner.foreseen() {

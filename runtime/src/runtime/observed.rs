@@ -35,6 +35,7 @@ impl Runtime {
     /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
     /// old plan stays in force, and plans made later are made with the corrected curves: the next change of any tenant tries to, and so does
     /// [`adapt`](Runtime::adapt).
+    #[tracing::instrument(level = "debug", skip_all)]
     pub fn correct(&self) -> Result<Option<DriftReport>, AdmitError> {
         self.device.bind_thread()?;
         let samples = self.telemetry.take_samples()?;
@@ -122,6 +123,7 @@ impl Runtime {
     /// # Errors
     /// If not even that plan can be made; the old one stays in force, and the next call tries again. So it does after a [`dismiss`](Runtime::dismiss) or a
     /// [`correct`](Runtime::correct) that failed.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub fn adapt(&self) -> Result<bool, AdmitError> {
         let mut observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();

@@ -14,6 +14,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn request_log(&self, tenant: TenantId) -> Result<RequestLog, AdmitError> {
         let state = self.state.lock();
         state.tenant(tenant).map(|_| self.telemetry.request_log(tenant))
@@ -30,6 +31,7 @@ impl Runtime {
 
     /// From here on a tenant lends its TPCs once it has been idle for so long;
     /// [`DEFAULT_HYSTERESIS`](crate::launch::lending::DEFAULT_HYSTERESIS) until then. Zero lends as a request ends.
+    #[tracing::instrument(level = "debug", skip_all, fields(?hysteresis))]
     pub fn set_hysteresis(&self, hysteresis: Duration) {
         self.lending.set_hysteresis(hysteresis);
     }

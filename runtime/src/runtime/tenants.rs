@@ -103,6 +103,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; [`LaunchError::Paused`](crate::launch::LaunchError::Paused) while it is paused.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
         let (device, membership) = {
             let state = self.state.lock();
@@ -117,6 +118,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; what the device says.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn uploader(&self, tenant: TenantId) -> Result<Uploader, AdmitError> {
         let state = self.state.lock();
         let admitted = state.tenant(tenant)?;
@@ -128,6 +130,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn limit_transfers(&self, tenant: TenantId, bytes_per_second: Option<NonZeroU64>) -> Result<(), AdmitError> {
         let state = self.state.lock();
         state.tenant(tenant)?;
@@ -158,6 +161,7 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`learn`](Runtime::learn).
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn set_objective(&self, tenant: TenantId, class: Class, slo: Option<Duration>) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         self.change(&mut state, tenant, |state, admitted| {
@@ -175,6 +179,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; what a plan or the device says. Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn expect_rate(&self, tenant: TenantId, per_second: Option<f64>) -> Result<(), AdmitError> {
         self.change(&mut self.state.lock(), tenant, |_, admitted| {
             admitted.rate = per_second.filter(|rate| rate.is_finite() && *rate > 0.0);
@@ -189,6 +194,7 @@ impl Runtime {
     /// # Errors
     /// [`AdmitError::NoSms`] with figures if so many are not free, or if none would be left for running tenants without a share; what a plan or the device
     /// says. Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0, ?share))]
     pub fn resize(&self, tenant: TenantId, share: Share) -> Result<(), AdmitError> {
         let topology = self.device.topology();
         let asked = match share {
@@ -214,6 +220,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] after it was dismissed; what the others' plan or the device says. Nothing has changed then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn pause(&self, tenant: TenantId) -> Result<(), AdmitError> {
         self.change(&mut self.state.lock(), tenant, |_, admitted| {
             (admitted.paused, admitted.region) = (true, TpcSet::EMPTY);
@@ -225,6 +232,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::NoSms`] if its share was promised to others meanwhile; what a plan or the device says. It stays paused then.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn resume(&self, tenant: TenantId) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         if !state.tenant(tenant)?.paused {
@@ -265,6 +273,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`AdmitError::Unknown`] if it was dismissed; [`DeviceError::BadPartition`](crate::device::DeviceError::BadPartition) for TPCs that the GPU lacks.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn set_grant(&self, tenant: TenantId, tpcs: TpcSet) -> Result<(), AdmitError> {
         let state = self.state.lock();
         let admitted = state.tenant(tenant)?;

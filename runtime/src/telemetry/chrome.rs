@@ -57,6 +57,7 @@ struct Entry {
 ///
 /// # Errors
 /// What `target` says.
+#[tracing::instrument(level = "debug", name = "write timeline", skip_all, fields(phases = phases.len()))]
 pub fn write(phases: &[Phase<'_>], target: impl io::Write) -> io::Result<()> {
     let simulated = phases.iter().any(|phase| phase.trace.simulated);
     let mut writer = Writer { entries: Vec::new(), pid: 0, shift: 0.0, requests: 0 };

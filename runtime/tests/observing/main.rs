@@ -22,6 +22,7 @@ use smidgen_runtime::{Runtime, RuntimeOptions, Unprofiled};
 
 mod corrections;
 mod metrics_by_tenant;
+mod spans;
 #[path = "../support/mod.rs"]
 mod support;
 mod timeline;

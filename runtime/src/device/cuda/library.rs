@@ -80,6 +80,7 @@ impl Libraries {
     }
 
     /// Loads a fatbin or PTX. No bytes at all is what a build without a compiler holds.
+    #[tracing::instrument(level = "debug", name = "load kernels", skip_all, fields(bytes = image.len()))]
     pub fn load(&self, image: &[u8]) -> Result<(), DeviceError> {
         if image.is_empty() {
             return Err(DeviceError::NoKernels);

@@ -77,6 +77,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`DeviceError::NoGpu`] where there is no driver or no such GPU, [`DeviceError::OldDriver`], or what the driver says.
+    #[tracing::instrument(level = "debug", name = "open device", skip_all, fields(ordinal = ordinal))]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, DeviceError> {
         let (variable, value) = MAX_CONNECTIONS;
         if std::env::var_os(variable).is_none() {
@@ -107,6 +108,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`DeviceError::ShortPartition`] for an SM count that whole groups do not make, naming the next smaller one that they do.
+    #[tracing::instrument(level = "debug", skip_all, fields(sms = sms.0))]
     pub fn create_coscheduled_partition(&self, sms: Sms) -> Result<PartitionId, DeviceError> {
         self.context.bind()?;
         self.partitions.create_coscheduled(sms)

@@ -73,6 +73,7 @@ pub struct SmMap {
 
 impl SmMap {
     /// Measures the map in the current context, by kernels on streams of this priority number. They wait for room beside what else runs.
+    #[tracing::instrument(level = "debug", name = "measure SM numbers", skip_all)]
     pub fn measure(device: CUdevice, partitions: &Partitions, priority: i32) -> Result<Self, DeviceError> {
         let split = partitions.split()?;
         let tpcs = split.groups();

@@ -49,6 +49,7 @@ impl Session {
     /// # Errors
     /// [`LaunchError::NotCapturing`] without a capture; [`LaunchError::WrongThread`], and the capture goes on, where another thread began it; what the device
     /// says of it.
+    #[tracing::instrument(level = "debug", skip_all, fields(tenant = self.tenant.0))]
     pub fn finish_capture(&mut self) -> Result<CapturedGraph, LaunchError> {
         let Capture { origin, thread } = self.capturing.ok_or(LaunchError::NotCapturing)?;
         if thread != thread::current().id() {
