@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use smidgen::kernels::abi::ElasticProbeArgs;
-use smidgen::models::ModelSource;
+use smidgen::models::{Direct, ModelSource};
 use smidgen_runtime::device::{Buffer, Device, DevicePtr, Event, Priority, Sms, Topology};
 use smidgen_runtime::launch::grant::Grant;
 use smidgen_runtime::launch::{
@@ -142,7 +142,7 @@ fn bert_base(device: &Arc<dyn Device>, moved: &[&str]) -> Result<(Duration, Dura
     let other = Placement { partition: device.create_partition(all)?, ..whole };
     let (plans, mut session) = session(device, whole, std::iter::empty())?;
     let source = ModelSource::find("bert-base")?;
-    let mut workload = source.workload(&mut session, 8, 128)?;
+    let mut workload = source.workload(&mut session, &mut Direct, 8, 128)?;
     session.forget_counts();
     workload.enqueue(&mut session)?;
     let keys: Vec<KernelKey> = session.seen().iter().filter(|seen| seen.launches > 0).map(|seen| seen.key).collect();

@@ -11,7 +11,7 @@ use serde_json::json;
 use smidgen::config::ModelConfig;
 use smidgen::generate::{Continue, Sampling};
 use smidgen::kernels::attention::PAGE_TOKENS;
-use smidgen::models::{BuildError, Decoder, LogitRows, ModelSource, Prompts, Solo, SoloBatch, SoloError, Work};
+use smidgen::models::{BuildError, Decoder, Direct, LogitRows, ModelSource, Prompts, Solo, SoloBatch, SoloError, Work};
 use smidgen::serve::batching::{Batching, Limits, Output, Request, RequestId};
 use smidgen::weights::{LayerParameter, Parameter, Weights};
 use smidgen_runtime::device::Device;
@@ -124,7 +124,7 @@ fn every_encoder_and_vision_preset_is_a_workload() {
         let memory_bytes = source.memory_bytes(3, 77).unwrap();
         let spec = TenantSpec { name: name.into(), class: Class::Throughput, slo: None, memory_bytes };
         let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-        source.workload(&mut session, 3, 77).unwrap().enqueue(&mut session).unwrap();
+        source.workload(&mut session, &mut Direct, 3, 77).unwrap().enqueue(&mut session).unwrap();
     }
 }
 
@@ -134,7 +134,7 @@ fn launches_of_step(model: &str, rows: u32, kernel: &str) -> u32 {
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: model.into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-    let mut workload = source.workload(&mut session, rows, 20).unwrap();
+    let mut workload = source.workload(&mut session, &mut Direct, rows, 20).unwrap();
     session.forget_counts();
     workload.enqueue(&mut session).unwrap();
     session.seen().iter().filter(|seen| seen.key.name().starts_with(kernel)).map(|seen| seen.launches).sum()
@@ -217,7 +217,7 @@ fn prompts_that_a_batch_has_no_room_for_are_refused_before_anything_is_launched(
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "llama".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-    let decoder = Decoder::new(config, &weights, &mut session).unwrap();
+    let decoder = Decoder::new(config, &weights, &mut session, &mut Direct).unwrap();
     let mut prefill = |sequences: &[Vec<u32>], wanted| {
         let batch = decoder.batch(&session, 2, 4, 6, LogitRows::Last).unwrap();
         let prompts = Prompts::new(&session, sequences).map_err(|error| error.to_string())?;
@@ -254,8 +254,8 @@ fn a_decode_step_reaches_beyond_the_sliding_window_to_the_last_position() {
     let runtime = Runtime::new(device(), Box::new(Exclusive), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "mistral".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
-    source.workload(&mut session, 2, 191).unwrap();
-    let Err(error) = source.workload(&mut session, 2, 192) else { panic!("a step beyond the last position was accepted") };
+    source.workload(&mut session, &mut Direct, 2, 191).unwrap();
+    let Err(error) = source.workload(&mut session, &mut Direct, 2, 192) else { panic!("a step beyond the last position was accepted") };
     assert!(matches!(error, BuildError::TooLong { asked: 193, limit: 192, .. }), "{error}");
 }
 
@@ -290,7 +290,7 @@ fn requests_are_served_on_while_tenants_come_and_go() {
     let runtime = Runtime::new(device(), Box::new(StaticEqual), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "served".into(), class: Class::Throughput, slo: None, memory_bytes: 0 };
     let session = runtime.session(runtime.admit(spec.clone()).unwrap()).unwrap();
-    let mut batching = Batching::new(source.slots(session, limits).unwrap()).unwrap();
+    let mut batching = Batching::new(source.slots(session, &mut Direct, limits).unwrap()).unwrap();
     let max_tokens = NonZeroUsize::new(20).unwrap();
     for _ in 0..4 {
         let request = Request { prompt: vec![1, 2], max_tokens, sampling: Sampling::GREEDY, seed: 0, stop_tokens: [].into() };

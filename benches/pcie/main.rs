@@ -181,9 +181,9 @@ impl Bert {
         let ModelConfig::Encoder(config) = presets::BERT_BASE else { bail!("BERT-base is an encoder") };
         let memory_bytes = Encoder::memory_bytes(&config, BATCH, SEQUENCE);
         let tenant = runtime.admit(TenantSpec { name: "bert-base".to_owned(), class: Class::Latency, slo: None, memory_bytes })?;
-        let (mut session, uploader) = (runtime.session(tenant)?, runtime.uploader(tenant)?);
+        let (mut session, mut uploader) = (runtime.session(tenant)?, runtime.uploader(tenant)?);
         let weights = Weights::random(ModelConfig::Encoder(config.clone()), 1);
-        let model = Encoder::new(&config, &weights, &mut session)?;
+        let model = Encoder::new(&config, &weights, &mut session, &mut uploader)?;
         let ids: Vec<u32> = (0..BATCH * SEQUENCE).map(|at| at * 7919 % config.vocab as u32).collect();
         let sequences: Vec<Vec<u32>> = ids.chunks(SEQUENCE as usize).map(<[u32]>::to_vec).collect();
         let batch = model.batch(&session, &sequences)?;

@@ -10,7 +10,7 @@ use smidgen::colocate::profiles;
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::fatbin::BUILD_HASH;
-use smidgen::models::{DecoderPhase, ModelSource};
+use smidgen::models::{DecoderPhase, Direct, ModelSource};
 use smidgen::serve::Workload;
 use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
@@ -136,8 +136,8 @@ fn record(device: &Arc<dyn Device>, model: &str, phase: DecoderPhase, batch: u32
     let tenant = runtime.admit(TenantSpec { name: model.to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
     let mut session = runtime.session(tenant)?;
     let mut workload = match phase {
-        DecoderPhase::Decode => source.workload(&mut session, batch, seq),
-        DecoderPhase::Prefill => source.prefill(&mut session, batch, seq),
+        DecoderPhase::Decode => source.workload(&mut session, &mut Direct, batch, seq),
+        DecoderPhase::Prefill => source.prefill(&mut session, &mut Direct, batch, seq),
     }?;
     session.start_recording();
     workload.enqueue(&mut session)?;

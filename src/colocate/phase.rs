@@ -212,13 +212,15 @@ fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) 
     // A stream's rate is of requests, and its objective of tokens.
     runtime.expect_rate(id, tenant.rate.filter(|_| tenant.stream.is_none()))?;
     let mut session = runtime.session(id)?;
+    // Whoever is served meanwhile must not wait for a whole model.
+    let mut uploader = runtime.uploader(id)?;
     session.set_grids(sharing.grids());
     if sharing.is_eager() {
         session.launch_eagerly();
     }
     let (kernels, prepared) = match tenant.stream {
         Some(stream) => {
-            let mut slots = source.slots(session, limits(tenant, stream)).map_err(build)?;
+            let mut slots = source.slots(session, &mut uploader, limits(tenant, stream)).map_err(build)?;
             slots.session().forget_counts();
             slots.run_idle_step().map_err(build)?;
             let vocab = source.config().vocab() as u32;
@@ -227,8 +229,8 @@ fn prepare<'a>(runtime: &'a Runtime, tenant: &TenantRequest, sharing: &Sharing) 
         }
         None => {
             let workload = match tenant.phase {
-                DecoderPhase::Decode => source.workload(&mut session, tenant.batch, tenant.seq),
-                DecoderPhase::Prefill => source.prefill(&mut session, tenant.batch, tenant.seq),
+                DecoderPhase::Decode => source.workload(&mut session, &mut uploader, tenant.batch, tenant.seq),
+                DecoderPhase::Prefill => source.prefill(&mut session, &mut uploader, tenant.batch, tenant.seq),
             };
             let mut workload = workload.map_err(build)?;
             session.forget_counts();
@@ -342,5 +344,43 @@ impl PhaseError {
 
     pub(super) fn launch(tenant: &TenantRequest, source: LaunchError) -> Self {
         Self::Launch { tenant: tenant.name.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+    use std::path::Path;
+
+    use smidgen_runtime::device::sim::SimConfig;
+    use smidgen_runtime::policy::DefaultSharing;
+    use smidgen_runtime::transfer::TransferConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_tenant_s_checkpoint_is_loaded_no_faster_than_throughput_tenants_may_copy() {
+        let requests = [("bert", "batch=1,seq=16"), ("vit", "batch=1"), ("llama-tied", "batch=1,seq=16,phase=prefill")];
+        for (model, request) in requests.into_iter().chain([("llama-tied", "batch=1,prompt=8,generate=4")]) {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
+            let runtime = Runtime::new(SimDevice::new(SimConfig::h200()), Box::new(DefaultSharing), Arc::new(ProfileStore::default()));
+            let runtime = runtime.with_transfers(TransferConfig { chunk_bytes: 1024, in_flight: 1 });
+            let tenant: TenantRequest = format!("a={},{request}", dir.display()).parse().unwrap();
+            assert_eq!(tenant.class, Class::Throughput);
+            let time_to_prepare = || {
+                let before = runtime.device().now();
+                prepare(&runtime, &tenant, &"default-sharing".parse().unwrap()).unwrap();
+                (runtime.device().now() - before).as_secs_f64()
+            };
+            // The file has f32, the device f16; a part of the file is its header.
+            let bytes = std::fs::metadata(dir.join("model.safetensors")).unwrap().len() as f64 / 2.0;
+            let rate = NonZeroU64::new(1_000_000).unwrap();
+            let least = 0.8 * bytes / rate.get() as f64;
+            let took = time_to_prepare();
+            assert!(took < least, "{model} took {took} s without a rate");
+            runtime.transfers().set_throughput_rate(Some(rate));
+            let took = time_to_prepare();
+            assert!(took > least, "{model},{request} took {took} s at 1 MB/s, {least} s at least");
+        }
     }
 }

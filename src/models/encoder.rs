@@ -6,9 +6,9 @@
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::BuildError;
 use super::deberta::{Convolution, ConvolutionBatch, PositionTerms, RelativePositions, headwise_qkv};
 use super::tensors::{Loader, ptr, upload_u32};
+use super::{BuildError, BulkCopy};
 use crate::config::{Activation, EncoderConfig, EncoderFamily};
 use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
@@ -76,13 +76,13 @@ pub struct EncoderBatch {
 }
 
 impl Encoder {
-    /// Puts the weights on the device.
+    /// Puts the weights on the device; `bulk` copies them where they are read from a checkpoint.
     ///
     /// # Errors
     /// The first parameter that is missing or misshapen; an activation that there is no kernel for; what the device says.
-    pub fn new(config: &EncoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+    pub fn new(config: &EncoderConfig, weights: &Weights, session: &mut Session, bulk: &mut dyn BulkCopy) -> Result<Self, BuildError> {
         let activation = feed_forward(config.activation)?;
-        let mut loader = Loader::new(weights, session);
+        let mut loader = Loader::new(weights, session, bulk);
         let relative = config.relative.as_ref().map(|relative| RelativePositions::load(&mut loader, config, relative)).transpose()?;
         let convolution = config.convolution.as_ref().map(|convolution| Convolution::load(&mut loader, config, convolution)).transpose()?;
         Ok(Self {

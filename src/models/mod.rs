@@ -4,6 +4,7 @@
 //! [`Vision`] hold its weights and the buffers of one batch. Batches are ragged: the tokens of all sequences are the rows of one matrix, and two short arrays
 //! say where each sequence starts and how long it is, so that nothing is computed for padding.
 
+mod bulk;
 mod deberta;
 mod decoder;
 mod encoder;
@@ -22,6 +23,7 @@ use crate::serve::Workload;
 use crate::serve::batching::Limits;
 use crate::weights::{Weights, WeightsError};
 
+pub use bulk::{BulkCopy, Direct};
 pub use decoder::{Decoder, DecoderBatch, LogitRows, Prompts, SlotBatch};
 pub use encoder::{Encoder, EncoderBatch};
 pub use phase::{DecoderPhase, UnknownPhase};
@@ -107,23 +109,23 @@ impl ModelSource {
 
     /// One kind of request: a forward pass of `batch` sequences of `seq` tokens for an encoder; for a decoder one step of `batch` sequences whose
     /// caches hold `seq` tokens, ending with a sampled token; for a vision model a forward pass of `batch` images, each of which has as many tokens as
-    /// it has patches and a class, whatever `seq` says.
+    /// it has patches and a class, whatever `seq` says. `bulk` copies weights and images.
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
     #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
-    pub fn workload(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
+    pub fn workload(&self, session: &mut Session, bulk: &mut dyn BulkCopy, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
         match self.config() {
             ModelConfig::Encoder(config) => {
                 self.check_length(seq)?;
-                workload::encoder(config, &self.weights, session, batch, seq)
+                workload::encoder(config, &self.weights, session, bulk, batch, seq)
             }
             ModelConfig::Decoder(config) => {
                 // The token of the step comes after those in the cache.
                 self.check_length(seq.saturating_add(1))?;
-                workload::decoder(config, &self.weights, session, batch, seq)
+                workload::decoder(config, &self.weights, session, bulk, batch, seq)
             }
-            ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, batch),
+            ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, bulk, batch),
         }
     }
 
@@ -136,14 +138,15 @@ impl ModelSource {
         Ok(Decoder::prefill_memory_bytes(self.prefilled()?, batch, seq))
     }
 
-    /// Requests that are prefills of a decoder: whole prompts of `seq` tokens, `batch` of them as the rows of one matrix, to the first token drawn.
+    /// Requests that are prefills of a decoder: whole prompts of `seq` tokens, `batch` of them as the rows of one matrix, to the first token drawn. `bulk` copies
+    /// the weights.
     ///
     /// # Errors
     /// As [`prefill_memory_bytes`](Self::prefill_memory_bytes); what is wrong with the weights, or what the device says.
     #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
-    pub fn prefill(&self, session: &mut Session, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
+    pub fn prefill(&self, session: &mut Session, bulk: &mut dyn BulkCopy, batch: u32, seq: u32) -> Result<Box<dyn Workload>, BuildError> {
         self.check_length(seq)?;
-        workload::prefill(self.prefilled()?, &self.weights, session, batch, seq)
+        workload::prefill(self.prefilled()?, &self.weights, session, bulk, batch, seq)
     }
 
     /// Device memory that the weights and the cache of a decoder's slots will take, bytes.
@@ -155,13 +158,13 @@ impl ModelSource {
         Ok(Decoder::serving_memory_bytes(self.decoder()?, limits))
     }
 
-    /// The slots of a decoder that serves requests by continuous batching. It takes the session over.
+    /// The slots of a decoder that serves requests by continuous batching. It takes the session over; `bulk` copies the weights.
     ///
     /// # Errors
     /// What is wrong with the weights, or what the device says.
     #[tracing::instrument(level = "debug", name = "load model", skip_all, fields(model = self.name))]
-    pub fn slots(&self, mut session: Session, limits: Limits) -> Result<SlotBatch, BuildError> {
-        let decoder = Decoder::new(self.decoder()?, &self.weights, &mut session)?;
+    pub fn slots(&self, mut session: Session, bulk: &mut dyn BulkCopy, limits: Limits) -> Result<SlotBatch, BuildError> {
+        let decoder = Decoder::new(self.decoder()?, &self.weights, &mut session, bulk)?;
         SlotBatch::new(decoder, session, limits)
     }
 

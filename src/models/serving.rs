@@ -7,7 +7,7 @@ use smidgen_runtime::Runtime;
 use smidgen_runtime::device::Device;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
-use super::{BuildError, Decoder, ModelSource, SlotBatch, SoloError, solo};
+use super::{BuildError, Decoder, Direct, ModelSource, SlotBatch, SoloError, solo};
 use crate::config::ModelConfig;
 use crate::serve::batching::{Executor, Limits, StepPlan};
 
@@ -34,7 +34,7 @@ impl SoloBatch {
         let memory_bytes = Decoder::serving_memory_bytes(config, limits);
         let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;
-        let decoder = Decoder::new(config, source.weights(), &mut session)?;
+        let decoder = Decoder::new(config, source.weights(), &mut session, &mut Direct)?;
         let mut batch = SlotBatch::new(decoder, session, limits)?;
         batch.prepare()?;
         Ok(Self { batch, _runtime: runtime })

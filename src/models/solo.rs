@@ -11,7 +11,7 @@ use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 use super::decoder::{LogitRows, sample_params};
-use super::{BuildError, Decoder, DecoderBatch, Encoder, ModelSource, Prompts, Vision};
+use super::{BuildError, Decoder, DecoderBatch, Direct, Encoder, ModelSource, Prompts, Vision};
 use crate::config::ModelConfig;
 use crate::generate::{Continue, Sampling};
 use crate::kernels::pooling::MeanPool;
@@ -141,9 +141,9 @@ impl Solo {
         let tenant = runtime.admit(TenantSpec { name: source.name().to_owned(), class: Class::Throughput, slo: None, memory_bytes })?;
         let mut session = runtime.session(tenant)?;
         let model = match source.config() {
-            ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session)?),
-            ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session)?),
-            ModelConfig::Vision(config) => Model::Vision(Vision::new(config, source.weights(), &mut session)?),
+            ModelConfig::Encoder(config) => Model::Encoder(Encoder::new(config, source.weights(), &mut session, &mut Direct)?),
+            ModelConfig::Decoder(config) => Model::Decoder(Decoder::new(config, source.weights(), &mut session, &mut Direct)?),
+            ModelConfig::Vision(config) => Model::Vision(Vision::new(config, source.weights(), &mut session, &mut Direct)?),
         };
         Ok(Self { model, session, runtime })
     }
@@ -210,8 +210,8 @@ impl Solo {
         let Model::Vision(vision) = &self.model else { return Err(self.wrong_kind()) };
         let mut output = Vec::new();
         for part in images.chunks(MAX_IMAGES) {
-            let batch = vision.batch(&self.session, part.len() as u32)?;
-            batch.show(&self.session, &part.concat())?;
+            let batch = vision.batch(&mut self.session, &mut Direct, part.len() as u32)?;
+            batch.show(&mut self.session, &mut Direct, &part.concat())?;
             vision.forward(&mut self.session, &batch).map_err(BuildError::from)?;
             let (ptr, elements) = vision.output(&batch);
             let values = self.download_halves(ptr, elements)?;

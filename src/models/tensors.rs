@@ -3,8 +3,9 @@
 use half::f16;
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::Session;
+use smidgen_runtime::transfer::After;
 
-use super::BuildError;
+use super::{BuildError, BulkCopy};
 use crate::kernels::random::{Distribution, RandomWeights};
 use crate::weights::{self, Parameter, Role, Weights};
 
@@ -12,11 +13,12 @@ use crate::weights::{self, Parameter, Role, Weights};
 pub(super) struct Loader<'a> {
     weights: &'a Weights,
     session: &'a mut Session,
+    bulk: &'a mut dyn BulkCopy,
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(weights: &'a Weights, session: &'a mut Session) -> Self {
-        Self { weights, session }
+    pub(super) fn new(weights: &'a Weights, session: &'a mut Session, bulk: &'a mut dyn BulkCopy) -> Self {
+        Self { weights, session, bulk }
     }
 
     /// The parameters on the host.
@@ -132,19 +134,31 @@ impl<'a> Loader<'a> {
         Ok(self.session.launch(&RandomWeights { rows, columns, stride, distribution, y })?)
     }
 
-    pub(super) fn upload(&self, values: &[f16]) -> Result<Buffer, BuildError> {
+    pub(super) fn upload(&mut self, values: &[f16]) -> Result<Buffer, BuildError> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        upload(self.session, &bytes)
+        self.upload_bytes(&bytes)
     }
 
     /// [`upload`] for floats.
-    pub(super) fn upload_f32(&self, values: &[f32]) -> Result<Buffer, BuildError> {
+    pub(super) fn upload_f32(&mut self, values: &[f32]) -> Result<Buffer, BuildError> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        upload(self.session, &bytes)
+        self.upload_bytes(&bytes)
+    }
+
+    fn upload_bytes(&mut self, bytes: &[u8]) -> Result<Buffer, BuildError> {
+        upload_bulk(self.session, self.bulk, bytes)
     }
 }
 
-/// A buffer holding `bytes`, filled after everything the session launched so far.
+/// A buffer holding `bytes`, many of them, which launches from here on wait for.
+pub(super) fn upload_bulk(session: &mut Session, bulk: &mut dyn BulkCopy, bytes: &[u8]) -> Result<Buffer, BuildError> {
+    let buffer = Buffer::new(session.device(), bytes.len() as u64)?;
+    // No launch knows the buffer yet. After launches, each parameter would wait for the one before it to arrive.
+    bulk.copy(session, buffer.ptr(), bytes, After::Nothing)?;
+    Ok(buffer)
+}
+
+/// A buffer holding `bytes`, a few, filled after everything the session launched so far.
 pub(super) fn upload(session: &Session, bytes: &[u8]) -> Result<Buffer, BuildError> {
     let buffer = Buffer::new(session.device(), bytes.len() as u64)?;
     session.device().upload(session.stream(), buffer.ptr(), bytes)?;
@@ -163,4 +177,38 @@ pub(super) fn bytes_of_u32(values: &[u32]) -> Vec<u8> {
 /// The address of an optional buffer, null if there is none.
 pub(super) fn ptr(buffer: Option<&Buffer>) -> DevicePtr {
     buffer.map_or(DevicePtr::NULL, Buffer::ptr)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use smidgen_runtime::Runtime;
+    use smidgen_runtime::device::sim::{SimConfig, SimDevice};
+    use smidgen_runtime::policy::Exclusive;
+    use smidgen_runtime::profile::ProfileStore;
+    use smidgen_runtime::tenant::{Class, TenantSpec};
+    use smidgen_runtime::transfer::TransferConfig;
+
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_parameter_arrives_in_its_place_whatever_the_tenant_s_class() {
+        let weights = Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied")).unwrap();
+        let parameter = Parameter::TokenEmbedding;
+        let expected: Vec<u8> = weights.f16(parameter).unwrap().iter().flat_map(|value| value.to_le_bytes()).collect();
+        let runtime = Runtime::new(SimDevice::new(SimConfig::h200()), Box::new(Exclusive), Arc::new(ProfileStore::default()));
+        // The simulator keeps writes of 4 KiB at most, and the last piece is a short one.
+        let runtime = runtime.with_transfers(TransferConfig { chunk_bytes: 4000, in_flight: 2 });
+        assert!(expected.len() > 3 * 4000 && !expected.len().is_multiple_of(4000));
+        for class in [Class::Throughput, Class::Latency] {
+            let tenant = runtime.admit(TenantSpec { name: "llama".into(), class, slo: None, memory_bytes: 0 }).unwrap();
+            let (mut session, mut uploader) = (runtime.session(tenant).unwrap(), runtime.uploader(tenant).unwrap());
+            let buffer = Loader::new(&weights, &mut session, &mut uploader).load(parameter).unwrap();
+            let mut read = vec![0; expected.len()];
+            session.device().download(session.stream(), buffer.ptr(), &mut read).unwrap();
+            assert!(read == expected, "{class:?}");
+        }
+    }
 }

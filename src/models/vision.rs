@@ -5,10 +5,11 @@
 use half::f16;
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
+use smidgen_runtime::transfer::After;
 
-use super::BuildError;
 use super::encoder::{Linear, NormWeights, feed_forward};
-use super::tensors::{Loader, upload, upload_u32};
+use super::tensors::{Loader, upload_bulk, upload_u32};
+use super::{BuildError, BulkCopy};
 use crate::config::VisionConfig;
 use crate::kernels::attention::{AttentionPrefill, Heads};
 use crate::kernels::gemm::{Epilogue, Gemm, Residual};
@@ -75,13 +76,13 @@ fn patch_stride(config: &VisionConfig) -> usize {
 }
 
 impl Vision {
-    /// Puts the weights on the device.
+    /// Puts the weights on the device; `bulk` copies them where they are read from a checkpoint.
     ///
     /// # Errors
     /// The first parameter that is missing or misshapen; an activation that there is no kernel for; what the device says.
-    pub fn new(config: &VisionConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
+    pub fn new(config: &VisionConfig, weights: &Weights, session: &mut Session, bulk: &mut dyn BulkCopy) -> Result<Self, BuildError> {
         let activation = feed_forward(config.activation)?;
-        let mut loader = Loader::new(weights, session);
+        let mut loader = Loader::new(weights, session, bulk);
         let projection = weights.f16(Parameter::PatchWeight)?;
         let gap = vec![f16::ZERO; patch_stride(config) - config.patch_elements()];
         let padded: Vec<f16> = projection.chunks_exact(config.patch_elements()).flat_map(|row| row.iter().chain(&gap)).copied().collect();
@@ -113,20 +114,21 @@ impl Vision {
     ///
     /// # Errors
     /// What the device says.
-    pub fn batch(&self, session: &Session, images: u32) -> Result<VisionBatch, BuildError> {
+    pub fn batch(&self, session: &mut Session, bulk: &mut dyn BulkCopy, images: u32) -> Result<VisionBatch, BuildError> {
         let config = &self.config;
         let tokens = config.tokens() as u32;
         let rows = images * tokens;
+        let image: Vec<u8> = self.added.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let added = upload_bulk(session, bulk, &image.repeat(images as usize))?;
         let room = |rows: u32, columns: usize| Buffer::new(session.device(), u64::from(rows) * columns as u64 * 2);
         let classified = || Ok::<_, BuildError>([room(images, config.hidden)?, room(images, config.classes)?]);
-        let image: Vec<u8> = self.added.iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(VisionBatch {
             images,
             image_pixels: config.pixels(),
             rows,
             pixels: room(images, config.pixels())?,
             patches: room(rows, patch_stride(config))?,
-            added: upload(session, &image.repeat(images as usize))?,
+            added,
             starts: upload_u32(session, &(0..images).map(|image| image * tokens).collect::<Vec<_>>())?,
             lengths: upload_u32(session, &vec![tokens; images as usize])?,
             x: room(rows, config.hidden)?,
@@ -218,12 +220,13 @@ impl VisionBatch {
     ///
     /// # Errors
     /// [`BuildError::Unsupported`] for pixels that are not those of as many images; what the device says.
-    pub fn show(&self, session: &Session, pixels: &[f32]) -> Result<(), BuildError> {
+    pub fn show(&self, session: &mut Session, bulk: &mut dyn BulkCopy, pixels: &[f32]) -> Result<(), BuildError> {
         if pixels.len() != self.images as usize * self.image_pixels {
             return Err(BuildError::Unsupported("the pixels are not those of a batch's images; make them with an `ImageProcessor`"));
         }
         let bytes: Vec<u8> = pixels.iter().flat_map(|&pixel| f16::from_f32(pixel).to_le_bytes()).collect();
-        Ok(session.device().upload(session.stream(), self.pixels.ptr(), &bytes)?)
+        // A forward pass under way may read the images before these.
+        Ok(bulk.copy(session, self.pixels.ptr(), &bytes, After::Launches)?)
     }
 }
 

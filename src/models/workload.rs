@@ -3,7 +3,7 @@
 use smidgen_runtime::launch::{LaunchError, Session};
 
 use super::decoder::LogitRows;
-use super::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, Prompts, Vision, VisionBatch};
+use super::{BuildError, BulkCopy, Decoder, DecoderBatch, Encoder, EncoderBatch, Prompts, Vision, VisionBatch};
 use crate::config::{DecoderConfig, EncoderConfig, VisionConfig};
 use crate::serve::Workload;
 use crate::weights::Weights;
@@ -67,10 +67,11 @@ pub(super) fn encoder(
     config: &EncoderConfig,
     weights: &Weights,
     session: &mut Session,
+    bulk: &mut dyn BulkCopy,
     batch: u32,
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Encoder::new(config, weights, session)?;
+    let model = Encoder::new(config, weights, session, bulk)?;
     let batch = model.batch(session, &sequences(batch, seq, config.vocab))?;
     Ok(Box::new(EncoderWorkload { model, batch }))
 }
@@ -79,10 +80,11 @@ pub(super) fn decoder(
     config: &DecoderConfig,
     weights: &Weights,
     session: &mut Session,
+    bulk: &mut dyn BulkCopy,
     batch: u32,
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Decoder::new(config, weights, session)?;
+    let model = Decoder::new(config, weights, session, bulk)?;
     let sequences = model.batch(session, batch, seq + 1, batch, LogitRows::Last)?;
     sequences.stand_at(session, &vec![seq; batch as usize])?;
     Ok(Box::new(DecodeWorkload { model, batch: sequences }))
@@ -92,10 +94,11 @@ pub(super) fn prefill(
     config: &DecoderConfig,
     weights: &Weights,
     session: &mut Session,
+    bulk: &mut dyn BulkCopy,
     batch: u32,
     seq: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Decoder::new(config, weights, session)?;
+    let model = Decoder::new(config, weights, session, bulk)?;
     let prompts = Prompts::new(session, &sequences(batch, seq, config.vocab))?;
     let batch = model.batch(session, batch, seq, batch * seq, LogitRows::Last)?;
     Ok(Box::new(PrefillWorkload { model, batch, prompts }))
@@ -105,13 +108,14 @@ pub(super) fn vision(
     config: &VisionConfig,
     weights: &Weights,
     session: &mut Session,
+    bulk: &mut dyn BulkCopy,
     images: u32,
 ) -> Result<Box<dyn Workload>, BuildError> {
-    let model = Vision::new(config, weights, session)?;
-    let batch = model.batch(session, images)?;
+    let model = Vision::new(config, weights, session, bulk)?;
+    let batch = model.batch(session, bulk, images)?;
     // Noise from -1 to 1, as normalised pixels are.
     let pixel = |at: usize| (at as u32).wrapping_mul(2_654_435_761) as f32 / 2_147_483_648.0 - 1.0;
     let pixels: Vec<f32> = (0..images as usize * config.pixels()).map(pixel).collect();
-    batch.show(session, &pixels)?;
+    batch.show(session, bulk, &pixels)?;
     Ok(Box::new(VisionWorkload { model, batch }))
 }

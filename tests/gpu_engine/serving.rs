@@ -69,9 +69,11 @@ fn serve_while(
     let device = device();
     let runtime = Runtime::new(device, Box::new(policy), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "decoder".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
-    let mut session = runtime.session(runtime.admit(spec).expect("1 GB of device memory")).expect("an admitted tenant");
+    let tenant = runtime.admit(spec).expect("1 GB of device memory");
+    let mut session = runtime.session(tenant).expect("an admitted tenant");
+    let mut uploader = runtime.uploader(tenant).expect("an admitted tenant");
     let ModelConfig::Decoder(config) = weights.config() else { panic!("a decoder") };
-    let decoder = Decoder::new(config, weights, &mut session).expect("a small model fits");
+    let decoder = Decoder::new(config, weights, &mut session, &mut uploader).expect("a small model fits");
     let mut slots = SlotBatch::new(decoder, session, limits).expect("a small cache fits");
     // Also steps that were captured as they came must compute what prepared ones do.
     if apart > 0 {

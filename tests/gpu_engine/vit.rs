@@ -114,13 +114,15 @@ fn two_layers(preset: ModelConfig) -> (VisionConfig, Weights) {
 fn logits(policy: impl Policy + 'static, config: &VisionConfig, weights: &Weights, pixels: &[f32]) -> Vec<u8> {
     let runtime = Runtime::new(device(), Box::new(policy), Arc::new(ProfileStore::default()));
     let spec = TenantSpec { name: "vit".into(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
-    let mut session = runtime.session(runtime.admit(spec).expect("1 GB of device memory")).expect("an admitted tenant");
-    let model = Vision::new(config, weights, &mut session).expect("a small model fits");
-    let batch = model.batch(&session, (pixels.len() / config.pixels()) as u32).expect("a small batch fits");
+    let tenant = runtime.admit(spec).expect("1 GB of device memory");
+    let mut session = runtime.session(tenant).expect("an admitted tenant");
+    let mut uploader = runtime.uploader(tenant).expect("an admitted tenant");
+    let model = Vision::new(config, weights, &mut session, &mut uploader).expect("a small model fits");
+    let batch = model.batch(&mut session, &mut uploader, (pixels.len() / config.pixels()) as u32).expect("a small batch fits");
     let (ptr, elements) = model.output(&batch);
     let device = Arc::clone(session.device());
     device.fill(session.stream(), ptr, 0xff, elements as u64 * 2).expect("a fill");
-    batch.show(&session, pixels).expect("pixels");
+    batch.show(&mut session, &mut uploader, pixels).expect("pixels");
     model.forward(&mut session, &batch).expect("a forward pass");
     let mut bytes = vec![0; elements * 2];
     device.download(session.stream(), ptr, &mut bytes).expect("a download");

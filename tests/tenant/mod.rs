@@ -10,6 +10,7 @@ use smidgen_runtime::launch::{CapturedGraph, LaunchError, Session, Walls, WorkId
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
+use smidgen_runtime::transfer::Uploader;
 
 /// Every tenant in one partition of these TPCs, with grids of its size, behind all walls.
 pub struct OnTheFirst(pub TpcSet);
@@ -63,7 +64,8 @@ impl Tenant {
         let spec = TenantSpec { name: name.to_owned(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
         let id = runtime.admit(spec).expect("1 GB of device memory");
         let mut session = runtime.session(id).expect("an admitted tenant");
-        let model = Model::new(weights, sequences, &mut session).expect("a small model fits");
+        let mut uploader = runtime.uploader(id).expect("an admitted tenant");
+        let model = Model::new(weights, sequences, &mut session, &mut uploader).expect("a small model fits");
         Self { id, session, model }
     }
 
@@ -142,15 +144,15 @@ impl Tenant {
 }
 
 impl Model {
-    fn new(weights: &Weights, sequences: &[Vec<u32>], session: &mut Session) -> Result<Self, BuildError> {
+    fn new(weights: &Weights, sequences: &[Vec<u32>], session: &mut Session, uploader: &mut Uploader) -> Result<Self, BuildError> {
         Ok(match weights.config() {
             ModelConfig::Encoder(config) => {
-                let encoder = Encoder::new(config, weights, session)?;
+                let encoder = Encoder::new(config, weights, session, uploader)?;
                 let batch = encoder.batch(session, sequences)?;
                 Self::Encoder(Box::new(encoder), batch)
             }
             ModelConfig::Decoder(config) => {
-                let decoder = Decoder::new(config, weights, session)?;
+                let decoder = Decoder::new(config, weights, session, uploader)?;
                 let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
                 let capacity = lengths.iter().copied().max().unwrap_or(0) + 1;
                 let batch = decoder.batch(session, lengths.len() as u32, capacity, lengths.iter().sum(), LogitRows::Last)?;

@@ -1,7 +1,7 @@
 //! Lines 7 to 10: whole forward passes and decode steps, with random weights, as CUDA graphs.
 
 use anyhow::Result;
-use smidgen::models::ModelSource;
+use smidgen::models::{Direct, ModelSource};
 use smidgen::serve::Workload;
 
 use super::Bandwidth;
@@ -27,7 +27,7 @@ impl Pass {
     fn new(bench: &Bench, model: &str, sms: u16, batch: u32, length: u32) -> Result<Self> {
         let source = ModelSource::find(model)?;
         let mut lane = bench.lane(sms)?;
-        let mut workload = source.workload(&mut lane.session, batch, length)?;
+        let mut workload = source.workload(&mut lane.session, &mut Direct, batch, length)?;
         let replay = lane.replay(1, |session, _| workload.enqueue(session))?;
         Ok(Self { lane, replay, _workload: workload })
     }

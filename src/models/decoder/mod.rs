@@ -20,8 +20,8 @@ use half::f16;
 use smidgen_runtime::device::{Buffer, DevicePtr};
 use smidgen_runtime::launch::{LaunchError, Session};
 
-use super::BuildError;
 use super::tensors::{Loader, ptr};
+use super::{BuildError, BulkCopy};
 use crate::config::{Activation, DecoderConfig, DecoderNorm, Positions};
 use crate::kernels::attention::{AttentionDecode, AttentionPrefill, CacheWrite, Heads, PAGE_TOKENS, Rotary};
 use crate::kernels::embedding::{Embed, EmbedNorm, PositionTable};
@@ -110,12 +110,12 @@ enum KeysFrom {
 }
 
 impl Decoder {
-    /// Puts the weights on the device.
+    /// Puts the weights on the device; `bulk` copies them where they are read from a checkpoint.
     ///
     /// # Errors
     /// The first parameter that is missing or misshapen; a variant that there is no kernel for; what the device says.
-    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session) -> Result<Self, BuildError> {
-        let mut loader = Loader::new(weights, session);
+    pub fn new(config: &DecoderConfig, weights: &Weights, session: &mut Session, bulk: &mut dyn BulkCopy) -> Result<Self, BuildError> {
+        let mut loader = Loader::new(weights, session, bulk);
         let (positions, inverse_frequencies) = match config.positions {
             Positions::Learned => (Some(loader.load(Parameter::PositionEmbedding)?), None),
             Positions::Rotary(rope) => (None, Some(loader.upload_f32(&rope.inverse_frequencies(config.head_dim))?)),
