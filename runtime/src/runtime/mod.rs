@@ -192,9 +192,12 @@ impl Runtime {
     pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.policy, policy);
-        let adjustments = state.replanner.adjustments();
-        state.policy.adjust(adjustments);
-        self.replan(&mut state).inspect_err(|_| state.policy = before)
+        state.take_in(Event::Changed);
+        self.replan(&mut state).inspect_err(|_| {
+            state.policy = before;
+            let adjustments = state.replanner.adjustments();
+            state.policy.adjust(adjustments);
+        })
     }
 
     /// Puts in force what the policy drafts. After an error the old plan stands.

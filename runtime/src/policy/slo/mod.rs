@@ -25,7 +25,7 @@
 //! replanner corrects it from misses. Power is no part of the model, since profiles do not hold energy. The
 //! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::device::{Priority, Topology};
 use crate::partition::TpcSet;
@@ -128,7 +128,8 @@ impl Slo {
         let latency_us = |us: f64| with_waiting(us * slowdown, tenant.demand.rate);
         let limit_us = tenant.limit.map(|limit| limit.planned_us);
         let forecast = us.map(|us| Forecast { latency_us: latency_us(us), slowdown, limit_us });
-        Decided { id: tenant.demand.id, draft, forecast }
+        let is_ample = tenant.is_latency() && parts.owned[at].len() > parts.needs[at];
+        Decided { id: tenant.demand.id, draft, forecast, is_ample }
     }
 
     fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Rooms {
@@ -168,6 +169,10 @@ impl Policy for Slo {
         self.forecast(topology, tenants).into_iter().map(|(id, forecast)| (id, forecast.slowdown)).collect()
     }
 
+    fn ample(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeSet<TenantId> {
+        self.decide(topology, tenants).into_iter().filter(|decided| decided.is_ample).map(|decided| decided.id).collect()
+    }
+
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         self.decide(topology, tenants).into_iter().map(|decided| (decided.id, decided.draft)).collect()
     }
@@ -177,6 +182,8 @@ struct Decided {
     id: TenantId,
     draft: TenantDraft,
     forecast: Option<Forecast>,
+    /// Whether it is a latency tenant that owns more than it needs.
+    is_ample: bool,
 }
 
 /// Who owns what, by tenant.
