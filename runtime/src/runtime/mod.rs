@@ -319,6 +319,10 @@ impl Runtime {
 impl State {
     /// Lets the policy know what `event` means for plans from here on. Whether it is time to make one.
     fn take_in(&mut self, event: Event<'_>) -> bool {
+        // How tenants fare under plans that no margin is in says nothing of margins.
+        if matches!(event, Event::Window(_)) && !self.policy.adapts() {
+            return false;
+        }
         let adjustments = self.replanner.on(event).filter(|_| self.policy.adapts());
         adjustments.map(|adjustments| self.policy.adjust(adjustments)).is_some()
     }
