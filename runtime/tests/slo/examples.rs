@@ -278,6 +278,19 @@ fn tenants_overlap_where_a_step_of_their_curves_is_out_of_reach_of_a_quarter() {
 }
 
 #[test]
+fn a_forecast_of_tenants_that_overlap_holds_their_waiting_for_each_other() {
+    let request = step_and_flat(132.0);
+    let tenants = [1, 2, 3, 4].map(|id| throughput_tenant(id, &request));
+    // Alone it takes 182 us and its hops, and at most all of that again for each of the others.
+    for predicted in Slo::default().forecast(&h200(), &tenants).values() {
+        assert!((3.0..4.0).contains(&predicted.slowdown), "{predicted:?}");
+        assert!(predicted.latency_us > request_us(&request, 132) * predicted.slowdown, "{predicted:?}");
+    }
+    let apart = without("no-borrow").forecast(&h200(), &tenants);
+    assert!(apart.values().all(|predicted| predicted.slowdown == 1.0), "{apart:?}");
+}
+
+#[test]
 fn tenants_overlap_as_before_beside_one_that_is_idle_or_unknown() {
     let step = |most| [1, 2, 3, 4].map(|id| throughput_tenant(id, &step_and_flat(most)));
     let idle = |ids: &[u32]| {

@@ -81,7 +81,7 @@ pub struct Forecast {
     /// A request's latency, microseconds, the slowdown included. Where requests arrive at a known rate, the 99th percentile with their waiting for each other:
     /// infinite if more arrive than are served.
     pub latency_us: f64,
-    /// How many times longer requests take than on the same SMs alone.
+    /// How many times longer requests take than on the same SMs alone: beside others on other SMs, and among those that overlap on these.
     pub slowdown: f64,
     /// What `latency_us` should be at most: the SLO times the margin, or at a known rate times the margin divided by 0.9.
     pub limit_us: Option<f64>,
@@ -116,7 +116,10 @@ impl Slo {
         if scene.tenants.is_empty() {
             return Vec::new();
         }
-        let parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+        let mut parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+        if self.ablations.no_borrow {
+            parts.windows.clone_from(&parts.owned);
+        }
         (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts)).collect()
     }
 
@@ -124,7 +127,8 @@ impl Slo {
         let rooms = self.rooms(scene, at, parts);
         let (draft, us) = place(scene, at, &rooms);
         let tenant = &scene.tenants[at];
-        let slowdown = scene.slowdown(at, rooms.owned.len());
+        let overlap = tenant.request.as_ref().map_or(1.0, |request| throughput::overlap(scene, request, at, &parts.windows));
+        let slowdown = scene.slowdown(at, rooms.owned.len()) * overlap;
         let latency_us = |us: f64| with_waiting(us * slowdown, tenant.demand.rate);
         let limit_us = tenant.limit.map(|limit| limit.planned_us);
         let forecast = us.map(|us| Forecast { latency_us: latency_us(us), slowdown, limit_us });
