@@ -23,7 +23,7 @@
 //! - Where a policy keeps tenants apart but they outnumber the TPCs, each gets one TPC, in turn, and some share one: the walls
 //!   stand, but around a tenant and its companions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,6 +204,12 @@ pub trait Policy: Send + Sync {
     fn slowdowns(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
         let _ = (topology, tenants);
         BTreeMap::new()
+    }
+
+    /// Tenants that own more under [`plan`](Policy::plan) than their margins ask for ([`Adjustments::margins`]), because nobody else could use it.
+    fn ample(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeSet<TenantId> {
+        let _ = (topology, tenants);
+        BTreeSet::new()
     }
 
     /// A draft with one entry for each tenant. Equal inputs give equal drafts; no tenant gets an empty set.

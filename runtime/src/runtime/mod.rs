@@ -194,9 +194,12 @@ impl Runtime {
     pub fn set_policy(&self, policy: Box<dyn Policy>) -> Result<(), AdmitError> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.policy, policy);
-        let adjustments = state.replanner.adjustments();
-        state.policy.adjust(adjustments);
-        self.replan(&mut state).inspect_err(|_| state.policy = before)
+        state.take_in(Event::Changed);
+        self.replan(&mut state).inspect_err(|_| {
+            state.policy = before;
+            let adjustments = state.replanner.adjustments();
+            state.policy.adjust(adjustments);
+        })
     }
 
     /// Puts in force what the policy drafts. After an error the old plan stands.
@@ -319,6 +322,10 @@ impl Runtime {
 impl State {
     /// Lets the policy know what `event` means for plans from here on. Whether it is time to make one.
     fn take_in(&mut self, event: Event<'_>) -> bool {
+        // How tenants fare under plans that no margin is in says nothing of margins.
+        if matches!(event, Event::Window(_)) && !self.policy.adapts() {
+            return false;
+        }
         let adjustments = self.replanner.on(event).filter(|_| self.policy.adapts());
         adjustments.map(|adjustments| self.policy.adjust(adjustments)).is_some()
     }

@@ -1,7 +1,7 @@
 //! What was seen while tenants were served: kernel times, which correct the profiles that plans are made from, kernels that no profile holds, and the
 //! SMs that each tenant has, for its metrics and the timeline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::device::Sms;
@@ -69,6 +69,7 @@ impl Runtime {
         let replanned = state.policy.needs_profiles();
         state.correct_demands();
         if replanned {
+            state.take_in(Event::Changed);
             self.replan_in_any_case(state)?;
         }
         Ok(Some(DriftReport { kernels, tenants, replanned }))
@@ -127,9 +128,11 @@ impl Runtime {
     pub fn adapt(&self) -> Result<bool, AdmitError> {
         let mut observed = self.telemetry.take_observations();
         let state = &mut *self.state.lock();
+        let ample = self.ample(state);
         for seen in &mut observed {
             if let Some(admitted) = state.tenants.get(&seen.tenant) {
                 (seen.rested, seen.paused) = (admitted.membership.take_rest(), admitted.paused);
+                seen.ample = ample.contains(&seen.tenant);
             }
         }
         if !state.take_in(Event::Window(&observed)) && !state.stale {
@@ -143,6 +146,14 @@ impl Runtime {
             self.replan_if_other(state)
         });
         adapted.inspect_err(|_| state.stale = true)
+    }
+
+    /// The tenants that own more than their margins ask for.
+    fn ample(&self, state: &State) -> BTreeSet<TenantId> {
+        let topology = self.device.topology();
+        // Where there are no regions no plan can be made either, and no margin moves by it.
+        let regions = state.regions(topology).unwrap_or_default().into_iter();
+        regions.flat_map(|(region, demands)| shares::ample_in(&*state.policy, topology, region, &demands)).collect()
     }
 
     /// Puts in force what the policy drafts, if it differs from the plan that is, or that is stale. Whether it differs.

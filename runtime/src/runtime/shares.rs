@@ -4,7 +4,7 @@
 //! GPU and the tenant alone on it, and for all tenants without a share as if the other TPCs were the whole GPU. So no policy knows of shares, and every
 //! policy keeps them. Regions do not move while other tenants come, go or resize.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::device::{CoscheduledGroups, Topology};
 use crate::partition::TpcSet;
@@ -23,6 +23,11 @@ pub(super) fn draft_in(policy: &dyn Policy, topology: &Topology, region: TpcSet,
 /// What `policy` predicts neighbours to cost `tenants` that share `region` of the GPU.
 pub(super) fn slowdowns_in(policy: &dyn Policy, topology: &Topology, region: TpcSet, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
     policy.slowdowns(&Region { topology, tpcs: region.iter().collect() }.as_topology(), tenants)
+}
+
+/// Those of `tenants` that share `region` of the GPU to whom `policy` gives more of it than their margins ask for.
+pub(super) fn ample_in(policy: &dyn Policy, topology: &Topology, region: TpcSet, tenants: &[TenantDemand]) -> BTreeSet<TenantId> {
+    policy.ample(&Region { topology, tpcs: region.iter().collect() }.as_topology(), tenants)
 }
 
 /// `region` with `tpcs` TPCs: cut from its end, or grown by the last of those that are `free`; none if there are not enough of them.

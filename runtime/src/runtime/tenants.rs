@@ -306,6 +306,7 @@ impl Runtime {
         let before = state.tenant(tenant)?;
         let mut changed = before.clone();
         change(state, &mut changed)?;
+        let is_resized = before.share != changed.share;
         let (was, is) = (before.demand(tenant), changed.demand(tenant));
         let differs = was != is || (before.paused, before.share, before.region) != (changed.paused, changed.share, changed.region);
         if !differs && !state.stale {
@@ -315,6 +316,8 @@ impl Runtime {
         // What was learned of it holds at another rate and on other SMs. Otherwise it was learned of another tenant, as it were.
         if (was.class, was.slo, was.kernels) != (is.class, is.slo, is.kernels) {
             state.take_in(Event::Admitted(tenant, is.class, is.slo));
+        } else if differs {
+            state.take_in(if is_resized { Event::Resized(tenant) } else { Event::Changed });
         }
         let before = state.tenants.insert(tenant, changed);
         self.replan(state).inspect_err(|_| {

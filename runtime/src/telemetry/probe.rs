@@ -200,7 +200,7 @@ impl Pulse {
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
         let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
         let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
-        Observation { tenant, requests, missed, close, working, rested: false, paused: false }
+        Observation { tenant, requests, missed, close, working, rested: false, paused: false, ample: false }
     }
 }
 

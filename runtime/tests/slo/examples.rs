@@ -207,6 +207,22 @@ fn latency_tenants_alone_own_the_whole_gpu_between_them() {
 }
 
 #[test]
+fn what_one_latency_tenant_is_better_off_without_goes_to_the_others() {
+    // Slower beyond 32 SMs than its objective allows: its curve is one that more SMs do not help.
+    let narrow = |number: u32| {
+        let kernel = kernel(number.into(), 1, Work::default(), |sms| if sms > 32.0 { 2000.0 } else { 800.0 * 32.0 / sms });
+        latency_tenant(number, Some(1000), &[kernel])
+    };
+    let scales = |number: u32| latency_tenant(number, Some(2000), &[compute(number.into(), 400.0, 132.0)]);
+    let pair = owned(&plan(&[narrow(1), scales(2)]));
+    assert!(pair[0] <= 16 && pair[0] + pair[1] == 66, "{pair:?}");
+    let three = owned(&plan(&[narrow(1), scales(2), narrow(3)]));
+    assert!(three[0] <= 16 && three[2] <= 16 && three.iter().sum::<u16>() == 66, "{three:?}");
+    // Nobody is left to take it.
+    assert!(owned(&plan(&[narrow(1), narrow(2)])).iter().all(|&tpcs| tpcs <= 16));
+}
+
+#[test]
 fn long_kernels_of_a_throughput_tenant_are_sized_for_what_is_lent_and_short_ones_stay_on_what_it_owns() {
     let (decode, encode) = (latency_tenant(1, Some(2375), &llama_step()), larger(bert_large(), 8));
     let short = KernelDemand { kernel: Fingerprint(1), launches: 1, ..compute(1, 5.0, 132.0) };
@@ -275,6 +291,19 @@ fn tenants_overlap_where_a_step_of_their_curves_is_out_of_reach_of_a_quarter() {
         assert!(flat.sms <= Sms(8) && tenant.default.tpcs.includes(flat.tpcs), "others can use what it leaves: {flat:?}");
     }
     assert!(without("no-borrow").plan(&h200(), &tenants).values().all(|tenant| tenant.grant == tenant.owned));
+}
+
+#[test]
+fn a_forecast_of_tenants_that_overlap_holds_their_waiting_for_each_other() {
+    let request = step_and_flat(132.0);
+    let tenants = [1, 2, 3, 4].map(|id| throughput_tenant(id, &request));
+    // Alone it takes 182 us and its hops, and at most all of that again for each of the others.
+    for predicted in Slo::default().forecast(&h200(), &tenants).values() {
+        assert!((3.0..4.0).contains(&predicted.slowdown), "{predicted:?}");
+        assert!(predicted.latency_us > request_us(&request, 132) * predicted.slowdown, "{predicted:?}");
+    }
+    let apart = without("no-borrow").forecast(&h200(), &tenants);
+    assert!(apart.values().all(|predicted| predicted.slowdown == 1.0), "{apart:?}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn planned(replanner: &mut Replanner) {
 }
 
 fn seen(tenant: TenantId, requests: u64, missed: u64) -> Observation {
-    Observation { tenant, requests, missed, close: missed, working: requests > 0, rested: true, paused: false }
+    Observation { tenant, requests, missed, close: missed, working: requests > 0, rested: true, paused: false, ample: false }
 }
 
 /// Lets the windows pass in which nobody is judged since the plan is new.
@@ -248,10 +248,74 @@ fn a_step_that_moves_no_sm_silences_nobody() {
     assert_eq!(margin(replanner.on(Event::Window(&bad))), Some(0.84));
 }
 
+/// Good or bad windows, and no plan that follows what they lead to.
+fn unmoved(replanner: &mut Replanner, windows: u32, missed: u64) -> Adjustments {
+    for _ in 0..windows {
+        replanner.on(Event::Window(&[seen(CHAT, 1000, missed)]));
+    }
+    replanner.adjustments()
+}
+
+#[test]
+fn steps_up_that_moved_no_sm_are_taken_back_before_another_plan_puts_them_in_force() {
+    let changes = [
+        Event::Admitted(EMBED, Class::Throughput, None),
+        Event::Dismissed(EMBED),
+        Event::Resized(CHAT),
+        Event::Resized(EMBED),
+        Event::Changed,
+    ];
+    for change in changes {
+        let mut replanner = watching(&[(CHAT, Class::Latency), (EMBED, Class::Latency)]);
+        assert_eq!(margin(windows(&mut replanner, 6, 1000, 0).1), Some(0.945));
+        settle_well(&mut replanner);
+        assert_eq!(unmoved(&mut replanner, 18, 0).margins, [(CHAT, 1.09)].into());
+        // A plan for another reason does not say that they are right.
+        replanner.on(Event::Window(&[seen(CHAT, 1, 0)]));
+        planned(&mut replanner);
+        assert_eq!(margin(replanner.on(change)), Some(0.945), "{change:?}");
+        // They were no step up in the end, so that one bad verdict is none too many.
+        planned(&mut replanner);
+        settle(&mut replanner);
+        assert_eq!(window(&mut replanner, CHAT, 1000, 100), None);
+        assert_eq!(window(&mut replanner, CHAT, 1000, 100), Some(Adjustments::default()));
+    }
+}
+
+#[test]
+fn a_step_down_begins_where_the_last_plan_left_the_margin() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    assert_eq!(unmoved(&mut replanner, 42, 0).margins, [(CHAT, 1.3)].into());
+    assert_eq!(margin(window(&mut replanner, CHAT, 1000, 100)), Some(0.87));
+}
+
+#[test]
+fn steps_down_that_moved_no_sm_stay_until_the_tenant_has_another_share() {
+    let mut replanner = watching(&[(CHAT, Class::Latency), (EMBED, Class::Latency)]);
+    assert_eq!(unmoved(&mut replanner, 6, 100).margins, [(CHAT, 0.84)].into());
+    for change in [Event::Changed, Event::Resized(EMBED), Event::Dismissed(EMBED)] {
+        assert_eq!(margin(replanner.on(change)), Some(0.84), "{change:?}");
+    }
+    assert_eq!(replanner.on(Event::Resized(CHAT)), Some(Adjustments::default()));
+    // Those that a plan followed stay then, too.
+    assert_eq!(margin(windows(&mut replanner, 2, 1000, 100).1), Some(0.87));
+    assert_eq!(margin(replanner.on(Event::Resized(CHAT))), Some(0.87));
+}
+
+#[test]
+fn who_owns_more_than_its_margin_asks_for_takes_no_step_up_and_is_helped_like_others() {
+    let mut replanner = watching(&[(CHAT, Class::Latency)]);
+    let ample = |missed| [Observation { ample: true, ..seen(CHAT, 1000, missed) }];
+    assert!((0..1000).all(|_| watch(&mut replanner, &ample(0)).is_none()));
+    assert_eq!(watch(&mut replanner, &ample(100)), None);
+    assert_eq!(margin(watch(&mut replanner, &ample(100))), Some(0.87));
+}
+
 #[test]
 fn a_tenant_of_whose_requests_one_in_a_hundred_comes_close_to_missing_keeps_what_it_has() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
-    let close = [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 10, working: true, rested: true, paused: false }];
+    let close =
+        [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 10, working: true, rested: true, paused: false, ample: false }];
     assert!((0..1000).all(|_| watch(&mut replanner, &close).is_none()));
 }
 
@@ -284,7 +348,8 @@ fn an_idle_throughput_tenant_gives_its_part_up_after_a_while_and_gets_it_back_at
 #[test]
 fn a_tenant_with_a_request_under_way_is_not_idle() {
     let mut replanner = watching(&[(CHAT, Class::Throughput)]);
-    let working = [Observation { tenant: CHAT, requests: 0, missed: 0, close: 0, working: true, rested: true, paused: false }];
+    let working =
+        [Observation { tenant: CHAT, requests: 0, missed: 0, close: 0, working: true, rested: true, paused: false, ample: false }];
     assert!((0..1000).all(|_| watch(&mut replanner, &working).is_none()));
 }
 
@@ -296,7 +361,8 @@ fn an_idle_latency_tenant_needs_no_other_plan_since_its_sms_are_lent() {
 #[test]
 fn a_latency_tenant_that_never_rests_lends_nothing_after_a_while_and_lends_again_at_once() {
     let mut replanner = watching(&[(CHAT, Class::Latency)]);
-    let rests = |rested| [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 1000, working: true, rested, paused: false }];
+    let rests =
+        |rested| [Observation { tenant: CHAT, requests: 1000, missed: 0, close: 1000, working: true, rested, paused: false, ample: false }];
     for patience in [5, 10, 20] {
         assert!((1..patience).all(|_| watch(&mut replanner, &rests(false)).is_none()));
         let restless = watch(&mut replanner, &rests(false)).unwrap();
@@ -476,8 +542,17 @@ fn what_a_window_changes_was_foreseen() {
             let works = changes_margins || window % 50 < 25;
             let rested = rests || window % 40 < 20;
             let seen = [
-                Observation { tenant: chat, requests: 300, missed, close, working: true, rested, paused: false },
-                Observation { tenant: batch, requests: u64::from(works), missed: 0, close: 0, working: works, rested: true, paused: false },
+                Observation { tenant: chat, requests: 300, missed, close, working: true, rested, paused: false, ample: false },
+                Observation {
+                    tenant: batch,
+                    requests: u64::from(works),
+                    missed: 0,
+                    close: 0,
+                    working: works,
+                    rested: true,
+                    paused: false,
+                    ample: false,
+                },
             ];
             if let Some(adjustments) = watch(&mut replanner, &seen) {
                 changes += 1;

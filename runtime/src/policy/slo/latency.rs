@@ -93,14 +93,24 @@ fn grant_wishes(wishes: &[usize], needs: &[u16], free: u16, sizes: &mut [u16]) -
     granted.iter().map(|tpcs| tpcs - 1).sum()
 }
 
-/// Where nobody else could use them, TPCs that nobody needs go to all in proportion, but to nobody who would miss its SLO for it, or miss it by more.
+/// Where nobody else could use them, TPCs that nobody needs go to all in proportion, but to nobody who would miss its SLO for it, or miss it by more. What one
+/// refuses is the others', until nobody refuses.
 fn hand_out_the_rest(scene: &Scene<'_>, sizes: &mut [u16]) {
-    let claims: Vec<_> = sizes.iter().map(|&size| Some(Claim { weight: size.into(), enough: u16::MAX })).collect();
-    for (at, grown) in proportional(scene.tpcs(), &claims).into_iter().enumerate() {
-        let within =
-            |limit: f64| scene.waited_us(at, grown).is_none_or(|us| us <= limit.max(scene.waited_us(at, sizes[at]).unwrap_or(0.0)));
-        if grown > sizes[at] && scene.tenants[at].limit.is_none_or(|limit| within(limit.planned_us)) {
-            sizes[at] = grown;
+    let refuses = |at: usize, size: u16, grown: u16| {
+        let within = |limit: f64| scene.waited_us(at, grown).is_none_or(|us| us <= limit.max(scene.waited_us(at, size).unwrap_or(0.0)));
+        grown > size && scene.tenants[at].limit.is_some_and(|limit| !within(limit.planned_us))
+    };
+    let mut takers: Vec<usize> = (0..sizes.len()).collect();
+    let mut tpcs = scene.tpcs();
+    loop {
+        let claims: Vec<_> = takers.iter().map(|&at| Some(Claim { weight: sizes[at].into(), enough: u16::MAX })).collect();
+        let grown = proportional(tpcs, &claims);
+        let (refused, taken): (Vec<_>, Vec<_>) = takers.iter().copied().zip(grown).partition(|&(at, grown)| refuses(at, sizes[at], grown));
+        if refused.is_empty() {
+            taken.into_iter().for_each(|(at, grown)| sizes[at] = grown);
+            return;
         }
+        tpcs -= refused.iter().map(|&(at, _)| sizes[at]).sum::<u16>();
+        takers = taken.into_iter().map(|(at, _)| at).collect();
     }
 }

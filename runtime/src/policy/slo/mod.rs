@@ -25,7 +25,7 @@
 //! replanner corrects it from misses. Power is no part of the model, since profiles do not hold energy. The
 //! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::device::{Priority, Topology};
 use crate::partition::TpcSet;
@@ -81,7 +81,7 @@ pub struct Forecast {
     /// A request's latency, microseconds, the slowdown included. Where requests arrive at a known rate, the 99th percentile with their waiting for each other:
     /// infinite if more arrive than are served.
     pub latency_us: f64,
-    /// How many times longer requests take than on the same SMs alone.
+    /// How many times longer requests take than on the same SMs alone: beside others on other SMs, and among those that overlap on these.
     pub slowdown: f64,
     /// What `latency_us` should be at most: the SLO times the margin, or at a known rate times the margin divided by 0.9.
     pub limit_us: Option<f64>,
@@ -116,7 +116,10 @@ impl Slo {
         if scene.tenants.is_empty() {
             return Vec::new();
         }
-        let parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+        let mut parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+        if self.ablations.no_borrow {
+            parts.windows.clone_from(&parts.owned);
+        }
         (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts)).collect()
     }
 
@@ -124,11 +127,13 @@ impl Slo {
         let rooms = self.rooms(scene, at, parts);
         let (draft, us) = place(scene, at, &rooms);
         let tenant = &scene.tenants[at];
-        let slowdown = scene.slowdown(at, rooms.owned.len());
+        let overlap = tenant.request.as_ref().map_or(1.0, |request| throughput::overlap(scene, request, at, &parts.windows));
+        let slowdown = scene.slowdown(at, rooms.owned.len()) * overlap;
         let latency_us = |us: f64| with_waiting(us * slowdown, tenant.demand.rate);
         let limit_us = tenant.limit.map(|limit| limit.planned_us);
         let forecast = us.map(|us| Forecast { latency_us: latency_us(us), slowdown, limit_us });
-        Decided { id: tenant.demand.id, draft, forecast }
+        let is_ample = tenant.is_latency() && parts.owned[at].len() > parts.needs[at];
+        Decided { id: tenant.demand.id, draft, forecast, is_ample }
     }
 
     fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Rooms {
@@ -168,6 +173,10 @@ impl Policy for Slo {
         self.forecast(topology, tenants).into_iter().map(|(id, forecast)| (id, forecast.slowdown)).collect()
     }
 
+    fn ample(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeSet<TenantId> {
+        self.decide(topology, tenants).into_iter().filter(|decided| decided.is_ample).map(|decided| decided.id).collect()
+    }
+
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         self.decide(topology, tenants).into_iter().map(|decided| (decided.id, decided.draft)).collect()
     }
@@ -177,6 +186,8 @@ struct Decided {
     id: TenantId,
     draft: TenantDraft,
     forecast: Option<Forecast>,
+    /// Whether it is a latency tenant that owns more than it needs.
+    is_ample: bool,
 }
 
 /// Who owns what, by tenant.

@@ -1,13 +1,16 @@
 //! When to plan again, and with what corrections: a small state machine beside the policy, never on the launch path.
 //!
 //! Plans are computed from profiles, and tenants then show what profiles do not: queues, phases, idleness. A [`Replanner`] is told who comes
-//! and goes, when a plan comes into force ([`Planned`](Event::Planned)), a few times a second ([`Window`](Event::Window)) how many requests each tenant finished
+//! and goes, what else plans are made from has changed ([`Resized`](Event::Resized), [`Changed`](Event::Changed)), when a plan comes into force
+//! ([`Planned`](Event::Planned)), a few times a second ([`Window`](Event::Window)) how many requests each tenant finished
 //! and how many missed their SLO, and that a plan which this called for cannot be made ([`Unplannable`](Event::Unplannable)). It answers with the
 //! [`Adjustments`] to plan with, or with nothing.
 //!
 //! | what is seen of a tenant | what changes | when |
 //! |---|---|---|
 //! | it is admitted or dismissed | everything | at once |
+//! | somebody comes, goes or is changed in any way | margins go back by the steps up that no plan followed | at once |
+//! | it has another share | its margin goes back by all steps that no plan followed | at once |
 //! | clearly more than 1% of its requests miss | its margin goes one step down: its part grows | after 2 verdicts in succession, then 4, 8, ...; at once where the last step was up |
 //! | most of its requests miss in two windows in succession after a step up, before the first verdict on it and before any other plan | its margin goes that step down | at once |
 //! | fewer than 1% come close to missing | its margin goes one step up: its part shrinks | after `calm` verdicts in succession of which none was bad, at first 6 |
@@ -24,7 +27,12 @@
 //! without it: one that can never be planned for keeps nobody else's waiting.
 //!
 //! A verdict is on 200 requests or more: windows with fewer are added up, so that one slow request changes nothing. Close to missing is what takes more than
-//! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective.
+//! [`CLOSE`] of the objective: a step up must not by itself make a tenant miss that kept its objective. So it must be seen to move SMs:
+//! - Who owns more than its margin asks for, since nobody else could use it, takes no step up. How it does on those SMs says nothing of fewer.
+//! - A step moves nothing, and no plan follows it, where whole TPCs or a step of a curve leave its part as it is. Several in succession may be needed to move one TPC, so
+//!   they add up, but only while nothing else changes: another plan would put all of them in force at once, and nobody has tried them. A step down
+//!   begins where the last plan left the margin, since the steps up after that took nothing away. Steps down that moved nothing stay, for misses were seen and what is
+//!   too much comes back, unless a share was to blame.
 //!
 //! **Hysteresis.** A step up that is followed by a step down, or taken back, doubles `calm`, and idleness or restlessness that ends doubles `patience`, each up to 1024
 //! windows: a tenant that swings changes the plan ever more rarely, a logarithm of the number of windows at first and at most about twice in
@@ -91,6 +99,9 @@ pub struct Observation {
     pub rested: bool,
     /// Whether it is paused. What else was seen of it counts for nothing then.
     pub paused: bool,
+    /// Whether it owns more than its margin asks for, because nobody else could use it ([`Policy::ample`](crate::policy::Policy::ample)): that it keeps its objective
+    /// then does not say that it would with less.
+    pub ample: bool,
 }
 
 /// What a [`Replanner`] is told.
@@ -100,6 +111,10 @@ pub enum Event<'a> {
     Admitted(TenantId, Class, Option<Duration>),
     /// A tenant went.
     Dismissed(TenantId),
+    /// A tenant has another share of the GPU. What was learned of it holds on, as far as plans followed it.
+    Resized(TenantId),
+    /// Something else has changed that plans are made from: somebody's rate, who is paused, how long kernels take, the policy.
+    Changed,
     /// A plan came into force that differs from the one before, for whatever reason.
     Planned,
     /// A window of time ended: what each tenant did in it. A tenant that is left out did nothing.
@@ -125,6 +140,8 @@ struct Watched {
     is_judged: bool,
     /// Of [`MARGINS`].
     step: usize,
+    /// The last step that a plan followed. Those beyond it have moved nothing.
+    tried: usize,
     /// What no verdict was given on yet.
     pending: Tally,
     /// What the verdicts were given on since the last bad one, or the last step.
@@ -187,18 +204,31 @@ impl Replanner {
         let changed = match event {
             Event::Admitted(tenant, class, slo) => {
                 self.tenants.insert(tenant, Watched::new(class, slo.is_some()));
-                true
+                self.tighten_untried()
             }
-            Event::Dismissed(tenant) => self.tenants.remove(&tenant).is_some(),
+            Event::Dismissed(tenant) => self.tenants.remove(&tenant).is_some() && self.tighten_untried(),
+            Event::Resized(tenant) => {
+                self.tenants.get_mut(&tenant).into_iter().for_each(Watched::loosen_untried);
+                self.tighten_untried()
+            }
+            Event::Changed => self.tighten_untried(),
             Event::Planned => {
                 self.settling = SETTLING_WINDOWS;
-                self.tenants.values_mut().for_each(Watched::planned);
+                for (tenant, watched) in &mut self.tenants {
+                    watched.planned(before.get(tenant));
+                }
                 false
             }
             Event::Window(observed) => self.window(observed),
             Event::Unplannable => self.take_back(&before),
         };
         changed.then(|| self.adjustments())
+    }
+
+    /// A change other than of margins is about to be planned for.
+    fn tighten_untried(&mut self) -> bool {
+        self.tenants.values_mut().for_each(Watched::tighten_untried);
+        true
     }
 
     /// What [`on`](Replanner::on) may answer one day, as far as one tenant differs from the present: each tenant that has a margin at each of them, the nearest first, and
@@ -243,7 +273,11 @@ impl Replanner {
             if of_tenant().any(|observation| observation.paused) {
                 continue;
             }
-            let sum = |sum: Tally, one: &Observation| sum.plus(Tally { requests: one.requests, missed: one.missed, close: one.close });
+            let sum = |sum: Tally, one: &Observation| {
+                // Of what would come close to missing on what it needs, nothing is known.
+                let close = if one.ample { one.requests } else { one.close };
+                sum.plus(Tally { requests: one.requests, missed: one.missed, close })
+            };
             let did = of_tenant().fold(Tally::default(), sum);
             changed |= watched.wait(match watched.class {
                 Class::Throughput => did.requests > 0 || of_tenant().any(|observation| observation.working),
@@ -275,6 +309,7 @@ impl Watched {
             class,
             is_judged: class == Class::Latency && has_slo,
             step: DEFAULT_STEP,
+            tried: DEFAULT_STEP,
             pending: Tally::default(),
             spell: Tally::default(),
             bad: 0,
@@ -319,10 +354,27 @@ impl Watched {
         was_overdue != self.overdue
     }
 
-    /// A plan came into force, for its own step up or for another reason.
-    fn planned(&mut self) {
+    /// A plan came into force, for a step of its own or for another reason. `before` is what it was in the last window, if that changed it.
+    fn planned(&mut self, before: Option<&Self>) {
+        if before.is_some_and(|before| before.step != self.step) {
+            self.tried = self.step;
+        }
         self.trial = if self.trial == Trial::Due { Trial::On } else { Trial::None };
         self.failed = 0;
+    }
+
+    /// Takes back steps up that moved nothing.
+    fn tighten_untried(&mut self) {
+        if self.step < self.tried {
+            (self.step, self.loosened, self.trial) = (self.tried, false, Trial::None);
+        }
+    }
+
+    /// Takes back steps down that moved nothing.
+    fn loosen_untried(&mut self) {
+        if self.step > self.tried {
+            (self.step, self.insistence) = (self.tried, BAD_VERDICTS);
+        }
     }
 
     /// Whether the margin changed.
@@ -353,7 +405,8 @@ impl Watched {
 
     fn tighten(&mut self) -> bool {
         (self.bad, self.trial) = (0, Trial::None);
-        if self.step + 1 == MARGINS.len() {
+        let lower = self.step.max(self.tried) + 1;
+        if lower == MARGINS.len() {
             return false;
         }
         if self.loosened {
@@ -362,7 +415,7 @@ impl Watched {
             self.insistence = doubled(self.insistence);
         }
         self.loosened = false;
-        self.step += 1;
+        self.step = lower;
         true
     }
 

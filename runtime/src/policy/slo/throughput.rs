@@ -28,6 +28,7 @@ use crate::partition::TpcSet;
 use crate::policy::division::equal;
 
 use super::contention::Pressure;
+use super::request::Request;
 use super::scene::Scene;
 
 /// What an SM more is worth where curves are flat, in units of relative throughput.
@@ -192,15 +193,21 @@ fn best_windows(scene: &Scene<'_>, members: &[usize], disjoint: Vec<TpcSet>) -> 
 fn log_contended(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet], windows: &[TpcSet]) -> f64 {
     let contended = |(number, &at): (usize, &usize)| {
         let request = scene.tenants[at].request.as_ref()?;
-        let window = windows[number];
-        let load = request.load(window.len());
-        let others = windows.iter().enumerate().filter(|(other, _)| *other != number);
-        let met: f64 = others.map(|(_, other)| f64::from((*other & window).len()) / f64::from(window.len())).sum();
-        let held = 0.5 * (request.least_sm_us() / scene.sms(window.len()) + load.us);
+        let load = request.load(windows[number].len());
         let slowdown = scene.contention.slowdown(load, scene.neighbours(at, parts[number].len()));
-        Some((load.us + held * met) * slowdown)
+        Some(load.us * overlap(scene, request, number, windows) * slowdown)
     };
     members.iter().enumerate().filter_map(contended).map(f64::ln).sum()
+}
+
+/// How many times longer than alone on its window the request of the tenant with that `number` takes while the others use theirs: 1 where none overlap.
+pub(super) fn overlap(scene: &Scene<'_>, request: &Request<'_>, number: usize, windows: &[TpcSet]) -> f64 {
+    let window = windows[number];
+    let us = request.load(window.len()).us;
+    let others = windows.iter().enumerate().filter(|(other, _)| *other != number);
+    let met: f64 = others.map(|(_, other)| f64::from((*other & window).len()) / f64::from(window.len())).sum();
+    let held = 0.5 * (request.least_sm_us() / scene.sms(window.len()) + us);
+    1.0 + held * met / us
 }
 
 #[cfg(test)]
