@@ -160,6 +160,59 @@ fn a_launch_path_that_is_traced_and_sampled_allocates_nothing_once_warm() -> Res
     Ok(())
 }
 
+/// Predicts that nothing disturbs anybody.
+struct Undisturbed;
+
+impl Policy for Undisturbed {
+    fn name(&self) -> &'static str {
+        "undisturbed"
+    }
+
+    fn needs_profiles(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
+        StaticEqual.plan(topology, tenants)
+    }
+
+    fn slowdowns(&self, _: &Topology, tenants: &[TenantDemand]) -> BTreeMap<TenantId, f64> {
+        tenants.iter().map(|tenant| (tenant.id, 1.0)).collect()
+    }
+}
+
+#[test]
+fn replays_of_a_tenant_that_is_asked_to_launch_allocate_nothing_nor_do_launches_in_their_place() -> Result<(), AdmitError> {
+    let idle = Idle::new();
+    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+    let profile = support::profile(&*device, &KERNELS.map(|kernel| (kernel, 100.0, 64)));
+    let runtime = Runtime::new(Arc::clone(&device), Box::new(Undisturbed), support::store(&*device, profile));
+    let slo = Some(Duration::from_millis(1));
+    let tenant = runtime.admit(TenantSpec { name: "asked".into(), class: Class::Latency, slo, memory_bytes: 1 })?;
+    let mut session = runtime.session(tenant)?;
+    request(&mut session)?;
+    runtime.learn(tenant, session.seen())?;
+    let rounds = |session: &mut Session| {
+        let launched = idle.launched();
+        let replay = || (0..3003).for_each(|_| session.replay_or_capture(WorkId(0), request).unwrap());
+        (allocations(replay), idle.launched() - launched)
+    };
+    // The first of them captures.
+    rounds(&mut session);
+    idle.set_elapsed(Duration::from_millis(1));
+    for _ in 0..20 {
+        assert_eq!(rounds(&mut session).0, 0);
+        runtime.correct()?;
+    }
+    let mut log = runtime.request_log(tenant)?;
+    assert_eq!(rounds(&mut session), (0, 0), "nobody tells of requests");
+    log.answered(Duration::ZERO, Duration::ZERO, 2.0);
+    assert_eq!(rounds(&mut session), (0, 0), "requests are late");
+    log.answered(Duration::ZERO, Duration::ZERO, 0.1);
+    assert_eq!(rounds(&mut session), (0, 3 * 4));
+    Ok(())
+}
+
 /// The first tenant owns a third of the GPU, which the second, who owns the rest, may borrow.
 struct Borrowing;
 

@@ -8,7 +8,8 @@
 //!
 //! A drift that is further than [`DRIFT_BOUND`] from the correction in force becomes the correction: one factor for the whole curve. Drifts
 //! within the bound of it change nothing, so that plans do not follow noise. Whole replays are judged in the same way, by tenant, against what the plan in
-//! force expects of them: most engines launch little else, and a plan whose forecast of neighbours is wrong shows there alone. What constantly disturbs every sample of a kernel cannot be told
+//! force expects of them: most engines launch little else, and a plan whose forecast of neighbours is wrong shows there alone. A replay that differs does not say by
+//! which kernel, so it corrects nothing; it has a few requests launched in place of replays, whose kernels are sampled like any others. What constantly disturbs every sample of a kernel cannot be told
 //! from drift, and is corrected as if it were.
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use crate::launch::{Fingerprint, KernelKey};
 use crate::tenant::TenantId;
 
 /// Samples that a drift is computed from, at most: the last ones.
-const WINDOW: usize = 16;
+pub(crate) const WINDOW: usize = 16;
 
 /// Samples below which a kernel is not judged: its lower quartile would be one of its two fastest, and at this many it is the second.
 const FEWEST: usize = 8;
@@ -58,7 +59,8 @@ struct Samples {
 pub struct DriftReport {
     /// Those whose correction has changed, by falling distance from the profile.
     pub kernels: Vec<KernelDrift>,
-    /// Tenants whose replays differ from what the plan expects of them, though their kernels need not: told, and not corrected.
+    /// Tenants whose replays differ from what the plan expects of them, though their kernels need not: told, and not corrected by itself. Of these,
+    /// kernels are timed from here on.
     pub tenants: Vec<PlanDrift>,
     /// Whether the runtime has planned again: not where its policy does not look at profiles.
     pub replanned: bool,
@@ -96,6 +98,13 @@ impl Corrections<TenantId> {
     }
 }
 
+impl PlanDrift {
+    /// Whether its replays differ now: a drift that has gone is told of, too.
+    pub(crate) fn is_out_of_bounds(&self) -> bool {
+        self.ratio.ln().abs() > DRIFT_BOUND.ln_1p()
+    }
+}
+
 impl<K: Copy + Ord + Hash> Corrections<K> {
     /// No samples yet. `bound` is a fraction: 0.15 lets a kernel take between 1/1.15 and 1.15 times as long as it should. What shall take less than
     /// `shortest_us` is not judged.
@@ -130,6 +139,11 @@ impl<K: Copy + Ord + Hash> Corrections<K> {
             self.kernels.entry(kernel).or_default().correction = drift;
         }
         found.into_iter().map(|(kernel, drift)| (kernel, drift.exp())).collect()
+    }
+
+    /// Samples added so far.
+    pub(crate) fn taken(&self, kernel: K) -> usize {
+        self.kernels.get(&kernel).map_or(0, |samples| samples.taken)
     }
 
     /// Forgets the samples of what is gone.

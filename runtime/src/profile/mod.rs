@@ -17,6 +17,7 @@ mod schema;
 mod store;
 
 pub use commands::quoted;
+pub(crate) use correction::WINDOW;
 pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_REPLAY_US, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 pub use error::{ProfileError, ProfileWarning};

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use crate::device::{Device, DeviceError, Sms, Topology};
 use crate::launch::lending::{Lending, Terms};
-use crate::launch::{Placement, Plan, PlanCell, TenantPlan};
+use crate::launch::{Fingerprint, Placement, Plan, PlanCell, TenantPlan};
 use crate::partition::{Ladder, LadderError, PARTITION_BYTES, PartitionRef, TpcSet};
 use crate::policy::{Draft, DraftPlacement, Event, Policy, Replanner, TenantDemand, TenantDraft};
 use crate::profile::{Corrections, ProfileStore};
@@ -116,6 +116,8 @@ struct State {
     corrections: Corrections,
     /// What replays seen so far say against the plan.
     plan_drift: Corrections<TenantId>,
+    /// Tenants that were asked to launch requests: by kernel, the number of its samples at which there are enough.
+    asked: BTreeMap<TenantId, BTreeMap<Fingerprint, usize>>,
     tenants: BTreeMap<TenantId, Admitted>,
     next: u32,
     /// Whether something has changed since that the plan in force knows nothing of, because planning for it failed.
@@ -147,6 +149,7 @@ impl Runtime {
             profiles,
             corrections: Corrections::default(),
             plan_drift: Corrections::of_replays(),
+            asked: BTreeMap::new(),
             tenants: BTreeMap::new(),
             next: 0,
             stale: false,

@@ -8,7 +8,7 @@ use crate::device::Sms;
 use crate::launch::capture::{GraphBody, GraphKernel};
 use crate::launch::{Fingerprint, KernelKey, SeenKernel};
 use crate::policy::{Event, GAP_US, KernelDemand};
-use crate::profile::{Curve, DriftReport, KernelDrift, PlanDrift};
+use crate::profile::{Curve, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_US, WINDOW};
 use crate::telemetry::ReplaySample;
 use crate::tenant::TenantId;
 
@@ -28,8 +28,9 @@ pub struct Unprofiled {
 impl Runtime {
     /// Compares the times of kernels and of replays taken since the last call with the profiles and with the plan. Where kernels differ by more than
     /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND) it plans again, with curves corrected by what was seen. Where replays differ by as much from what the plan
-    /// expects (the sum of their kernels, and at most the predicted slowdown beside the neighbours more), that is told and changes nothing: it may be the
-    /// neighbours, the clock, or the forecast. Says what differs; nothing where nothing does. Call it once a second or so, from a thread that is not serving.
+    /// expects (the sum of their kernels, and at most the predicted slowdown beside the neighbours more), that is told and changes no plan by itself: it may be the
+    /// neighbours, the clock, or the forecast. But the tenant's sessions are asked to launch a few requests in place of replays, at most one in 1000, so that its
+    /// kernels are timed, and corrected where they differ ([`Session::replay_or_capture`](crate::launch::Session::replay_or_capture)). Says what differs; nothing where nothing does. Call it once a second or so, from a thread that is not serving.
     ///
     /// # Errors
     /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
@@ -40,18 +41,25 @@ impl Runtime {
         self.device.bind_thread()?;
         let samples = self.telemetry.take_samples()?;
         let state = &mut *self.state.lock();
+        let is_predicted = !samples.replays.is_empty() || !state.asked.is_empty();
+        let slowdowns = if is_predicted { self.slowdowns(state)? } else { BTreeMap::new() };
         for sample in samples.launches {
             // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
             if self.holds(state, sample.tenant, sample.sms) != Some(false)
                 && let Some(curve) = state.profiles.curve(sample.kernel)
             {
-                state.corrections.add(sample.kernel, sample.took.as_secs_f64() * 1e6, curve.at(sample.sms));
+                // As its replays were judged: what the plan expects of neighbours is no part of what was found, and the policy would add it once more.
+                let slowdown = slowdowns.get(&sample.tenant).filter(|_| state.asked.contains_key(&sample.tenant));
+                let measured = sample.took.as_secs_f64() * 1e6;
+                let expected = expected_us(measured, curve.at(sample.sms), slowdown.copied().unwrap_or(1.0));
+                state.corrections.add(sample.kernel, measured, expected);
             }
         }
         let moved = state.corrections.review();
         let drift = |(kernel, ratio)| Some(KernelDrift { kernel: self.telemetry.key(kernel)?, ratio });
         let kernels: Vec<_> = moved.into_iter().filter_map(drift).collect();
-        let tenants = self.judge_replays(state, &samples.replays)?;
+        let tenants = self.judge_replays(state, &samples.replays, &slowdowns);
+        self.ask_for_samples(state, &tenants);
         if kernels.is_empty() && tenants.is_empty() {
             return Ok(None);
         }
@@ -81,15 +89,18 @@ impl Runtime {
         Some(self.device.topology().sms_of(admitted.membership.grant().held()) >= sms)
     }
 
-    /// The tenants whose replays have come to differ from what the plan expects of them.
-    fn judge_replays(&self, state: &mut State, replays: &[ReplaySample]) -> Result<Vec<PlanDrift>, AdmitError> {
-        if replays.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// By tenant, how many times longer than undisturbed its requests are predicted to take.
+    fn slowdowns(&self, state: &State) -> Result<BTreeMap<TenantId, f64>, AdmitError> {
         let topology = self.device.topology();
         let regions = state.regions(topology)?.into_iter();
-        let slowdowns: BTreeMap<_, _> =
-            regions.flat_map(|(region, demands)| shares::slowdowns_in(&*state.policy, topology, region, &demands)).collect();
+        Ok(regions.flat_map(|(region, demands)| shares::slowdowns_in(&*state.policy, topology, region, &demands)).collect())
+    }
+
+    /// The tenants whose replays have come to differ from what the plan expects of them.
+    fn judge_replays(&self, state: &mut State, replays: &[ReplaySample], slowdowns: &BTreeMap<TenantId, f64>) -> Vec<PlanDrift> {
+        if replays.is_empty() {
+            return Vec::new();
+        }
         for replay in replays {
             let widest = replay.graph.kernels.iter().map(|launched| launched.sms).max().unwrap_or_default();
             let (Some(undisturbed), Some(slowdown), Some(true)) =
@@ -98,9 +109,7 @@ impl Runtime {
                 continue;
             };
             let measured = replay.took.as_secs_f64() * 1e6;
-            // Neighbours need not all work: anything between none of them and all is as expected.
-            let expected = measured.min(undisturbed * slowdown).max(undisturbed);
-            state.plan_drift.add(replay.tenant, measured, expected);
+            state.plan_drift.add(replay.tenant, measured, expected_us(measured, undisturbed, *slowdown));
         }
         let drifted: Vec<_> = state.plan_drift.review().into_iter().map(|(tenant, ratio)| PlanDrift { tenant, ratio }).collect();
         for drift in &drifted {
@@ -110,7 +119,28 @@ impl Runtime {
                 drift.ratio
             );
         }
-        Ok(drifted)
+        drifted
+    }
+
+    /// Has the tenants whose replays were `found` to differ launch requests, until each kernel that can be judged has been timed as often since then as a drift
+    /// looks back: what was sampled before may say nothing of it.
+    fn ask_for_samples(&self, state: &mut State, found: &[PlanDrift]) {
+        for drift in found.iter().filter(|drift| drift.is_out_of_bounds()) {
+            if let Some(admitted) = state.tenants.get(&drift.tenant) {
+                let enough = |kernel: &KernelDemand| (kernel.kernel, state.corrections.taken(kernel.kernel) + WINDOW);
+                let until = admitted.kernels.iter().map(enough).collect();
+                state.asked.insert(drift.tenant, until);
+                self.telemetry.ask_for_launches(drift.tenant);
+            }
+        }
+        let State { asked, corrections, profiles, .. } = state;
+        let plan = self.plans.current();
+        asked.retain(|&tenant, until| {
+            let Some(mine) = plan.tenants.get(&tenant) else { return true };
+            let is_judged = |kernel| profiles.curve(kernel).is_some_and(|curve| curve.at(mine.placement(kernel).sms) >= SHORTEST_JUDGED_US);
+            let wanted = until.iter().filter(|&(&kernel, &enough)| corrections.taken(kernel) < enough && is_judged(kernel));
+            self.telemetry.want_times(tenant, wanted.map(|(&kernel, _)| kernel).collect())
+        });
     }
 
     /// Tells the policy how tenants have fared since the last call, and plans again where that calls for it: a latency tenant that misses its SLO is planned
@@ -187,6 +217,11 @@ impl Runtime {
             self.telemetry.publish(tenant, owned, held, borrowed);
         }
     }
+}
+
+/// What is expected of something that took `measured`. Neighbours need not all work: anything between none of them and all is as expected.
+fn expected_us(measured: f64, undisturbed: f64, slowdown: f64) -> f64 {
+    measured.min(undisturbed * slowdown).max(undisturbed)
 }
 
 impl State {

@@ -258,6 +258,7 @@ impl Runtime {
         self.transfers.forget(tenant);
         self.telemetry.dismissed(tenant);
         state.plan_drift.forget(tenant);
+        state.asked.remove(&tenant);
         state.take_in(Event::Dismissed(tenant));
         self.replan_in_any_case(&mut state).inspect_err(|_| {
             let mut others = Plan::clone(&self.plans.current());

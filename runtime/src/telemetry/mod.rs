@@ -9,6 +9,7 @@
 //! | `grants` | what tenants may use, told without a lock by whichever thread changes it |
 //! | `probe` | the session's side: the one branch on the launch path, and what lies behind it |
 //! | `sampler` | device times of at most 1 % of the launches, and of the replays |
+//! | `wanted` | requests that are launched instead of replayed, so that their kernels can be timed |
 //!
 //! A [`Telemetry`] belongs to one [`Runtime`](crate::Runtime). Sessions write into rings and counters of their own; whoever wants to see
 //! something collects it. On the launch path there is one branch, not taken while nothing is traced and no sample is due, and never an
@@ -21,6 +22,7 @@ pub mod metrics;
 pub(crate) mod probe;
 mod sampler;
 pub mod trace;
+mod wanted;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +39,7 @@ use metrics::{RuntimeMetrics, TenantMetrics};
 use probe::Pulse;
 use sampler::{SamplePool, Samples};
 use trace::{Event, Happening, Lane, Ring, TenantTrace, Trace};
+use wanted::Wanted;
 
 pub(crate) use grants::GrantLog;
 pub use latencies::Latencies;
@@ -56,7 +59,7 @@ pub struct Recording {
     /// Events that each ring of the timeline holds at least, 32 bytes each, up to [`MOST_EVENTS`](trace::MOST_EVENTS); the oldest are overwritten. Each session,
     /// each [`RequestLog`] and each tenant, for its grants, has a ring. 0 for no timeline.
     pub events: usize,
-    /// Whether at most 1 % of the eager launches, and of the replays, are timed on the device.
+    /// Whether at most 1 % of the launches, and of the replays, are timed on the device.
     pub sampling: bool,
 }
 
@@ -97,6 +100,7 @@ struct Tenant {
     /// Kernels of its requests, in the order first met.
     met: Vec<KernelKey>,
     pulse: Arc<Pulse>,
+    wanted: Arc<Wanted>,
     metrics: TenantMetrics,
 }
 
@@ -174,14 +178,14 @@ impl Telemetry {
         let samples = if self.recording.sampling { Some(Arc::new(SamplePool::new(&self.device, tenant)?)) } else { None };
         let mut state = self.state.lock();
         let Some(known) = state.tenants.get(&tenant) else { return Ok(Probe::default()) };
-        let counts = Arc::clone(known.metrics.counts());
+        let (counts, pulse, wanted) = (Arc::clone(known.metrics.counts()), Arc::clone(&known.pulse), Arc::clone(&known.wanted));
         if let Some(samples) = &samples {
             state.pools.retain(|pool| pool.strong_count() > 0);
             state.pools.push(Arc::downgrade(samples));
         }
         let ring = self.ring(&mut state, tenant);
         drop(state);
-        Ok(Probe::new(self, tenant, ring, samples, counts))
+        Ok(Probe::new(self, tenant, ring, samples, counts, pulse, wanted))
     }
 
     /// What an engine tells of the requests of `tenant` through; it records nothing of an unknown one.
@@ -221,7 +225,7 @@ impl Telemetry {
         if spec.slo.is_some() {
             metrics.set_objective(spec.slo);
         }
-        let known = Tenant { name, met: Vec::new(), pulse: Arc::default(), metrics };
+        let known = Tenant { name, met: Vec::new(), pulse: Arc::default(), wanted: Arc::default(), metrics };
         known.pulse.set_objective(spec.slo);
         state.tenants.insert(tenant, known);
     }
@@ -291,6 +295,18 @@ impl Telemetry {
             }
         }
         Ok(samples)
+    }
+
+    /// Asks the sessions of `tenant` to launch some of the requests that they would replay.
+    pub(crate) fn ask_for_launches(&self, tenant: TenantId) {
+        if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
+            tenant.wanted.ask();
+        }
+    }
+
+    /// The kernels that are timed in such requests of `tenant` from here on; where there are none, no more requests are launched. Whether any still are to be.
+    pub(crate) fn want_times(&self, tenant: TenantId, kernels: Vec<Fingerprint>) -> bool {
+        self.state.lock().tenants.get(&tenant).is_some_and(|tenant| tenant.wanted.set_kernels(kernels))
     }
 
     pub(crate) fn drifted(&self, kernel: &KernelKey, ratio: f64) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::device::{Device, DeviceError, GraphId, LaunchRequest, PartitionId, Sms, StreamId};
 use crate::launch::capture::GraphBody;
-use crate::launch::{KernelKey, SessionStats};
+use crate::launch::{Fingerprint, KernelKey, SessionStats};
 use crate::policy::{CLOSE, Observation};
 use crate::tenant::TenantId;
 
@@ -14,6 +14,7 @@ use super::Telemetry;
 use super::metrics::{Counts, RequestMetrics};
 use super::sampler::{SAMPLE_STRIDE, SamplePool};
 use super::trace::{Event, Happening, Ring};
+use super::wanted::{LAUNCHED_STRIDE, MOST_TIMED, Wanted};
 
 /// What one session records through. The default records nothing.
 #[derive(Default)]
@@ -23,6 +24,10 @@ pub struct Probe {
     until_sample: u64,
     /// The same for replays.
     until_replay: u64,
+    wanted: Arc<Wanted>,
+    /// Replays of the session before which no request is launched for [`Wanted`].
+    replays_first: u64,
+    timing: Option<Timing>,
     observed: Option<Observed>,
 }
 
@@ -34,8 +39,18 @@ struct Observed {
     /// Where kernel times are sampled.
     samples: Option<Arc<SamplePool>>,
     counts: Arc<Counts>,
+    pulse: Arc<Pulse>,
     /// What was added to `counts` so far.
     counted: SessionStats,
+}
+
+/// A request that is launched so that its kernels can be timed.
+struct Timing {
+    kernels: Arc<[Fingerprint]>,
+    /// Launches that may still be timed.
+    left: u32,
+    /// Launches from the end of the request until the next sample.
+    until_sample: u64,
 }
 
 /// A launch that the session is about to make.
@@ -55,6 +70,8 @@ impl Probe {
         ring: Option<Arc<Ring>>,
         samples: Option<Arc<SamplePool>>,
         counts: Arc<Counts>,
+        pulse: Arc<Pulse>,
+        wanted: Arc<Wanted>,
     ) -> Self {
         let until_sample = if samples.is_some() { SAMPLE_STRIDE } else { 0 };
         let (tracing, telemetry, counted) = (Arc::clone(&telemetry.tracing), Arc::clone(telemetry), SessionStats::default());
@@ -62,7 +79,10 @@ impl Probe {
             tracing,
             until_sample,
             until_replay: until_sample,
-            observed: Some(Observed { telemetry, tenant, ring, samples, counts, counted }),
+            wanted,
+            replays_first: LAUNCHED_STRIDE,
+            timing: None,
+            observed: Some(Observed { telemetry, tenant, ring, samples, counts, pulse, counted }),
         }
     }
 
@@ -78,6 +98,47 @@ impl Probe {
     pub(crate) fn is_replay_due(&mut self) -> bool {
         self.until_replay = self.until_replay.wrapping_sub(1);
         self.until_replay == 0
+    }
+
+    /// Whether a request that could be replayed, after so many `replays` of the session, may be launched instead: then
+    /// [`begin_timing`](Self::begin_timing) says whether it is to be.
+    #[inline]
+    pub(crate) fn may_time_request(&self, replays: u64) -> bool {
+        self.wanted.is_any() && replays >= self.replays_first
+    }
+
+    /// Whether the request that comes is to be launched instead of replayed. If so its launches are timed, up to [`end_timing`](Self::end_timing).
+    #[cold]
+    pub(crate) fn begin_timing(&mut self, replays: u64) -> bool {
+        let can_wait = self.observed.as_ref().is_some_and(|observed| observed.samples.is_some() && observed.pulse.can_wait());
+        let Some(kernels) = can_wait.then(|| self.wanted.take()).flatten() else { return false };
+        self.replays_first = replays + LAUNCHED_STRIDE;
+        // Every launch of the request is looked at.
+        let until_sample = std::mem::replace(&mut self.until_sample, 1);
+        self.timing = Some(Timing { kernels, left: MOST_TIMED, until_sample });
+        true
+    }
+
+    /// The request has been launched.
+    pub(crate) fn end_timing(&mut self) {
+        if let Some(timing) = self.timing.take() {
+            self.until_sample = timing.until_sample;
+        }
+    }
+
+    /// Whether the launch about to be made is to be timed.
+    fn takes_sample(&mut self, kernel: Fingerprint) -> bool {
+        let Some(timing) = &mut self.timing else {
+            let is_due = self.until_sample == 0;
+            if is_due {
+                self.until_sample = SAMPLE_STRIDE;
+            }
+            return is_due;
+        };
+        self.until_sample = 1;
+        let is_wanted = timing.left > 0 && timing.kernels.contains(&kernel);
+        timing.left -= u32::from(is_wanted);
+        is_wanted
     }
 
     /// Replays a graph that launches `body`, between two events if some are free.
@@ -101,13 +162,12 @@ impl Probe {
     #[cold]
     pub(crate) fn launch(&mut self, launch: &Observable<'_>) -> Result<bool, DeviceError> {
         let &Observable { device, stream, request, partition, sms, capturing } = launch;
-        let mut timed = false;
-        if let Some(samples) = self.observed.as_ref().and_then(|observed| observed.samples.as_ref())
-            && self.until_sample == 0
-        {
-            self.until_sample = SAMPLE_STRIDE;
-            timed = !capturing && samples.launch(device, stream, request, partition, sms)?;
-        }
+        let takes_sample = self.takes_sample(request.key.fingerprint());
+        let samples = self.observed.as_ref().and_then(|observed| observed.samples.as_ref());
+        let timed = match samples.filter(|_| takes_sample && !capturing) {
+            Some(samples) => samples.launch(device, stream, request, partition, sms)?,
+            None => false,
+        };
         if !timed {
             device.launch(stream, request)?;
         }
@@ -173,6 +233,8 @@ pub(super) struct Pulse {
     answered: AtomicU64,
     missed: AtomicU64,
     close: AtomicU64,
+    /// Whether the request answered last missed its objective or nearly did.
+    is_late: AtomicBool,
     /// Whether the engine ever told of a request.
     is_felt: AtomicBool,
     /// The objective now, nanoseconds; 0 for none.
@@ -193,7 +255,14 @@ impl Pulse {
         self.answered.fetch_add(1, Ordering::Relaxed);
         self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
         self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
+        self.is_late.store(spent > CLOSE, Ordering::Relaxed);
         self.is_felt.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the next request may take somewhat longer than others. Where requests are answered in the order of their arrival it has waited no longer than
+    /// the one answered last took. Of an engine that tells nothing of requests with an objective, nobody knows.
+    fn can_wait(&self) -> bool {
+        self.objective().is_none() || (self.is_felt.load(Ordering::Relaxed) && !self.is_late.load(Ordering::Relaxed))
     }
 
     /// What happened since the last call; whether the tenant rested or is paused is not known here. Of an engine that tells nothing, the tenant is taken to be at work.

@@ -10,13 +10,13 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use serde_json::Value;
 use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, Session};
+use smidgen_runtime::launch::{Kernel, KernelKey, LaunchError, Session, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, Slo, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::{DriftReport, ProfileStore};
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 use smidgen_runtime::telemetry::trace::{Event, Happening, Lane, TenantTrace, Trace};
-use smidgen_runtime::telemetry::{Recording, metrics as names};
+use smidgen_runtime::telemetry::{Recording, RequestLog, metrics as names};
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions, Unprofiled};
 

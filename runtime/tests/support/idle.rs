@@ -23,6 +23,7 @@ pub struct Idle {
     refuses_queries: Mutex<Option<DeviceError>>,
     asked: AtomicU64,
     answers: Mutex<()>,
+    elapsed: AtomicU64,
     on_launch: fn(&LaunchRequest<'_>),
 }
 
@@ -46,6 +47,7 @@ impl Idle {
             refuses_queries: Mutex::default(),
             asked: zero(),
             answers: Mutex::default(),
+            elapsed: zero(),
             on_launch,
         })
     }
@@ -83,6 +85,11 @@ impl Idle {
     /// Whoever asks that gets no answer while the guard lives.
     pub fn hold_answers(&self) -> MutexGuard<'_, ()> {
         self.answers.lock().unwrap()
+    }
+
+    /// What lies between any two events from here on.
+    pub fn set_elapsed(&self, elapsed: Duration) {
+        self.elapsed.store(elapsed.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn number(&self) -> u64 {
@@ -175,7 +182,7 @@ impl Device for Idle {
         self.refuses_queries.lock().unwrap().clone().map_or(Ok(true), Err)
     }
     fn elapsed(&self, _: EventId, _: EventId) -> Result<Duration, DeviceError> {
-        Ok(Duration::ZERO)
+        Ok(Duration::from_nanos(self.elapsed.load(Ordering::Relaxed)))
     }
     fn synchronize(&self, _: StreamId) -> Result<(), DeviceError> {
         Ok(())

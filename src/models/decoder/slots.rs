@@ -154,15 +154,16 @@ impl SlotBatch {
     }
 
     /// Launches a step that only decodes, over the first `rows` slots: kernel by kernel the first time under a plan, since what it needs may not be
-    /// loaded, then by capturing it, and from then on by replaying it, also when an earlier plan has come back.
+    /// loaded, then by capturing it, and from then on by replaying it, also when an earlier plan has come back, unless the runtime
+    /// wants its kernels timed.
     fn launch_decode(&mut self, rows: u32, buffer: usize) -> Result<(), BuildError> {
         let size = rows.next_power_of_two().trailing_zeros() as usize;
         let work = WorkId((size * TOKEN_BUFFERS + buffer) as u64);
         let Self { session, decoder, batch, slot_inputs, tokens, limits, loaded, .. } = self;
-        if session.replay_kept(work)? {
+        let step = SlotStep { rows, slots: limits.slots, inputs: slot_inputs, from: &tokens[buffer], to: &tokens[1 - buffer] };
+        if session.replay_kept_or_launch(work, |session| decoder.decode_slots(session, batch, &step))? {
             return Ok(());
         }
-        let step = SlotStep { rows, slots: limits.slots, inputs: slot_inputs, from: &tokens[buffer], to: &tokens[1 - buffer] };
         let was_loaded = std::mem::replace(&mut loaded[size][buffer], false);
         if was_loaded {
             session.replay_or_capture(work, |session| decoder.decode_slots(session, batch, &step))?;

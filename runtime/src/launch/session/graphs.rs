@@ -150,6 +150,22 @@ impl Session {
         Ok(true)
     }
 
+    /// As [`replay_kept`](Session::replay_kept), for a request whose kernels may be timed: where [`replay_or_capture`](Session::replay_or_capture) would launch
+    /// `body` in place of the replay, so does this.
+    ///
+    /// # Errors
+    /// As [`replay`](Session::replay); what `body` returns.
+    pub fn replay_kept_or_launch<E: From<LaunchError>>(
+        &mut self,
+        work: WorkId,
+        body: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        if self.is_to_be_timed(work)? {
+            return self.launch_timed(body).map(|()| true);
+        }
+        Ok(self.replay_kept(work)?)
+    }
+
     /// Captures `body`, as [`capture`](Session::capture) does, and keeps the graph as that of `work` under the plan in force. Plans that come back
     /// find it again, as long as the [limits](Session::limit_graphs) leave room.
     ///
@@ -185,6 +201,10 @@ impl Session {
     /// request under a plan, if nobody [prepared](Session::prepare) it, and not before the plan is in force: only the session's own thread may capture its
     /// launches.
     ///
+    /// Where replays of this tenant were found to differ from what the plan expects of them ([`Runtime::correct`](crate::Runtime::correct)), `body` is launched
+    /// instead in at most one of 1000 requests, so that its kernels can be timed; never while the tenant's
+    /// [requests](crate::telemetry::RequestLog) miss their objective or nearly do. The launches are the same, and so is what they compute.
+    ///
     /// # Errors
     /// As [`capture`](Session::capture) and [`replay`](Session::replay).
     pub fn replay_or_capture<E: From<LaunchError>>(
@@ -196,6 +216,9 @@ impl Session {
             self.settle();
             return body(self);
         }
+        if self.is_to_be_timed(work)? {
+            return self.launch_timed(body);
+        }
         if self.replay_kept(work)? {
             return Ok(());
         }
@@ -204,6 +227,28 @@ impl Session {
         self.run(graph.graph.id(), Arc::clone(&graph.body)).map_err(LaunchError::from)?;
         self.graphs.keep(work, graph, &self.layout);
         Ok(())
+    }
+
+    /// Launches a request that could be replayed, so that its kernels are timed.
+    #[cold]
+    fn launch_timed<E: From<LaunchError>>(&mut self, body: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        self.settle();
+        let done = catch_unwind(AssertUnwindSafe(|| body(self)));
+        // Also after a failure or a panic: what is launched next is no part of the request.
+        self.probe.end_timing();
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Whether the kept graph of `work` is one that is not to be replayed now, since its launches are to be timed one by one.
+    #[inline]
+    fn is_to_be_timed(&mut self, work: WorkId) -> Result<bool, LaunchError> {
+        let replays = self.stats.replays;
+        if !self.probe.may_time_request(replays) {
+            return Ok(false);
+        }
+        self.refuse_in_capture()?;
+        self.follow_plan()?;
+        Ok(self.graphs.find(work).is_some() && self.probe.begin_timing(replays))
     }
 
     /// Bounds what is kept by [`capture_kept`](Session::capture_kept) from here on.
