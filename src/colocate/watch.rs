@@ -21,10 +21,10 @@ pub const PHASE: &str = "smidgen_phase";
 /// Events that each ring of a timeline holds: the last 32768 of every session, 1 MiB.
 pub const TRACE_EVENTS: usize = 1 << 15;
 
-/// Time between two looks at the metrics and at the kernel times.
+/// Time between two looks at the metrics.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Time in which tenants are judged, on the device's clock: so simulated runs are the same each time.
+/// Time in which tenants and their kernels are judged, on the device's clock: so simulated runs are the same each time.
 const WINDOW: Duration = Duration::from_millis(250);
 
 /// The timelines of phases, with their names, as they come in.
@@ -112,20 +112,30 @@ impl<'a> Observer<'a> {
         let now = self.runtime.device().now();
         if now >= self.next_window {
             self.next_window = now + WINDOW;
+            self.correct();
             if let Err(error) = self.runtime.adapt() {
                 tracing::warn!("the plan could not follow what tenants were seen to do: {error}");
             }
         }
         if self.last.elapsed() >= INTERVAL {
-            self.look();
+            self.show();
             self.last = Instant::now();
         }
     }
 
+    /// Looks once more, at the end.
     pub(super) fn look(&self) {
+        self.correct();
+        self.show();
+    }
+
+    fn correct(&self) {
         if let Err(error) = self.runtime.correct() {
             tracing::warn!("kernel times could not be compared with the profiles: {error}");
         }
+    }
+
+    fn show(&self) {
         if let Some((recorder, show)) = self.recorder {
             self.runtime.publish_metrics();
             let handle = recorder.handle();
@@ -133,6 +143,7 @@ impl<'a> Observer<'a> {
             show(handle.render());
         }
     }
+
     /// The timeline so far.
     pub(super) fn trace(self) -> Trace {
         let mut trace = self.runtime.telemetry().trace();

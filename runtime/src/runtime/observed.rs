@@ -30,7 +30,8 @@ impl Runtime {
     /// [`DRIFT_BOUND`](crate::profile::DRIFT_BOUND) it plans again, with curves corrected by what was seen. Where replays differ by as much from what the plan
     /// expects (the sum of their kernels, and at most the predicted slowdown beside the neighbours more), that is told and changes no plan by itself: it may be the
     /// neighbours, the clock, or the forecast. But the tenant's sessions are asked to launch a few requests in place of replays, at most one in 1000, so that its
-    /// kernels are timed, and corrected where they differ ([`Session::replay_or_capture`](crate::launch::Session::replay_or_capture)). Says what differs; nothing where nothing does. Call it once a second or so, from a thread that is not serving.
+    /// kernels are timed, and corrected where they differ ([`Session::replay_or_capture`](crate::launch::Session::replay_or_capture)). Says what differs; nothing
+    /// where nothing does. Call it once a second or so, from a thread that is not serving.
     ///
     /// # Errors
     /// What the device says of the events by which kernels are timed. If no plan can be made with the corrected curves, that is the error; the
@@ -41,15 +42,15 @@ impl Runtime {
         self.device.bind_thread()?;
         let samples = self.telemetry.take_samples()?;
         let state = &mut *self.state.lock();
-        let is_predicted = !samples.replays.is_empty() || !state.asked.is_empty();
+        let is_predicted = !samples.replays.is_empty() || samples.launches.iter().any(|sample| sample.replaces_replay);
         let slowdowns = if is_predicted { self.slowdowns(state)? } else { BTreeMap::new() };
         for sample in samples.launches {
             // A kernel that may not use all the SMs it was sized for takes longer, and is no slower for it.
             if self.holds(state, sample.tenant, sample.sms) != Some(false)
                 && let Some(curve) = state.profiles.curve(sample.kernel)
             {
-                // As its replays were judged: what the plan expects of neighbours is no part of what was found, and the policy would add it once more.
-                let slowdown = slowdowns.get(&sample.tenant).filter(|_| state.asked.contains_key(&sample.tenant));
+                // As the replays that asked for it: what the plan expects of neighbours is no part of what was found, and the policy would add it once more.
+                let slowdown = slowdowns.get(&sample.tenant).filter(|_| sample.replaces_replay);
                 let measured = sample.took.as_secs_f64() * 1e6;
                 let expected = expected_us(measured, curve.at(sample.sms), slowdown.copied().unwrap_or(1.0));
                 state.corrections.add(sample.kernel, measured, expected);

@@ -165,7 +165,7 @@ impl Probe {
         let takes_sample = self.takes_sample(request.key.fingerprint());
         let samples = self.observed.as_ref().and_then(|observed| observed.samples.as_ref());
         let timed = match samples.filter(|_| takes_sample && !capturing) {
-            Some(samples) => samples.launch(device, stream, request, partition, sms)?,
+            Some(samples) => samples.launch(launch, self.timing.is_some())?,
             None => false,
         };
         if !timed {

@@ -1,6 +1,7 @@
 //! Device times of a few launches and replays, taken by events around them.
 //!
-//! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so many replays one, is enqueued between two events of a fixed pool. Nobody waits for them: whoever
+//! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so many replays one, is enqueued between two events of a fixed pool, and so are launches of requests
+//! that the runtime [wants](super::wanted) to time. Nobody waits for them: whoever
 //! collects samples asks later whether they are done. A launch inside a capture is never timed, since events would become nodes of the graph.
 //!
 //! Two kinds of launches give no sample, because what lies between their events is not the kernel alone:
@@ -18,6 +19,8 @@ use crate::device::{Device, DeviceError, Event, GraphId, LaunchRequest, Partitio
 use crate::launch::Fingerprint;
 use crate::launch::capture::GraphBody;
 use crate::tenant::TenantId;
+
+use super::probe::Observable;
 
 /// One launch in so many is timed, and one replay. Below 1 %; a prime, so that the samples of a model whose requests all launch the same number of kernels
 /// fall on every kernel in turn.
@@ -41,6 +44,8 @@ pub struct Sample {
     pub began: Duration,
     /// How long it took.
     pub took: Duration,
+    /// Whether it belongs to a request that was launched so that its kernels can be timed, where it could have been replayed.
+    pub replaces_replay: bool,
 }
 
 /// One replay as the device timed it.
@@ -70,6 +75,7 @@ struct Timed {
     kernel: Fingerprint,
     partition: PartitionId,
     sms: Sms,
+    replaces_replay: bool,
 }
 
 /// What is timed. The session writes a free slot, the collector reads a timed one; neither waits for the other.
@@ -145,17 +151,11 @@ impl SamplePool {
         Ok(Self { tenant, slots, replays, epoch, epoch_at: device.now(), collecting: Mutex::new(()) })
     }
 
-    /// Enqueues `request` between two events. Says whether it did: if not, nothing was enqueued.
-    pub(super) fn launch(
-        &self,
-        device: &dyn Device,
-        stream: StreamId,
-        request: &LaunchRequest<'_>,
-        partition: PartitionId,
-        sms: Sms,
-    ) -> Result<bool, DeviceError> {
+    /// Enqueues the launch between two events. Says whether it did: if not, nothing was enqueued.
+    pub(super) fn launch(&self, launch: &Observable<'_>, replaces_replay: bool) -> Result<bool, DeviceError> {
+        let &Observable { device, stream, request, partition, sms, .. } = launch;
         let Some(slot) = self.slots.iter().find(|slot| slot.is_free()) else { return Ok(false) };
-        let timed = Timed { kernel: request.key.fingerprint(), partition, sms };
+        let timed = Timed { kernel: request.key.fingerprint(), partition, sms, replaces_replay };
         // An event lies before it now, over whose end a launch cannot overlap.
         slot.time(device, stream, timed, true, || device.launch(stream, &LaunchRequest { overlaps: false, ..*request }))?;
         Ok(true)
@@ -173,8 +173,9 @@ impl SamplePool {
         let _collecting = self.collecting.lock();
         let tenant = self.tenant;
         for slot in &self.slots {
-            if let Some((Timed { kernel, partition, sms }, since, took)) = slot.take(device, &self.epoch)? {
-                samples.launches.push(Sample { tenant, kernel, partition: partition.0, sms, began: self.epoch_at + since, took });
+            if let Some((Timed { kernel, partition, sms, replaces_replay }, since, took)) = slot.take(device, &self.epoch)? {
+                let began = self.epoch_at + since;
+                samples.launches.push(Sample { tenant, kernel, partition: partition.0, sms, began, took, replaces_replay });
             }
         }
         for slot in &self.replays {
