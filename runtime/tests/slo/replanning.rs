@@ -537,6 +537,7 @@ fn what_a_window_changes_was_foreseen() {
         let mut changes = 0;
         for window in 0..400 {
             let foreseen = replanner.foreseen();
+            assert!(!foreseen.contains(&replanner.adjustments()), "window {window}: the present is no change");
             let missed = if changes_margins && window % 60 < 20 { 60 } else { 0 };
             let close = if changes_margins { missed } else { 60 };
             let works = changes_margins || window % 50 < 25;

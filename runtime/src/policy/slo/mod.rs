@@ -22,7 +22,9 @@
 //! **Planning again.** A [`Replanner`] says when, and with which [`Adjustments`].
 //!
 //! **Limits.** Predictions are averages of a busy tenant: no phases of a request, no bursts beyond those of a Poisson process. The margin stands for these, and the
-//! replanner corrects it from misses. Power is no part of the model, since profiles do not hold energy. The
+//! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU:
+//! bandwidth is that which so many SMs read, and nothing is predicted of what one does to the other. So what is left beside shares has less than its part of the DRAM where those with a
+//! share read much, and more where they read little. Power is no part of the model, since profiles do not hold energy. The
 //! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,8 +149,8 @@ impl Slo {
         }
         let members = scene.tenants.iter().filter(|tenant| !tenant.is_latency()).count();
         let sharers = u16::try_from(members).unwrap_or(u16::MAX);
-        let (rivals, contested) = if parts.windows[at] == parts.owned[at] { (0, 0) } else { parts.overlap };
-        Rooms { window: parts.windows[at], lent: parts.lent, sharers, rivals, contested, ..alone }
+        let rivals = if parts.windows[at] == parts.owned[at] { 0.0 } else { throughput::rivals(at, &parts.windows) };
+        Rooms { window: parts.windows[at], lent: parts.lent, sharers, rivals, ..alone }
     }
 }
 
@@ -199,8 +201,6 @@ struct Parts {
     needs: Vec<u16>,
     /// All that latency tenants own who pause now and then.
     lent: TpcSet,
-    /// Where throughput tenants overlap: how many others each of them meets, and on how many TPCs.
-    overlap: (u16, u16),
 }
 
 impl Parts {
@@ -223,17 +223,13 @@ impl Parts {
         let parts: Vec<TpcSet> = throughput.iter().map(|&at| owned[at]).collect();
         throughput.iter().zip(throughput::windows(scene, &throughput, &parts)).for_each(|(&at, window)| windows[at] = window);
         let lent = latency.iter().filter(|&&at| scene.tenants[at].lends).fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
-        let overlapping: Vec<TpcSet> =
-            windows.iter().zip(&owned).filter(|(window, part)| window != part).map(|(&window, _)| window).collect();
-        let everywhere = overlapping.iter().fold(TpcSet::EMPTY, |all, &window| all | window);
-        let overlap = (overlapping.len().saturating_sub(1) as u16, everywhere.len());
-        Self { owned, windows, needs, lent, overlap }
+        Self { owned, windows, needs, lent }
     }
 
     /// More tenants than TPCs: one TPC each, in turn. Nothing is lent, since every TPC has several owners.
     fn in_turn(scene: &Scene<'_>) -> Self {
         let sizes = vec![1; scene.tenants.len()];
         let owned = contiguous(scene.topology, &sizes);
-        Self { windows: owned.clone(), owned, needs: sizes, lent: TpcSet::EMPTY, overlap: (0, 0) }
+        Self { windows: owned.clone(), owned, needs: sizes, lent: TpcSet::EMPTY }
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! | room | who runs there | what a launch of kernel `k` costs |
 //! |---|---|---|
-//! | the part it owns | everybody | `L_k(n)` |
+//! | the part it owns | everybody | `L_k(n) * (1 + c(n))` |
+//! | the fewest TPCs that keep its objective, where it owns more | kernels of a latency tenant that are quicker there | `L_k(n)` |
 //! | a smaller rung inside it | kernels that lose nothing by it, or that leave SMs to others | `1.02 * L_k(n) * (1 + c(n))` |
 //! | its window | throughput tenants, where sets overlap | `L_k(n) * (1 + c(n))` |
-//! | its grant, borrowed TPCs included | elastic kernels of throughput tenants | 2 us, and half `L_k` there, half `L_k` on its part and 0.5 us |
+//! | its grant, borrowed TPCs included | elastic kernels of throughput tenants | 2 us, and half `L_k` there, half `L_k` on its window and 0.5 us, times `1 + c(n)` of its window |
 //!
-//! `c(n) = rivals * n / (2 G)` is what rivals, other tenants that overlap, lose for `n` SMs that a kernel holds of `G` that all of them want: 0 where
-//! sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
-//! 2% is the profiles' own tolerance. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
+//! `c(n) = rivals * n / (2 S)` is what other tenants that overlap lose for `n` SMs that a kernel holds of a window of `S`: `rivals` is the sum, over those others, of
+//! the part of their window that this one takes up, and 0 where sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
+//! 2% is the profiles' own tolerance. What a latency tenant needs was sized to keep its objective, and pays none. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
 //! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. Launches
 //! of less than [`SHORT_US`] on what the tenant keeps are hardly elastic (docs/decisions/0011), so SMs could not be taken back from them: they stay on what their tenant owns. Where a
 //! kernel decides otherwise than predicted here, its session sends it home ([`Placement::borrows`](crate::launch::Placement)).
@@ -41,10 +42,8 @@ pub(super) struct Rooms {
     pub(super) need: u16,
     /// Tenants that borrow, this one included.
     pub(super) sharers: u16,
-    /// Other tenants whose windows overlap with this one's.
-    pub(super) rivals: u16,
-    /// TPCs over which those windows overlap, all together.
-    pub(super) contested: u16,
+    /// Other tenants' windows that this one's takes up, each as far as it does.
+    pub(super) rivals: f64,
     pub(super) priority: Priority,
     /// What a change of partition costs, microseconds.
     pub(super) hop_us: f64,
@@ -125,8 +124,7 @@ impl Choice {
     /// One launch, in microseconds, what it costs others included.
     fn cost(self, scene: &Scene<'_>, request: &Request<'_>, kernel: usize, rooms: &Rooms) -> f64 {
         let us = |tpcs: u16| request.kernel_us(&scene.sizes, kernel, tpcs);
-        let others = f64::from(rooms.rivals);
-        let held = |tpcs: u16| if rooms.contested > 0 { others * 0.5 * f64::from(tpcs) / f64::from(rooms.contested) } else { 0.0 };
+        let held = |tpcs: u16| 0.5 * rooms.rivals * f64::from(tpcs) / f64::from(rooms.window.len());
         match self {
             Self::Own(tpcs) if tpcs == rooms.owned.len() || tpcs == rooms.need => us(tpcs) * (1.0 + held(tpcs)),
             Self::Own(tpcs) => us(tpcs) * (1.0 + held(tpcs)) * (1.0 + DEFAULT_TOLERANCE),
@@ -146,6 +144,6 @@ impl Rooms {
     /// The rooms of a tenant that shares with nobody.
     pub(super) fn alone(owned: TpcSet, priority: Priority, no_switch_budget: bool) -> Self {
         let hop_us = if no_switch_budget { 0.0 } else { HOP_US };
-        Self { owned, window: owned, lent: TpcSet::EMPTY, need: owned.len(), sharers: 1, rivals: 0, contested: 0, priority, hop_us }
+        Self { owned, window: owned, lent: TpcSet::EMPTY, need: owned.len(), sharers: 1, rivals: 0.0, priority, hop_us }
     }
 }

@@ -236,13 +236,14 @@ impl Replanner {
     pub fn foreseen(&self) -> Vec<Adjustments> {
         let mut steps: Vec<usize> = (0..MARGINS.len()).collect();
         steps.sort_by_key(|step| step.abs_diff(DEFAULT_STEP));
-        let judged = || self.tenants.iter().filter(|(_, watched)| watched.is_judged).map(|(&tenant, _)| tenant);
+        let judged =
+            |step| self.tenants.iter().filter(move |(_, watched)| watched.is_judged && watched.step != step).map(|(&tenant, _)| tenant);
         let but_for = |tenant, change: &dyn Fn(&mut Watched)| {
             let mut then = self.clone();
             then.tenants.get_mut(&tenant).into_iter().for_each(change);
             then.adjustments()
         };
-        let margins = steps.iter().flat_map(|&step| judged().map(move |tenant| (tenant, step)));
+        let margins = steps.iter().flat_map(|&step| judged(step).map(move |tenant| (tenant, step)));
         let margins = margins.map(|(tenant, step)| but_for(tenant, &|watched| watched.step = step));
         let overdue = self.tenants.keys().map(|&tenant| but_for(tenant, &|watched| watched.overdue = !watched.overdue));
         margins.chain(overdue).collect()

@@ -210,6 +210,12 @@ pub(super) fn overlap(scene: &Scene<'_>, request: &Request<'_>, number: usize, w
     1.0 + held * met / us
 }
 
+/// How many windows of others the one with that `number` takes up, in sum: each counts by the part of it that overlaps.
+pub(super) fn rivals(number: usize, windows: &[TpcSet]) -> f64 {
+    let others = windows.iter().enumerate().filter(|(other, _)| *other != number);
+    others.map(|(_, other)| f64::from((*other & windows[number]).len()) / f64::from(other.len())).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
