@@ -117,10 +117,10 @@ fn what_a_tenant_does_on_a_share_of_its_own_says_nothing_of_its_part_without_one
 
 #[test]
 fn what_tenants_do_under_a_policy_without_margins_is_not_held_for_or_against_them_under_the_next() {
-    let owned = |before: Box<dyn Policy>, spent: Option<f64>| {
+    let owned = |before: &str, spent: Option<f64>| {
         let gpu = Gpu::h200();
         let (runtime, [chat, other, batch]) = with_objectives(&gpu);
-        runtime.set_policy(before).unwrap();
+        runtime.set_policy(by_name(before).unwrap()).unwrap();
         let mut log = runtime.request_log(chat).unwrap();
         for spent in spent.into_iter().cycle().take(100) {
             window(&runtime, &mut log, spent);
@@ -128,10 +128,10 @@ fn what_tenants_do_under_a_policy_without_margins_is_not_held_for_or_against_the
         runtime.set_policy(Box::new(Slo::default())).unwrap();
         [chat, other, batch].map(|id| runtime.plan().tenants[&id].owned.len())
     };
-    let at_first = owned(Box::new(Slo::default()), None);
+    let at_first = owned("slo", None);
     for spent in [0.1, 1.5] {
-        assert_eq!(owned(Box::new(DefaultSharing), Some(spent)), at_first, "{spent}");
-        assert_ne!(owned(Box::new(Slo::default()), Some(spent)), at_first, "{spent}: it outlives one that has them");
+        assert_eq!(owned("default-sharing", Some(spent)), at_first, "{spent}");
+        assert_ne!(owned("slo", Some(spent)), at_first, "{spent}: it outlives one that has them");
     }
 }
 

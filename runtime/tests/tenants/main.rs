@@ -8,7 +8,7 @@ use smidgen_runtime::device::sim::Fault;
 use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms, Topology};
 use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, SeenKernel, Session};
 use smidgen_runtime::partition::TpcSet;
-use smidgen_runtime::policy::{Adjustments, DefaultSharing, Draft, Exclusive, Krisp, Policy, Slo, StaticEqual, TenantDemand};
+use smidgen_runtime::policy::{Adjustments, DefaultSharing, Draft, Exclusive, Krisp, Policy, Slo, StaticEqual, TenantDemand, by_name};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::telemetry::RequestLog;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};

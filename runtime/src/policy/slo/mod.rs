@@ -22,9 +22,9 @@
 //! **Planning again.** A [`Replanner`] says when, and with which [`Adjustments`].
 //!
 //! **Limits.** Predictions are averages of a busy tenant: no phases of a request, no bursts beyond those of a Poisson process. The margin stands for these, and the
-//! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU:
-//! bandwidth is that which so many SMs read, and nothing is predicted of what one does to the other. So what is left beside shares has less than its part of the DRAM where those with a
-//! share read much, and more where they read little. Power is no part of the model, since profiles do not hold energy. The
+//! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU of their own:
+//! its bandwidth is what so many SMs read alone, which is too much where tenants in the other regions read a lot and too little where they do not, and nothing is predicted of what
+//! regions do to each other. Power is no part of the model, since profiles do not hold energy. The
 //! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
 
 use std::collections::{BTreeMap, BTreeSet};
