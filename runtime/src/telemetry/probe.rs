@@ -127,7 +127,7 @@ impl Probe {
     }
 
     /// Whether the launch about to be made is to be timed.
-    fn takes_sample(&mut self, kernel: Fingerprint) -> bool {
+    fn takes_sample(&mut self, kernel: &KernelKey) -> bool {
         let Some(timing) = &mut self.timing else {
             let is_due = self.until_sample == 0;
             if is_due {
@@ -136,7 +136,7 @@ impl Probe {
             return is_due;
         };
         self.until_sample = 1;
-        let is_wanted = timing.left > 0 && timing.kernels.contains(&kernel);
+        let is_wanted = timing.left > 0 && timing.kernels.contains(&kernel.fingerprint());
         timing.left -= u32::from(is_wanted);
         is_wanted
     }
@@ -162,7 +162,7 @@ impl Probe {
     #[cold]
     pub(crate) fn launch(&mut self, launch: &Observable<'_>) -> Result<bool, DeviceError> {
         let &Observable { device, stream, request, partition, sms, capturing } = launch;
-        let takes_sample = self.takes_sample(request.key.fingerprint());
+        let takes_sample = self.takes_sample(&request.key);
         let samples = self.observed.as_ref().and_then(|observed| observed.samples.as_ref());
         let timed = match samples.filter(|_| takes_sample && !capturing) {
             Some(samples) => samples.launch(launch, self.timing.is_some())?,
