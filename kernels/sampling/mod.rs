@@ -5,7 +5,10 @@ use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError
 
 pub use super::abi::SampleParams;
 use super::abi::{SAMPLE_BINS, SAMPLE_SEGMENT, SAMPLE_SHARED_BYTES, SampleArgs, SampleBin, SamplePart};
-use super::outlasts_a_reaction;
+use super::outlasts_a_reaction_at;
+
+/// What one SM of an H200 reads while it ranks logits: 9.5 GB/s.
+const BYTES_PER_MICROSECOND_OF_AN_SM: u64 = 9_500;
 
 /// Draws a token for each row; the definition stands in sampling/sample.cu. Shapes: `logits` `[rows, vocabulary]` fp32; `params` `[rows]` of
 /// [`SampleParams`]; `tokens`, `positions`, `lengths`, `arrivals` `[rows]` u32.
@@ -134,7 +137,7 @@ unsafe impl Kernel for Sample {
             blocks_per_sm: 1,
             tiles,
             blocks_per_tile: 1,
-            elastic: outlasts_a_reaction(self.work(), sms),
+            elastic: outlasts_a_reaction_at(BYTES_PER_MICROSECOND_OF_AN_SM, self.work(), sms),
             programmatic: true,
             begins_by_number: false,
             params: Params::new(args),

@@ -515,6 +515,44 @@ fn only_launches_that_poll_the_grant_run_where_the_plan_would_have_them_borrow()
     assert_eq!(ran(&house.gpu.trace(&session)), [("gemm", house.small.1)]);
 }
 
+#[test]
+fn a_launch_too_short_to_poll_does_so_where_it_borrows_if_its_entry_point_can() {
+    let house = House::new();
+    let borrowed = Placement { borrows: true, ..house.placement(house.large) };
+    let kernels = [(GEMM.key().fingerprint(), borrowed)].into();
+    let plan = TenantPlan { owned: house.small.1, default: house.placement(house.small), kernels, ..house.tenant(&[]) };
+    house.publish([(TENANT, plan)]);
+    let grant = Arc::new(Grant::new(&house.gpu.device).unwrap());
+    let mut session = Session::new(&house.gpu.device, &house.plans, TENANT, Arc::clone(&grant)).unwrap();
+    session.launch(&LongOnATpc(GEMM)).unwrap();
+    let undisturbed = house.gpu.trace(&session).remove(0);
+    assert_eq!(undisturbed.tpcs, house.large.1);
+    grant.set(house.small.1).unwrap();
+    house.gpu.device.pass_time(house.gpu.device.now() + std::time::Duration::from_millis(1));
+    session.launch(&LongOnATpc(GEMM)).unwrap();
+    let confined = house.gpu.trace(&session).remove(0);
+    assert!(confined.ended - confined.started > 2 * (undisturbed.ended - undisturbed.started), "it left what it may not use any more");
+}
+
+/// A kernel that is too short to poll its grant on more SMs than a TPC has.
+#[derive(Clone)]
+struct LongOnATpc(Fake);
+
+// SAFETY: the simulator reads no parameters.
+unsafe impl Kernel for LongOnATpc {
+    fn key(&self) -> KernelKey {
+        self.0.key()
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        Ok(Launch { elastic: sms.0 <= gpu.sms_per_tpc, ..self.0.configure(sms, gpu)? })
+    }
+}
+
 /// A kernel of more tiles than an elastic launch may have.
 #[derive(Clone)]
 struct Vast(Fake);

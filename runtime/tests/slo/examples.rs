@@ -223,7 +223,7 @@ fn what_one_latency_tenant_is_better_off_without_goes_to_the_others() {
 }
 
 #[test]
-fn long_kernels_of_a_throughput_tenant_are_sized_for_what_is_lent_and_short_ones_stay_on_what_it_owns() {
+fn kernels_of_a_throughput_tenant_that_gain_by_what_is_lent_are_sized_for_it_however_short() {
     let (decode, encode) = (latency_tenant(1, Some(2375), &llama_step()), larger(bert_large(), 8));
     let short = KernelDemand { kernel: Fingerprint(1), launches: 1, ..compute(1, 5.0, 132.0) };
     let request: Vec<KernelDemand> = encode.iter().cloned().chain([short]).collect();
@@ -239,8 +239,8 @@ fn long_kernels_of_a_throughput_tenant_are_sized_for_what_is_lent_and_short_ones
         assert_eq!(borrower.kernels[&kernel.kernel].sms, Sms(132));
     }
     assert!(encode.iter().filter(gains).count() >= 4);
-    assert!(!borrower.kernels.contains_key(&Fingerprint(1)), "it goes by the default");
-    assert_eq!(borrower.default.tpcs, borrower.owned, "so do kernels that were never profiled: they may not poll the grant");
+    assert_eq!(borrower.kernels[&Fingerprint(1)].tpcs, borrower.grant, "its session makes it poll, which costs less than two hops");
+    assert_eq!(borrower.default.tpcs, borrower.owned, "kernels that were never profiled may not poll the grant");
     assert_eq!([owner.default.priority, borrower.default.priority], [Priority::High, Priority::Normal]);
     assert!(borrower.kernels.values().all(|placement| placement.priority == Priority::Normal));
 }

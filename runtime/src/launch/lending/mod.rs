@@ -52,9 +52,9 @@ pub(crate) use members::Membership;
 pub(crate) use requests::Requests;
 pub(crate) use terms::Terms;
 
-/// How long a tenant must have been idle before it lends, unless told otherwise. Shorter pauses, as between two steps of one stream of
-/// requests, are not worth two copies and the borrower's lost waves.
-pub const DEFAULT_HYSTERESIS: Duration = Duration::from_micros(200);
+/// How long a tenant must have been idle before it lends, unless told otherwise: about what a loan costs, two copies and the borrower's lost tiles, so that
+/// whatever the pause turns out to be, no more than twice that is lost (ski rental: Karlin, Manasse, Rudolph and Sleator, Competitive snoopy caching, 1988).
+pub const DEFAULT_HYSTERESIS: Duration = Duration::from_micros(60);
 
 /// An instant that never comes.
 const NEVER: u64 = u64::MAX;

@@ -123,8 +123,8 @@ impl Session {
         Ok(choice)
     }
 
-    /// Whether a launch polls the grant, or can be made to: one that is too short for it on all of its grant may be long on the SMs that it is left with,
-    /// where the same entry point does poll.
+    /// Whether a launch polls the grant, or can be made to: one that is too short for it on all of its grant, where the same entry point does poll on the
+    /// SMs that its tenant owns or on the fewest there are.
     fn polls_where_it_borrows(&self, at: usize, kernel: &dyn Kernel, choice: Choice) -> Result<bool, LaunchError> {
         let gpu = self.device.topology();
         let mut borrowing = kernel.configure_as(choice, self.resolved[at].sms, gpu)?;
@@ -132,8 +132,13 @@ impl Session {
         if borrowing.elastic || self.grids != Grids::Persistent || borrowing.tiles > Launch::MAX_ELASTIC_TILES {
             return Ok(borrowing.elastic);
         }
-        let home = kernel.configure(self.layout.plan.default.sms, gpu)?;
-        Ok(home.elastic && ptr::eq(home.symbol, borrowing.symbol))
+        for fewer in [self.layout.plan.default.sms, Sms(gpu.sms_per_tpc)] {
+            let longer = kernel.configure(fewer, gpu)?;
+            if longer.elastic && ptr::eq(longer.symbol, borrowing.symbol) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Places the kernel with this index where its tenant's SMs are its own: whoever lent others could not take them back from it.

@@ -6,14 +6,14 @@
 //! | the fewest TPCs that keep its objective, where it owns more | kernels of a latency tenant that are quicker there | `L_k(n)` |
 //! | a smaller rung inside it | kernels that lose nothing by it, or that leave SMs to others | `1.02 * L_k(n) * (1 + c(n))` |
 //! | its window | throughput tenants, where sets overlap | `L_k(n) * (1 + c(n))` |
-//! | its grant, borrowed TPCs included | elastic kernels of throughput tenants | 2 us, and half `L_k` there, half `L_k` on its window and 0.5 us, times `1 + c(n)` of its window |
+//! | its grant, borrowed TPCs included | kernels of throughput tenants that poll it | 2 us, and half `L_k` there, half `L_k` on its window and 0.5 us, times `1 + c(n)` of its window |
 //!
 //! `c(n) = rivals * n / (2 S)` is what other tenants that overlap lose for `n` SMs that a kernel holds of a window of `S`: `rivals` is the sum, over those others, of
 //! the part of their window that this one takes up, and 0 where sets are disjoint. It is how a kernel comes to run below its knee: half of its latency's gain must be worth more than the others' loss. The
 //! 2% is the profiles' own tolerance. What a latency tenant needs was sized to keep its objective, and pays none. A grant is sized for all its SMs, since one captured graph serves both times: lent, and taken back,
-//! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. Launches
-//! of less than [`SHORT_US`] on what the tenant keeps are hardly elastic (docs/decisions/0011), so SMs could not be taken back from them: they stay on what their tenant owns. Where a
-//! kernel decides otherwise than predicted here, its session sends it home ([`Placement::borrows`](crate::launch::Placement)).
+//! when blocks on SMs that are not held leave at once, which costs a launch 0.5 us. Lent half of the time is an assumption. A launch
+//! that is too short to poll by itself is made to where its entry point can (docs/decisions/0011): between two launches on the grant that costs less than two
+//! hops. One that cannot is sent home by its session, since SMs could not be taken back from it ([`Placement::borrows`](crate::launch::Placement)).
 
 use crate::device::Priority;
 use crate::partition::TpcSet;
@@ -23,8 +23,6 @@ use super::request::Request;
 use super::scene::Scene;
 use super::{HOP_US, switches};
 
-/// Launches below this latency are taken not to poll their grant: kernels decide by their own prediction, at about 20 us.
-const SHORT_US: f64 = 25.0;
 /// What polling costs a launch that is short on all of its grant: its first tile comes from a counter.
 const POLLING_US: f64 = 2.0;
 /// What a launch sized for the grant loses while lent TPCs are taken back.
@@ -129,7 +127,6 @@ impl Choice {
             Self::Own(tpcs) if tpcs == rooms.owned.len() || tpcs == rooms.need => us(tpcs) * (1.0 + held(tpcs)),
             Self::Own(tpcs) => us(tpcs) * (1.0 + held(tpcs)) * (1.0 + DEFAULT_TOLERANCE),
             Self::Window => us(rooms.window.len()) * (1.0 + held(rooms.window.len())),
-            Self::Grant if us(rooms.window.len()) < SHORT_US => f64::INFINITY,
             Self::Grant => {
                 let kept = rooms.window.len();
                 let part_of_lent = (rooms.lent - rooms.window).len() / rooms.sharers;
