@@ -16,16 +16,23 @@ pub mod unfold;
 #[cfg(test)]
 mod testing;
 
+use smidgen_runtime::device::{DevicePtr, Sms};
+use smidgen_runtime::launch::Work;
+
 /// Whether 16-byte loads are allowed at every one of `pointers`. Null counts as aligned: absent operands are not loaded.
-pub(crate) fn is_aligned(pointers: &[smidgen_runtime::device::DevicePtr]) -> bool {
+pub(crate) fn is_aligned(pointers: &[DevicePtr]) -> bool {
     pointers.iter().all(|pointer| pointer.0.is_multiple_of(16))
 }
 
 /// Whether a launch that is bound by memory is predicted to take so long on `sms` SMs that its blocks should poll the grant: more than the 20 us
-/// that taking SMs back takes anyway. One SM moves about 100 GB/s, all together no more than an H200's memory.
-pub(crate) fn outlasts_a_reaction(work: smidgen_runtime::launch::Work, sms: smidgen_runtime::device::Sms) -> bool {
-    const BYTES_PER_MICROSECOND_OF_AN_SM: u64 = 100_000;
-    const BYTES_PER_MICROSECOND: u64 = 4_600_000;
+/// that taking SMs back takes anyway. One SM moves 100 GB/s at the most, and 40 to 60 where it computes on them (norms, docs/kernels/rowwise.md).
+pub(crate) fn outlasts_a_reaction(work: Work, sms: Sms) -> bool {
+    outlasts_a_reaction_at(50_000, work, sms)
+}
+
+/// The same of a kernel that moves `bytes_per_microsecond` on each SM, and on all together no more than an H200's memory.
+pub(crate) fn outlasts_a_reaction_at(bytes_per_microsecond: u64, work: Work, sms: Sms) -> bool {
+    const BYTES_PER_MICROSECOND_OF_MEMORY: u64 = 4_600_000;
     const REACTION_MICROSECONDS: u64 = 20;
-    work.bytes > REACTION_MICROSECONDS * BYTES_PER_MICROSECOND.min(u64::from(sms.0) * BYTES_PER_MICROSECOND_OF_AN_SM)
+    work.bytes > REACTION_MICROSECONDS * BYTES_PER_MICROSECOND_OF_MEMORY.min(u64::from(sms.0) * bytes_per_microsecond)
 }
