@@ -5,6 +5,7 @@
 pub mod abi;
 pub mod attention;
 pub mod bandwidth;
+mod choices;
 pub mod embedding;
 pub mod gemm;
 pub mod norm;
