@@ -310,11 +310,25 @@ class ElasticTiles {
     __device__ bool next(uint32_t &tile) {
         // The previous tile is finished in every thread, and its stores are ordered before what thread 0 of a joiner publishes when it leaves.
         __syncthreads();
-        if (tiles_.progress == 0) {
-            tile = next_;
-            next_ += gridDim.x;
-            return tile < tiles_.count;
-        }
+        return tiles_.progress == 0 ? next_by_stride(tile) : next_counted(tile);
+    }
+
+    // The same for kernels whose warps share no memory: where tiles are not counted, no warp waits for another.
+    __device__ bool next_for_each_warp(uint32_t &tile) {
+        if (tiles_.progress == 0) return next_by_stride(tile);
+        __syncthreads();
+        return next_counted(tile);
+    }
+
+  private:
+    __device__ bool next_by_stride(uint32_t &tile) {
+        tile = next_;
+        next_ += gridDim.x;
+        return tile < tiles_.count;
+    }
+
+    // After a barrier.
+    __device__ bool next_counted(uint32_t &tile) {
         __shared__ uint32_t taken;
         if (threadIdx.x == 0) {
             uint32_t mine;
@@ -329,13 +343,12 @@ class ElasticTiles {
         return tile < tiles_.count;
     }
 
-  private:
     const Tiles &tiles_;
     TileQueue queue_;
     uint32_t next_;
 };
 
-// For kernels too short to be worth polling for (norms, embeddings): blocks stride over the tiles they were launched for.
+// For measurements, which no tenant runs: blocks stride over the tiles they were launched for.
 class StridedTiles {
   public:
     __device__ explicit StridedTiles(const Tiles &tiles) : count_(tiles.count), next_(blockIdx.x) {

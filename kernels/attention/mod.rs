@@ -11,6 +11,8 @@
 use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{KernelKey, Launch, LaunchError, Params};
 
+use super::choices::print_choice;
+
 mod cache;
 mod chunk;
 mod decode;
@@ -115,6 +117,7 @@ impl CompiledSize {
         if blocks_per_sm == 0 {
             return Err(too_little_shared_memory(key, self, gpu));
         }
+        print_choice(sms, || (*key, self.symbol, u64::from(tiles)));
         Ok(Launch {
             symbol: self.symbol,
             grid: Launch::persistent_grid(tiles, sms, blocks_per_sm),

@@ -93,8 +93,8 @@ __device__ void tile(const RotaryArgs &args, uint32_t row, int first_piece, floa
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 8) rotary(const __grid_constant__ RotaryArgs args, const __grid_constant__ Tiles tiles) {
     __shared__ float2 angles[WARPS][MAX_PAIRS];
     const int warp = threadIdx.x / 32, in_tile = warp * 32 * EACH + threadIdx.x % 32;
-    StridedTiles queue(tiles);
-    for (uint32_t number; queue.next(number);) {
+    ElasticTiles queue(tiles);
+    for (uint32_t number; queue.next_for_each_warp(number);) {
         const uint32_t row = number / args.tiles_per_row;
         const int first_piece = number % args.tiles_per_row * ROTARY_PIECES_PER_TILE + in_tile;
         if (args.vectorised) {

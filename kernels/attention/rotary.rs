@@ -3,12 +3,21 @@
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
-use super::super::abi;
+use super::super::{abi, outlasts_a_reaction_at};
 use super::{Heads, KvCache, product, unsupported};
 
 /// Threads of a block, and blocks that fit on an SM at once: the kernel's launch bounds.
 const THREADS: u32 = 128;
 const BLOCKS_PER_SM: u32 = 8;
+
+/// What an SM moves in a microsecond where it turns heads, which angles bound: `rotary_cached[8192x32x8x128]` takes 814 us on 8 SMs of an H200.
+const ROTATED_BYTES: u64 = 33_000;
+
+/// The same where it copies heads as they are: what other kernels move that memory bounds.
+const COPIED_BYTES: u64 = 50_000;
+
+/// How many times as long rows take that are read element by element, roughly.
+const ELEMENT_BY_ELEMENT: u64 = 4;
 
 /// Rotates the pairs `(i, i + head_dim / 2)` of every query and key head by `position * inverse_frequencies[i]`, in place, as Hugging Face's
 /// `rotate_half` does, and copies the rotated keys and the values to the cache where there is one.
@@ -136,8 +145,14 @@ impl Rows {
         self.rows.checked_mul(self.tiles_per_row())
     }
 
-    /// Blocks stride over the tiles; to be called after `check`.
-    fn launch(&self, sms: Sms) -> Launch {
+    /// Whether blocks should poll the grant.
+    fn is_long(&self, work: Work, sms: Sms) -> bool {
+        let bytes = if self.inverse_frequencies.is_some() { ROTATED_BYTES } else { COPIED_BYTES };
+        outlasts_a_reaction_at(if self.vectorised() { bytes } else { bytes / ELEMENT_BY_ELEMENT }, work, sms)
+    }
+
+    /// To be called after `check`.
+    fn launch(&self, work: Work, sms: Sms) -> Launch {
         let tiles = self.tiles().unwrap_or(u32::MAX);
         Launch {
             symbol: "rotary",
@@ -147,7 +162,7 @@ impl Rows {
             blocks_per_sm: BLOCKS_PER_SM,
             tiles,
             blocks_per_tile: 1,
-            elastic: false,
+            elastic: self.is_long(work, sms),
             programmatic: true,
             begins_by_number: false,
             params: Params::new(self.args()),
@@ -191,7 +206,7 @@ unsafe impl Kernel for Rotary {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
-        Ok(self.rows().launch(sms))
+        Ok(self.rows().launch(self.work(), sms))
     }
 }
 
@@ -210,6 +225,6 @@ unsafe impl Kernel for CacheWrite {
 
     fn configure(&self, sms: Sms, _gpu: &Topology) -> Result<Launch, LaunchError> {
         self.rows().check(&self.key(), None)?;
-        Ok(self.rows().launch(sms))
+        Ok(self.rows().launch(self.work(), sms))
     }
 }

@@ -100,6 +100,20 @@ fn assert_refused(kernel: &dyn Kernel, reason: &str) {
 }
 
 #[test]
+fn turning_and_caching_rows_polls_the_grant_where_it_is_long() {
+    const MISTRAL: Heads = Heads { heads: 32, kv_heads: 8, head_dim: 128 };
+    let elastic = |kernel: &dyn Kernel, sms| kernel.configure(Sms(sms), &h200()).unwrap().elastic;
+    let turned = |rows, sms| elastic(&Rotary { rows, cache: Some(CACHE), ..rotary(MISTRAL) }, sms);
+    // On an H200: 70 us, 814, and a few.
+    assert_eq!([(8192, 132), (8192, 8), (512, 132), (8, 2)].map(|(rows, sms)| turned(rows, sms)), [true, true, false, false]);
+    let written = |rows, sms| elastic(&CacheWrite { rows, ..cache_write(MISTRAL) }, sms);
+    assert_eq!([(16_384, 132), (8192, 8), (8192, 132)].map(|(rows, sms)| written(rows, sms)), [true, true, false]);
+    // Element by element.
+    let slowly = Rotary { rows: 2048, qkv: DevicePtr(258), ..rotary(MISTRAL) };
+    assert!(elastic(&slowly, 132) && !elastic(&Rotary { qkv: DevicePtr(256), ..slowly }, 132));
+}
+
+#[test]
 fn keys_name_the_kind_of_attention_and_its_shape() {
     assert_eq!(prefill(LLAMA).key().to_string(), "attention_causal[8x100x32x8x64]f16");
     assert_eq!(AttentionPrefill { causal: false, ..prefill(LLAMA) }.key().to_string(), "attention_bidirectional[8x100x32x8x64]f16");

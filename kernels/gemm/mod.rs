@@ -9,6 +9,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi;
+use super::choices::print_choice;
 
 #[cfg(test)]
 mod epilogue_tests;
@@ -329,7 +330,7 @@ unsafe impl Kernel for Gemm {
         self.check()?;
         let quickest = Quickest::from_choice(choice);
         let variant = Variant::choose(self, quickest, sms, gpu);
-        variant::print_choice(self, variant, sms);
+        print_choice(sms, || (self.key(), variant, variant.tiles(self)));
         self.launch_of(variant, quickest.warpgroup_is_elastic, sms, gpu)
     }
 }

@@ -7,6 +7,7 @@ use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Work};
 
 use super::super::attention::Rotary;
+use super::super::choices::print_choice;
 use super::skinny::{PAIRS_OF_TILE, Skinny};
 use super::{Epilogue, Gemm};
 
@@ -80,6 +81,7 @@ unsafe impl Kernel for QkvProduct {
             return Err(unsupported(problem));
         }
         let skinny = Skinny::choose_rotary(&self.product, sms, gpu).ok_or_else(|| unsupported("no skinny kernel takes the product"))?;
+        print_choice(sms, || (self.key(), format!("{skinny} with rotation"), u64::from(skinny.tiles(&self.product))));
         Ok(skinny.launch_rotary(&self.product, &self.rotary, sms, gpu))
     }
 }

@@ -4,12 +4,10 @@
 //! does. The other variants add in another order or read otherwise: whether they are used follows from the problem alone, never from the SM
 //! count, or outputs would change when a tenant is resized.
 
-use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::fmt;
 
-use parking_lot::Mutex;
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Choice, Fingerprint, Kernel};
+use smidgen_runtime::launch::Choice;
 
 use super::abi::GemmEpilogue;
 use super::skinny::Skinny;
@@ -248,14 +246,11 @@ impl Variant {
     }
 }
 
-/// Prints each choice once to standard error where the environment has `SMIDGEN_PRINT_CONFIGS=1`.
-pub(super) fn print_choice(gemm: &Gemm, variant: Variant, sms: Sms) {
-    static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SMIDGEN_PRINT_CONFIGS").is_some_and(|value| value == "1"));
-    static PRINTED: LazyLock<Mutex<HashSet<(Fingerprint, Sms)>>> = LazyLock::new(Mutex::default);
-    if *WANTED && PRINTED.lock().insert((gemm.key().fingerprint(), sms)) {
-        match variant {
-            Variant::Skinny(skinny) => eprintln!("{} at {sms} SMs: {skinny}, {} tiles", gemm.key(), skinny.tiles(gemm)),
-            tiled => eprintln!("{} at {sms} SMs: {tiled:?}, {} tiles", gemm.key(), tiled.tiles(gemm)),
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Skinny(skinny) => skinny.fmt(f),
+            other => fmt::Debug::fmt(other, f),
         }
     }
 }

@@ -4,6 +4,7 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi::RandomArgs;
+use super::outlasts_a_reaction_at;
 
 /// What the elements are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +39,8 @@ impl RandomWeights {
     /// Elements in a tile; random/random.cu.
     const TILE: u64 = 256 * 32;
     const BLOCKS_PER_SM: u32 = 4;
+    /// What an SM writes in a microsecond, reckoned and not measured: an element takes some 150 instructions, most of them to divide by its row.
+    const BYTES_PER_MICROSECOND: u64 = 3_000;
 
     fn count(&self) -> u64 {
         self.rows.saturating_mul(self.columns)
@@ -75,7 +78,7 @@ unsafe impl Kernel for RandomWeights {
             blocks_per_sm: Self::BLOCKS_PER_SM,
             tiles,
             blocks_per_tile: 1,
-            elastic: false,
+            elastic: outlasts_a_reaction_at(Self::BYTES_PER_MICROSECOND, self.work(), sms),
             programmatic: true,
             begins_by_number: false,
             params: Params::new(args),
@@ -85,7 +88,7 @@ unsafe impl Kernel for RandomWeights {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported};
+    use super::super::testing::{assert_stays_within_its_sms, assert_unsupported, h200};
     use super::*;
 
     fn weights(rows: u64, columns: u64) -> RandomWeights {
@@ -97,6 +100,12 @@ mod tests {
         for (rows, columns) in [(1, 1), (1, 8192), (3, 8191), (128_256, 4096), (1 << 20, 1 << 24)] {
             assert_stays_within_its_sms(&weights(rows, columns));
         }
+    }
+
+    #[test]
+    fn a_large_matrix_is_made_by_blocks_that_poll_their_grant() {
+        let elastic = |rows, sms| weights(rows, 4096).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        assert_eq!([(1, 8), (4096, 132), (64, 132)].map(|(rows, sms)| elastic(rows, sms)), [false, true, false]);
     }
 
     #[test]

@@ -16,8 +16,8 @@ constexpr uint32_t TILE = 256 * 32; // elements a block makes before it looks fo
 
 extern "C" __global__ void __launch_bounds__(256) random_weights(RandomArgs args, Tiles tiles) {
     __half *y = reinterpret_cast<__half *>(args.y);
-    StridedTiles queue(tiles);
-    for (uint32_t tile; queue.next(tile);) {
+    ElasticTiles queue(tiles);
+    for (uint32_t tile; queue.next_for_each_warp(tile);) {
         const uint64_t first = static_cast<uint64_t>(tile) * TILE;
         for (uint64_t i = first + threadIdx.x; i < first + TILE && i < args.count; i += 256) {
             const float u = static_cast<float>(mix(args.key + i) >> 40) * 0x1p-23f;

@@ -7,9 +7,6 @@ pub use super::abi::SampleParams;
 use super::abi::{SAMPLE_BINS, SAMPLE_SEGMENT, SAMPLE_SHARED_BYTES, SampleArgs, SampleBin, SamplePart};
 use super::outlasts_a_reaction_at;
 
-/// What one SM of an H200 reads while it ranks logits: 9.5 GB/s.
-const BYTES_PER_MICROSECOND_OF_AN_SM: u64 = 9_500;
-
 /// Draws a token for each row; the definition stands in sampling/sample.cu. Shapes: `logits` `[rows, vocabulary]` fp32; `params` `[rows]` of
 /// [`SampleParams`]; `tokens`, `positions`, `lengths`, `arrivals` `[rows]` u32.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +56,9 @@ impl Parts {
 }
 
 impl Sample {
+    /// What an SM reads in a microsecond, between 10 000 for greedy draws and 2000 for such that sort (docs/kernels/rowwise.md): how a row is drawn stands in device memory.
+    const BYTES_PER_MICROSECOND: u64 = 5_000;
+
     /// Bytes of [`scratch`](Sample::scratch) for `rows` rows, enough for fewer as well.
     pub fn scratch_bytes(rows: u32, vocabulary: u32) -> u64 {
         let segments = u64::from(vocabulary.div_ceil(SAMPLE_SEGMENT));
@@ -129,15 +129,17 @@ unsafe impl Kernel for Sample {
             parts_per_row: parts.parts_per_row,
             segments_per_part: parts.segments_per_part,
         };
+        let grid = Launch::persistent_grid(tiles, sms, 1);
         Ok(Launch {
             symbol: "sample_tokens",
-            grid: Launch::persistent_grid(tiles, sms, 1),
+            grid,
             block: 1024,
             shared_bytes: SAMPLE_SHARED_BYTES,
             blocks_per_sm: 1,
             tiles,
             blocks_per_tile: 1,
-            elastic: outlasts_a_reaction_at(BYTES_PER_MICROSECOND_OF_AN_SM, self.work(), sms),
+            // Of a tile to each block none is left to give away.
+            elastic: tiles > grid && outlasts_a_reaction_at(Self::BYTES_PER_MICROSECOND, self.work(), sms),
             programmatic: true,
             begins_by_number: false,
             params: Params::new(args),
@@ -180,6 +182,12 @@ mod tests {
             }
         }
         assert_eq!(sample(8, 128_256).configure(Sms(132), &h200()).expect("a supported shape").tiles, 128);
+    }
+
+    #[test]
+    fn blocks_with_many_parts_poll_their_grant_and_those_with_one_do_not() {
+        let elastic = |rows, sms| sample(rows, 128_256).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        assert_eq!([(8, 132), (8, 32), (8, 8), (1, 8), (256, 132)].map(|(rows, sms)| elastic(rows, sms)), [false, true, true, false, true]);
     }
 
     #[test]

@@ -8,9 +8,9 @@
 #include "elastic.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) unfold_patches(UnfoldPatchesArgs args, Tiles tiles) {
-    StridedTiles queue(tiles);
+    ElasticTiles queue(tiles);
     const uint32_t patch = args.patch_size, side = args.image_size / patch, tokens = 1 + side * side;
-    for (uint32_t tile; queue.next(tile);) {
+    for (uint32_t tile; queue.next_for_each_warp(tile);) {
         const uint32_t image = tile / tokens, token = tile % tokens;
         const uint32_t top = token == 0 ? 0 : (token - 1) / side * patch, left = token == 0 ? 0 : (token - 1) % side * patch;
         const uint32_t elements = token == 0 ? 0 : args.channels * patch * patch;
@@ -26,8 +26,8 @@ extern "C" __global__ void __launch_bounds__(256) unfold_patches(UnfoldPatchesAr
 }
 
 extern "C" __global__ void __launch_bounds__(256) unfold_tokens(UnfoldTokensArgs args, Tiles tiles) {
-    StridedTiles queue(tiles);
-    for (uint32_t tile; queue.next(tile);) {
+    ElasticTiles queue(tiles);
+    for (uint32_t tile; queue.next_for_each_warp(tile);) {
         const uint32_t sequence = tile / args.max_length, position = tile % args.max_length;
         const uint32_t length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
         if (position >= length) continue;
