@@ -12,6 +12,13 @@
 
 constexpr int ANY_EPILOGUE = -1;
 
+// max(x, 0), and NaN of NaN, which fmaxf would turn into 0: Nair and Hinton, "Rectified Linear Units Improve Restricted Boltzmann Machines", 2010.
+__device__ __forceinline__ float relu(float x) {
+    float positive;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));
+    return positive;
+}
+
 // Both forms of GELU are max(x, 0) - |x| * tail(|x|), which cancels nowhere: what lies above zero and what lies below it are alike but for x. An epilogue runs this for
 // every element of C and is bound by the instructions that it issues, so the tail is one power of two of a polynomial: fitted to log2(tail) on [0, END] by
 // reweighted least squares, the weight being what an error does to the result in units of FP16's last place. Beyond END |x| * tail rounds to zero, and
@@ -22,10 +29,9 @@ __device__ __forceinline__ float less_its_tail(float x, const float (&log2_tail)
     float exponent = log2_tail[0];
 #pragma unroll
     for (int i = 1; i < COEFFICIENTS; ++i) exponent = fmaf(exponent, a, log2_tail[i]);
-    float tail, positive;
+    float tail;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(exponent));
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));
-    return fmaf(-a, tail, positive);
+    return fmaf(-a, tail, relu(x));
 }
 
 // 0.5 * x * (1 + erf(x / sqrt(2))): Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; the tail is 0.5 * erfc(|x| / sqrt(2)). Rounded to FP16, all
@@ -55,7 +61,7 @@ template <int EPILOGUE>
 __device__ __forceinline__ float activation(float x) {
     if (EPILOGUE == GEMM_BIAS_GELU) return gelu(x);
     if (EPILOGUE == GEMM_BIAS_GELU_TANH) return gelu_tanh(x);
-    if (EPILOGUE == GEMM_BIAS_RELU) return fmaxf(x, 0.0f);
+    if (EPILOGUE == GEMM_BIAS_RELU) return relu(x);
     return x;
 }
 
@@ -136,7 +142,7 @@ __device__ __forceinline__ void finish(
     for (int i = 0; i < 4; ++i) {
         if (epilogue == GEMM_BIAS_GELU) x[i] = gelu(x[i]);
         if (epilogue == GEMM_BIAS_GELU_TANH) x[i] = gelu_tanh(x[i]);
-        if (epilogue == GEMM_BIAS_RELU) x[i] = fmaxf(x[i], 0.0f);
+        if (epilogue == GEMM_BIAS_RELU) x[i] = relu(x[i]);
     }
 
     if (rehearses) return;

@@ -60,7 +60,8 @@ pub(super) fn activate(activation: Activation, x: &mut Matrix) {
             let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
             0.5 * x * (1.0 + inner.tanh())
         },
-        Activation::Relu => |x| x.max(0.0),
+        // `f32::max` would turn NaN into 0.
+        Activation::Relu => |x| if x < 0.0 { 0.0 } else { x },
         Activation::Silu => |x| x / (1.0 + (-x).exp()),
     };
     x.values_mut().par_chunks_mut(4096).for_each(|chunk| chunk.iter_mut().for_each(|x| *x = function(*x)));
@@ -160,6 +161,16 @@ pub(super) fn softmax(scores: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_number_is_none_after_any_activation() {
+        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
+            let mut x = Matrix::new(3, vec![f32::NAN, 2.0, -2.0]);
+            activate(activation, &mut x);
+            let [nan, positive, negative] = x.values()[..] else { panic!("three values") };
+            assert!(nan.is_nan() && positive > 1.7 && negative.abs() < 0.3, "{activation:?}: {x:?}");
+        }
+    }
 
     #[test]
     fn queries_attend_alike_whether_alone_or_with_more_than_are_done_at_once() {

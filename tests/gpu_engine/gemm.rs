@@ -47,6 +47,13 @@ impl Finish {
         if self.is_gate() { n / 2 } else { n }
     }
 
+    fn values(self, bytes: &[u8]) -> Vec<f64> {
+        match self {
+            Self::PlainF32 => bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect(),
+            _ => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f64()).collect(),
+        }
+    }
+
     fn element_bytes(self) -> u32 {
         if self == Self::PlainF32 { 4 } else { 2 }
     }
@@ -145,11 +152,7 @@ impl Problem {
     fn check(&self, bytes: &[u8], reference: &[f64]) {
         let Gemm { ldc, n, .. } = self.gemm;
         let what = format!("{} with strides {} {} {ldc}", self.gemm.key(), self.gemm.lda, self.gemm.ldb);
-        let values: Vec<f64> = if self.finish == Finish::PlainF32 {
-            bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
-        } else {
-            bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f64()).collect()
-        };
+        let values = self.finish.values(bytes);
         let (mut inside, mut gaps) = (Vec::new(), Vec::new());
         for row in values.chunks(ldc as usize) {
             let (row, gap) = row.split_at(self.finish.columns(n) as usize);
@@ -335,8 +338,32 @@ fn a_residual_may_be_the_output_itself() {
     }
 }
 
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_row_that_is_no_number_is_none_after_any_epilogue_and_no_other_row_is() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(12);
+    for finish in Finish::ALL {
+        // Few rows, many, and such that do not begin on 16 bytes.
+        for (m, gap) in [(8, 0), (100, 0), (8, 3)] {
+            let mut problem = Problem::new(&gpu, &mut random, [m, 64, 64], [gap, gap, 0, 0], finish);
+            let reference = problem.reference();
+            let lda = problem.gemm.lda as usize;
+            problem.a[lda..][..64].fill(f16::NAN);
+            let a = gpu.upload_f16(&problem.a);
+            gpu.run(&Gemm { a: a.ptr(), ..problem.gemm }, gpu.sms());
+            let output = finish.values(&gpu.download(&problem.c));
+            let columns = finish.columns(64) as usize;
+            let what = format!("{finish:?} of {m} rows, gap {gap}");
+            assert!(output[columns..][..columns].iter().all(|value| value.is_nan()), "{what}: {:?}", &output[columns..][..columns]);
+            let [others, expected] = [&output, &reference].map(|rows| [&rows[..columns], &rows[2 * columns..]].concat());
+            assert_close(what, others, &expected, 1e-3);
+        }
+    }
+}
+
 /// Numbers of rows that the skinny kernels do, around those that each is made for.
-const FEW_ROWS: [u32; 9] = [1, 2, 7, 8, 9, 16, 17, 31, 32];
+const FEW_ROWS: [u32; 11] = [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64];
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
