@@ -2,14 +2,18 @@
 //! same bits at every SM count.
 
 use half::f16;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
 
-use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
-use crate::support::{Gpu, Random, is_sanitized, rounds};
+use crate::attention::{assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
+use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::support::{Gpu, Random, is_sanitized};
 
 /// Keys and values of random tokens on the host and on the GPU, in pages of random order. What no sequence owns is NaN.
 pub(crate) struct PagedCache {
@@ -160,22 +164,37 @@ fn decode_is_right_at_every_head_size_and_group_ratio() {
     }
 }
 
+/// What distinguishes one decode step from another. One more sequence has as many tokens as there is room for.
+#[derive(Debug, Clone)]
+struct Step {
+    heads: Heads,
+    lengths: Vec<u32>,
+    capacity: u32,
+    window: u32,
+    gaps: [u32; 2],
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let many = if is_sanitized() { 6 } else { 70 };
+    let lengths = prop_oneof![2 => vec(0_u32..=1000, 0..=6), 1 => vec(0_u32..=1000, many / 2..=many)];
+    let window = prop_oneof![Just(0), select(vec![1_u32, 15, 16, 64, 100, 2000])];
+    (heads(4, &[1, 2, 3, 4, 8], head_dims()), extent(1000), lengths, window, [gap(9), gap(9)]).prop_map(
+        |(heads, capacity, mut lengths, window, gaps)| {
+            lengths.iter_mut().for_each(|length| *length %= capacity + 1);
+            lengths.push(capacity);
+            Step { heads, lengths, capacity, window, gaps }
+        },
+    )
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn decode_is_right_over_caches_of_any_length_and_window() {
     let gpu = Gpu::open();
-    let mut random = Random::new(9);
-    for _ in 0..rounds(100) {
-        let kv_heads = random.between(1, 4);
-        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 3, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
-        let capacity = random.between(1, 1000);
-        let sequences = *random.pick(if is_sanitized() { &[1, 2, 6] } else { &[1, 2, 6, 6, 40, 70] });
-        let lengths: Vec<u32> = (0..sequences).map(|_| random.between(0, capacity)).chain([capacity]).collect();
-        let window = *random.pick(&[0, 0, 1, 15, 16, 100, 2000]);
-        let gaps = [random.between(0, 9), random.between(0, 9)];
-        let sms = *random.pick(&gpu.sm_counts());
-        Decode::new(&gpu, &mut random, heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
-    }
+    for_draws(100, &(steps(), any::<u64>(), select(gpu.sm_counts())), |(step, seed, sms)| {
+        let Step { heads, lengths, capacity, window, gaps } = step;
+        Decode::new(&gpu, &mut Random::new(seed), heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
+    });
 }
 
 #[test]

@@ -1,43 +1,60 @@
 //! Queries, keys and values in one launch, norm, bias, rotation and cache write included, on the GPU against f64 on the CPU.
 
 use half::f16;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm, QkvProduct, RowNorm};
 use smidgen_runtime::device::Buffer;
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random, cases};
+use crate::draws::{aligned_gap, extent, for_draws, heads};
+use crate::support::{Gpu, Random};
 
 const EPSILON: f32 = 1e-4;
 const PAGES_PER_SEQUENCE: u32 = 3;
 
 /// A product with its operands on the host and on the GPU.
-struct Problem {
-    kernel: QkvProduct,
-    a: Vec<f16>,
+pub(crate) struct Problem {
+    pub(crate) kernel: QkvProduct,
+    pub(crate) a: Vec<f16>,
     b: Vec<f16>,
     bias: Option<Vec<f16>>,
     frequencies: Vec<f32>,
-    positions: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
     page_table: Vec<u32>,
-    c: Buffer,
-    keys: Buffer,
-    values: Buffer,
+    pub(crate) c: Buffer,
+    pub(crate) keys: Buffer,
+    pub(crate) values: Buffer,
     _operands: Vec<Buffer>,
 }
 
 impl Problem {
     /// Each row has a sequence of its own, with pages from the last to the first. One in seven stands beyond its cache.
-    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, [rows, hidden]: [u32; 2], has_bias: bool, is_normed: bool) -> Self {
+    pub(crate) fn new(gpu: &Gpu, random: &mut Random, heads: Heads, [rows, hidden]: [u32; 2], has_bias: bool, is_normed: bool) -> Self {
+        Self::with_gaps(gpu, random, heads, [rows, hidden], [0; 2], has_bias, is_normed)
+    }
+
+    /// The same with elements between the rows of `A` and of `B`.
+    fn with_gaps(
+        gpu: &Gpu,
+        random: &mut Random,
+        heads: Heads,
+        [rows, hidden]: [u32; 2],
+        gaps: [u32; 2],
+        has_bias: bool,
+        is_normed: bool,
+    ) -> Self {
         let n = heads.qkv_width();
-        let mut a = random.f16s((rows * hidden) as usize, 1.0);
+        let [lda, ldb] = gaps.map(|gap| hidden + gap);
+        let mut a = random.f16s((rows * lda) as usize, 1.0);
         if is_normed {
-            for (row, factor) in a.chunks_mut(hidden as usize).zip([1.0, 8.0, 1.0 / 16.0, 2.0].iter().cycle()) {
+            for (row, factor) in a.chunks_mut(lda as usize).zip([1.0, 8.0, 1.0 / 16.0, 2.0].iter().cycle()) {
                 row.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * factor));
             }
         }
-        let b = random.f16s((n * hidden) as usize, 1.0);
+        let b = random.f16s((n * ldb) as usize, 1.0);
         let bias = has_bias.then(|| random.f16s(n as usize, 4.0));
         let half = heads.head_dim / 2;
         let frequencies: Vec<f32> = (0..half).map(|i| 500_000_f64.powf(-f64::from(i) / f64::from(half)) as f32).collect();
@@ -59,6 +76,8 @@ impl Problem {
         let epilogue = if has_bias { Epilogue::Bias(bias_gpu.ptr()) } else { Epilogue::NONE };
         let kernel = QkvProduct {
             product: Gemm {
+                lda,
+                ldb,
                 ldc: stride,
                 row_norm: is_normed.then_some(RowNorm { epsilon: EPSILON }),
                 ..Gemm::new([rows, n, hidden], a_gpu.ptr(), b_gpu.ptr(), c.ptr(), epilogue)
@@ -84,24 +103,25 @@ impl Problem {
     }
 
     /// The rows by their definition: queries, keys and values, the first two rotated.
-    fn reference(&self) -> Vec<Vec<f64>> {
-        let Gemm { n, k, .. } = self.kernel.product;
+    pub(crate) fn reference(&self) -> Vec<Vec<f64>> {
+        let Gemm { n, k, lda, ldb, .. } = self.kernel.product;
         let heads = self.kernel.rotary.heads;
         let (head_dim, half) = (heads.head_dim as usize, heads.head_dim as usize / 2);
         let row_of = |(row, &position): (usize, &u32)| {
-            let a = &self.a[row * k as usize..][..k as usize];
+            let a = &self.a[row * lda as usize..][..k as usize];
             let norm = self.kernel.product.row_norm.map_or(1.0, |norm| {
                 let mean = a.iter().map(|a| a.to_f64() * a.to_f64()).sum::<f64>() / f64::from(k);
                 1.0 / (mean + f64::from(norm.epsilon)).sqrt()
             });
             let sum = |column: usize| {
-                let b = &self.b[column * k as usize..][..k as usize];
+                let b = &self.b[column * ldb as usize..][..k as usize];
                 let bias = self.bias.as_ref().map_or(0.0, |bias| bias[column].to_f64());
                 norm * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>() + bias
             };
             let mut sums: Vec<f64> = (0..n as usize).map(sum).collect();
             for head in sums.chunks_mut(head_dim).take((heads.heads + heads.kv_heads) as usize) {
                 for i in 0..half {
+                    // The product is rounded to FP32 in every implementation.
                     let (sin, cos) = f64::from(position as f32 * self.frequencies[i]).sin_cos();
                     (head[i], head[i + half]) = (head[i] * cos - head[i + half] * sin, head[i + half] * cos + head[i] * sin);
                 }
@@ -162,19 +182,23 @@ const HEADS: [Heads; 6] = [
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn queries_keys_and_values_of_few_rows_are_normed_rotated_and_cached_in_one_launch() {
     let gpu = Gpu::open();
-    let mut random = Random::new(41);
-    for heads in HEADS {
-        for rows in cases(&[1, 3, 8, 9, 16, 17, 32]) {
-            for hidden in cases(&[64, 264, 896, 2048]) {
-                let problem = Problem::new(&gpu, &mut random, heads, [rows, hidden], rows % 2 == 1, hidden != 264);
-                if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
-                    return;
-                }
-                gpu.run(&problem.kernel, *random.pick(&gpu.sm_counts()));
-                problem.check(&gpu);
-            }
+    let is_hopper = gpu.device().topology().compute_capability == (9, 0);
+    let heads = prop_oneof![2 => select(&HEADS[..]), 1 => heads(4, &[1, 2, 3, 7, 8], (1..=4_u32).prop_map(|tiles| 64 * tiles))];
+    let rows = prop_oneof![2 => select(vec![1_u32, 3, 8, 9, 16, 17, 32]), 1 => 1..=64_u32];
+    let hidden = prop_oneof![1 => extent(2048), 2 => select(vec![64_u32, 264, 512, 896, 2048])];
+    let shapes = (heads, rows, hidden).prop_flat_map(|(heads, rows, hidden)| {
+        let gaps = [aligned_gap(hidden), aligned_gap(hidden)];
+        (Just((heads, [rows, hidden])), gaps, any::<bool>(), any::<bool>(), any::<u64>())
+    });
+    for_draws(160, &(shapes, select(gpu.sm_counts())), |(((heads, [rows, hidden]), gaps, has_bias, is_normed, seed), sms)| {
+        let problem = Problem::with_gaps(&gpu, &mut Random::new(seed), heads, [rows, hidden], gaps, has_bias, is_normed);
+        if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
+            assert!(!is_hopper || rows > 32, "{} cannot be done", problem.kernel.key());
+            return;
         }
-    }
+        gpu.run(&problem.kernel, sms);
+        problem.check(&gpu);
+    });
 }
 
 #[test]
