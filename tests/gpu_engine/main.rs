@@ -19,6 +19,7 @@ mod decode;
 mod draws;
 mod elastic;
 mod gemm;
+mod ieee754;
 mod models;
 mod pooling;
 mod qkv;
