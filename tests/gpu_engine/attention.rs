@@ -12,6 +12,7 @@ use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
 use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::ieee754::assert_as_ieee_754_says;
 use crate::support::{Gpu, Random, assert_close, is_sanitized, rounds};
 
 /// `softmax(scale * q . k) v` for one query.
@@ -368,6 +369,29 @@ fn a_nan_in_a_query_stays_in_its_row() {
     gpu.run(&AttentionPrefill { qkv: poisoned.ptr(), ..prefill.kernel }, gpu.sms());
     for (row, columns) in gpu.download_f16(&prefill.output).chunks(64).enumerate() {
         assert!(columns.iter().all(|value| value.is_nan() == (row == 40)), "row {row}");
+    }
+}
+
+/// Which rows see a key is for the mask to say; what they get of it is for IEEE 754.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_key_that_is_no_number_reaches_the_rows_that_see_it() {
+    let gpu = Gpu::open();
+    for head_dim in [20, 64, 80, 128, 256] {
+        for (causal, window, first) in [(true, 0, 200), (true, 60, 200), (false, 0, 200), (true, 0, 100), (false, 0, 100)] {
+            let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+            let batch = Batch { heads, lengths: vec![first, 70, 100], padded_to: None, causal, window, gaps: [0, 0] };
+            let mut prefill = Prefill::new(&gpu, &mut Random::new(16), batch);
+            let width = prefill.kernel.qkv_stride;
+            // The first key head in the middle of a sequence, and the second of two others: by the signs of the queries an infinity makes NaN or nothing.
+            for (row, key_head, value) in [(90, 0, f16::NAN), (first + 30, 1, f16::INFINITY), (first + 70 + 50, 1, f16::NEG_INFINITY)] {
+                prefill.qkv[(row * width + (heads.heads + key_head) * head_dim + 3) as usize] = value;
+            }
+            let operand = gpu.upload_f16(&prefill.qkv);
+            gpu.run(&AttentionPrefill { qkv: operand.ptr(), ..prefill.kernel }, gpu.sms());
+            let output = prefill.valid(&gpu.download_f16(&prefill.output));
+            assert_as_ieee_754_says(&format!("{:?}", prefill.batch), &output, &prefill.reference());
+        }
     }
 }
 

@@ -8,10 +8,12 @@ use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionChunk, Heads};
 use smidgen_runtime::device::Buffer;
+use smidgen_runtime::launch::Kernel;
 
 use crate::attention::{assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
 use crate::decode::{PagedCache, slices};
 use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::ieee754::assert_as_ieee_754_says;
 use crate::support::{Gpu, Random, is_sanitized};
 
 /// One chunk: rows of `qkv`, and the sequence that they are the newest of.
@@ -168,6 +170,43 @@ fn random_chunks_windows_and_strides_are_right() {
         gpu.run(&kernel, sms);
         chunks.check(&pieces, &gpu.download_f16(&chunks.output));
     });
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_reaches_the_rows_of_a_chunk_that_see_it() {
+    let gpu = Gpu::open();
+    for (head_dim, window) in [(20, 0), (64, 0), (80, 0), (128, 0), (128, 90), (256, 0)] {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+        let contexts = [200, 150, 90, 100, 120, 70];
+        let mut chunks = Chunks::new(&gpu, &mut Random::new(24), heads, &contexts, 450, window, [0, 0]);
+        // Keys are in pool 0, values in pool 1. A value lies before its chunk and within the window, so that all rows see it.
+        for (pool, place, value) in [
+            (0, [0, 0, 140, 3], f16::NAN),
+            (0, [1, 1, 100, 3], f16::NAN),
+            (0, [2, 0, 60, 7], f16::INFINITY),
+            (0, [3, 1, 0, 2], f16::NEG_INFINITY),
+            (1, [4, 0, 79, 4], f16::NAN),
+            (1, [4, 1, 79, 5], f16::INFINITY),
+        ] {
+            chunks.cache.set(&gpu, pool, place, value);
+        }
+        let pieces = [
+            Piece { start: 0, length: 66, context: 200, sequence: 0 },
+            Piece { start: 66, length: 150, context: 150, sequence: 1 },
+            Piece { start: 216, length: 40, context: 90, sequence: 2 },
+            Piece { start: 256, length: 100, context: 100, sequence: 3 },
+            Piece { start: 356, length: 40, context: 120, sequence: 4 },
+            Piece { start: 396, length: 54, context: 70, sequence: 5 },
+        ];
+        // One head's query in one row of the last.
+        chunks.qkv[(420 * chunks.stride + head_dim + 1) as usize] = f16::NAN;
+        chunks.qkv_on_gpu = gpu.upload_f16(&chunks.qkv);
+        let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
+        gpu.run(&kernel, gpu.sms());
+        let what = format!("{}, window {window}", kernel.key());
+        assert_as_ieee_754_says(&what, &gpu.download_f16(&chunks.output), &chunks.reference(&pieces));
+    }
 }
 
 #[test]

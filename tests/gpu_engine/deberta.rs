@@ -23,6 +23,7 @@ use smidgen_runtime::profile::ProfileStore;
 
 use crate::attention::{f64s, valid_rows};
 use crate::draws::{extent, for_draws, gap};
+use crate::ieee754::assert_as_ieee_754_says;
 use crate::support::{Gpu, Random, assert_close, device, is_sanitized};
 use crate::tenant::{OnTheFirst, Tenant};
 use crate::tiny_models::relative_error;
@@ -213,6 +214,51 @@ fn attention_with_distances_has_the_same_bits_at_every_sm_count() {
         let attention = Attention::new(&gpu, &mut random, batch);
         let outputs = gpu.assert_same_bits_at_every_sm_count(&attention.kernel, &[&attention.output]);
         attention.check(&outputs[0].as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_reaches_the_rows_that_see_it_in_attention_with_distances() {
+    let gpu = Gpu::open();
+    // Heads of 32 and of 64 columns have kernels of their own, and rows that do not begin on 16 bytes another.
+    for (head_dim, gaps) in [(32, [0; 3]), (64, [0; 3]), (64, [1; 3])] {
+        let batch = Batch {
+            heads: 2,
+            head_dim,
+            lengths: vec![100, 77, 130, 64, 90, 70],
+            padded_to: None,
+            reach: 129,
+            content_to_position: true,
+            position_to_content: true,
+            gaps,
+            spread: 1.0,
+        };
+        let mut attention = Attention::new(&gpu, &mut Random::new(27), batch);
+        let (stride, starts) = (attention.kernel.qkv_stride, attention.starts.clone());
+        let mut spoil = |sequence: usize, row: u32, part: u32, head: u32, value: f64| {
+            attention.qkv[((starts[sequence] + row) * stride + (part * 2 + head) * head_dim + 3) as usize] = value;
+        };
+        // Parts are queries, keys and values.
+        spoil(1, 30, 1, 0, f64::NAN);
+        spoil(2, 50, 2, 1, f64::NAN);
+        spoil(2, 120, 2, 0, f64::INFINITY);
+        spoil(3, 10, 0, 1, f64::NAN);
+        spoil(4, 70, 1, 1, f64::INFINITY);
+        spoil(5, 5, 1, 0, f64::NEG_INFINITY);
+        let halves = |values: &[f64]| values.iter().map(|&value| f16::from_f64(value)).collect::<Vec<_>>();
+        let qkv = gpu.upload_f16(&halves(&attention.qkv));
+        attention.kernel.qkv = qkv.ptr();
+        gpu.run(&attention.kernel, gpu.sms());
+        let what = format!("{:?}", attention.batch);
+        assert_as_ieee_754_says(&what, &attention.valid(&gpu.download_f16(&attention.output)), &attention.reference());
+
+        // For keys that stand five tokens before their query: reaches every row that has one, in one head.
+        attention.positions[0][((129 + 5) * attention.kernel.position_stride + 2) as usize] = f64::NAN;
+        let position_keys = gpu.upload_f16(&halves(&attention.positions[0]));
+        gpu.poison(&attention.output);
+        gpu.run(&AttentionDisentangled { position_keys: position_keys.ptr(), ..attention.kernel }, gpu.sms());
+        assert_as_ieee_754_says(&what, &attention.valid(&gpu.download_f16(&attention.output)), &attention.reference());
     }
 }
 

@@ -8,6 +8,7 @@ use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Variant, Warpgro
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::Kernel;
 
+use crate::attention::f64s;
 use crate::draws::{aligned_gap, extent, for_draws, gap};
 use crate::support::{Gpu, Random, assert_close};
 
@@ -94,10 +95,10 @@ pub(crate) struct Problem {
     pub(crate) gemm: Gemm,
     finish: Finish,
     pub(crate) a: Vec<f16>,
-    b: Vec<f16>,
-    bias: Vec<f16>,
-    residual: Vec<f16>,
-    residual_stride: u32,
+    pub(crate) b: Vec<f16>,
+    pub(crate) bias: Vec<f16>,
+    pub(crate) residual: Vec<f16>,
+    pub(crate) residual_stride: u32,
     scale: f32,
     pub(crate) c: Buffer,
     _operands: [Buffer; 4],
@@ -121,32 +122,36 @@ impl Problem {
 
     /// With rows of `A` that are normed, and of very different size, so that a row normed by another's squares is wrong. The smallest ones' squares are of
     /// the size of epsilon.
-    pub(crate) fn with_normed_rows(mut self, gpu: &Gpu) -> Self {
-        for (row, factor) in self.a.chunks_mut(self.gemm.lda as usize).zip([1.0, 32.0, 1.0 / 64.0, 8.0, 0.25].iter().cycle()) {
-            row.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * factor));
-        }
-        self._operands[0] = gpu.upload_f16(&self.a);
-        self.gemm = Gemm { a: self._operands[0].ptr(), row_norm: Some(RowNorm { epsilon: 1e-4 }), ..self.gemm };
+    pub(crate) fn with_normed_rows(self, gpu: &Gpu) -> Self {
+        let mut normed = self.edited(gpu, |problem| {
+            for (row, factor) in problem.a.chunks_mut(problem.gemm.lda as usize).zip([1.0, 32.0, 1.0 / 64.0, 8.0, 0.25].iter().cycle()) {
+                row.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * factor));
+            }
+        });
+        normed.gemm.row_norm = Some(RowNorm { epsilon: 1e-4 });
+        normed
+    }
+
+    /// With operands that `edit` has changed.
+    pub(crate) fn edited(mut self, gpu: &Gpu, edit: impl FnOnce(&mut Self)) -> Self {
+        edit(&mut self);
+        self._operands = [&self.a, &self.b, &self.bias, &self.residual].map(|operand| gpu.upload_f16(operand));
+        let [a, b, bias, residual] = self._operands.each_ref().map(Buffer::ptr);
+        let epilogue = self.finish.epilogue(self.scale, bias, Residual { ptr: residual, stride: self.residual_stride });
+        self.gemm = Gemm { a, b, epilogue, ..self.gemm };
         self
     }
 
     /// `C` by its definition, row by row, without the gaps.
     pub(crate) fn reference(&self) -> Vec<f64> {
-        let Gemm { m, n, k, lda, ldb, .. } = self.gemm;
-        let row_of = |row: usize| {
-            let a = &self.a[row * lda as usize..][..k as usize];
-            let norm = self.gemm.row_norm.map_or(1.0, |norm| {
-                let mean = a.iter().map(|a| a.to_f64() * a.to_f64()).sum::<f64>() / f64::from(k);
-                1.0 / (mean + f64::from(norm.epsilon)).sqrt()
-            });
-            let sum = |column: usize| -> f64 {
-                let b = &self.b[column * ldb as usize..][..k as usize];
-                norm * f64::from(self.scale) * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>()
-            };
-            let sums: Vec<f64> = (0..n as usize).map(sum).collect();
+        let [m, n, k, lda, ldb] = [self.gemm.m, self.gemm.n, self.gemm.k, self.gemm.lda, self.gemm.ldb].map(|extent| extent as usize);
+        let sums = multiply(&self.a, lda, &self.b, ldb, [m, n, k]);
+        let row_of = |(row, sums): (usize, &[f64])| {
+            let norm = self.gemm.row_norm.map_or(1.0, |norm| norm_of(&self.a[row * lda..][..k], norm));
+            let sums: Vec<f64> = sums.iter().map(|sum| norm * f64::from(self.scale) * sum).collect();
             self.finish.of_row(&sums, &self.bias, &self.residual[row * self.residual_stride as usize..])
         };
-        (0..m as usize).into_par_iter().flat_map_iter(row_of).collect()
+        sums.chunks(n).enumerate().flat_map(row_of).collect()
     }
 
     /// Compares the bytes of a finished `C` with the reference, and its gaps with the poison.
@@ -174,6 +179,33 @@ impl Problem {
             panic!("{what}: element {at} is {} and should be {}", inside[at], reference[at]);
         }
     }
+}
+
+/// Rows of `A * B^T`, of rows of `k` elements that lie `lda` and `ldb` apart.
+pub(crate) fn multiply(a: &[f16], lda: usize, b: &[f16], ldb: usize, [m, n, k]: [usize; 3]) -> Vec<f64> {
+    let a: Vec<Vec<f64>> = (0..m).map(|row| f64s(&a[row * lda..][..k])).collect();
+    let column = |column: usize| {
+        let b = f64s(&b[column * ldb..][..k]);
+        a.iter().map(|a| dot(a, &b)).collect::<Vec<_>>()
+    };
+    let columns: Vec<Vec<f64>> = (0..n).into_par_iter().map(column).collect();
+    (0..m).flat_map(|row| columns.iter().map(move |column| column[row])).collect()
+}
+
+/// In several sums, none of which waits for another.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter().sum::<f64>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f64>()
+}
+
+/// What each element of a row counts where rows are normed.
+pub(crate) fn norm_of(row: &[f16], norm: RowNorm) -> f64 {
+    let squares: f64 = row.iter().map(|value| value.to_f64().powi(2)).sum();
+    1.0 / (squares / row.len() as f64 + f64::from(norm.epsilon)).sqrt()
 }
 
 /// GELU by the error function. Of minus infinity it is its limit, as in the kernels, where the formula multiplies infinity by zero.
@@ -237,13 +269,12 @@ impl Draw {
 pub(crate) fn products(
     finish: impl Strategy<Value = Finish>,
     rows: impl Strategy<Value = u32>,
-    columns: impl Strategy<Value = u32>,
-    k: impl Strategy<Value = u32>,
+    columns_and_k: impl Strategy<Value = (u32, u32)>,
     aligned: bool,
 ) -> impl Strategy<Value = Draw> {
     let k_gaps = [(gap(24), 0_u32..=2), (gap(24), 0_u32..=2)];
-    (finish, (rows, columns, k), k_gaps, [gap(24), gap(24)], any::<u64>()).prop_map(
-        move |(finish, (rows, columns, k), k_gaps, [c_gap, residual_gap], seed)| {
+    (finish, rows, columns_and_k, k_gaps, [gap(24), gap(24)], any::<u64>()).prop_map(
+        move |(finish, rows, (columns, k), k_gaps, [c_gap, residual_gap], seed)| {
             let k_gaps = k_gaps.map(|(gap, more)| if aligned { k.next_multiple_of(8) - k + 8 * more } else { gap });
             Draw { finish, shape: shape_for(finish, [rows, columns, k]), gaps: [k_gaps[0], k_gaps[1], c_gap, residual_gap], seed }
         },
@@ -256,7 +287,7 @@ fn random_shapes_and_strides_are_right() {
     let gpu = Gpu::open();
     let rows = || prop_oneof![extent(64), extent(400)];
     for (aligned, cases) in [(true, 60), (false, 30)] {
-        let draws = products(select(&Finish::ALL[..]), rows(), extent(600), extent(700), aligned);
+        let draws = products(select(&Finish::ALL[..]), rows(), (extent(600), extent(700)), aligned);
         for_draws(cases, &(draws, select(gpu.sm_counts())), |(draw, sms)| {
             let problem = draw.problem(&gpu);
             gpu.run(&problem.gemm, sms);

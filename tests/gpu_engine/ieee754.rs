@@ -1,13 +1,34 @@
-//! What NaN, infinity and overflow do: they come out where IEEE 754 sends them, and reach no row, head or sequence but their own.
+//! What NaN, infinity and overflow do: they come out where IEEE 754 sends them, and reach no row, head or sequence but their own. Here for products, norms and
+//! attention over whole sequences; tests of other kernels stand beside those of what they compute, and compare with [`assert_as_ieee_754_says`].
 
 use half::f16;
 use smidgen::kernels::attention::{AttentionPrefill, Heads};
-use smidgen::kernels::gemm::{Epilogue, Gemm};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Variant, Warpgroup};
 use smidgen::kernels::norm::{Norm, NormKind};
-use smidgen_runtime::device::DevicePtr;
+use smidgen_runtime::device::{DevicePtr, Sms};
 use smidgen_runtime::launch::Kernel;
 
+use crate::gemm::{Finish, Problem, shape_for};
 use crate::support::{Gpu, Random};
+
+/// What a poisoned buffer holds where nobody wrote: a NaN, but not the one that arithmetic makes.
+pub(crate) const POISON: f16 = f16::from_bits(0xffff);
+
+/// Fails unless each element of an output is a NaN where the reference is, an infinity where it is one or beyond FP16, and close to it elsewhere.
+pub(crate) fn assert_as_ieee_754_says(what: &str, output: &[f16], reference: &[f64]) {
+    assert_eq!(output.len(), reference.len(), "{what}");
+    for (at, (output, &reference)) in output.iter().zip(reference).enumerate() {
+        let expected = f16::from_f64(reference);
+        let is_right = if expected.is_nan() {
+            output.is_nan() && output.to_bits() != POISON.to_bits()
+        } else if expected.is_infinite() {
+            *output == expected
+        } else {
+            (output.to_f64() - reference).abs() <= 2e-2 + 4e-3 * reference.abs()
+        };
+        assert!(is_right, "{what}: element {at} is {output} and should be {expected}");
+    }
+}
 
 /// What an output row holds.
 fn kind(row: &[f16]) -> [usize; 3] {
@@ -40,6 +61,88 @@ fn nan_infinity_and_overflow_stay_in_their_row_of_a_product_and_come_out_as_ieee
         let expected = [[0; 3], [n, 0, 0], [1, n - 1, 0], [1, 0, n - 1], [n, 0, 0], [0, n, 0]];
         assert_eq!(kinds[..6], expected, "{}: NaN, inf and -inf in the first six rows", gemm.key());
         assert!(kinds[6..].iter().all(|row| *row == [0; 3]), "{}: a row without NaN or infinity got one", gemm.key());
+    }
+}
+
+/// Writes what is no number, and what sums beyond FP16, to the operands of a product with at least 8 rows and more than 128 columns.
+fn spoil(problem: &mut Problem) {
+    let Gemm { n, k, lda, ldb, .. } = problem.gemm;
+    let [n, k, lda, ldb, residual_stride] = [n, k, lda, ldb, problem.residual_stride].map(|extent| extent as usize);
+    // Positive weights, so that the sign of an infinity is known; one is zero, and infinity times zero is NaN, and one is NaN itself.
+    problem.b.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32().abs() + 0.25));
+    problem.b[(n - 1) * ldb + 3] = f16::ZERO;
+    problem.b[100 * ldb + 7] = f16::NAN;
+    let a = &mut problem.a;
+    a[lda + 3] = f16::NAN;
+    a[2 * lda + 3] = f16::INFINITY;
+    a[3 * lda + 3] = f16::NEG_INFINITY;
+    (a[4 * lda + 3], a[4 * lda + 5]) = (f16::INFINITY, f16::NEG_INFINITY);
+    a[5 * lda..][..k].fill(f16::MAX);
+    a[6 * lda..][..k].fill(f16::MIN);
+    // To gates and ups of a gated product.
+    for (column, value) in
+        [(10, f16::NAN), (21, f16::NAN), (32, f16::INFINITY), (43, f16::INFINITY), (54, f16::NEG_INFINITY), (65, f16::NEG_INFINITY)]
+    {
+        problem.bias[column] = value;
+    }
+    // To a row of numbers, and to the infinite sums of row 2.
+    for (row, column, value) in
+        [(7, 70, f16::NAN), (7, 71, f16::INFINITY), (7, 72, f16::NEG_INFINITY), (2, 73, f16::NEG_INFINITY), (2, 74, f16::INFINITY)]
+    {
+        problem.residual[row * residual_stride + column] = value;
+    }
+}
+
+/// Fails unless `C` is the reference in the sense of [`assert_as_ieee_754_says`].
+fn check(problem: &Problem, gpu: &Gpu, finish: Finish, by: &str) {
+    let what = format!("{} by {by}", problem.gemm.key());
+    let columns = finish.columns(problem.gemm.n) as usize;
+    let ldc = problem.gemm.ldc as usize;
+    let reference = problem.reference();
+    if finish == Finish::PlainF32 {
+        // Sums beyond FP16 are numbers here.
+        let output = gpu.download_f32(&problem.c);
+        let rows = output.chunks(ldc).flat_map(|row| &row[..columns]).map(|&value| f64::from(value));
+        for (at, (output, expected)) in rows.zip(&reference).enumerate() {
+            let same = if expected.is_finite() { (output - expected).abs() <= 1e-3 + 1e-4 * expected.abs() } else { output == *expected };
+            assert!(same || (output.is_nan() && expected.is_nan()), "{what}: element {at} is {output} and should be {expected}");
+        }
+    } else {
+        let output: Vec<f16> = gpu.download_f16(&problem.c).chunks(ldc).flat_map(|row| row[..columns].to_vec()).collect();
+        assert_as_ieee_754_says(&what, &output, &reference);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn nan_infinity_and_overflow_pass_every_epilogue_of_every_kind_of_kernel_as_ieee_754_says() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(21);
+    for finish in Finish::ALL {
+        // As they are chosen: few rows in halves and in pairs, more rows, many, rows of C and of A anywhere.
+        for (rows, gaps) in [(8, [0; 4]), (16, [0; 4]), (24, [0; 4]), (48, [0; 4]), (200, [0; 4]), (200, [0, 0, 3, 0]), (40, [3, 3, 0, 0])]
+        {
+            let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, 192, 512]), gaps, finish).edited(&gpu, spoil);
+            gpu.run(&problem.gemm, gpu.sms());
+            check(&problem, &gpu, finish, "choice");
+            if rows > 32 {
+                continue;
+            }
+            let problem = problem.with_normed_rows(&gpu);
+            if problem.gemm.can_norm_rows(gpu.device().topology()) {
+                gpu.poison(&problem.c);
+                gpu.run(&problem.gemm, gpu.sms());
+                check(&problem, &gpu, finish, "choice");
+            }
+        }
+        let problem = Problem::new(&gpu, &mut random, shape_for(finish, [70, 192, 512]), [0; 4], finish).edited(&gpu, spoil);
+        let hoppers = Warpgroup::ALL.into_iter().map(Variant::Warpgroup).filter(|_| gpu.device().topology().compute_capability == (9, 0));
+        for variant in Variant::TILED.into_iter().chain([Variant::Unaligned]).chain(hoppers) {
+            gpu.poison(&problem.c);
+            let launch = problem.gemm.configure_variant(variant, Sms(gpu.sms()), gpu.device().topology()).expect("a variant that fits");
+            gpu.enqueue(&problem.gemm, &launch, gpu.stream(), gpu.tiles(&launch));
+            check(&problem, &gpu, finish, &format!("{variant:?}"));
+        }
     }
 }
 

@@ -8,10 +8,8 @@ use smidgen_runtime::device::DevicePtr;
 use smidgen_runtime::launch::Kernel;
 
 use crate::draws::{extent, for_draws, head_dims, heads};
+use crate::ieee754::{POISON, assert_as_ieee_754_says};
 use crate::support::{Gpu, Random};
-
-/// What no kernel wrote to a poisoned buffer.
-const POISON: f16 = f16::from_bits(0xffff);
 
 fn assert_same_bits(what: &str, output: &[f16], expected: &[f16]) {
     let wrong = output.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits());
@@ -130,7 +128,12 @@ fn a_cache_write_copies_keys_and_values_and_changes_nothing_else() {
     for_draws(40, &draws, |(heads, rows, gap, seed, sms)| {
         let mut random = Random::new(seed);
         let (head_dim, stride) = (heads.head_dim as usize, (heads.qkv_width() + gap) as usize);
-        let before = random.f16s(rows as usize * stride, 2.0);
+        let mut before = random.f16s(rows as usize * stride, 2.0);
+        // What is no number is copied like all else.
+        for (at, value) in [MARKED, f16::INFINITY, f16::NEG_INFINITY].into_iter().enumerate() {
+            let last = before.len() - 1 - gap as usize;
+            before[last.saturating_sub(at)] = value;
+        }
         let qkv = gpu.upload_f16(&before);
         // No two rows have one place. One in nine has none: its position is beyond the capacity.
         let places = 2 * (CAPACITY + CAPACITY / 8);
@@ -166,4 +169,75 @@ fn a_cache_write_copies_keys_and_values_and_changes_nothing_else() {
             assert_same_bits(&format!("{}: the cache", kernel.key()), &gpu.download_f16(pool), &expected);
         }
     });
+}
+
+/// A NaN that arithmetic would not keep.
+const MARKED: f16 = f16::from_bits(0x7e2a);
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn rotation_turns_what_is_no_number_as_ieee_754_says_and_the_cache_keeps_it() {
+    let gpu = Gpu::open();
+    for head_dim in [16_usize, 20] {
+        let heads = Heads { heads: 2, kv_heads: 1, head_dim: head_dim as u32 };
+        let (width, half) = (heads.qkv_width() as usize, head_dim / 2);
+        // At position 0 infinity is multiplied by a sine of 0.
+        let positions = [0_u32, 3, 63, 9];
+        let mut before = Random::new(15).f16s(4 * width, 2.0);
+        // Heads are two of queries, one of keys and one of values.
+        for (row, head, column, value) in [
+            (1, 0, 2, f16::NAN),
+            (0, 1, 1, f16::INFINITY),
+            (1, 2, 5, f16::INFINITY),
+            (2, 2, half + 3, f16::NEG_INFINITY),
+            (3, 2, 0, f16::NAN),
+            (3, 3, 4, MARKED),
+            (0, 3, 6, f16::NEG_INFINITY),
+        ] {
+            before[row * width + head * head_dim + column] = value;
+        }
+        // As long as FP16 goes: turned by 3 and by 9 radians, one of a pair is beyond it and the other is not.
+        for row in [1, 3] {
+            (before[row * width + head_dim], before[row * width + head_dim + half]) = (f16::MAX, f16::MAX);
+        }
+        let frequencies: Vec<f32> = (0..half).map(|pair| 0.5_f32.powi(pair as i32)).collect();
+        let qkv = gpu.upload_f16(&before);
+        let pools = [(); 2].map(|()| gpu.poisoned_f16(4 * (KvCache::page_bytes(heads) / 2) as usize));
+        let words = [&positions, &[0, 1, 2, 3]].map(|words| gpu.upload_u32(words));
+        let frequencies_on_gpu = gpu.upload_f32(&frequencies);
+        let kernel = Rotary {
+            heads,
+            rows: 4,
+            qkv: qkv.ptr(),
+            qkv_stride: width as u32,
+            positions: words[0].ptr(),
+            inverse_frequencies: frequencies_on_gpu.ptr(),
+            cache: Some(KvCache { keys: pools[0].ptr(), values: pools[1].ptr(), page_table: words[1].ptr(), pages_per_sequence: 1 }),
+            sequence_of: words[1].ptr(),
+        };
+        gpu.run(&kernel, gpu.sms());
+        let after = gpu.download_f16(&qkv);
+        let mut expected: Vec<f64> = before.iter().map(|value| value.to_f64()).collect();
+        for (row, &position) in expected.chunks_mut(width).zip(&positions) {
+            for head in row[..3 * head_dim].chunks_mut(head_dim) {
+                for (pair, &frequency) in frequencies.iter().enumerate() {
+                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                    let (low, high) = (head[pair], head[pair + half]);
+                    (head[pair], head[pair + half]) = (low * cos - high * sin, high * cos + low * sin);
+                }
+            }
+        }
+        let what = kernel.key().to_string();
+        assert_as_ieee_754_says(&what, &after, &expected);
+        for (row, &position) in positions.iter().enumerate() {
+            for (pool, head) in pools.iter().zip([2, 3]) {
+                let kept = gpu.download_f16(pool);
+                let place = (row * PAGE_TOKENS as usize + position as usize) * head_dim;
+                let rotated = &after[row * width + head * head_dim..][..head_dim];
+                assert_same_bits(&format!("{what}: the cache, row {row}"), &kept[place..][..head_dim], rotated);
+            }
+            let values = row * width + 3 * head_dim..(row + 1) * width;
+            assert_same_bits(&format!("{what}: values of row {row}"), &after[values.clone()], &before[values]);
+        }
+    }
 }

@@ -21,12 +21,14 @@ fn few_rows() -> impl Strategy<Value = u32> {
 
 /// Products of few rows with one epilogue, rows of A and B on 16 bytes.
 fn products_of_few_rows(finish: Finish) -> impl Strategy<Value = Draw> {
-    // One tile; many, of which each worker has one; so many that workers have several.
-    let columns = prop_oneof![2 => extent(1100), 2 => select(vec![31_u32, 257, 1000]), 1 => Just(9000)];
+    // One tile; many, of which each worker has one.
+    let columns = prop_oneof![extent(1100), select(vec![31_u32, 257, 1000])];
     // Less than a step, one and a bit, the second block of a pair without any, a ring that A fits in, one that it does not fit in, many rounds of a ring, and
     // an end in the middle of a stage.
     let k = prop_oneof![2 => extent(1500), 3 => select(vec![8_u32, 248, 264, 2048, 5000, 8192])];
-    products(Just(finish), few_rows(), columns, k, true)
+    // So many tiles that workers have several.
+    let many_columns = (Just(9000_u32), select(vec![264_u32, 1024, 1500]));
+    products(Just(finish), few_rows(), prop_oneof![7 => (columns, k), 1 => many_columns], true)
 }
 
 #[test]

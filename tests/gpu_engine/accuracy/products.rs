@@ -1,7 +1,6 @@
 //! Products by each kernel family and with each epilogue, with rows normed or not, and with queries, keys and values on their way to the cache.
 
 use half::f16;
-use rayon::prelude::*;
 use smidgen::kernels::attention::{Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm, QkvProduct, Residual, RowNorm};
 use smidgen_runtime::device::Buffer;
@@ -9,7 +8,7 @@ use smidgen_runtime::device::Buffer;
 use super::results::KernelError;
 use super::{Spread, compare, rotate, sampled};
 use crate::attention::f64s;
-use crate::gemm::Finish;
+use crate::gemm::{Finish, multiply, norm_of};
 use crate::support::{Gpu, Random};
 
 const NORM: RowNorm = RowNorm { epsilon: 1e-5 };
@@ -41,7 +40,8 @@ impl Matrices {
         let [bias, residual] = [n, m * n].map(|len| spread.activations(random, len, added));
         let on_gpu = [&a, &b, &bias, &residual].map(|operand| gpu.upload_f16(operand));
         let rows = sampled(m);
-        let sums = multiply(&a, &b, &rows, [n, k]);
+        let compared: Vec<f16> = rows.iter().flat_map(|row| &a[row * k..][..k]).copied().collect();
+        let sums = multiply(&compared, k, &b, k, [rows.len(), n, k]);
         Self { spread, shape: [m, n, k], a, bias, residual, rows, sums, on_gpu }
     }
 
@@ -70,23 +70,6 @@ impl Matrices {
         }
         Some(compare(&gemm, self.spread, &found, &reference))
     }
-}
-
-/// What each element of a row is multiplied by where rows are normed.
-fn norm_of(row: &[f16], norm: RowNorm) -> f64 {
-    let squares: f64 = row.iter().map(|value| value.to_f64().powi(2)).sum();
-    1.0 / (squares / row.len() as f64 + f64::from(norm.epsilon)).sqrt()
-}
-
-/// Some rows of `A * B^T`.
-fn multiply(a: &[f16], b: &[f16], rows: &[usize], [n, k]: [usize; 2]) -> Vec<f64> {
-    let b = f64s(b);
-    rows.par_iter()
-        .flat_map_iter(|row| {
-            let a = f64s(&a[row * k..][..k]);
-            (0..n).map(|column| a.iter().zip(&b[column * k..][..k]).map(|(a, b)| a * b).sum()).collect::<Vec<f64>>()
-        })
-        .collect()
 }
 
 /// All of them.
