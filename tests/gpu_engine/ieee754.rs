@@ -9,7 +9,7 @@ use smidgen_runtime::device::{DevicePtr, Sms};
 use smidgen_runtime::launch::Kernel;
 
 use crate::gemm::{Finish, Problem, shape_for};
-use crate::support::{Gpu, Random};
+use crate::support::{Gpu, Random, cases};
 
 /// What a poisoned buffer holds where nobody wrote: a NaN, but not the one that arithmetic makes.
 pub(crate) const POISON: f16 = f16::from_bits(0xffff);
@@ -120,7 +120,8 @@ fn nan_infinity_and_overflow_pass_every_epilogue_of_every_kind_of_kernel_as_ieee
     let mut random = Random::new(21);
     for finish in Finish::ALL {
         // As they are chosen: few rows in halves and in pairs, more rows, many, rows of C and of A anywhere.
-        for (rows, gaps) in [(8, [0; 4]), (16, [0; 4]), (24, [0; 4]), (48, [0; 4]), (200, [0; 4]), (200, [0, 0, 3, 0]), (40, [3, 3, 0, 0])]
+        for (rows, gaps) in
+            cases(&[(8, [0; 4]), (16, [0; 4]), (24, [0; 4]), (48, [0; 4]), (200, [0; 4]), (200, [0, 0, 3, 0]), (40, [3, 3, 0, 0])])
         {
             let problem = Problem::new(&gpu, &mut random, shape_for(finish, [rows, 192, 512]), gaps, finish).edited(&gpu, spoil);
             gpu.run(&problem.gemm, gpu.sms());
