@@ -72,6 +72,17 @@ pub struct Case {
     /// What else was measured, in the order of the samples; with the judged peer's amount.
     pub beside: Vec<&'static str>,
     pub note: Option<String>,
+    /// What one execution does, of which the data sheet has a peak: for figures that are times, and so tell no rate.
+    pub peak_of: Option<PeakOf>,
+}
+
+/// What many launches do together: the sum of their work.
+#[derive(Debug, Clone, Copy)]
+pub enum PeakOf {
+    /// Floating-point operations.
+    Flops(u64),
+    /// Bytes through device memory.
+    Bytes(u64),
 }
 
 impl Bench {
@@ -186,6 +197,7 @@ impl Bench {
             Unit::Milliseconds | Unit::SmMilliseconds => amount * seconds,
         };
         let ours = figure(compared.ours, case.amounts[0]);
+        let percent_of_peak = self.percent_of_peak(&case, ours, compared.ours).map(significant);
         let mut others = compared.others.iter().map(|seconds| figure(*seconds, case.amounts[1]));
         let peer = others.next();
         let ratio = peer.map(|peer| case.unit.ratio(ours, peer));
@@ -208,7 +220,7 @@ impl Bench {
             reached: false,
             peer_is: case.peer_is,
             beside: beside.collect(),
-            percent_of_peak: self.percent_of_peak(case.unit, ours, case.sms).map(significant),
+            percent_of_peak,
             spread: significant(compared.spread),
             clock_mhz: reading.map(|reading| reading.clock_mhz),
             power_w: reading.map(|reading| reading.most_power_w.round()),
@@ -225,14 +237,19 @@ impl Bench {
         self.rows.push(row);
     }
 
-    /// Of the data sheet's peak: arithmetic's of those SMs, the memory's of the GPU.
-    fn percent_of_peak(&self, unit: Unit, figure: f64, sms: u16) -> Option<f64> {
+    /// Of the data sheet's peak: arithmetic's of the case's SMs, the memory's of the GPU. `figure` is in the case's unit, and of `seconds`.
+    fn percent_of_peak(&self, case: &Case, figure: f64, seconds: f64) -> Option<f64> {
         let peaks = datasheet_peaks(self.device.topology())?;
-        match unit {
-            Unit::Tflops => Some(100.0 * figure * 1e12 / (peaks.flops_per_s * f64::from(sms) / f64::from(self.all_sms()))),
-            Unit::Gbytes => Some(100.0 * figure * 1e9 / peaks.bytes_per_s),
-            Unit::Milliseconds | Unit::SmMilliseconds | Unit::Ratio => None,
-        }
+        let of_arithmetic = |flops_per_s: f64| flops_per_s / (peaks.flops_per_s * f64::from(case.sms) / f64::from(self.all_sms()));
+        let of_memory = |bytes_per_s: f64| bytes_per_s / peaks.bytes_per_s;
+        let share = match (case.unit, case.peak_of) {
+            (Unit::Tflops, _) => of_arithmetic(figure * 1e12),
+            (Unit::Gbytes, _) => of_memory(figure * 1e9),
+            (Unit::Milliseconds | Unit::SmMilliseconds, Some(PeakOf::Flops(flops))) => of_arithmetic(flops as f64 / seconds),
+            (Unit::Milliseconds | Unit::SmMilliseconds, Some(PeakOf::Bytes(bytes))) => of_memory(bytes as f64 / seconds),
+            (Unit::Milliseconds | Unit::SmMilliseconds, None) | (Unit::Ratio, _) => return None,
+        };
+        Some(100.0 * share)
     }
 }
 

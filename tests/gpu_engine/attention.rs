@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionPrefill, Heads};
 use smidgen_runtime::device::{Buffer, DevicePtr, PartitionId, Priority};
 use smidgen_runtime::launch::{Kernel, TilesArg};
 
+use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::ieee754::assert_as_ieee_754_says;
 use crate::support::{Gpu, Random, assert_close, is_sanitized, rounds};
-
-/// Every compiled head size, sizes between them, and those of tiny test models.
-pub(crate) const HEAD_DIMS: [u32; 18] = [1, 8, 12, 16, 20, 32, 33, 48, 64, 72, 80, 96, 100, 112, 128, 160, 250, 256];
 
 /// `softmax(scale * q . k) v` for one query.
 pub(crate) fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f32) -> Vec<f64> {
@@ -207,24 +206,27 @@ fn prefill_is_right_at_every_head_size_and_group_ratio() {
     }
 }
 
+/// Batches of any shape, whose rows lie anywhere or on 16 bytes.
+fn any_batches() -> impl Strategy<Value = Batch> {
+    let padding = prop::option::of(0_u32..=3);
+    let window = prop_oneof![Just(0), select(vec![1_u32, 7, 63, 64, 65, 200, 1000])];
+    let gaps = prop::option::of([gap(9), gap(9)]);
+    (heads(3, &[1, 2, 4, 8], head_dims()), prop::collection::vec(extent(300), 1..=4), padding, any::<bool>(), window, gaps).prop_map(
+        |(heads, lengths, padding, causal, window, gaps)| {
+            let padded_to = padding.map(|padding| lengths.iter().max().map_or(1, |longest| longest + padding));
+            let aligned = heads.qkv_width().next_multiple_of(8) - heads.qkv_width();
+            Batch { heads, lengths, padded_to, causal, window, gaps: gaps.unwrap_or([aligned, 8]) }
+        },
+    )
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn random_batches_windows_and_strides_are_right() {
     let gpu = Gpu::open();
-    let mut random = Random::new(2);
-    for _ in 0..100 {
-        let kv_heads = random.between(1, 3);
-        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
-        let longest = random.between(1, 300);
-        let lengths: Vec<u32> = (0..random.between(1, 4)).map(|_| random.between(1, longest)).collect();
-        let padded_to = (random.between(0, 1) == 1).then_some(longest + random.between(0, 3));
-        let aligned = heads.qkv_width().next_multiple_of(8) - heads.qkv_width();
-        let gaps = if random.between(0, 1) == 0 { [aligned, 8] } else { [random.between(0, 9), random.between(0, 9)] };
-        let window = *random.pick(&[0, 0, 1, 7, 63, 64, 65, 200, 1000]);
-        let batch = Batch { heads, lengths, padded_to, causal: random.between(0, 1) == 1, window, gaps };
-        let sms = *random.pick(&gpu.sm_counts());
-        Prefill::new(&gpu, &mut random, batch).run_and_check(&gpu, sms);
-    }
+    for_draws(100, &(any_batches(), any::<u64>(), select(gpu.sm_counts())), |(batch, seed, sms)| {
+        Prefill::new(&gpu, &mut Random::new(seed), batch).run_and_check(&gpu, sms);
+    });
 }
 
 /// Batches whose rows lie on 16 bytes, as models' do, with lengths on both sides of every block and tile.
@@ -248,14 +250,9 @@ fn aligned_batches() -> impl Strategy<Value = Batch> {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn prefill_of_aligned_rows_is_right_for_any_batch() {
     let gpu = Gpu::open();
-    let mut runner =
-        TestRunner::new(ProptestConfig { cases: 96, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() });
-    let cases = (aligned_batches(), any::<u64>(), prop::sample::select(gpu.sm_counts()));
-    let outcome = runner.run(&cases, |(batch, seed, sms)| {
+    for_draws(96, &(aligned_batches(), any::<u64>(), select(gpu.sm_counts())), |(batch, seed, sms)| {
         Prefill::new(&gpu, &mut Random::new(seed), batch).run_and_check(&gpu, sms);
-        Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
@@ -372,6 +369,29 @@ fn a_nan_in_a_query_stays_in_its_row() {
     gpu.run(&AttentionPrefill { qkv: poisoned.ptr(), ..prefill.kernel }, gpu.sms());
     for (row, columns) in gpu.download_f16(&prefill.output).chunks(64).enumerate() {
         assert!(columns.iter().all(|value| value.is_nan() == (row == 40)), "row {row}");
+    }
+}
+
+/// Which rows see a key is for the mask to say; what they get of it is for IEEE 754.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_key_that_is_no_number_reaches_the_rows_that_see_it() {
+    let gpu = Gpu::open();
+    for head_dim in [20, 64, 80, 128, 256] {
+        for (causal, window, first) in [(true, 0, 200), (true, 60, 200), (false, 0, 200), (true, 0, 100), (false, 0, 100)] {
+            let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+            let batch = Batch { heads, lengths: vec![first, 70, 100], padded_to: None, causal, window, gaps: [0, 0] };
+            let mut prefill = Prefill::new(&gpu, &mut Random::new(16), batch);
+            let width = prefill.kernel.qkv_stride;
+            // The first key head in the middle of a sequence, and the second of two others: by the signs of the queries an infinity makes NaN or nothing.
+            for (row, key_head, value) in [(90, 0, f16::NAN), (first + 30, 1, f16::INFINITY), (first + 70 + 50, 1, f16::NEG_INFINITY)] {
+                prefill.qkv[(row * width + (heads.heads + key_head) * head_dim + 3) as usize] = value;
+            }
+            let operand = gpu.upload_f16(&prefill.qkv);
+            gpu.run(&AttentionPrefill { qkv: operand.ptr(), ..prefill.kernel }, gpu.sms());
+            let output = prefill.valid(&gpu.download_f16(&prefill.output));
+            assert_as_ieee_754_says(&format!("{:?}", prefill.batch), &output, &prefill.reference());
+        }
     }
 }
 

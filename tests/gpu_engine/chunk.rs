@@ -2,13 +2,19 @@
 //! and the same bits at every SM count and however a prompt is cut.
 
 use half::f16;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionChunk, Heads};
 use smidgen_runtime::device::Buffer;
+use smidgen_runtime::launch::Kernel;
 
-use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
+use crate::attention::{assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
 use crate::decode::{PagedCache, slices};
-use crate::support::{Gpu, Random, is_sanitized, rounds};
+use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::ieee754::assert_as_ieee_754_says;
+use crate::support::{Gpu, Random, is_sanitized};
 
 /// One chunk: rows of `qkv`, and the sequence that they are the newest of.
 #[derive(Debug, Clone, Copy)]
@@ -120,30 +126,86 @@ fn chunks_are_right_at_every_head_size_and_group_ratio() {
     }
 }
 
+/// What distinguishes one batch of chunks from another.
+#[derive(Debug, Clone)]
+struct Batch {
+    heads: Heads,
+    /// Tokens of each sequence in the cache.
+    contexts: Vec<u32>,
+    /// In any order of their sequences.
+    pieces: Vec<Piece>,
+    rows: u32,
+    window: u32,
+    gaps: [u32; 2],
+}
+
+fn batches() -> impl Strategy<Value = Batch> {
+    // Of each sequence: its context, the tokens of its chunk, and rows of nobody behind them.
+    let sequences = vec((extent(400), 0_u32..=150, 0_u32..=2), 1..=5);
+    let window = prop_oneof![Just(0), select(vec![1_u32, 7, 64, 100, 1000])];
+    (heads(3, &[1, 2, 4], head_dims()), sequences, 0_usize..5, window, [gap(9), gap(9)]).prop_map(
+        |(heads, sequences, first, window, gaps)| {
+            let mut rows = 0;
+            let mut pieces = Vec::new();
+            for (sequence, &(context, length, unused)) in (0..).zip(&sequences) {
+                let length = length.min(context);
+                pieces.push(Piece { start: rows, length, context, sequence });
+                rows += length + unused;
+            }
+            pieces.rotate_left(first % sequences.len());
+            let contexts = sequences.into_iter().map(|(context, ..)| context).collect();
+            Batch { heads, contexts, pieces, rows: rows.max(1), window, gaps }
+        },
+    )
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn random_chunks_windows_and_strides_are_right() {
     let gpu = Gpu::open();
-    let mut random = Random::new(21);
-    for _ in 0..rounds(80) {
-        let kv_heads = random.between(1, 3);
-        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 4]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
-        let contexts: Vec<u32> = (0..random.between(1, 5)).map(|_| random.between(1, 400)).collect();
-        let mut rows = 0;
-        let mut pieces: Vec<Piece> = Vec::new();
-        for (sequence, &context) in (0..).zip(&contexts) {
-            let length = random.between(0, context.min(150));
-            pieces.push(Piece { start: rows, length, context, sequence });
-            rows += length + random.between(0, 2);
-        }
-        // Chunks come in any order of their sequences.
-        pieces.rotate_left(random.between(0, contexts.len() as u32 - 1) as usize);
-        let window = *random.pick(&[0, 0, 1, 7, 64, 100, 1000]);
-        let gaps = if random.between(0, 1) == 0 { [0, 0] } else { [random.between(0, 9), random.between(0, 9)] };
-        let chunks = Chunks::new(&gpu, &mut random, heads, &contexts, rows.max(1), window, gaps);
+    for_draws(80, &(batches(), any::<u64>(), select(gpu.sm_counts())), |(batch, seed, sms)| {
+        let Batch { heads, contexts, pieces, rows, window, gaps } = batch;
+        let chunks = Chunks::new(&gpu, &mut Random::new(seed), heads, &contexts, rows, window, gaps);
         let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
-        gpu.run(&kernel, *random.pick(&gpu.sm_counts()));
+        gpu.run(&kernel, sms);
         chunks.check(&pieces, &gpu.download_f16(&chunks.output));
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_reaches_the_rows_of_a_chunk_that_see_it() {
+    let gpu = Gpu::open();
+    for (head_dim, window) in [(20, 0), (64, 0), (80, 0), (128, 0), (128, 90), (256, 0)] {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+        let contexts = [200, 150, 90, 100, 120, 70];
+        let mut chunks = Chunks::new(&gpu, &mut Random::new(24), heads, &contexts, 450, window, [0, 0]);
+        // Keys are in pool 0, values in pool 1. A value lies before its chunk and within the window, so that all rows see it.
+        for (pool, place, value) in [
+            (0, [0, 0, 140, 3], f16::NAN),
+            (0, [1, 1, 100, 3], f16::NAN),
+            (0, [2, 0, 60, 7], f16::INFINITY),
+            (0, [3, 1, 0, 2], f16::NEG_INFINITY),
+            (1, [4, 0, 79, 4], f16::NAN),
+            (1, [4, 1, 79, 5], f16::INFINITY),
+        ] {
+            chunks.cache.set(&gpu, pool, place, value);
+        }
+        let pieces = [
+            Piece { start: 0, length: 66, context: 200, sequence: 0 },
+            Piece { start: 66, length: 150, context: 150, sequence: 1 },
+            Piece { start: 216, length: 40, context: 90, sequence: 2 },
+            Piece { start: 256, length: 100, context: 100, sequence: 3 },
+            Piece { start: 356, length: 40, context: 120, sequence: 4 },
+            Piece { start: 396, length: 54, context: 70, sequence: 5 },
+        ];
+        // One head's query in one row of the last.
+        chunks.qkv[(420 * chunks.stride + head_dim + 1) as usize] = f16::NAN;
+        chunks.qkv_on_gpu = gpu.upload_f16(&chunks.qkv);
+        let (kernel, _arrays) = chunks.kernel(&gpu, &pieces);
+        gpu.run(&kernel, gpu.sms());
+        let what = format!("{}, window {window}", kernel.key());
+        assert_as_ieee_754_says(&what, &gpu.download_f16(&chunks.output), &chunks.reference(&pieces));
     }
 }
 

@@ -4,6 +4,9 @@
 use std::sync::Arc;
 
 use half::f16;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rayon::prelude::*;
 
 use smidgen::batch::RaggedBatch;
@@ -19,7 +22,9 @@ use smidgen_runtime::policy::Exclusive;
 use smidgen_runtime::profile::ProfileStore;
 
 use crate::attention::{f64s, valid_rows};
-use crate::support::{Gpu, Random, assert_close, device, is_sanitized, rounds};
+use crate::draws::{extent, for_draws, gap};
+use crate::ieee754::assert_as_ieee_754_says;
+use crate::support::{Gpu, Random, assert_close, device, is_sanitized};
 use crate::tenant::{OnTheFirst, Tenant};
 use crate::tiny_models::relative_error;
 
@@ -159,31 +164,33 @@ impl Attention {
     }
 }
 
+fn batches() -> impl Strategy<Value = Batch> {
+    let head_dim = prop_oneof![1 => 1..=64_u32, 1 => select(vec![8_u32, 16, 24, 31, 32, 33, 48]), 1 => Just(64)];
+    let length = prop_oneof![2 => extent(300), 1 => select(vec![63_u32, 64, 65, 127, 128, 129])];
+    let padding = prop::option::of(0_u32..=3);
+    // Of the two terms with positions each is there more often than not.
+    let terms = [prop::bool::weighted(0.75), prop::bool::weighted(0.75)];
+    let gaps = prop_oneof![Just([0, 8, 16]), [gap(9), gap(9), gap(9)]];
+    let spread = select(vec![0.5_f32, 1.0, 2.0]);
+    ((1..=4_u32, head_dim), vec(length, 1..=4), padding, 0..=70_u32, terms, gaps, spread).prop_map(
+        |((heads, head_dim), lengths, padding, beyond, terms, gaps, spread)| {
+            let longest = lengths.iter().copied().max().unwrap_or(1);
+            let [content_to_position, position_to_content] = terms;
+            let (padded_to, reach) = (padding.map(|padding| longest + padding), longest - 1 + beyond);
+            Batch { heads, head_dim, lengths, padded_to, reach, content_to_position, position_to_content, gaps, spread }
+        },
+    )
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn attention_with_distances_is_right_at_random_shapes_and_strides() {
     let gpu = Gpu::open();
-    let mut random = Random::new(21);
-    for _ in 0..rounds(60) {
-        let head_dim = *random.pick(&[1, 8, 12, 16, 24, 31, 32, 33, 48, 64, 64, 64]);
-        let longest = *random.pick(&[1, 2, 63, 64, 65, 127, 128, 129, 300]);
-        let lengths: Vec<u32> = (0..random.between(1, 4)).map(|_| random.between(1, longest)).collect();
-        let batch = Batch {
-            heads: random.between(1, 4),
-            head_dim,
-            padded_to: (random.between(0, 1) == 1).then_some(longest + random.between(0, 3)),
-            reach: longest - 1 + random.between(0, 70),
-            content_to_position: random.between(0, 3) > 0,
-            position_to_content: random.between(0, 3) > 0,
-            gaps: if random.between(0, 1) == 0 { [0, 8, 16] } else { [(); 3].map(|()| random.between(0, 9)) },
-            spread: *random.pick(&[0.5, 1.0, 2.0]),
-            lengths,
-        };
-        let sms = *random.pick(&gpu.sm_counts());
-        let attention = Attention::new(&gpu, &mut random, batch);
+    for_draws(60, &(batches(), any::<u64>(), select(gpu.sm_counts())), |(batch, seed, sms)| {
+        let attention = Attention::new(&gpu, &mut Random::new(seed), batch);
         gpu.run(&attention.kernel, sms);
         attention.check(&gpu.download_f16(&attention.output));
-    }
+    });
 }
 
 #[test]
@@ -207,6 +214,51 @@ fn attention_with_distances_has_the_same_bits_at_every_sm_count() {
         let attention = Attention::new(&gpu, &mut random, batch);
         let outputs = gpu.assert_same_bits_at_every_sm_count(&attention.kernel, &[&attention.output]);
         attention.check(&outputs[0].as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_reaches_the_rows_that_see_it_in_attention_with_distances() {
+    let gpu = Gpu::open();
+    // Heads of 32 and of 64 columns have kernels of their own, and rows that do not begin on 16 bytes another.
+    for (head_dim, gaps) in [(32, [0; 3]), (64, [0; 3]), (64, [1; 3])] {
+        let batch = Batch {
+            heads: 2,
+            head_dim,
+            lengths: vec![100, 77, 130, 64, 90, 70],
+            padded_to: None,
+            reach: 129,
+            content_to_position: true,
+            position_to_content: true,
+            gaps,
+            spread: 1.0,
+        };
+        let mut attention = Attention::new(&gpu, &mut Random::new(27), batch);
+        let (stride, starts) = (attention.kernel.qkv_stride, attention.starts.clone());
+        let mut spoil = |sequence: usize, row: u32, part: u32, head: u32, value: f64| {
+            attention.qkv[((starts[sequence] + row) * stride + (part * 2 + head) * head_dim + 3) as usize] = value;
+        };
+        // Parts are queries, keys and values.
+        spoil(1, 30, 1, 0, f64::NAN);
+        spoil(2, 50, 2, 1, f64::NAN);
+        spoil(2, 120, 2, 0, f64::INFINITY);
+        spoil(3, 10, 0, 1, f64::NAN);
+        spoil(4, 70, 1, 1, f64::INFINITY);
+        spoil(5, 5, 1, 0, f64::NEG_INFINITY);
+        let halves = |values: &[f64]| values.iter().map(|&value| f16::from_f64(value)).collect::<Vec<_>>();
+        let qkv = gpu.upload_f16(&halves(&attention.qkv));
+        attention.kernel.qkv = qkv.ptr();
+        gpu.run(&attention.kernel, gpu.sms());
+        let what = format!("{:?}", attention.batch);
+        assert_as_ieee_754_says(&what, &attention.valid(&gpu.download_f16(&attention.output)), &attention.reference());
+
+        // For keys that stand five tokens before their query: reaches every row that has one, in one head.
+        attention.positions[0][((129 + 5) * attention.kernel.position_stride + 2) as usize] = f64::NAN;
+        let position_keys = gpu.upload_f16(&halves(&attention.positions[0]));
+        gpu.poison(&attention.output);
+        gpu.run(&AttentionDisentangled { position_keys: position_keys.ptr(), ..attention.kernel }, gpu.sms());
+        assert_as_ieee_754_says(&what, &attention.valid(&gpu.download_f16(&attention.output)), &attention.reference());
     }
 }
 
@@ -241,27 +293,26 @@ fn attention_with_distances_that_count_nothing_is_plain_attention() {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn a_convolution_sees_the_neighbours_of_its_own_sequence_and_zeros_past_its_ends() {
     let gpu = Gpu::open();
-    let mut random = Random::new(24);
-    for _ in 0..rounds(20) {
-        let (hidden, width) = (random.between(1, 700) as usize, *random.pick(&[1_usize, 3, 5, 7]));
-        let lengths: Vec<u32> = (0..random.between(1, 5)).map(|_| random.between(1, 40)).collect();
+    let draws = (extent(700), select(vec![1_usize, 3, 5, 7]), vec(extent(40), 1..=5), any::<u64>(), select(gpu.sm_counts()));
+    for_draws(20, &draws, |(hidden, width, lengths, seed, sms)| {
         let starts: Vec<u32> = lengths.iter().scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect();
         let tokens = lengths.iter().sum::<u32>();
-        let x = random.f16s(tokens as usize * hidden, 1.0);
+        let x = Random::new(seed).f16s((tokens * hidden) as usize, 1.0);
         let operands = [gpu.upload_f16(&x), gpu.upload_u32(&starts), gpu.upload_u32(&lengths)];
-        let y = gpu.poisoned_f16(tokens as usize * hidden * width);
+        let y = gpu.poisoned_f16((tokens * hidden) as usize * width);
         let kernel = UnfoldTokens {
             sequences: lengths.len() as u32,
             max_length: lengths.iter().copied().max().unwrap_or(1),
             tokens,
-            hidden: hidden as u32,
+            hidden,
             width: width as u32,
             x: operands[0].ptr(),
             starts: operands[1].ptr(),
             lengths: operands[2].ptr(),
             y: y.ptr(),
         };
-        gpu.run(&kernel, *random.pick(&gpu.sm_counts()));
+        gpu.run(&kernel, sms);
+        let hidden = hidden as usize;
         let mut expected = Vec::new();
         for (&start, &length) in starts.iter().zip(&lengths) {
             for position in 0..length as usize {
@@ -274,7 +325,7 @@ fn a_convolution_sees_the_neighbours_of_its_own_sequence_and_zeros_past_its_ends
             }
         }
         assert!(gpu.download_f16(&y) == expected, "{lengths:?} tokens of {hidden} elements, {width} side by side");
-    }
+    });
 }
 
 /// Two layers of a preset with a small vocabulary, and random weights that the GPU makes itself.

@@ -2,14 +2,19 @@
 //! same bits at every SM count.
 
 use half::f16;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rayon::prelude::*;
 use smidgen::kernels::attention::{AttentionDecode, Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm};
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::{Kernel, Launch, TilesArg};
 
-use crate::attention::{HEAD_DIMS, assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
-use crate::support::{Gpu, Random, is_sanitized, rounds};
+use crate::attention::{assert_same_bits_while_the_grant_changes, attend, check, f64s, halves};
+use crate::draws::{HEAD_DIMS, extent, for_draws, gap, head_dims, heads};
+use crate::ieee754::assert_as_ieee_754_says;
+use crate::support::{Gpu, Random, is_sanitized};
 
 /// Keys and values of random tokens on the host and on the GPU, in pages of random order. What no sequence owns is NaN.
 pub(crate) struct PagedCache {
@@ -60,6 +65,13 @@ impl PagedCache {
     pub(crate) fn row(&self, pool: usize, sequence: u32, kv_head: u32, position: u32) -> &[f16] {
         let at = Self::place(self.heads, &self.table, self.pages_per_sequence, sequence, kv_head, position);
         &self.pools[pool][at..][..self.heads.head_dim as usize]
+    }
+
+    /// Writes one element of a key (pool 0) or a value (pool 1) to the host and to the GPU.
+    pub(crate) fn set(&mut self, gpu: &Gpu, pool: usize, [sequence, kv_head, position, column]: [u32; 4], value: f16) {
+        let at = Self::place(self.heads, &self.table, self.pages_per_sequence, sequence, kv_head, position);
+        self.pools[pool][at + column as usize] = value;
+        self.on_gpu[pool] = gpu.upload_f16(&self.pools[pool]);
     }
 
     pub(crate) fn on_gpu(&self) -> KvCache {
@@ -160,22 +172,37 @@ fn decode_is_right_at_every_head_size_and_group_ratio() {
     }
 }
 
+/// What distinguishes one decode step from another. One more sequence has as many tokens as there is room for.
+#[derive(Debug, Clone)]
+struct Step {
+    heads: Heads,
+    lengths: Vec<u32>,
+    capacity: u32,
+    window: u32,
+    gaps: [u32; 2],
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let many = if is_sanitized() { 6 } else { 70 };
+    let lengths = prop_oneof![2 => vec(0_u32..=1000, 0..=6), 1 => vec(0_u32..=1000, many / 2..=many)];
+    let window = prop_oneof![Just(0), select(vec![1_u32, 15, 16, 64, 100, 2000])];
+    (heads(4, &[1, 2, 3, 4, 8], head_dims()), extent(1000), lengths, window, [gap(9), gap(9)]).prop_map(
+        |(heads, capacity, mut lengths, window, gaps)| {
+            lengths.iter_mut().for_each(|length| *length %= capacity + 1);
+            lengths.push(capacity);
+            Step { heads, lengths, capacity, window, gaps }
+        },
+    )
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn decode_is_right_over_caches_of_any_length_and_window() {
     let gpu = Gpu::open();
-    let mut random = Random::new(9);
-    for _ in 0..rounds(100) {
-        let kv_heads = random.between(1, 4);
-        let heads = Heads { heads: kv_heads * random.pick(&[1, 2, 3, 4, 8]), kv_heads, head_dim: *random.pick(&HEAD_DIMS) };
-        let capacity = random.between(1, 1000);
-        let sequences = *random.pick(if is_sanitized() { &[1, 2, 6] } else { &[1, 2, 6, 6, 40, 70] });
-        let lengths: Vec<u32> = (0..sequences).map(|_| random.between(0, capacity)).chain([capacity]).collect();
-        let window = *random.pick(&[0, 0, 1, 15, 16, 100, 2000]);
-        let gaps = [random.between(0, 9), random.between(0, 9)];
-        let sms = *random.pick(&gpu.sm_counts());
-        Decode::new(&gpu, &mut random, heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
-    }
+    for_draws(100, &(steps(), any::<u64>(), select(gpu.sm_counts())), |(step, seed, sms)| {
+        let Step { heads, lengths, capacity, window, gaps } = step;
+        Decode::new(&gpu, &mut Random::new(seed), heads, &lengths, capacity, window, gaps).run_and_check(&gpu, sms);
+    });
 }
 
 #[test]
@@ -210,6 +237,51 @@ fn decode_leaves_sequences_without_tokens_alone() {
     let decode = Decode::new(&gpu, &mut Random::new(4), heads, &[0, 0], 16, 0, [0, 0]);
     gpu.run(&decode.kernel, gpu.sms());
     assert!(gpu.download_f16(&decode.output).iter().all(|value| value.is_nan()));
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_reaches_those_that_see_it_in_a_decode_step() {
+    let gpu = Gpu::open();
+    // Keys are numbered by pool 0, values by 1. One page and many, where the results of several blocks are added up.
+    let spoilt = [
+        (0, [1, 0, 70, 3], f16::NAN),
+        (0, [2, 1, 10, 3], f16::INFINITY),
+        (0, [3, 0, 650, 7], f16::NEG_INFINITY),
+        (1, [4, 0, 3, 5], f16::NAN),
+        (1, [5, 1, 600, 6], f16::INFINITY),
+        (1, [6, 0, 0, 1], f16::NEG_INFINITY),
+        // The only key of its sequence.
+        (0, [7, 1, 0, 2], f16::NAN),
+    ];
+    for head_dim in [20, 64, 80, 128, 256] {
+        let heads = Heads { heads: 8, kv_heads: 2, head_dim };
+        let mut decode = Decode::new(&gpu, &mut Random::new(15), heads, &[100, 100, 90, 700, 40, 700, 65, 1, 130], 700, 0, [0, 0]);
+        for (pool, place, value) in spoilt {
+            decode.cache.set(&gpu, pool, place, value);
+        }
+        // One head's query of the last sequence.
+        decode.qkv[(8 * decode.kernel.qkv_stride + 5 * head_dim + 4) as usize] = f16::NAN;
+        let qkv = gpu.upload_f16(&decode.qkv);
+        decode.kernel = AttentionDecode { qkv: qkv.ptr(), cache: decode.cache.on_gpu(), ..decode.kernel };
+        gpu.run(&decode.kernel, gpu.sms());
+        let output = gpu.download_f16(&decode.output);
+        assert_as_ieee_754_says(&decode.kernel.key().to_string(), &output, &decode.reference());
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_key_before_the_window_reaches_no_decode_step_whatever_it_is() {
+    let gpu = Gpu::open();
+    for (head_dim, value) in [(20, f16::NAN), (64, f16::NAN), (64, f16::INFINITY), (128, f16::NAN), (256, f16::NEG_INFINITY)] {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim };
+        // Just before the window, in the page where it begins.
+        let mut decode = Decode::new(&gpu, &mut Random::new(16), heads, &[300], 300, 100, [0, 0]);
+        decode.cache.set(&gpu, 0, [0, 1, 199, 3], value);
+        decode.kernel.cache = decode.cache.on_gpu();
+        decode.run_and_check(&gpu, gpu.sms());
+    }
 }
 
 #[test]

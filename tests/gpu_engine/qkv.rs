@@ -1,13 +1,17 @@
 //! Queries, keys and values in one launch, norm, bias, rotation and cache write included, on the GPU against f64 on the CPU.
 
 use half::f16;
-use rayon::prelude::*;
+use proptest::prelude::*;
+use proptest::sample::select;
 use smidgen::kernels::attention::{Heads, KvCache, PAGE_TOKENS, Rotary};
 use smidgen::kernels::gemm::{Epilogue, Gemm, QkvProduct, RowNorm};
 use smidgen_runtime::device::Buffer;
 use smidgen_runtime::launch::Kernel;
 
-use crate::support::{Gpu, Random, cases};
+use crate::draws::{aligned_gap, extent, for_draws, heads};
+use crate::gemm::{multiply, norm_of};
+use crate::ieee754::POISON;
+use crate::support::{Gpu, Random};
 
 const EPSILON: f32 = 1e-4;
 const PAGES_PER_SEQUENCE: u32 = 3;
@@ -30,14 +34,28 @@ struct Problem {
 impl Problem {
     /// Each row has a sequence of its own, with pages from the last to the first. One in seven stands beyond its cache.
     fn new(gpu: &Gpu, random: &mut Random, heads: Heads, [rows, hidden]: [u32; 2], has_bias: bool, is_normed: bool) -> Self {
+        Self::with_gaps(gpu, random, heads, [rows, hidden], [0; 2], has_bias, is_normed)
+    }
+
+    /// The same with elements between the rows of `A` and of `B`.
+    fn with_gaps(
+        gpu: &Gpu,
+        random: &mut Random,
+        heads: Heads,
+        [rows, hidden]: [u32; 2],
+        gaps: [u32; 2],
+        has_bias: bool,
+        is_normed: bool,
+    ) -> Self {
         let n = heads.qkv_width();
-        let mut a = random.f16s((rows * hidden) as usize, 1.0);
+        let [lda, ldb] = gaps.map(|gap| hidden + gap);
+        let mut a = random.f16s((rows * lda) as usize, 1.0);
         if is_normed {
-            for (row, factor) in a.chunks_mut(hidden as usize).zip([1.0, 8.0, 1.0 / 16.0, 2.0].iter().cycle()) {
+            for (row, factor) in a.chunks_mut(lda as usize).zip([1.0, 8.0, 1.0 / 16.0, 2.0].iter().cycle()) {
                 row.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * factor));
             }
         }
-        let b = random.f16s((n * hidden) as usize, 1.0);
+        let b = random.f16s((n * ldb) as usize, 1.0);
         let bias = has_bias.then(|| random.f16s(n as usize, 4.0));
         let half = heads.head_dim / 2;
         let frequencies: Vec<f32> = (0..half).map(|i| 500_000_f64.powf(-f64::from(i) / f64::from(half)) as f32).collect();
@@ -59,6 +77,8 @@ impl Problem {
         let epilogue = if has_bias { Epilogue::Bias(bias_gpu.ptr()) } else { Epilogue::NONE };
         let kernel = QkvProduct {
             product: Gemm {
+                lda,
+                ldb,
                 ldc: stride,
                 row_norm: is_normed.then_some(RowNorm { epsilon: EPSILON }),
                 ..Gemm::new([rows, n, hidden], a_gpu.ptr(), b_gpu.ptr(), c.ptr(), epilogue)
@@ -85,30 +105,25 @@ impl Problem {
 
     /// The rows by their definition: queries, keys and values, the first two rotated.
     fn reference(&self) -> Vec<Vec<f64>> {
-        let Gemm { n, k, .. } = self.kernel.product;
+        let product = self.kernel.product;
+        let [m, n, k, lda, ldb] = [product.m, product.n, product.k, product.lda, product.ldb].map(|extent| extent as usize);
         let heads = self.kernel.rotary.heads;
         let (head_dim, half) = (heads.head_dim as usize, heads.head_dim as usize / 2);
+        let products = multiply(&self.a, lda, &self.b, ldb, [m, n, k]);
         let row_of = |(row, &position): (usize, &u32)| {
-            let a = &self.a[row * k as usize..][..k as usize];
-            let norm = self.kernel.product.row_norm.map_or(1.0, |norm| {
-                let mean = a.iter().map(|a| a.to_f64() * a.to_f64()).sum::<f64>() / f64::from(k);
-                1.0 / (mean + f64::from(norm.epsilon)).sqrt()
-            });
-            let sum = |column: usize| {
-                let b = &self.b[column * k as usize..][..k as usize];
-                let bias = self.bias.as_ref().map_or(0.0, |bias| bias[column].to_f64());
-                norm * a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>() + bias
-            };
-            let mut sums: Vec<f64> = (0..n as usize).map(sum).collect();
+            let norm = product.row_norm.map_or(1.0, |norm| norm_of(&self.a[row * lda..][..k], norm));
+            let bias = |column: usize| self.bias.as_ref().map_or(0.0, |bias| bias[column].to_f64());
+            let mut sums: Vec<f64> = (0..n).map(|column| norm * products[row * n + column] + bias(column)).collect();
             for head in sums.chunks_mut(head_dim).take((heads.heads + heads.kv_heads) as usize) {
                 for i in 0..half {
+                    // The product is rounded to FP32 in every implementation.
                     let (sin, cos) = f64::from(position as f32 * self.frequencies[i]).sin_cos();
                     (head[i], head[i + half]) = (head[i] * cos - head[i + half] * sin, head[i + half] * cos + head[i] * sin);
                 }
             }
             sums
         };
-        self.positions.par_iter().enumerate().map(row_of).collect()
+        self.positions.iter().enumerate().map(row_of).collect()
     }
 
     /// Compares queries in C, keys and values in the cache, and the poison everywhere else.
@@ -117,9 +132,17 @@ impl Problem {
         let what = self.kernel.key();
         let heads = self.kernel.rotary.heads;
         let (head_dim, kv_heads, queries) = (heads.head_dim as usize, heads.kv_heads as usize, (heads.heads * heads.head_dim) as usize);
-        let elements = reference.len() * reference[0].len();
-        let mean_square = reference.iter().flatten().map(|value| value * value).sum::<f64>() / elements as f64;
-        let is_close = |value: f16, expected: f64| (value.to_f64() - expected).abs() <= 2e-3 * (expected.abs() + mean_square.sqrt());
+        let finite = || reference.iter().flatten().filter(|value| value.is_finite());
+        let mean_square = finite().map(|value| value * value).sum::<f64>() / finite().count() as f64;
+        let is_close = |value: f16, expected: f64| {
+            if expected.is_nan() {
+                value.is_nan() && value.to_bits() != POISON.to_bits()
+            } else if f16::from_f64(expected).is_infinite() {
+                value == f16::from_f64(expected)
+            } else {
+                (value.to_f64() - expected).abs() <= 2e-3 * (expected.abs() + mean_square.sqrt())
+            }
+        };
 
         let stride = self.kernel.product.ldc as usize;
         for (row, (output, expected)) in gpu.download_f16(&self.c).chunks(stride).zip(&reference).enumerate() {
@@ -162,17 +185,47 @@ const HEADS: [Heads; 6] = [
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn queries_keys_and_values_of_few_rows_are_normed_rotated_and_cached_in_one_launch() {
     let gpu = Gpu::open();
-    let mut random = Random::new(41);
-    for heads in HEADS {
-        for rows in cases(&[1, 3, 8, 9, 16, 17, 32]) {
-            for hidden in cases(&[64, 264, 896, 2048]) {
-                let problem = Problem::new(&gpu, &mut random, heads, [rows, hidden], rows % 2 == 1, hidden != 264);
-                if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
-                    return;
-                }
-                gpu.run(&problem.kernel, *random.pick(&gpu.sm_counts()));
-                problem.check(&gpu);
+    let is_hopper = gpu.device().topology().compute_capability == (9, 0);
+    let heads = prop_oneof![2 => select(&HEADS[..]), 1 => heads(4, &[1, 2, 3, 7, 8], (1..=4_u32).prop_map(|tiles| 64 * tiles))];
+    let rows = prop_oneof![2 => select(vec![1_u32, 3, 8, 9, 16, 17, 32]), 1 => 1..=64_u32];
+    let hidden = prop_oneof![1 => extent(2048), 2 => select(vec![64_u32, 264, 512, 896, 2048])];
+    let shapes = (heads, rows, hidden).prop_flat_map(|(heads, rows, hidden)| {
+        let gaps = [aligned_gap(hidden), aligned_gap(hidden)];
+        (Just((heads, [rows, hidden])), gaps, any::<bool>(), any::<bool>(), any::<u64>())
+    });
+    for_draws(160, &(shapes, select(gpu.sm_counts())), |(((heads, [rows, hidden]), gaps, has_bias, is_normed, seed), sms)| {
+        let problem = Problem::with_gaps(&gpu, &mut Random::new(seed), heads, [rows, hidden], gaps, has_bias, is_normed);
+        if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
+            assert!(!is_hopper || rows > 32, "{} cannot be done", problem.kernel.key());
+            return;
+        }
+        gpu.run(&problem.kernel, sms);
+        problem.check(&gpu);
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn what_is_no_number_stays_in_its_row_of_queries_keys_and_values() {
+    let gpu = Gpu::open();
+    let mut random = Random::new(44);
+    for (heads, rows) in [(HEADS[0], 8), (HEADS[1], 13), (HEADS[3], 32)] {
+        for is_normed in [false, true] {
+            let mut problem = Problem::new(&gpu, &mut random, heads, [rows, 512], true, is_normed);
+            for (row, value) in [(1, f16::NAN), (2, f16::INFINITY), (6, f16::NEG_INFINITY)] {
+                problem.a[row * 512 + 17] = value;
             }
+            // Between numbers, at the ends of rows of the bias: turned with what they are paired with, in every row.
+            let bias = problem.bias.as_mut().expect("it was asked for");
+            let last = bias.len() - 1;
+            (bias[0], bias[last]) = (f16::INFINITY, f16::NAN);
+            let (a, bias) = (gpu.upload_f16(&problem.a), gpu.upload_f16(bias));
+            problem.kernel.product = Gemm { a: a.ptr(), epilogue: Epilogue::Bias(bias.ptr()), ..problem.kernel.product };
+            if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
+                return;
+            }
+            gpu.run(&problem.kernel, gpu.sms());
+            problem.check(&gpu);
         }
     }
 }

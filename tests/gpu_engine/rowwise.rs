@@ -1,48 +1,45 @@
-//! Norms, embeddings, pooling and weight initialisation on the GPU against f64 (or exact) references on the CPU: any width, operands in
-//! place, the same bits at every SM count.
+//! Norms and embeddings on the GPU against f64 (or exact) references on the CPU: any width, operands in place, the same bits at every SM count.
 
 use half::f16;
+use proptest::prelude::*;
+use proptest::sample::select;
 use smidgen::kernels::embedding::{Embed, EmbedNorm, PositionTable};
 use smidgen::kernels::norm::{Norm, NormKind};
-use smidgen::kernels::pooling::{GatherRows, MeanPool};
-use smidgen::kernels::random::{Distribution, RandomWeights};
-use smidgen::weights::names::{LayerParameter, Parameter};
 use smidgen_runtime::device::{Buffer, DevicePtr};
 
-use crate::support::{Gpu, Random, assert_close, cases, is_sanitized, rounds};
+use crate::draws::{extent, for_draws};
+use crate::support::{Gpu, Random, cases};
 
 /// One element, the vector width and its neighbours, primes, model widths, and both sides of every change of row shape.
 const WIDTHS: [u32; 23] =
     [1, 2, 7, 8, 9, 64, 127, 384, 768, 769, 776, 1000, 1023, 1024, 1025, 1031, 2048, 4096, 8191, 8192, 8193, 16_381, 32_768];
 
 /// Bytes behind each output that must stay as they are.
-const GUARD: usize = 64;
+pub(crate) const GUARD: usize = 64;
 
 /// A poisoned output of `bytes` bytes, with a guard behind it.
-fn guarded(gpu: &Gpu, bytes: usize) -> Buffer {
+pub(crate) fn guarded(gpu: &Gpu, bytes: usize) -> Buffer {
     gpu.poisoned(bytes + GUARD)
 }
 
 /// The halves of a guarded output, whose guard must be whole.
-fn halves(bytes: &[u8]) -> Vec<f16> {
+pub(crate) fn halves(bytes: &[u8]) -> Vec<f16> {
     let (output, guard) = bytes.split_at(bytes.len() - GUARD);
     assert!(guard.iter().all(|&byte| byte == 0xff), "the kernel wrote beyond its output");
     output.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect()
 }
 
-/// The floats of a guarded output, whose guard must be whole.
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    let (output, guard) = bytes.split_at(bytes.len() - GUARD);
-    assert!(guard.iter().all(|&byte| byte == 0xff), "the kernel wrote beyond its output");
-    output.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-}
-
-fn assert_same_bits(what: impl std::fmt::Display, output: &[f16], expected: &[f16]) {
+pub(crate) fn assert_same_bits(what: impl std::fmt::Display, output: &[f16], expected: &[f16]) {
     assert_eq!(output.len(), expected.len(), "{what}");
     // Zeros of either sign are equal: a reference that adds 0 for an absent residual turns -0 into 0.
     let same = |(a, b): (&f16, &f16)| a == b || (a.is_nan() && b.is_nan());
     let wrong = output.iter().zip(expected).position(|pair| !same(pair));
     assert_eq!(wrong, None, "{what}: the first wrong element; {} is {}", output[wrong.unwrap_or(0)], expected[wrong.unwrap_or(0)]);
+}
+
+/// Any width, of each shape of a row about as often.
+pub(crate) fn widths() -> impl Strategy<Value = u32> + Clone {
+    prop_oneof![extent(40), extent(1100), extent(9000), extent(32_768), select(&WIDTHS[..])]
 }
 
 /// The parameters of a norm.
@@ -194,20 +191,20 @@ fn norms_match_the_reference_at_any_width_on_any_number_of_sms() {
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn norms_match_the_reference_at_random_shapes() {
     let gpu = Gpu::open();
-    let mut random = Random::new(2);
-    for _ in 0..rounds(60) {
-        let most = *random.pick(&[40, 1100, 9000, 32_768]);
-        let width = random.between(1, most);
-        let rows = random.between(1, (100_000 / width).max(2));
-        let kind = *random.pick(&[NormKind::Layer, NormKind::Rms]);
-        let residual = random.between(0, 1) == 1;
-        let case = NormCase::random(&mut random, kind, rows, width, residual);
+    let kind = select(vec![NormKind::Layer, NormKind::Rms]);
+    let draws = (kind, widths(), 0..=u32::MAX, [any::<bool>(), any::<bool>()], any::<u64>(), select(gpu.sm_counts()));
+    for_draws(80, &draws, |(kind, width, rows, [has_residual, keeps_sum], seed, sms)| {
+        let rows = 1 + rows % (100_000 / width).max(2);
+        let case = NormCase::random(&mut Random::new(seed), kind, rows, width, has_residual);
         let operands = NormOperands::new(&gpu, &case);
-        let y = guarded(&gpu, case.bytes());
-        let sms = *random.pick(&gpu.sm_counts());
-        gpu.run(&operands.norm(&case, DevicePtr::NULL, y.ptr()), sms);
+        let (sum, y) = (guarded(&gpu, case.bytes()), guarded(&gpu, case.bytes()));
+        gpu.run(&operands.norm(&case, if keeps_sum { sum.ptr() } else { DevicePtr::NULL }, y.ptr()), sms);
         case.assert(&halves(&gpu.download(&y)));
-    }
+        if keeps_sum {
+            let expected: Vec<f16> = case.sums().into_iter().map(f16::from_f32).collect();
+            assert_same_bits(format!("{}, the sum", case.name()), &halves(&gpu.download(&sum)), &expected);
+        }
+    });
 }
 
 #[test]
@@ -353,6 +350,72 @@ impl EmbedCase {
     }
 }
 
+/// An embedding with its operands on the GPU.
+struct Embedding {
+    case: EmbedCase,
+    scaling: Option<Scaling>,
+    embed: Embed,
+    sum: Buffer,
+    y: Buffer,
+    _operands: Vec<Buffer>,
+}
+
+impl Embedding {
+    fn new(gpu: &Gpu, random: &mut Random, case: EmbedCase, kind: Option<NormKind>, keeps_sum: bool) -> Self {
+        let scaling = kind.map(|kind| Scaling::random(random, kind, case.width));
+        let mut operands = Vec::new();
+        let mut keep = |buffer: Buffer| {
+            operands.push(buffer);
+            operands[operands.len() - 1].ptr()
+        };
+        let bytes = 2 * (case.rows * case.width) as usize;
+        let (sum, y) = (guarded(gpu, bytes), guarded(gpu, bytes));
+        let embed = Embed {
+            rows: case.rows,
+            width: case.width,
+            vocabulary: case.entries(&case.words),
+            ids: keep(gpu.upload_u32(&case.ids)),
+            words: keep(gpu.upload_f16(&case.words)),
+            positions: case.positions.as_ref().map(|(table, positions)| PositionTable {
+                positions: keep(gpu.upload_u32(positions)),
+                table: keep(gpu.upload_f16(table)),
+                entries: case.entries(table),
+            }),
+            type_table: case.types.as_ref().map_or(DevicePtr::NULL, |table| keep(gpu.upload_f16(table))),
+            sum: if keeps_sum && kind.is_some() { sum.ptr() } else { DevicePtr::NULL },
+            norm: scaling.as_ref().map(|scaling| EmbedNorm {
+                kind: scaling.kind,
+                weight: keep(gpu.upload_f16(&scaling.weight)),
+                bias: keep(gpu.upload_f16(&scaling.bias)),
+                epsilon: scaling.epsilon,
+            }),
+            y: y.ptr(),
+        };
+        Self { case, scaling, embed, sum, y, _operands: operands }
+    }
+
+    /// Compares the bytes of `y` and of the sum, where it was asked for, with the case.
+    fn check(&self, y: &[u8], sum: &[u8]) {
+        let Self { case, scaling, embed, .. } = self;
+        let kind = scaling.as_ref().map(|scaling| scaling.kind);
+        let what = format!("width {}, norm {kind:?}, positions {}, types {}", case.width, case.positions.is_some(), case.types.is_some());
+        let y = halves(y);
+        if !embed.sum.is_null() {
+            case.assert_sums(&what, &halves(sum));
+        }
+        let Some(scaling) = scaling else {
+            case.assert_sums(&what, &y);
+            return;
+        };
+        for (row, y) in y.chunks(case.width as usize).enumerate() {
+            match case.sum(row) {
+                None => assert!(y.iter().all(|y| y.is_nan()), "{what}: row {row} is not known"),
+                Some(sum) => scaling.assert_row(&format!("{what}, row {row}"), &sum, y),
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn embed_adds_up_its_tables_normalises_and_answers_what_it_does_not_know_with_nan() {
@@ -362,52 +425,28 @@ fn embed_adds_up_its_tables_normalises_and_answers_what_it_does_not_know_with_na
         for kind in [None, Some(NormKind::Layer), Some(NormKind::Rms)] {
             for (positions, types) in [(false, false), (true, false), (true, true)] {
                 let case = EmbedCase::random(&mut random, width, positions, types);
-                let scaling = Scaling::random(&mut random, kind.unwrap_or(NormKind::Layer), width);
-                let upload = |table: &Option<&Vec<f16>>| table.map(|table| gpu.upload_f16(table));
-                let table = case.positions.as_ref().map(|(table, _)| table);
-                let [words, position_table, type_table, weight, bias] =
-                    [Some(&case.words), table, case.types.as_ref(), Some(&scaling.weight), Some(&scaling.bias)].map(|table| upload(&table));
-                let ids = gpu.upload_u32(&case.ids);
-                let positions = case.positions.as_ref().map(|(_, positions)| gpu.upload_u32(positions));
-                let ptr = |buffer: &Option<Buffer>| buffer.as_ref().map_or(DevicePtr::NULL, Buffer::ptr);
-                let bytes = 2 * (case.rows * width) as usize;
-                let (sum, y) = (guarded(&gpu, bytes), guarded(&gpu, bytes));
-                let keeps_sum = kind.is_some() && at % 2 == 0;
-                let embed = Embed {
-                    rows: case.rows,
-                    width,
-                    vocabulary: case.entries(&case.words),
-                    ids: ids.ptr(),
-                    words: ptr(&words),
-                    positions: case.positions.as_ref().map(|(table, _)| PositionTable {
-                        positions: ptr(&positions),
-                        table: ptr(&position_table),
-                        entries: case.entries(table),
-                    }),
-                    type_table: ptr(&type_table),
-                    sum: if keeps_sum { sum.ptr() } else { DevicePtr::NULL },
-                    norm: kind.map(|kind| EmbedNorm { kind, weight: ptr(&weight), bias: ptr(&bias), epsilon: scaling.epsilon }),
-                    y: y.ptr(),
-                };
-                let outputs = gpu.assert_same_bits_at_every_sm_count(&embed, &[&y, &sum]);
-                let what = format!("width {width}, norm {kind:?}, positions {}, types {types}", case.positions.is_some());
-                let y = halves(&outputs[0]);
-                if keeps_sum {
-                    case.assert_sums(&what, &halves(&outputs[1]));
-                }
-                if kind.is_none() {
-                    case.assert_sums(&what, &y);
-                    continue;
-                }
-                for (row, y) in y.chunks(width as usize).enumerate() {
-                    match case.sum(row) {
-                        None => assert!(y.iter().all(|y| y.is_nan()), "{what}: row {row} is not known"),
-                        Some(sum) => scaling.assert_row(&format!("{what}, row {row}"), &sum, y),
-                    }
-                }
+                let embedding = Embedding::new(&gpu, &mut random, case, kind, at % 2 == 0);
+                let outputs = gpu.assert_same_bits_at_every_sm_count(&embedding.embed, &[&embedding.y, &embedding.sum]);
+                embedding.check(&outputs[0], &outputs[1]);
             }
         }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn embed_is_right_at_random_shapes() {
+    let gpu = Gpu::open();
+    let kind = select(vec![None, Some(NormKind::Layer), Some(NormKind::Rms)]);
+    let tables = select(vec![(false, false), (true, false), (false, true), (true, true)]);
+    let draws = (widths(), kind, tables, any::<bool>(), any::<u64>(), select(gpu.sm_counts()));
+    for_draws(60, &draws, |(width, kind, (positions, types), keeps_sum, seed, sms)| {
+        let mut random = Random::new(seed);
+        let case = EmbedCase::random(&mut random, width, positions, types);
+        let embedding = Embedding::new(&gpu, &mut random, case, kind, keeps_sum);
+        gpu.run(&embedding.embed, sms);
+        embedding.check(&gpu.download(&embedding.y), &gpu.download(&embedding.sum));
+    });
 }
 
 #[test]
@@ -435,140 +474,6 @@ fn a_norm_of_picked_rows_is_the_norm_of_those_rows() {
             assert_same_bits(format!("width {width}"), &halves(&outputs[0]), &picked(&all));
             let sums: Vec<f16> = case.sums().into_iter().map(f16::from_f32).collect();
             assert_same_bits(format!("sums of width {width}"), &halves(&outputs[1]), &picked(&sums));
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn gather_picks_rows_in_any_order_and_repeatedly() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(8);
-    let most = if is_sanitized() { 3_000 } else { 300_000 };
-    for width in cases(&WIDTHS) {
-        let (rows, source) = (random.between(1, (most / width).max(1)), random.between(1, 50));
-        let x = random.f16s((source * width) as usize, 5.0);
-        let index: Vec<u32> = (0..rows).map(|_| random.between(0, source - 1)).collect();
-        let (x_on_gpu, index_on_gpu) = (gpu.upload_f16(&x), gpu.upload_u32(&index));
-        let y = guarded(&gpu, 2 * (rows * width) as usize);
-        let gather = GatherRows { rows, width, x: x_on_gpu.ptr(), index: index_on_gpu.ptr(), y: y.ptr() };
-        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&gather, &[&y])[0]);
-        let expected = index.iter().flat_map(|&row| &x[(row * width) as usize..][..width as usize]).copied().collect::<Vec<_>>();
-        assert_same_bits(format!("{rows} rows of {width}"), &output, &expected);
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn mean_pool_averages_each_sequence_and_normalises_if_asked() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(9);
-    for width in cases(&[1, 3, 127, 256, 384, 768, 1031, 4096]) {
-        for normalise in [false, true] {
-            let rows = random.between(2, 40);
-            let lengths: Vec<u32> = (0..rows).map(|_| random.between(1, 200)).collect();
-            // Sequences lie one after another, with a gap here and there.
-            let starts: Vec<u32> = lengths
-                .iter()
-                .scan(0, |end, length| {
-                    let start = *end + random.between(0, 2);
-                    *end = start + length;
-                    Some(start)
-                })
-                .collect();
-            let tokens = starts[rows as usize - 1] + lengths[rows as usize - 1];
-            let mut x = random.f16s((tokens * width) as usize, 4.0);
-            // One sequence of zeros, whose average has no direction.
-            x[(starts[0] * width) as usize..((starts[0] + lengths[0]) * width) as usize].fill(f16::ZERO);
-            let (x_on_gpu, starts_on_gpu, lengths_on_gpu) = (gpu.upload_f16(&x), gpu.upload_u32(&starts), gpu.upload_u32(&lengths));
-            let y = guarded(&gpu, 4 * (rows * width) as usize);
-            let pool = MeanPool {
-                rows,
-                width,
-                tokens,
-                x: x_on_gpu.ptr(),
-                starts: starts_on_gpu.ptr(),
-                lengths: lengths_on_gpu.ptr(),
-                normalise,
-                y: y.ptr(),
-            };
-            let output = floats(&gpu.assert_same_bits_at_every_sm_count(&pool, &[&y])[0]);
-            for (row, y) in output.chunks(width as usize).enumerate() {
-                let sequence = x.chunks(width as usize).skip(starts[row] as usize).take(lengths[row] as usize);
-                let mut mean = vec![0.0; width as usize];
-                for token in sequence {
-                    mean.iter_mut().zip(token).for_each(|(mean, &x)| *mean += f64::from(x) / f64::from(lengths[row]));
-                }
-                let length = mean.iter().map(|mean| mean * mean).sum::<f64>().sqrt();
-                if normalise && length > 0.0 {
-                    mean.iter_mut().for_each(|mean| *mean /= length);
-                }
-                assert_close(format!("width {width}, row {row}, normalise {normalise}"), y.iter().copied(), &mean, 1e-5);
-            }
-        }
-    }
-}
-
-fn weights(rows: u64, columns: u64, stride: u64, distribution: Distribution, y: &Buffer) -> RandomWeights {
-    RandomWeights { rows, columns, stride, distribution, y: y.ptr() }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn random_weights_are_those_of_the_cpu() {
-    let gpu = Gpu::open();
-    let config = smidgen::presets::find("distilbert").expect("a preset");
-    let reference = smidgen::weights::RandomWeights::new(&config, 11);
-    for parameter in [LayerParameter::QueryWeight, LayerParameter::KeyWeight].map(|parameter| Parameter::Layer(0, parameter)) {
-        let expected: Vec<f16> = reference.f32(parameter).expect("a parameter").into_iter().map(f16::from_f32).collect();
-        let key = reference.key(parameter).expect("a parameter");
-        let uniform = Distribution::Uniform { key, half_width: smidgen::weights::RandomWeights::HALF_WIDTH };
-        let y = guarded(&gpu, 2 * expected.len());
-        let output = gpu.assert_same_bits_at_every_sm_count(&weights(1, expected.len() as u64, expected.len() as u64, uniform, &y), &[&y]);
-        assert_same_bits(format!("{parameter:?}"), &halves(&output[0]), &expected);
-    }
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn random_weights_are_uniform_and_another_key_is_another_sequence() {
-    const COUNT: usize = 1 << 20;
-    let gpu = Gpu::open();
-    let sequence = |key| {
-        let y = guarded(&gpu, 2 * COUNT);
-        gpu.run(&weights(1, COUNT as u64, COUNT as u64, Distribution::Uniform { key, half_width: 1.0 }, &y), gpu.sms());
-        halves(&gpu.download(&y)).into_iter().map(f64::from).collect::<Vec<_>>()
-    };
-    let (a, b) = (sequence(1), sequence(u64::MAX));
-    let moment = |values: &[f64], power| values.iter().map(|value| value.powi(power)).sum::<f64>() / COUNT as f64;
-    // Of a uniform distribution over [-1, 1): mean 0, mean square 1/3, mean fourth power 1/5; five standard errors are tolerated.
-    let within = 5.0 / (COUNT as f64).sqrt();
-    for values in [&a, &b] {
-        assert!(values.iter().all(|value| (-1.0..=1.0).contains(value)));
-        for (power, expected) in [(1, 0.0), (2, 1.0 / 3.0), (3, 0.0), (4, 0.2)] {
-            assert!((moment(values, power) - expected).abs() < within, "mean of power {power}: {}", moment(values, power));
-        }
-    }
-    let products: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
-    let neighbours: Vec<f64> = a.iter().zip(&a[1..]).map(|(a, b)| a * b).collect();
-    assert!(moment(&products, 1).abs() < within && moment(&neighbours, 1).abs() < within, "draws are correlated");
-}
-
-#[test]
-#[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn weights_fill_their_rows_and_nothing_between() {
-    let gpu = Gpu::open();
-    let mut random = Random::new(10);
-    for (rows, columns, gap) in [(1, 1, 0), (3, 8191, 1), (2, 8192, 0), (100, 33, 31), (7, 20_000, 12_345)] {
-        let stride = columns + gap;
-        let y = guarded(&gpu, 2 * (rows * stride) as usize);
-        let constant = random.unit();
-        let fill = weights(rows, columns, stride, Distribution::Constant(constant), &y);
-        let output = halves(&gpu.assert_same_bits_at_every_sm_count(&fill, &[&y])[0]);
-        for (at, value) in output.iter().enumerate() {
-            let inside = at as u64 % stride < columns;
-            assert_eq!(value.is_nan(), !inside, "element {at} of rows of {columns}, {stride} apart, is {value}");
-            assert!(!inside || *value == f16::from_f32(constant), "element {at} is {value}, not {constant}");
         }
     }
 }

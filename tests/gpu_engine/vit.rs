@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use half::f16;
+use proptest::prelude::*;
+use proptest::sample::select;
 use serde_json::json;
 
 use smidgen::config::{ModelConfig, VisionConfig};
@@ -20,6 +22,7 @@ use smidgen_runtime::policy::{Exclusive, Policy};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 
+use crate::draws::{extent, for_draws, gap};
 use crate::support::{Gpu, Random, device, is_sanitized};
 use crate::tenant::OnTheFirst;
 use crate::tiny_models::{Copy, fixture, read_tensor, relative_error};
@@ -31,11 +34,12 @@ const TOLERANCE: f64 = 2e-2;
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn patches_are_unfolded_exactly_with_zeros_for_the_class_token_and_the_gap() {
     let gpu = Gpu::open();
-    let mut random = Random::new(31);
-    for (images, channels, side, patch, gap) in [(1, 3, 14, 16, 0), (3, 3, 4, 6, 4), (2, 1, 1, 7, 0), (5, 3, 3, 14, 4), (1, 4, 2, 1, 3)] {
+    let shapes = (1..=5_usize, 1..=4_usize, extent(14), extent(16), gap(9));
+    for_draws(20, &(shapes, any::<u64>(), select(gpu.sm_counts())), |((images, channels, side, patch, gap), seed, sms)| {
+        let [side, patch, gap] = [side, patch, gap].map(|extent| extent as usize);
         let image_size = side * patch;
         let (elements, stride) = (channels * patch * patch, channels * patch * patch + gap);
-        let pixels = random.f16s(images * channels * image_size * image_size, 1.0);
+        let pixels = Random::new(seed).f16s(images * channels * image_size * image_size, 1.0);
         let (input, y) = (gpu.upload_f16(&pixels), gpu.poisoned_f16(images * (1 + side * side) * stride));
         let kernel = UnfoldPatches {
             images: images as u32,
@@ -46,7 +50,7 @@ fn patches_are_unfolded_exactly_with_zeros_for_the_class_token_and_the_gap() {
             pixels: input.ptr(),
             y: y.ptr(),
         };
-        gpu.run(&kernel, *random.pick(&gpu.sm_counts()));
+        gpu.run(&kernel, sms);
         let mut expected = Vec::new();
         for image in pixels.chunks_exact(channels * image_size * image_size) {
             expected.resize(expected.len() + stride, f16::ZERO);
@@ -59,7 +63,7 @@ fn patches_are_unfolded_exactly_with_zeros_for_the_class_token_and_the_gap() {
             }
         }
         assert!(gpu.download_f16(&y) == expected, "{images} images of {side} by {side} patches of {patch}");
-    }
+    });
 }
 
 fn solo(dir: &Path) -> Solo {

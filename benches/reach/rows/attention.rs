@@ -67,6 +67,7 @@ pub fn prefill(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
                 peer_is,
                 beside: Vec::new(),
                 note,
+                peak_of: None,
             };
             bench.judge(case, &compared);
         }
@@ -131,6 +132,7 @@ pub fn decode(bench: &mut Bench) -> Result<()> {
             peer_is: Bandwidth::NAME.to_owned(),
             beside: Vec::new(),
             note: None,
+            peak_of: None,
         };
         bench.judge(case, &compared);
     }

@@ -101,6 +101,7 @@ impl Duel {
             peer_is,
             beside: vec![beside],
             note,
+            peak_of: None,
         };
         bench.judge(case, &compared);
         Ok(())

@@ -3,9 +3,10 @@
 use anyhow::Result;
 use smidgen::models::{Direct, ModelSource};
 use smidgen::serve::Workload;
+use smidgen_runtime::launch::Work;
 
 use super::Bandwidth;
-use crate::bench::{Bench, Case, Lane, Replay};
+use crate::bench::{Bench, Case, Lane, PeakOf, Replay};
 use crate::peers::Peers;
 use crate::results::{TargetOf, Unit};
 
@@ -19,6 +20,8 @@ const LENGTH: u32 = 128;
 struct Pass {
     lane: Lane,
     replay: Replay,
+    /// Of all launches together.
+    work: Work,
     /// Holds the buffers that the graph works on.
     _workload: Box<dyn Workload>,
 }
@@ -28,8 +31,13 @@ impl Pass {
         let source = ModelSource::find(model)?;
         let mut lane = bench.lane(sms)?;
         let mut workload = source.workload(&mut lane.session, &mut Direct, batch, length)?;
+        lane.session.start_recording();
+        workload.enqueue(&mut lane.session)?;
+        let launches = lane.session.finish_recording();
+        let sum = |of: fn(&Work) -> u64| launches.iter().map(|launch| of(&launch.work())).sum();
+        let work = Work { flops: sum(|work| work.flops), bytes: sum(|work| work.bytes) };
         let replay = lane.replay(1, |session, _| workload.enqueue(session))?;
-        Ok(Self { lane, replay, _workload: workload })
+        Ok(Self { lane, replay, work, _workload: workload })
     }
 
     fn time(&mut self) -> Result<std::time::Duration> {
@@ -39,12 +47,13 @@ impl Pass {
 
 /// Line 7.
 pub fn bert_base(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
-    against_torch(bench, peers, 7, "bert-base", "BERT-base forward b8 s128", (1.35, TargetOf::Ratio))
+    against_torch(bench, peers, 7, "bert-base", "BERT-base forward b8 s128", (1.35, TargetOf::Ratio), |work| PeakOf::Flops(work.flops))
 }
 
 /// Line 8.
 pub fn llama(bench: &mut Bench, peers: &mut Option<Peers>) -> Result<()> {
-    against_torch(bench, peers, 8, "llama-3.2-1b", "Llama-3.2-1B decode step b8 context 128", (0.75, TargetOf::Ours))
+    let work = "Llama-3.2-1B decode step b8 context 128";
+    against_torch(bench, peers, 8, "llama-3.2-1b", work, (0.75, TargetOf::Ours), |work| PeakOf::Bytes(work.bytes))
 }
 
 fn against_torch(
@@ -54,6 +63,7 @@ fn against_torch(
     model: &str,
     work: &str,
     (target, target_of): (f64, TargetOf),
+    peak_of: fn(Work) -> PeakOf,
 ) -> Result<()> {
     let mut ours = Pass::new(bench, model, bench.all_sms(), BATCH, LENGTH)?;
     let (peer_is, note) = crate::prepare(peers, model);
@@ -69,6 +79,7 @@ fn against_torch(
             peer_is,
             beside: Vec::new(),
             note,
+            peak_of: Some(peak_of(ours.work)),
         };
         bench.judge(case, &compared);
     }
@@ -98,6 +109,7 @@ pub fn mistral(bench: &mut Bench) -> Result<()> {
         peer_is: format!("{:.2} GB of weights at the rate of reading 2 GiB with nothing else to do", bytes / 1e9),
         beside: Vec::new(),
         note: None,
+        peak_of: Some(PeakOf::Bytes(ours.work.bytes)),
     };
     bench.judge(case, &compared);
     Ok(())
@@ -123,6 +135,7 @@ pub fn sm_time(bench: &mut Bench) -> Result<()> {
         peer_is: format!("the same on {all} SMs"),
         beside: Vec::new(),
         note: None,
+        peak_of: Some(PeakOf::Flops(few.work.flops)),
     };
     bench.judge(case, &compared);
     Ok(())

@@ -85,6 +85,7 @@ fn measure(bench: &mut Bench, lane: &mut Lane, bandwidth: &Bandwidth, [m, n, k]:
         peer_is: Bandwidth::NAME.to_owned(),
         beside: Vec::new(),
         note: None,
+        peak_of: None,
     };
     Ok(Some(bench.row(case, &compared)))
 }

@@ -50,7 +50,8 @@ pub fn reach(results: &Results) -> String {
         };
         text += &format!("| {number} | {line} | {reached} of {} | {mean} | {worst} |\n", rows.len());
     }
-    text += "\n<details><summary>Every figure</summary>\n\nThe ratio is above 1 where ours is better; the target is the least ratio, or for a time the most.\n\n";
+    text += "\n<details><summary>Every figure</summary>\n\nThe ratio is above 1 where ours is better; the target is the least ratio, or for a time the most. \
+             The peak is the data sheet's, dense FP16 arithmetic of those SMs or the GPU's memory; a forward pass or a decode step counts by the work of all its kernels.\n\n";
     text += "| line | work | SMs | ours | peer | unit | ratio | target | reached | of peak |\n|---|---|---|---|---|---|---|---|---|---|\n";
     for row in &results.rows {
         let target = match row.target_of {
@@ -111,6 +112,7 @@ pub fn errors(errors: &Errors) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::results::Unit;
     use super::*;
 
     /// One row of line 3 as `reach` writes it, with `ours`, the ratio and the verdict given.
@@ -141,6 +143,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("*beside: its best*") && text.contains("1600 to 1980 MHz"), "{text}");
+    }
+
+    #[test]
+    fn a_time_shows_its_share_of_the_peak_like_a_rate_where_it_was_measured() {
+        let mut results = results(40.0, 1.25, true);
+        let row = &mut results.rows[0];
+        (row.row, row.unit, row.percent_of_peak) = (7, Unit::Milliseconds, Some(31.2));
+        assert!(reach(&results).contains("| 7 | GEMM 1x2x3 | 16 | 40 | 50 | ms | 1.25 | 0.95 | yes | 31% |"), "{}", reach(&results));
+        results.rows[0].percent_of_peak = None;
+        assert!(reach(&results).contains("| ms | 1.25 | 0.95 | yes | – |"), "{}", reach(&results));
     }
 
     #[test]
