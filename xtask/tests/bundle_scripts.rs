@@ -22,7 +22,7 @@ BODY
 fn bundle(binaries: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bundle");
-    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer", "run-examples"] {
+    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer", "run-examples", "run-colocation"] {
         executable(&folder.path().join(name), &fs::read_to_string(scripts.join(name)).expect("the script is there"));
     }
     for (path, body) in binaries {
@@ -111,6 +111,31 @@ fn the_table_s_run_hands_its_options_to_the_benchmark_and_keeps_its_results_toge
     let expected = format!("rows=1,2 peers={0}/peers command=./run-reach --rows 1,2 --out {0}/here", bundle.path().display());
     assert!(output.status.success() && said(&output).contains(&expected), "{}", said(&output));
     assert!(bundle.path().join("here/kernels.json").exists() && bundle.path().join("here/reach.log").exists());
+}
+
+/// The command of the same bundle, as far as `run-colocation` asks it for anything.
+const COMMAND: &str = r#"#!/bin/sh
+case "$*" in
+    *--help*) echo "slo, mps-default" ;;
+    *) echo "asked: $*" ;;
+esac
+"#;
+
+#[test]
+fn every_row_of_tenants_side_by_side_has_the_same_pair_in_pytorch_beside_it() {
+    let bundle = bundle(&[]);
+    executable(&bundle.path().join("smidgen"), COMMAND);
+    executable(&bundle.path().join("path/python3"), "#!/bin/sh\nshift; echo \"peers: $*\"\n");
+    let path = format!("{}/path:{}", bundle.path().display(), std::env::var("PATH").unwrap_or_default());
+    let peers = |rows: &str| {
+        let mut script = Command::new(bundle.path().join("run-colocation"));
+        let output = script.args(["--rows", rows, "--policies", "slo"]).env("PATH", &path).output().expect("the script runs");
+        let said = said(&output);
+        assert!(output.status.success(), "{said}");
+        said.lines().find_map(|line| line.strip_prefix("peers: ")).map(str::to_owned).unwrap_or_else(|| panic!("{said}"))
+    };
+    assert_eq!(peers("1,2"), "--pairs decode-prefill,decode-encoder --load 0.3 --seconds 6");
+    assert_eq!(peers("3,4"), "--pairs decode-prefill-load,decode-encoder-load,encoders --load 0.3 --seconds 6");
 }
 
 #[test]
