@@ -164,6 +164,16 @@ fn replays_as_long_as_planned_and_those_of_which_no_policy_predicts_anything_are
     assert_eq!(watched_replays(&runtime, &mut session, 30), []);
 }
 
+#[test]
+fn a_timeline_adds_none_to_the_replays_that_are_held_against_the_plan() {
+    let reports = |recording| {
+        let (gpu, profiles) = drifted([1.3; 3]);
+        let (runtime, _, mut session) = serving(&gpu, Slo::default(), profiles, recording);
+        (0..30).map(|_| watched_replays(&runtime, &mut session, 1).len()).collect::<Vec<_>>()
+    };
+    assert_eq!(reports(Recording { events: 1 << 12, sampling: true }), reports(Recording::default()));
+}
+
 /// What is replayed in place of [`request`].
 const REQUEST: WorkId = WorkId(0);
 
