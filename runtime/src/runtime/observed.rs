@@ -215,7 +215,7 @@ impl Runtime {
         let state = self.state.lock();
         for (&tenant, admitted) in &state.tenants {
             let [owned, held, borrowed] = self.lending.sms(&admitted.membership);
-            self.telemetry.publish(tenant, owned, held, borrowed);
+            self.telemetry.publish(tenant, owned, held, borrowed, admitted.memory());
         }
     }
 }

@@ -43,6 +43,7 @@ use wanted::Wanted;
 
 pub(crate) use grants::GrantLog;
 pub use latencies::Latencies;
+pub(crate) use metrics::Memory;
 pub use probe::{Probe, RequestLog};
 pub(crate) use sampler::ReplaySample;
 pub use sampler::{SAMPLE_STRIDE, Sample};
@@ -271,10 +272,11 @@ impl Telemetry {
     }
 
     /// Brings the metrics of `tenant` up to date.
-    pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
+    pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms, memory: Memory) {
         if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
             tenant.metrics.counts().publish();
             tenant.metrics.set_sms(owned, held, borrowed);
+            tenant.metrics.set_memory(memory);
         }
     }
 
