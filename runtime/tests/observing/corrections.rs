@@ -351,6 +351,21 @@ fn a_tenant_that_is_asked_to_launch_can_capture_replay_and_fail_as_before() {
 }
 
 #[test]
+fn profiles_that_come_while_serving_are_planned_with_and_forget_what_was_seen_against_the_earlier_ones() {
+    let (gpu, stale) = drifted([1.3; 3]);
+    let seen = Arc::default();
+    let (runtime, _, mut session) = serving(&gpu, Seen(Arc::clone(&seen), 1.0), stale, Recording::default());
+    assert!(!watched(&runtime, &mut session, 30).is_empty());
+    let fresh = [100.0, 60.0, 40.0].map(|us| 1.3 * us);
+    let kernels = [0, 1, 2].map(|at| (KERNELS[at], fresh[at], [64, 32, 16][at]));
+    let plans = runtime.plan();
+    runtime.set_profiles(support::store(&*gpu.device, support::profile(&*gpu.device, &kernels))).unwrap();
+    assert!(!Arc::ptr_eq(&plans, &runtime.plan()));
+    assert_eq!(*seen.lock().unwrap(), fresh, "no correction of before is left in them");
+    assert_eq!(watched(&runtime, &mut session, 30), []);
+}
+
+#[test]
 fn kernels_without_a_profile_are_listed_by_tenant_until_it_is_dismissed() {
     let gpu = Gpu::h200();
     let profiles = support::store(&*gpu.device, support::profile(&*gpu.device, &[(KERNELS[0], 100.0, 64)]));
