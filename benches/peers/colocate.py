@@ -1,21 +1,28 @@
 """PyTorch's side of the colocation figures: two or four tenants, each in a process of its own, under MPS with default settings.
 
-A tenant is a Hugging Face model of published sizes with random weights, in FP16, one request captured in a CUDA graph and replayed in a closed loop. Attention is PyTorch's
+A tenant is a Hugging Face model of published sizes with random weights, in FP16, one request captured in a CUDA graph and replayed. Attention is PyTorch's
 `scaled_dot_product_attention`, GEMMs are cuBLAS's. Pairs, as in `run-colocation`:
 
-    decode-prefill   llama-3.2-1b, one decode step of 8 sequences with a static cache at 128 tokens, beside the prefill of 8192 tokens of mistral-7b
-    decode-encoder   the same beside bert-large, batch 64, 128 tokens
-    encoders         four bert-base, batch 8, 128 tokens, on PyTorch's fused encoder layers
+    decode-prefill        llama-3.2-1b, one decode step of 8 sequences with a static cache at 128 tokens, beside the prefill of 8192 tokens of mistral-7b
+    decode-encoder        the same beside bert-large, batch 64, 128 tokens
+    decode-prefill-load   both pairs again, but requests to decode arrive at random times (Poisson), at --load of the rate that a closed loop reaches alone;
+    decode-encoder-load   all other tenants serve a closed loop
+    encoders              four bert-base, batch 8, 128 tokens, on PyTorch's fused encoder layers
 
-    python3 colocate.py [--pairs decode-prefill,...] [--seconds 6] [--timeout 300] [--no-mps]
+    python3 colocate.py [--pairs decode-prefill,...] [--load 0.3] [--seconds 6] [--timeout 300] [--no-mps]
 
-prints one JSON object: for each pair and tenant requests per second, p50 and p99 alone and together. What fails has {"error": ...} in its place. The MPS daemon has private folders for its
-pipes and logs, and is told to quit at the end. Only torch and transformers are needed.
+prints one JSON object: for each pair and tenant requests per second, p50 and p99 alone and together. Of requests that arrive at a rate latencies count from the arrival; `alone_at_rate` is
+the tenant at that rate without a neighbour, its p99 is what p99 beside is set against, and `kept` is the share of requests within 1.5 times that. Requests that nobody has answered when the
+measured time is over are `waiting`, and count as misses and as latencies that are at least as long as they have waited where that is more than the objective.
+
+What fails has {"error": ...} in its place, with the end of what the process said. Processes start one after another: each has captured before the next loads. Every phase has an MPS daemon of
+its own with private folders for its pipes and logs, which is told to quit at its end. Only torch and transformers are needed.
 """
 
 import argparse
 import json
 import os
+import random
 import selectors
 import shutil
 import signal
@@ -27,10 +34,18 @@ import time
 PAIRS = {
     "decode-prefill": ["decode", "prefill"],
     "decode-encoder": ["decode", "bert-large"],
+    "decode-prefill-load": ["decode", "prefill"],
+    "decode-encoder-load": ["decode", "bert-large"],
     "encoders": ["bert-base"] * 4,
 }
+AT_A_RATE = "-load"
+"""How the names of pairs end whose first tenant's requests arrive at a rate."""
+OBJECTIVE = 1.5
+"""Times the p99 that such a tenant has alone at its rate, as in `run-colocation`."""
 SHOULDER = 0.3
 """Seconds of load before and after what is measured, so that nobody is measured beside an idle neighbour."""
+TO_END = 60
+"""Seconds that a process which has answered may take to end. MPS does not promise anything to the other clients of a server one of whose clients was killed."""
 CONTROL = "nvidia-cuda-mps-control"
 
 
@@ -135,8 +150,50 @@ def static_cache(torch, kind, config, batch, length):
         return kind(config=config, max_batch_size=batch, max_cache_len=length, device="cuda", dtype=torch.half)
 
 
+def wait_until(at):
+    """Sleeping may take some 60 us longer than it was asked for, so the rest is spent looking."""
+    while (left := at - time.perf_counter()) > 0:
+        if left > 2e-3:
+            time.sleep(left - 1e-3)
+
+
+def measured(request, seconds, rate=None, slo_ms=None):
+    """Serves for `seconds` and the shoulders, one request after another: as soon as the last is answered or, at a rate, in the order of arrival."""
+    gaps = random.Random(0)
+    gap = (lambda: gaps.expovariate(rate)) if rate else (lambda: 0)
+    now = time.perf_counter()
+    begin = now + SHOULDER
+    end = begin + seconds
+    latencies, answered, waits, arrival = [], 0, [], now + gap()
+    while now < end + SHOULDER and arrival < end + SHOULDER:
+        if rate:
+            wait_until(arrival)
+        request()
+        now = time.perf_counter()
+        if begin <= now < end:
+            answered += 1
+            latencies.append((now - arrival) * 1e3)
+        elif rate and now >= end > arrival:
+            waits.append((end - arrival) * 1e3)
+        arrival = arrival + gap() if rate else now
+    while rate and arrival < end:
+        waits.append((end - arrival) * 1e3)
+        arrival += gap()
+    result = {"throughput": answered / seconds, "requests": answered}
+    if slo_ms:
+        kept = sum(latency <= slo_ms for latency in latencies)
+        latencies += [wait for wait in waits if wait > slo_ms]
+        result.update(slo_ms=slo_ms, kept=kept / len(latencies) if latencies else None)
+    if rate:
+        result.update(rate=rate, waiting=len(waits))
+    latencies.sort()
+    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
+        result[name] = latencies[min(int(share * len(latencies)), len(latencies) - 1)] if latencies else None
+    return result
+
+
 def serve(tenant):
-    """Says `ready`, waits for a line with the seconds to measure, answers with one line of JSON."""
+    """Says `ready`, waits for a line of JSON that says what to measure, answers with another."""
     answers, sys.stdout = sys.stdout, sys.stderr
     import torch
 
@@ -150,26 +207,20 @@ def serve(tenant):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             request()
-        # The launch's own warm-up.
-        for _ in range(3):
-            graph.replay()
-        torch.cuda.synchronize()
-        print("ready", file=answers, flush=True)
-        seconds = float(sys.stdin.readline())
-        latencies = []
-        begin = time.perf_counter() + SHOULDER
-        end = begin + seconds
-        now = time.perf_counter()
-        while now < end + SHOULDER:
+
+        def replay():
             graph.replay()
             torch.cuda.synchronize()
-            start, now = now, time.perf_counter()
-            if begin <= now < end:
-                latencies.append((now - start) * 1e3)
-    latencies.sort()
-    result = {"throughput": len(latencies) / seconds, "requests": len(latencies)}
-    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
-        result[name] = latencies[min(int(share * len(latencies)), len(latencies) - 1)] if latencies else None
+
+        # The launch's own warm-up.
+        for _ in range(3):
+            replay()
+        print("ready", file=answers, flush=True)
+        job = sys.stdin.readline()
+        # Nobody wants it any more.
+        if not job:
+            return
+        result = measured(replay, **json.loads(job))
     result["torch"] = torch.__version__
     result["gpu"] = torch.cuda.get_device_name()
     print(json.dumps(result), file=answers, flush=True)
@@ -202,63 +253,122 @@ class Daemon:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def line(process, until, what):
-    """The next line of a process, or an error at the time `until`."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if not selector.select(max(until - time.monotonic(), 0)):
-            raise TimeoutError(f"{what} took too long")
-    text = process.stdout.readline()
-    if not text:
-        raise RuntimeError(f"{what} ended without an answer; its messages stand above")
-    return text.strip()
+class Tenant:
+    """A tenant's process."""
+
+    def __init__(self, name, environment):
+        self.name = name
+        self.messages = tempfile.TemporaryFile("a+", errors="replace")
+        command = [sys.executable, os.path.abspath(__file__), "--serve", name]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=self.messages)
+
+    def line(self, seconds):
+        """The next line of its answers."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            if not selector.select(max(seconds, 0)):
+                raise TimeoutError(f"{self.name} did not answer within {seconds:.0f} s{self.said()}")
+        text = self.process.stdout.readline()
+        if not text:
+            try:
+                status = f"with status {self.process.wait(timeout=TO_END)}"
+            except subprocess.TimeoutExpired:
+                status = "its answers, and not itself"
+            raise RuntimeError(f"{self.name} ended {status} without an answer{self.said()}")
+        return text.strip()
+
+    def said(self, most=1500):
+        """The end of its messages, for an error."""
+        self.messages.seek(0)
+        text = self.messages.read().strip()
+        return f"; it said: {text[-most:]}" if text else " and without a message"
+
+    def ask(self, job):
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            # What it died of is told by whoever reads its answer.
+            pass
+
+    def end(self):
+        """It ends by itself, whether or not it was asked anything; only one that hangs is killed."""
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        for stop in (None, self.process.terminate, self.process.kill):
+            try:
+                if stop:
+                    stop()
+                self.process.wait(timeout=TO_END if stop is None else 10)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.stdout.close()
+        self.messages.seek(0)
+        shutil.copyfileobj(self.messages, sys.stderr)
+        self.messages.close()
 
 
-def measure(tenants, seconds, timeout, daemon):
-    """Runs the tenants side by side, one process each."""
+def measure(tenants, jobs, timeout, mps):
+    """Runs the tenants side by side, one process each, for one job each."""
+    daemon = Daemon() if mps else None
     environment = dict(daemon.environment if daemon else os.environ)
     for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"):
         environment.pop(variable, None)
     # The daemon sees the GPUs that this names, and its clients number those from 0.
     if daemon and environment.get("CUDA_VISIBLE_DEVICES"):
         environment["CUDA_VISIBLE_DEVICES"] = "0"
-    until = time.monotonic() + timeout
-    processes = []
+    running = []
     try:
-        for tenant in tenants:
-            command = [sys.executable, os.path.abspath(__file__), "--serve", tenant]
-            processes.append(subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        for process, tenant in zip(processes, tenants):
-            answer = line(process, until, tenant)
+        for name in tenants:
+            running.append(Tenant(name, environment))
+            answer = running[-1].line(timeout)
             if answer != "ready":
-                raise RuntimeError(f"{tenant} answered {answer!r}")
+                raise RuntimeError(f"{name} answered {answer!r}")
         if daemon and not daemon.serves():
             raise RuntimeError("the tenants did not connect to the MPS daemon")
-        for process in processes:
-            process.stdin.write(f"{seconds}\n")
-            process.stdin.flush()
-        until = time.monotonic() + seconds + timeout
-        return [json.loads(line(process, until, tenant)) for process, tenant in zip(processes, tenants)]
+        for tenant, job in zip(running, jobs):
+            tenant.ask(job)
+        return [json.loads(tenant.line(job["seconds"] + timeout)) for tenant, job in zip(running, jobs)]
     finally:
-        for process in processes:
-            if process.poll() is None:
-                # One that has answered is about to end by itself.
-                try:
-                    process.wait(timeout=5)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        for tenant in running:
+            tenant.end()
+        if daemon:
+            daemon.quit()
 
 
-def pair(tenants, seconds, timeout, daemon):
-    alone = {tenant: measure([tenant], seconds, timeout, daemon)[0] for tenant in dict.fromkeys(tenants)}
-    beside = measure(tenants, seconds, timeout, daemon)
+def pair(tenants, options, load=None):
+    """What the tenants do alone and together; with a `load`, the first one's requests arrive at that part of the rate that it reaches alone."""
+    closed = {"seconds": options.seconds}
+
+    def alone_with(name, job):
+        return measure([name], [job], options.timeout, not options.no_mps)[0]
+
+    alone = {name: alone_with(name, closed) for name in dict.fromkeys(tenants)}
+    jobs, at_rate = [closed] * len(tenants), None
+    if load:
+        rate = load * alone[tenants[0]]["throughput"]
+        if not rate:
+            raise RuntimeError(f"{tenants[0]} finished no request alone, so there is no rate to load it at; measure longer with --seconds")
+        at_rate = alone_with(tenants[0], {**closed, "rate": rate})
+        slo_ms = OBJECTIVE * at_rate["p99_ms"] if at_rate["p99_ms"] else None
+        jobs[0] = {**closed, "rate": rate, "slo_ms": slo_ms}
+    beside = measure(tenants, jobs, options.timeout, not options.no_mps)
     results = []
-    for tenant, together in zip(tenants, beside):
-        ratios = {"throughput_ratio": together["throughput"] / alone[tenant]["throughput"]} if alone[tenant]["throughput"] else {}
-        if together["p99_ms"] and alone[tenant]["p99_ms"]:
-            ratios["p99_ratio"] = together["p99_ms"] / alone[tenant]["p99_ms"]
-        results.append({"tenant": tenant, "alone": alone[tenant], "beside": together, **ratios})
+    for number, (name, together) in enumerate(zip(tenants, beside)):
+        result = {"tenant": name, "alone": alone[name], "beside": together}
+        undisturbed = alone[name]
+        if at_rate and number == 0:
+            undisturbed = at_rate
+            result.update(load=load, alone_at_rate=at_rate)
+        if alone[name]["throughput"]:
+            result["throughput_ratio"] = together["throughput"] / alone[name]["throughput"]
+        if together["p99_ms"] and undisturbed["p99_ms"]:
+            result["p99_ratio"] = together["p99_ms"] / undisturbed["p99_ms"]
+        results.append(result)
     return {"tenants": results, "total_normalised_throughput": sum(result.get("throughput_ratio", 0) for result in results)}
 
 
@@ -269,8 +379,9 @@ def interrupted(*_):
 def main():
     parser = argparse.ArgumentParser(description="PyTorch's side of the colocation figures; prints one JSON object.")
     parser.add_argument("--pairs", default=",".join(PAIRS), help="some of " + ",".join(PAIRS))
+    parser.add_argument("--load", type=float, default=0.3, help=f"of the first tenant of pairs whose names end in {AT_A_RATE}")
     parser.add_argument("--seconds", type=float, default=6, help="measured for each phase")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that the processes of a phase may take to load and capture")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that each process may take to load and capture")
     parser.add_argument("--no-mps", action="store_true", help="time slicing in place of MPS")
     parser.add_argument("--serve", choices=TENANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -281,26 +392,19 @@ def main():
     unknown = [name for name in pairs if name not in PAIRS]
     if unknown:
         parser.error(f"no such pair: {', '.join(unknown)}; there are {', '.join(PAIRS)}")
-    # Otherwise the daemon would be left behind.
+    if not 0 < options.load < 1:
+        parser.error("--load is a part of what the tenant does alone, such as 0.3")
+    # Otherwise a daemon would be left behind.
     for interrupt in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(interrupt, interrupted)
     results = {"sharing": "time-slice" if options.no_mps else "mps-default", "seconds": options.seconds, "pairs": {}}
-    daemon = None
-    try:
-        daemon = None if options.no_mps else Daemon()
-        for name in pairs:
-            try:
-                results["pairs"][name] = pair(PAIRS[name], options.seconds, options.timeout, daemon)
-            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-                results["pairs"][name] = {"error": str(error)}
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        results["error"] = str(error)
-    finally:
-        if daemon:
-            daemon.quit()
+    for name in pairs:
+        try:
+            results["pairs"][name] = pair(PAIRS[name], options, options.load if name.endswith(AT_A_RATE) else None)
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            results["pairs"][name] = {"error": str(error)}
     print(json.dumps(results))
-    failed = "error" in results or any("error" in result for result in results["pairs"].values())
-    return 1 if failed else 0
+    return 1 if any("error" in result for result in results["pairs"].values()) else 0
 
 
 if __name__ == "__main__":

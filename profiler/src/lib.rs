@@ -9,6 +9,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`sweep`] | which points are measured, in which order, and what is done with an earlier, unfinished profile |
+//! | `queue` | the kernels that a runtime has met and no profile holds |
 //! | `shared` | one file that several sweeps save into at once |
 //! | `measure` | one point: a kernel key on one SM count |
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
@@ -23,6 +24,7 @@ mod error;
 pub mod knee;
 mod measure;
 mod origin;
+mod queue;
 pub mod report;
 pub mod roofline;
 mod shared;
@@ -30,4 +32,5 @@ pub mod sweep;
 
 pub use error::SweepError;
 pub use origin::{Origin, today};
+pub use queue::profile_queued;
 pub use sweep::{Options, Progress, Size, Sweep};

@@ -1,8 +1,8 @@
-//! Sampled kernel times on a GPU: what stands between two events is the kernel, and nothing else.
+//! Sampled times of kernels and replays on a GPU: what stands between two events is the kernel or the graph, and nothing else.
 #![cfg(feature = "cuda-13000")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Device, Event, Sms, Topology};
@@ -140,4 +140,58 @@ fn a_launch_that_the_device_was_waiting_for_gives_no_sample() {
     println!("{samples:?}");
     let fastest = samples.iter().min().copied().unwrap_or_default();
     assert!(samples.iter().all(|&took| took < fastest.mul_f64(1.1) + Duration::from_micros(2)), "{samples:?}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_replay_stands_on_the_timeline_for_as_long_as_its_kernels_take_and_no_longer_than_the_host_waits() {
+    let (device, runtime, tenant, mut session) = sampled();
+    let kernels = 10;
+    let graph = session.capture(|session| (0..kernels).try_for_each(|_| session.launch(&Spin))).expect("a graph");
+    session.replay(&graph).expect("a replay");
+    device.synchronize(session.stream()).expect("the replay ends");
+    runtime.correct().expect("the events can be read");
+    // No GPU clocks above 4 GHz.
+    let least = Duration::from_nanos(CYCLES / 4) * kernels;
+    let before = replays(&runtime, tenant).len();
+    let mut waited = Vec::new();
+    for _ in 0..20 {
+        let begun = Instant::now();
+        session.replay(&graph).expect("a replay");
+        device.synchronize(session.stream()).expect("the replay ends");
+        waited.push(begun.elapsed());
+    }
+    // The same graph after itself: the device waits for no host.
+    let begun = Instant::now();
+    (0..20).for_each(|_| session.replay(&graph).expect("a replay"));
+    device.synchronize(session.stream()).expect("the replays end");
+    let all = begun.elapsed();
+    runtime.correct().expect("the events can be read");
+    let replays = replays(&runtime, tenant).split_off(before);
+    println!("waited {waited:?}, {all:?} for the last 20; {replays:?}");
+    assert_eq!(replays.len(), 40);
+    // Events tell of half a microsecond.
+    let rounding = Duration::from_micros(1);
+    for (&(_, launches, took), waited) in replays.iter().zip(waited.iter().chain([&all; 20])) {
+        assert_eq!(launches, u64::from(kernels));
+        assert!(
+            took > least && took < *waited + rounding,
+            "{took:?}, of which kernels take {least:?} at least; the host waited {waited:?}"
+        );
+    }
+    let together: Duration = replays[20..].iter().map(|(_, _, took)| *took).sum();
+    assert!(together < all + 20 * rounding, "{together:?} in {all:?}");
+    // Times since the session began are 32-bit floats of milliseconds.
+    let unsure = Duration::from_micros(20);
+    assert!(replays.windows(2).all(|pair| pair[1].0 + unsure > pair[0].0 + pair[0].2), "replays of one stream follow each other");
+}
+
+/// When the replays on the timeline began, how many kernels they have, and how long they took.
+fn replays(runtime: &Runtime, tenant: TenantId) -> Vec<(Duration, u64, Duration)> {
+    let events = runtime.telemetry().trace().tenants.remove(&tenant).expect("the tenant is on the timeline").events;
+    let replays = events.into_iter().filter_map(|event| match event.what {
+        Happening::Replayed { launches, took, .. } => Some((event.at, launches, took)),
+        _ => None,
+    });
+    replays.collect()
 }

@@ -22,7 +22,7 @@ BODY
 fn bundle(binaries: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bundle");
-    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer", "run-examples"] {
+    for name in ["run-gpu-tests", "run-benches", "run-reach", "run-sanitizer", "run-examples", "run-colocation"] {
         executable(&folder.path().join(name), &fs::read_to_string(scripts.join(name)).expect("the script is there"));
     }
     for (path, body) in binaries {
@@ -99,6 +99,31 @@ fn an_example_that_fails_fails_the_run_and_those_in_c_are_told_where_their_kerne
 }
 
 #[test]
+fn what_an_example_says_is_kept_below_its_command_commit_and_machine() {
+    let bundle = bundle(&[("examples/03_foreign_engine", "echo 12 us a block"), ("examples/c_saxpy", "echo not chosen")]);
+    fs::write(bundle.path().join("COMMIT"), "0123abcd\n").expect("writable");
+    executable(&bundle.path().join("path/nvidia-smi"), "#!/bin/sh\necho NVIDIA H200, 580.159.04\n");
+    let path = format!("{}/path:{}", bundle.path().display(), std::env::var("PATH").unwrap_or_default());
+    let out = bundle.path().join("results");
+    let run = |arguments: &[&str]| {
+        Command::new(bundle.path().join("run-examples")).args(arguments).env("PATH", &path).output().expect("the script runs")
+    };
+    let folder = out.display().to_string();
+    let output = run(&["--out", &folder, "foreign"]);
+    assert!(output.status.success() && said(&output).contains("12 us a block"), "{}", said(&output));
+    let kept = fs::read_to_string(out.join("foreign-engine.txt")).expect("the file is there");
+    let expected =
+        format!("command: ./run-examples --out {folder} foreign\ncommit: 0123abcd\nmachine: NVIDIA H200, driver 580.159.04\ndate: ");
+    assert!(kept.starts_with(&expected) && kept.ends_with("\n\n12 us a block\n"), "{kept}");
+    assert_eq!(fs::read_dir(&out).expect("a folder").count(), 1);
+
+    executable(&bundle.path().join("examples/03_foreign_engine"), "#!/bin/sh\necho no cuBLASLt >&2; exit 1\n");
+    let failed = run(&["--out", &folder, "foreign"]);
+    assert!(!failed.status.success() && said(&failed).contains("FAILED: 03_foreign_engine"), "{}", said(&failed));
+    assert!(!run(&["nothing"]).status.success() && !run(&["--outs"]).status.success());
+}
+
+#[test]
 fn the_table_s_run_hands_its_options_to_the_benchmark_and_keeps_its_results_together() {
     let bundle = bundle(&[
         (
@@ -111,6 +136,31 @@ fn the_table_s_run_hands_its_options_to_the_benchmark_and_keeps_its_results_toge
     let expected = format!("rows=1,2 peers={0}/peers command=./run-reach --rows 1,2 --out {0}/here", bundle.path().display());
     assert!(output.status.success() && said(&output).contains(&expected), "{}", said(&output));
     assert!(bundle.path().join("here/kernels.json").exists() && bundle.path().join("here/reach.log").exists());
+}
+
+/// The command of the same bundle, as far as `run-colocation` asks it for anything.
+const COMMAND: &str = r#"#!/bin/sh
+case "$*" in
+    *--help*) echo "slo, mps-default" ;;
+    *) echo "asked: $*" ;;
+esac
+"#;
+
+#[test]
+fn every_row_of_tenants_side_by_side_has_the_same_pair_in_pytorch_beside_it() {
+    let bundle = bundle(&[]);
+    executable(&bundle.path().join("smidgen"), COMMAND);
+    executable(&bundle.path().join("path/python3"), "#!/bin/sh\nshift; echo \"peers: $*\"\n");
+    let path = format!("{}/path:{}", bundle.path().display(), std::env::var("PATH").unwrap_or_default());
+    let peers = |rows: &str| {
+        let mut script = Command::new(bundle.path().join("run-colocation"));
+        let output = script.args(["--rows", rows, "--policies", "slo"]).env("PATH", &path).output().expect("the script runs");
+        let said = said(&output);
+        assert!(output.status.success(), "{said}");
+        said.lines().find_map(|line| line.strip_prefix("peers: ")).map(str::to_owned).unwrap_or_else(|| panic!("{said}"))
+    };
+    assert_eq!(peers("1,2"), "--pairs decode-prefill,decode-encoder --load 0.3 --seconds 6");
+    assert_eq!(peers("3,4"), "--pairs decode-prefill-load,decode-encoder-load,encoders --load 0.3 --seconds 6");
 }
 
 #[test]

@@ -322,6 +322,11 @@ pub trait Device: Send + Sync {
     /// Enqueues a whole graph on `stream`.
     fn replay(&self, graph: GraphId, stream: StreamId) -> Result<(), DeviceError>;
 
+    /// Device memory that the driver took to instantiate this graph, as far as the device can tell. By default, and on `sim`, graphs take none.
+    fn graph_bytes(&self, _graph: GraphId) -> u64 {
+        0
+    }
+
     /// Gives back a graph.
     fn destroy_graph(&self, graph: GraphId);
 

@@ -8,7 +8,7 @@ use crate::device::Sms;
 use crate::launch::capture::{GraphBody, GraphKernel};
 use crate::launch::{Fingerprint, KernelKey, SeenKernel};
 use crate::policy::{Event, GAP_US, KernelDemand};
-use crate::profile::{Curve, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_US, WINDOW};
+use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, PlanDrift, ProfileStore, SHORTEST_JUDGED_US, WINDOW};
 use crate::telemetry::ReplaySample;
 use crate::tenant::TenantId;
 
@@ -198,8 +198,30 @@ impl Runtime {
         Ok(is_other)
     }
 
-    /// Kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them. Tenants whose kernels all
-    /// have profiles are left out.
+    /// Plans with other profiles from here on, such as those of kernels that were [queued](Runtime::unprofiled). What was seen against the earlier ones says nothing of
+    /// these, and is forgotten.
+    ///
+    /// # Errors
+    /// If no plan can be made with them: the old plan stays in force, and plans made later are made with these profiles, as after [`correct`](Runtime::correct).
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub fn set_profiles(&self, profiles: Arc<ProfileStore>) -> Result<(), AdmitError> {
+        let state = &mut *self.state.lock();
+        state.profiles = profiles;
+        state.corrections = Corrections::default();
+        state.plan_drift = Corrections::of_replays();
+        for tenant in std::mem::take(&mut state.asked).into_keys() {
+            self.telemetry.want_times(tenant, Vec::new());
+        }
+        state.correct_demands();
+        if state.policy.needs_profiles() {
+            state.take_in(Event::Changed);
+            self.replan_in_any_case(state)?;
+        }
+        Ok(())
+    }
+
+    /// The queue of kernels that no profile holds, by tenant: they run on the default placement until somebody profiles them, as `smidgen_profiler::profile_queued`
+    /// does from a recorded request, and hands the profile to [`set_profiles`](Runtime::set_profiles). Tenants whose kernels all have profiles are left out.
     pub fn unprofiled(&self) -> Vec<Unprofiled> {
         let state = self.state.lock();
         let unprofiled = state.tenants.iter().map(|(&tenant, admitted)| {
@@ -215,7 +237,7 @@ impl Runtime {
         let state = self.state.lock();
         for (&tenant, admitted) in &state.tenants {
             let [owned, held, borrowed] = self.lending.sms(&admitted.membership);
-            self.telemetry.publish(tenant, owned, held, borrowed);
+            self.telemetry.publish(tenant, owned, held, borrowed, admitted.memory());
         }
     }
 }

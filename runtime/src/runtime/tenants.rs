@@ -20,6 +20,7 @@ use crate::launch::{Plan, SeenKernel, Session};
 use crate::partition::TpcSet;
 use crate::policy::{Event, KernelDemand, TenantDemand};
 use crate::profile::ProfileStore;
+use crate::telemetry::Memory;
 use crate::tenant::{Class, Share, TenantId, TenantSpec};
 use crate::transfer::Uploader;
 
@@ -57,8 +58,10 @@ pub struct TenantStatus {
     pub share: Option<Sms>,
     /// The TPCs that its elastic kernels may use under the plan in force; none while it is paused.
     pub grant: TpcSet,
-    /// Bytes of device memory that its sessions hold.
+    /// Bytes of device memory that its sessions hold, captured graphs among them.
     pub allocated_bytes: u64,
+    /// Those of them that the driver took for captured graphs, as far as the device can tell ([`Device::graph_bytes`]).
+    pub graph_bytes: u64,
 }
 
 impl Runtime {
@@ -293,6 +296,7 @@ impl Runtime {
             share: admitted.share.map(|tpcs| self.device.topology().sms_of(TpcSet::range(0, tpcs))),
             grant: plan.tenants.get(&id).map_or(TpcSet::EMPTY, |mine| mine.grant),
             allocated_bytes: admitted.account.bytes(),
+            graph_bytes: admitted.account.graph_bytes(),
         };
         state.tenants.iter().map(status).collect()
     }
@@ -358,6 +362,11 @@ impl State {
 impl Admitted {
     pub(super) fn demand(&self, id: TenantId) -> TenantDemand {
         TenantDemand { id, class: self.spec.class, slo: self.spec.slo, rate: self.rate, kernels: self.kernels.clone() }
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        let (allocated, graphs) = (self.account.bytes(), self.account.graph_bytes());
+        Memory { promised: self.spec.memory_bytes, allocated, graphs }
     }
 
     fn holder(&self) -> MemoryHolder {

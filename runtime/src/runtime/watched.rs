@@ -4,6 +4,7 @@
 //! It costs a launch one load.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,25 +22,48 @@ pub(super) type Loss = Arc<OnceLock<DeviceError>>;
 /// Device memory that a tenant holds.
 #[derive(Default)]
 pub(super) struct Account {
-    bytes: AtomicU64,
-    /// Sizes by address.
-    allocations: Mutex<HashMap<DevicePtr, u64>>,
+    allocations: Sizes<DevicePtr>,
+    /// What the driver took for its captured graphs.
+    graphs: Sizes<GraphId>,
 }
 
 impl Account {
-    /// Bytes allocated and not freed.
+    /// Bytes allocated and not freed, graphs among them.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.allocations.sum() + self.graphs.sum()
     }
 
-    fn allocated(&self, ptr: DevicePtr, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.allocations.lock().insert(ptr, bytes);
+    /// Bytes of its graphs.
+    pub(super) fn graph_bytes(&self) -> u64 {
+        self.graphs.sum()
+    }
+}
+
+/// Sizes of what is held, and their sum.
+struct Sizes<K> {
+    sum: AtomicU64,
+    each: Mutex<HashMap<K, u64>>,
+}
+
+impl<K> Default for Sizes<K> {
+    fn default() -> Self {
+        Self { sum: AtomicU64::new(0), each: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Sizes<K> {
+    fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
     }
 
-    fn freed(&self, ptr: DevicePtr) {
-        if let Some(bytes) = self.allocations.lock().remove(&ptr) {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn add(&self, held: K, bytes: u64) {
+        self.sum.fetch_add(bytes, Ordering::Relaxed);
+        self.each.lock().insert(held, bytes);
+    }
+
+    fn remove(&self, held: &K) {
+        if let Some(bytes) = self.each.lock().remove(held) {
+            self.sum.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -104,12 +128,12 @@ impl Device for Watched {
     }
     fn allocate(&self, bytes: u64) -> Result<DevicePtr, DeviceError> {
         let ptr = self.watch(self.device()?.allocate(bytes))?;
-        self.account.allocated(ptr, bytes);
+        self.account.allocations.add(ptr, bytes);
         Ok(ptr)
     }
     // What is given back is given back in any case: a lost context refuses it, and that is reported nowhere.
     fn free(&self, ptr: DevicePtr) {
-        self.account.freed(ptr);
+        self.account.allocations.remove(&ptr);
         self.device.free(ptr);
     }
     fn upload(&self, stream: StreamId, target: DevicePtr, source: &[u8]) -> Result<(), DeviceError> {
@@ -189,12 +213,18 @@ impl Device for Watched {
         self.watch(self.device()?.begin_capture(stream))
     }
     fn end_capture(&self, stream: StreamId) -> Result<GraphId, DeviceError> {
-        self.watch(self.device()?.end_capture(stream))
+        let graph = self.watch(self.device()?.end_capture(stream))?;
+        self.account.graphs.add(graph, self.device.graph_bytes(graph));
+        Ok(graph)
     }
     fn replay(&self, graph: GraphId, stream: StreamId) -> Result<(), DeviceError> {
         self.watch(self.device()?.replay(graph, stream))
     }
+    fn graph_bytes(&self, graph: GraphId) -> u64 {
+        self.device.graph_bytes(graph)
+    }
     fn destroy_graph(&self, graph: GraphId) {
+        self.account.graphs.remove(&graph);
         self.device.destroy_graph(graph);
     }
     fn now(&self) -> Duration {

@@ -1,8 +1,8 @@
 //! Timelines as Chrome trace JSON, which <https://ui.perfetto.dev> and `chrome://tracing` open.
 //!
-//! Each tenant is a process with one track for each partition that it launches into (more where its kernels overlap there), one for its requests, and a
-//! counter of its SMs. Plans are marks on a process of the runtime's own. Phases stand one after another on one axis. The format is the one of Google's "Trace Event Format"
-//! (Nduca and Sinclair); of its kinds of events these occur: `M` (names), `X` (a kernel, with its duration), `i` (a mark), `C` (a counter),
+//! Each tenant is a process with one track for each partition that it launches into (more where its kernels overlap there), one for its graph replays, one for its
+//! requests, and a counter of its SMs. Plans are marks on a process of the runtime's own. Phases stand one after another on one axis. The format is the one of Google's "Trace Event Format"
+//! (Nduca and Sinclair); of its kinds of events these occur: `M` (names), `X` (a kernel or a replay, with its duration), `i` (a mark), `C` (a counter),
 //! `b` and `e` (a request: those of one tenant may overlap).
 
 use std::collections::BTreeMap;
@@ -111,9 +111,14 @@ impl Writer {
             let lanes = trace.lanes.iter().filter(|lane| lane.tenant == *tenant);
             let partitions: BTreeMap<u32, u16> = lanes.map(|lane| (lane.partition, lane.sms.0)).collect();
             let tracks = self.tenant(track, &trace.kernels);
-            for ((partition, nth), tid) in tracks.numbers {
-                let Some(sms) = partitions.get(&partition) else { continue };
-                let name = if partition == 0 { format!("whole GPU ({sms} SMs)") } else { format!("partition {partition} ({sms} SMs)") };
+            for ((lane, nth), tid) in tracks.numbers {
+                let name = match lane {
+                    Track::Replays => "graph replays".to_owned(),
+                    Track::Partition(partition) => {
+                        let Some(sms) = partitions.get(&partition) else { continue };
+                        if partition == 0 { format!("whole GPU ({sms} SMs)") } else { format!("partition {partition} ({sms} SMs)") }
+                    }
+                };
                 self.thread(tid, if nth == 0 { name } else { format!("{name}, beside") });
             }
         }
@@ -128,14 +133,23 @@ impl Writer {
             let at = us(event.at);
             match event.what {
                 Happening::Launch { kernel, partition, sms } => {
-                    self.mark(at, tracks.tid(partition, 0), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
+                    self.mark(at, tracks.tid(Track::Partition(partition), 0), format!("launch {}", name(kernel.0)), json!({ "sms": sms }));
                 }
                 Happening::Kernel { kernel, partition, sms, took } => {
-                    let (args, tid) = (json!({ "sms": sms }), tracks.place(partition, event.at, took));
+                    let (args, tid) = (json!({ "sms": sms }), tracks.place(Track::Partition(partition), event.at, took));
                     self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid, name(kernel.0), args) });
                 }
-                Happening::Hop { from, to } => self.mark(at, tracks.tid(to, 0), "hop".to_owned(), json!({ "from partition": from })),
-                Happening::Replay { partition } => self.mark(at, tracks.tid(partition, 0), "graph replay".to_owned(), json!({})),
+                Happening::Hop { from, to } => {
+                    self.mark(at, tracks.tid(Track::Partition(to), 0), "hop".to_owned(), json!({ "from partition": from }));
+                }
+                Happening::Replay { partition } => {
+                    self.mark(at, tracks.tid(Track::Partition(partition), 0), "graph replay".to_owned(), json!({}));
+                }
+                Happening::Replayed { partition, launches, took } => {
+                    let args = json!({ "kernels": launches, "launched in partition": partition });
+                    let tid = tracks.place(Track::Replays, event.at, took);
+                    self.entries.push(Entry { dur: Some(us(took)), ..self.entry("X", at, tid, "graph replay".to_owned(), args) });
+                }
                 Happening::Request { took, kept, objective } => {
                     self.requests += 1;
                     let number = Some(self.requests);
@@ -186,31 +200,40 @@ impl Writer {
     }
 }
 
+/// Where bars stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Track {
+    /// Kernels, in the partition with this number.
+    Partition(u32),
+    /// Replays: a graph's nodes have partitions of their own.
+    Replays,
+}
+
 /// The tracks of one tenant. Kernels of one partition may overlap, on streams of several sessions, and bars on one track must not: each partition has
-/// as many tracks as it has kernels at a time.
+/// as many tracks as it has kernels at a time. So it is with replays.
 #[derive(Default)]
 struct Tracks {
     /// The number of each partition's first, second, ... track.
-    numbers: BTreeMap<(u32, u32), u32>,
-    /// When the last kernel of each track ends, by partition.
-    ends: BTreeMap<u32, Vec<Duration>>,
+    numbers: BTreeMap<(Track, u32), u32>,
+    /// When the last bar of each track ends.
+    ends: BTreeMap<Track, Vec<Duration>>,
 }
 
 impl Tracks {
-    /// The number of the `nth` track of a partition. Tracks are numbered as they are met, because Perfetto takes 32 bits, and puts what has more
+    /// The number of the `nth` track of its kind. Tracks are numbered as they are met, because Perfetto takes 32 bits, and puts what has more
     /// on another track. Number 0 is the process' own track.
-    fn tid(&mut self, partition: u32, nth: u32) -> u32 {
+    fn tid(&mut self, track: Track, nth: u32) -> u32 {
         let next = self.numbers.len() as u32 + 1;
-        *self.numbers.entry((partition, nth)).or_insert(next)
+        *self.numbers.entry((track, nth)).or_insert(next)
     }
 
-    /// The first track of the partition that is free at `begin`. Kernels come in the order in which they begin.
-    fn place(&mut self, partition: u32, begin: Duration, took: Duration) -> u32 {
-        let ends = self.ends.entry(partition).or_default();
+    /// The first track of its kind that is free at `begin`. Bars come in the order in which they begin.
+    fn place(&mut self, track: Track, begin: Duration, took: Duration) -> u32 {
+        let ends = self.ends.entry(track).or_default();
         let place = ends.iter().position(|&end| end <= begin).unwrap_or(ends.len());
         ends.resize(ends.len().max(place + 1), Duration::ZERO);
         ends[place] = begin.saturating_add(took);
-        self.tid(partition, place as u32)
+        self.tid(track, place as u32)
     }
 }
 
@@ -221,7 +244,7 @@ fn us(duration: Duration) -> f64 {
 /// Of everything in `trace`, what `of` makes of when it began and how long it took, in microseconds.
 fn span(trace: &Trace, of: fn(f64, f64) -> f64) -> impl Iterator<Item = f64> + '_ {
     let events = trace.tenants.values().flat_map(|track| &track.events).map(move |event| match event.what {
-        Happening::Kernel { took, .. } | Happening::Request { took, .. } => of(us(event.at), us(took)),
+        Happening::Kernel { took, .. } | Happening::Replayed { took, .. } | Happening::Request { took, .. } => of(us(event.at), us(took)),
         _ => of(us(event.at), 0.0),
     });
     events.chain(trace.plans.iter().map(move |(at, _)| of(us(*at), 0.0)))

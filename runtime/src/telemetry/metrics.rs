@@ -12,6 +12,9 @@
 //! | `smidgen_sms_owned` | gauge | `tenant` | SMs that the plan gives the tenant |
 //! | `smidgen_sms_held` | gauge | `tenant` | SMs that its elastic kernels may use now |
 //! | `smidgen_sms_borrowed` | gauge | `tenant` | SMs it holds beyond its own |
+//! | `smidgen_memory_promised_bytes` | gauge | `tenant` | device memory that it was admitted with |
+//! | `smidgen_memory_allocated_bytes` | gauge | `tenant` | device memory that its sessions hold, captured graphs among it |
+//! | `smidgen_memory_graph_bytes` | gauge | `tenant` | of that, what the driver took for captured graphs |
 //! | `smidgen_plans_total` | counter | | plans put in force |
 //! | `smidgen_drift_reports_total` | counter | | times that kernels were found to differ from their profile |
 //! | `smidgen_drift_ratio` | gauge | `kernel` | a kernel's time divided by its profile's, where it was found to differ |
@@ -54,6 +57,12 @@ pub const SMS_OWNED: &str = "smidgen_sms_owned";
 pub const SMS_HELD: &str = "smidgen_sms_held";
 /// SMs in use that are others'.
 pub const SMS_BORROWED: &str = "smidgen_sms_borrowed";
+/// Device memory promised.
+pub const MEMORY_PROMISED: &str = "smidgen_memory_promised_bytes";
+/// Device memory held.
+pub const MEMORY_ALLOCATED: &str = "smidgen_memory_allocated_bytes";
+/// Device memory of captured graphs.
+pub const MEMORY_GRAPHS: &str = "smidgen_memory_graph_bytes";
 /// Plans put in force.
 pub const PLANS: &str = "smidgen_plans_total";
 /// Reports of drift.
@@ -162,6 +171,7 @@ pub(super) struct TenantMetrics {
     owned: Gauge,
     held: Gauge,
     borrowed: Gauge,
+    memory: [Gauge; 3],
     requests: RequestMetrics,
     plan_drift: Option<Gauge>,
     labels: [(&'static str, String); 2],
@@ -174,6 +184,7 @@ impl TenantMetrics {
             owned: gauge!(SMS_OWNED, &labels),
             held: gauge!(SMS_HELD, &labels),
             borrowed: gauge!(SMS_BORROWED, &labels),
+            memory: [MEMORY_PROMISED, MEMORY_ALLOCATED, MEMORY_GRAPHS].map(|name| gauge!(name, &labels)),
             requests: RequestMetrics {
                 requests: counter!(REQUESTS, &labels),
                 misses: counter!(SLO_MISSES, &labels),
@@ -206,6 +217,19 @@ impl TenantMetrics {
         self.held.set(f64::from(held.0));
         self.borrowed.set(f64::from(borrowed.0));
     }
+
+    pub(super) fn set_memory(&self, Memory { promised, allocated, graphs }: Memory) {
+        self.memory.iter().zip([promised, allocated, graphs]).for_each(|(gauge, bytes)| gauge.set(bytes as f64));
+    }
+}
+
+/// A tenant's device memory, bytes.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) promised: u64,
+    /// Graphs among it.
+    pub(crate) allocated: u64,
+    pub(crate) graphs: u64,
 }
 
 impl Drop for TenantMetrics {
@@ -213,6 +237,7 @@ impl Drop for TenantMetrics {
     fn drop(&mut self) {
         self.counts.publish();
         self.set_sms(Sms(0), Sms(0), Sms(0));
+        self.set_memory(Memory::default());
         self.set_objective(None);
         self.plan_drift.iter().for_each(|gauge| gauge.set(0.0));
     }
@@ -246,6 +271,9 @@ fn describe() {
     describe_gauge!(SMS_OWNED, "SMs that the plan gives the tenant.");
     describe_gauge!(SMS_HELD, "SMs that the tenant's elastic kernels may use now.");
     describe_gauge!(SMS_BORROWED, "SMs that the tenant holds beyond its own.");
+    describe_gauge!(MEMORY_PROMISED, Unit::Bytes, "Device memory that the tenant was admitted with.");
+    describe_gauge!(MEMORY_ALLOCATED, Unit::Bytes, "Device memory that the tenant's sessions hold, captured graphs among it.");
+    describe_gauge!(MEMORY_GRAPHS, Unit::Bytes, "Device memory that the driver took for the tenant's captured graphs.");
     describe_counter!(PLANS, "Plans put in force.");
     describe_counter!(DRIFT_REPORTS, "Times that kernels were found to differ from their profile.");
     describe_gauge!(DRIFT_RATIO, "A kernel's time divided by its profile's.");

@@ -8,7 +8,7 @@
 //! | [`metrics`] | counters, gauges and histograms by tenant, through the `metrics` facade |
 //! | `grants` | what tenants may use, told without a lock by whichever thread changes it |
 //! | `probe` | the session's side: the one branch on the launch path, and what lies behind it |
-//! | `sampler` | device times of at most 1 % of the launches, and of the replays |
+//! | `sampler` | device times of at most 1 % of the launches, and of the replays; for a timeline, of all replays |
 //! | `wanted` | requests that are launched instead of replayed, so that their kernels can be timed |
 //!
 //! A [`Telemetry`] belongs to one [`Runtime`](crate::Runtime). Sessions write into rings and counters of their own; whoever wants to see
@@ -43,6 +43,7 @@ use wanted::Wanted;
 
 pub(crate) use grants::GrantLog;
 pub use latencies::Latencies;
+pub(crate) use metrics::Memory;
 pub use probe::{Probe, RequestLog};
 pub(crate) use sampler::ReplaySample;
 pub use sampler::{SAMPLE_STRIDE, Sample};
@@ -59,7 +60,8 @@ pub struct Recording {
     /// Events that each ring of the timeline holds at least, 32 bytes each, up to [`MOST_EVENTS`](trace::MOST_EVENTS); the oldest are overwritten. Each session,
     /// each [`RequestLog`] and each tenant, for its grants, has a ring. 0 for no timeline.
     pub events: usize,
-    /// Whether at most 1 % of the launches, and of the replays, are timed on the device.
+    /// Whether at most 1 % of the launches, and of the replays, are timed on the device; with a timeline, all replays, up to 256 of a session from one
+    /// [`Runtime::correct`](crate::Runtime::correct) to the next.
     pub sampling: bool,
 }
 
@@ -88,7 +90,7 @@ struct State {
     rings: VecDeque<TenantRing>,
     lanes: VecDeque<Lane>,
     grants: VecDeque<(TenantId, Arc<GrantLog>)>,
-    /// Kernel times, which are read off the threads of the sessions.
+    /// Times of kernels and replays, which are read off the threads of the sessions.
     events: VecDeque<(TenantId, Event)>,
     plans: VecDeque<(Duration, &'static str)>,
     kernels: BTreeMap<Fingerprint, KernelKey>,
@@ -175,7 +177,8 @@ impl Telemetry {
     /// # Errors
     /// What the device says of the events by which kernels are timed.
     pub(crate) fn probe(self: &Arc<Self>, tenant: TenantId) -> Result<Probe, DeviceError> {
-        let samples = if self.recording.sampling { Some(Arc::new(SamplePool::new(&self.device, tenant)?)) } else { None };
+        let samples =
+            if self.recording.sampling { Some(Arc::new(SamplePool::new(&self.device, tenant, self.recording.events > 0)?)) } else { None };
         let mut state = self.state.lock();
         let Some(known) = state.tenants.get(&tenant) else { return Ok(Probe::default()) };
         let (counts, pulse, wanted) = (Arc::clone(known.metrics.counts()), Arc::clone(&known.pulse), Arc::clone(&known.wanted));
@@ -269,14 +272,15 @@ impl Telemetry {
     }
 
     /// Brings the metrics of `tenant` up to date.
-    pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms) {
+    pub(crate) fn publish(&self, tenant: TenantId, owned: Sms, held: Sms, borrowed: Sms, memory: Memory) {
         if let Some(tenant) = self.state.lock().tenants.get(&tenant) {
             tenant.metrics.counts().publish();
             tenant.metrics.set_sms(owned, held, borrowed);
+            tenant.metrics.set_memory(memory);
         }
     }
 
-    /// The times of kernels and of replays that the device has finished since the last call.
+    /// The times of kernels and of replays that the device has finished since the last call; those that were timed for the timeline alone stand on it, and no more.
     ///
     /// # Errors
     /// What the device says.
@@ -293,7 +297,12 @@ impl Telemetry {
                 let what = Happening::Kernel { kernel: sample.kernel, partition: sample.partition, sms: sample.sms, took: sample.took };
                 push_bounded(&mut state.events, (sample.tenant, Event { at: sample.began, what }), self.recording.events);
             }
+            for replay in &samples.replays {
+                let what = Happening::Replayed { partition: replay.partition, launches: replay.graph.launches, took: replay.took };
+                push_bounded(&mut state.events, (replay.tenant, Event { at: replay.began, what }), self.recording.events);
+            }
         }
+        samples.replays.retain(|replay| replay.judged);
         Ok(samples)
     }
 

@@ -63,6 +63,15 @@ pub(crate) struct Observable<'a> {
     pub(crate) capturing: bool,
 }
 
+/// A replay that the session is about to make.
+pub(crate) struct Replayable<'a> {
+    pub(crate) device: &'a dyn Device,
+    pub(crate) stream: StreamId,
+    pub(crate) partition: PartitionId,
+    pub(crate) graph: GraphId,
+    pub(crate) body: &'a Arc<GraphBody>,
+}
+
 impl Probe {
     pub(super) fn new(
         telemetry: &Arc<Telemetry>,
@@ -97,7 +106,7 @@ impl Probe {
     #[inline]
     pub(crate) fn is_replay_due(&mut self) -> bool {
         self.until_replay = self.until_replay.wrapping_sub(1);
-        self.until_replay == 0
+        (self.until_replay == 0) | self.tracing.load(Ordering::Relaxed)
     }
 
     /// Whether a request that could be replayed, after so many `replays` of the session, may be launched instead: then
@@ -141,21 +150,18 @@ impl Probe {
         is_wanted
     }
 
-    /// Replays a graph that launches `body`, between two events if some are free.
+    /// Makes the replay, between two events if some are free.
     #[cold]
-    pub(crate) fn replay(
-        &mut self,
-        device: &dyn Device,
-        stream: StreamId,
-        graph: GraphId,
-        body: &Arc<GraphBody>,
-    ) -> Result<(), DeviceError> {
-        self.until_replay = SAMPLE_STRIDE;
+    pub(crate) fn replay(&mut self, replay: &Replayable<'_>) -> Result<(), DeviceError> {
+        let judged = self.until_replay == 0;
+        if judged {
+            self.until_replay = SAMPLE_STRIDE;
+        }
         let timed = match self.observed.as_ref().and_then(|observed| observed.samples.as_ref()) {
-            Some(samples) => samples.replay(device, stream, graph, body)?,
+            Some(samples) => samples.replay(replay, judged)?,
             None => false,
         };
-        if timed { Ok(()) } else { device.replay(graph, stream) }
+        if timed { Ok(()) } else { replay.device.replay(replay.graph, replay.stream) }
     }
 
     /// Makes the launch, between two events if it is to be timed. Says whether the launch is the last thing on its stream.

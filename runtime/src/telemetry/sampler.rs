@@ -1,7 +1,7 @@
 //! Device times of a few launches and replays, taken by events around them.
 //!
 //! Every [`SAMPLE_STRIDE`]-th eager launch of a session, and every so many replays one, is enqueued between two events of a fixed pool, and so are launches of requests
-//! that the runtime [wants](super::wanted) to time. Nobody waits for them: whoever
+//! that the runtime [wants](super::wanted) to time. While a timeline is written, every replay is, as far as there are events, for the timeline alone. Nobody waits for them: whoever
 //! collects samples asks later whether they are done. A launch inside a capture is never timed, since events would become nodes of the graph.
 //!
 //! Two kinds of launches give no sample, because what lies between their events is not the kernel alone:
@@ -10,17 +10,17 @@
 //! - where all events of the pool are taken by launches that are not done.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, Event, GraphId, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
+use crate::device::{Device, DeviceError, Event, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
 use crate::launch::Fingerprint;
 use crate::launch::capture::GraphBody;
 use crate::tenant::TenantId;
 
-use super::probe::Observable;
+use super::probe::{Observable, Replayable};
 
 /// One launch in so many is timed, and one replay. Below 1 %; a prime, so that the samples of a model whose requests all launch the same number of kernels
 /// fall on every kernel in turn.
@@ -28,6 +28,9 @@ pub const SAMPLE_STRIDE: u64 = 127;
 
 /// Launches of one session that may be timed at once.
 const SLOTS: usize = 8;
+
+/// Replays of one session that may be timed at once for a timeline: of a thousand in a second, all, where somebody collects four times a second.
+const TRACED_REPLAYS: usize = 256;
 
 /// One launch as the device timed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,15 +57,24 @@ pub(crate) struct ReplaySample {
     pub(crate) tenant: TenantId,
     /// Of what.
     pub(crate) graph: Arc<GraphBody>,
+    /// The partition of the stream that it was launched on.
+    pub(crate) partition: u32,
+    /// When it began, on the device's clock.
+    pub(crate) began: Duration,
     /// How long it took.
     pub(crate) took: Duration,
+    /// Whether it is one of the few that are held against the plan, which a timeline adds none to.
+    pub(crate) judged: bool,
 }
 
 /// The events of one session.
 pub(super) struct SamplePool {
     tenant: TenantId,
     slots: [Slot<Timed>; SLOTS],
-    replays: [Slot<Arc<GraphBody>>; 2],
+    replays: [Slot<TimedReplay>; 2],
+    /// Where there is a timeline. The session uses them in turn.
+    traced: Box<[Slot<TimedReplay>]>,
+    next_traced: AtomicUsize,
     /// Marks `epoch_at` on the device, so that an event's time can be told on the device's clock.
     epoch: Event,
     epoch_at: Duration,
@@ -77,6 +89,9 @@ struct Timed {
     sms: Sms,
     replaces_replay: bool,
 }
+
+/// A replay that is timed.
+type TimedReplay = (Arc<GraphBody>, PartitionId);
 
 /// What is timed. The session writes a free slot, the collector reads a timed one; neither waits for the other.
 ///
@@ -138,17 +153,19 @@ impl<T> Slot<T> {
 }
 
 impl SamplePool {
-    /// A pool for a session of `tenant`. Waits until the device is idle enough to mark the time: never on the launch path.
-    pub(super) fn new(device: &Arc<dyn Device>, tenant: TenantId) -> Result<Self, DeviceError> {
+    /// A pool for a session of `tenant`; `traces` if there is a timeline. Waits until the device is idle enough to mark the time: never on the launch path.
+    pub(super) fn new(device: &Arc<dyn Device>, tenant: TenantId, traces: bool) -> Result<Self, DeviceError> {
         device.bind_thread()?;
         let slot = || Slot::new(device);
         let slots = [slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?, slot()?];
         let replays = [Slot::new(device)?, Slot::new(device)?];
+        let traced = (0..if traces { TRACED_REPLAYS } else { 0 }).map(|_| Slot::new(device)).collect::<Result<_, _>>()?;
         let stream = Stream::new(device, PartitionId::WHOLE, Priority::High)?;
         let epoch = Event::timed(device)?;
         device.record(epoch.id(), stream.id())?;
         device.synchronize(stream.id())?;
-        Ok(Self { tenant, slots, replays, epoch, epoch_at: device.now(), collecting: Mutex::new(()) })
+        let (next_traced, collecting) = (AtomicUsize::new(0), Mutex::new(()));
+        Ok(Self { tenant, slots, replays, traced, next_traced, epoch, epoch_at: device.now(), collecting })
     }
 
     /// Enqueues the launch between two events. Says whether it did: if not, nothing was enqueued.
@@ -161,11 +178,21 @@ impl SamplePool {
         Ok(true)
     }
 
-    /// Replays a graph that launches `body` between two events. Says whether it did.
-    pub(super) fn replay(&self, device: &dyn Device, stream: StreamId, graph: GraphId, body: &Arc<GraphBody>) -> Result<bool, DeviceError> {
-        let Some(slot) = self.replays.iter().find(|slot| slot.is_free()) else { return Ok(false) };
-        slot.time(device, stream, Arc::clone(body), false, || device.replay(graph, stream))?;
+    /// Replays a graph that launches `body` between two events, as one of those that are `judged` or for the timeline alone. Says whether it did.
+    pub(super) fn replay(&self, replay: &Replayable<'_>, judged: bool) -> Result<bool, DeviceError> {
+        let &Replayable { device, stream, partition, graph, body } = replay;
+        let judged = self.replays.iter().find(|slot| judged && slot.is_free());
+        let Some(slot) = judged.or_else(|| self.next_traced()) else { return Ok(false) };
+        slot.time(device, stream, (Arc::clone(body), partition), false, || device.replay(graph, stream))?;
         Ok(true)
+    }
+
+    /// The slot that was used longest ago, if it is free again. All that are done are collected at once, so that no other is free before it.
+    fn next_traced(&self) -> Option<&Slot<TimedReplay>> {
+        let at = self.next_traced.load(Ordering::Relaxed);
+        let slot = self.traced.get(at).filter(|slot| slot.is_free())?;
+        self.next_traced.store((at + 1) % self.traced.len(), Ordering::Relaxed);
+        Some(slot)
     }
 
     /// Collects the launches and replays that are done.
@@ -178,9 +205,11 @@ impl SamplePool {
                 samples.launches.push(Sample { tenant, kernel, partition: partition.0, sms, began, took, replaces_replay });
             }
         }
-        for slot in &self.replays {
-            if let Some((graph, _, took)) = slot.take(device, &self.epoch)? {
-                samples.replays.push(ReplaySample { tenant, graph, took });
+        let replays = self.replays.iter().map(|slot| (slot, true)).chain(self.traced.iter().map(|slot| (slot, false)));
+        for (slot, judged) in replays {
+            if let Some(((graph, partition), since, took)) = slot.take(device, &self.epoch)? {
+                let began = self.epoch_at + since;
+                samples.replays.push(ReplaySample { tenant, graph, partition: partition.0, began, took, judged });
             }
         }
         Ok(())

@@ -57,6 +57,15 @@ pub enum Happening {
         /// The partition of the stream that it was launched on.
         partition: u32,
     },
+    /// The device ran a captured graph, in a replay that was timed. It may have waited some microseconds for the host in the meantime, if it had nothing else to do.
+    Replayed {
+        /// The partition of the stream that it was launched on; its nodes have partitions of their own.
+        partition: u32,
+        /// Kernels in it.
+        launches: u64,
+        /// How long.
+        took: Duration,
+    },
     /// A request was answered.
     Request {
         /// From its arrival to its end.
@@ -139,6 +148,7 @@ impl Event {
                 (head(5, Sms(0), 0), nanos(took), objective << 1 | u64::from(kept))
             }
             Happening::Grant { owned, held, borrowed } => (head(6, owned, 0), u64::from(held.0), u64::from(borrowed.0)),
+            Happening::Replayed { partition, launches, took } => (head(7, Sms(0), partition), launches, nanos(took)),
         };
         [nanos(self.at), head, first, second]
     }
@@ -155,6 +165,7 @@ impl Event {
                 Happening::Request { took: Duration::from_nanos(first), kept: second & 1 != 0, objective }
             }
             6 => Happening::Grant { owned: sms, held: Sms(first as u16), borrowed: Sms(second as u16) },
+            7 => Happening::Replayed { partition, launches: first, took: Duration::from_nanos(second) },
             _ => return None,
         };
         Some(Self { at: Duration::from_nanos(at), what })
@@ -244,6 +255,7 @@ mod tests {
             (took(), any::<bool>(), proptest::option::of(1..=u64::MAX >> 1))
                 .prop_map(|(took, kept, objective)| { Happening::Request { took, kept, objective: objective.map(Duration::from_nanos) } }),
             (sms(), sms(), sms()).prop_map(|(owned, held, borrowed)| Happening::Grant { owned, held, borrowed }),
+            (any::<u32>(), any::<u64>(), took()).prop_map(|(partition, launches, took)| Happening::Replayed { partition, launches, took }),
         ]
     }
 

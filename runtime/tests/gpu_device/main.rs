@@ -3,6 +3,7 @@
 
 mod driver;
 mod gpu;
+mod lost_context;
 mod memory;
 mod partitions;
 mod streams;

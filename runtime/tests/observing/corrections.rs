@@ -164,6 +164,16 @@ fn replays_as_long_as_planned_and_those_of_which_no_policy_predicts_anything_are
     assert_eq!(watched_replays(&runtime, &mut session, 30), []);
 }
 
+#[test]
+fn a_timeline_adds_none_to_the_replays_that_are_held_against_the_plan() {
+    let reports = |recording| {
+        let (gpu, profiles) = drifted([1.3; 3]);
+        let (runtime, _, mut session) = serving(&gpu, Slo::default(), profiles, recording);
+        (0..30).map(|_| watched_replays(&runtime, &mut session, 1).len()).collect::<Vec<_>>()
+    };
+    assert_eq!(reports(Recording { events: 1 << 12, sampling: true }), reports(Recording::default()));
+}
+
 /// What is replayed in place of [`request`].
 const REQUEST: WorkId = WorkId(0);
 
@@ -338,6 +348,21 @@ fn a_tenant_that_is_asked_to_launch_can_capture_replay_and_fail_as_before() {
     let before = timed(&session);
     (0..10).for_each(|_| request(&mut session));
     assert!(timed(&session) <= before + 1);
+}
+
+#[test]
+fn profiles_that_come_while_serving_are_planned_with_and_forget_what_was_seen_against_the_earlier_ones() {
+    let (gpu, stale) = drifted([1.3; 3]);
+    let seen = Arc::default();
+    let (runtime, _, mut session) = serving(&gpu, Seen(Arc::clone(&seen), 1.0), stale, Recording::default());
+    assert!(!watched(&runtime, &mut session, 30).is_empty());
+    let fresh = [100.0, 60.0, 40.0].map(|us| 1.3 * us);
+    let kernels = [0, 1, 2].map(|at| (KERNELS[at], fresh[at], [64, 32, 16][at]));
+    let plans = runtime.plan();
+    runtime.set_profiles(support::store(&*gpu.device, support::profile(&*gpu.device, &kernels))).unwrap();
+    assert!(!Arc::ptr_eq(&plans, &runtime.plan()));
+    assert_eq!(*seen.lock().unwrap(), fresh, "no correction of before is left in them");
+    assert_eq!(watched(&runtime, &mut session, 30), []);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use serde_json::Value;
 use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, LaunchError, Session, WorkId};
+use smidgen_runtime::launch::{CapturedGraph, Kernel, KernelKey, LaunchError, Session, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, KernelDemand, Krisp, Policy, Slo, StaticEqual, TenantDemand};
 use smidgen_runtime::profile::{DriftReport, ProfileStore};

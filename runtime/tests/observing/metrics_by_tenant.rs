@@ -34,6 +34,15 @@ fn metrics_count_by_tenant_what_happened() {
         {
             assert_eq!(*of(name), DebugValue::Gauge(expected.into()), "{name}");
         }
+        let memory = runtime.tenants()[0].clone();
+        assert!(memory.allocated_bytes > 0);
+        for (name, bytes) in [
+            (names::MEMORY_PROMISED, memory.spec.memory_bytes),
+            (names::MEMORY_ALLOCATED, memory.allocated_bytes),
+            (names::MEMORY_GRAPHS, memory.graph_bytes),
+        ] {
+            assert_eq!(*of(name), DebugValue::Gauge((bytes as f64).into()), "{name}");
+        }
         let DebugValue::Histogram(seconds) = of(names::REQUEST_SECONDS) else { panic!("no histogram") };
         assert_eq!(seconds.iter().map(|seconds| seconds.into_inner()).collect::<Vec<_>>(), [0.002, 0.089]);
         assert_eq!(found[&(names::PLANS.to_owned(), String::new())], DebugValue::Counter(2));

@@ -115,6 +115,7 @@ fn what_changes_a_runtime_has_a_span_of_its_own_and_what_serves_a_request_has_no
             "set_hysteresis",
             "set_objective",
             "set_policy",
+            "set_profiles",
             "uploader",
             "write profile",
             "write timeline",
@@ -153,6 +154,7 @@ fn run_through(spans: &Spans) {
     spans.own("pause{tenant=0}", || runtime.pause(chat)).unwrap();
     spans.own("resume{tenant=0}", || runtime.resume(chat)).unwrap();
     spans.own(r#"set_policy{policy="static-equal"}"#, || runtime.set_policy(Box::new(StaticEqual))).unwrap();
+    spans.own("set_profiles", || runtime.set_profiles(Arc::default())).unwrap();
     spans.own("dismiss{tenant=1}", || runtime.dismiss(embed)).unwrap();
 
     let ladder = Ladder::new(Arc::clone(&gpu.device), 1);

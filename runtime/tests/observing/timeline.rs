@@ -46,6 +46,65 @@ fn a_timed_kernel_stands_on_the_timeline_where_the_device_ran_it() {
     assert!(found >= 2);
 }
 
+/// A graph of the kernels.
+fn captured(session: &mut Session) -> CapturedGraph {
+    session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap()
+}
+
+/// The replays on the timeline, with when they began and how long they took.
+fn replayed(runtime: &Runtime, id: TenantId) -> Vec<(Duration, u64, Duration)> {
+    let events = runtime.telemetry().trace().tenants.remove(&id).unwrap().events.into_iter();
+    let replays = events.filter_map(|event| match event.what {
+        Happening::Replayed { launches, took, .. } => Some((event.at, launches, took)),
+        _ => None,
+    });
+    replays.collect()
+}
+
+#[test]
+fn a_replay_stands_on_the_timeline_around_its_kernels_and_hardly_longer() {
+    let gpu = Gpu::h200();
+    let recording = Recording { events: 1 << 12, sampling: true };
+    let (runtime, id, mut session) = serving(&gpu, StaticEqual, Arc::default(), recording);
+    let graph = captured(&mut session);
+    gpu.sim.take_trace();
+    for _ in 0..10 {
+        session.replay(&graph).unwrap();
+        session.device().synchronize(session.stream()).unwrap();
+    }
+    let truth = gpu.sim.take_trace();
+    runtime.correct().unwrap();
+    let replays = replayed(&runtime, id);
+    assert_eq!((replays.len(), truth.len()), (10, 30));
+    for (&(began, launches, took), kernels) in replays.iter().zip(truth.chunks(3)) {
+        let (started, ended) = (kernels[0].started, kernels[2].ended);
+        assert_eq!(launches, 3);
+        assert!(began <= started && ended <= began + took, "{:?} in {began:?} for {took:?}", started..ended);
+        // The host launches the graph in the meantime, since the device has nothing else to do.
+        let idle = took - (ended - started);
+        assert!(idle < SimConfig::h200().replay_cost + Duration::from_micros(2), "{took:?} for {:?}", ended - started);
+    }
+}
+
+#[test]
+fn replays_of_a_busy_session_have_a_duration_as_far_as_somebody_collects_and_all_are_marked() {
+    let gpu = Gpu::h200();
+    let recording = Recording { events: 1 << 14, sampling: true };
+    let (runtime, id, mut session) = serving(&gpu, StaticEqual, Arc::default(), recording);
+    let graph = captured(&mut session);
+    for _ in 0..3 {
+        (0..300).for_each(|_| session.replay(&graph).unwrap());
+        session.device().synchronize(session.stream()).unwrap();
+        runtime.correct().unwrap();
+    }
+    let replays = replayed(&runtime, id);
+    assert!((3 * 256..=900).contains(&replays.len()), "{}", replays.len());
+    assert!(replays.windows(2).all(|pair| pair[1].0 >= pair[0].0 + pair[0].2), "replays of one stream follow each other");
+    let marks =
+        runtime.telemetry().trace().tenants[&id].events.iter().filter(|event| matches!(event.what, Happening::Replay { .. })).count();
+    assert_eq!(marks, 900);
+}
+
 #[test]
 fn nothing_is_traced_unless_asked_for() {
     let gpu = Gpu::h200();
@@ -85,8 +144,8 @@ fn chrome_of_two_tenants() -> Value {
         let id = runtime.admit(tenant(name)).unwrap();
         let (mut session, mut log) = (runtime.session(id).unwrap(), runtime.request_log(id).unwrap());
         (0..100).for_each(|_| request(&mut session));
-        let graph = session.capture(|session| KERNELS.iter().try_for_each(|kernel| session.launch(kernel))).unwrap();
-        session.replay(&graph).unwrap();
+        let graph = captured(&mut session);
+        (0..2).for_each(|_| session.replay(&graph).unwrap());
         runtime.set_grant(id, TpcSet::range(0, 8)).unwrap();
         session.device().synchronize(session.stream()).unwrap();
         // The second arrives before the first is answered.
@@ -139,6 +198,22 @@ fn a_chrome_trace_is_in_the_order_of_time_and_every_event_has_a_named_track() {
     }
     assert!(threads.values().any(|name| name.starts_with("partition ") && name.ends_with("(66 SMs)")), "{threads:?}");
     assert!(json["otherData"]["times"].as_str().unwrap().contains("SIMULATED"));
+}
+
+#[test]
+fn replays_of_a_chrome_trace_are_bars_on_a_track_of_their_own() {
+    let json = chrome_of_two_tenants();
+    let events = json["traceEvents"].as_array().unwrap();
+    let track = |event: &Value| (event["pid"].as_u64(), event["tid"].as_u64());
+    let named = events.iter().filter(|event| event["name"] == "thread_name" && event["args"]["name"] == "graph replays");
+    let tracks: Vec<_> = named.map(track).collect();
+    assert_eq!(tracks.len(), 4, "one for each tenant of each phase");
+    let bars: Vec<_> = events.iter().filter(|event| event["ph"] == "X" && event["name"] == "graph replay").collect();
+    assert_eq!(bars.len(), 8);
+    for bar in bars {
+        assert!(tracks.contains(&track(bar)) && bar["args"]["kernels"] == 3 && bar["dur"].as_f64() > Some(1.0), "{bar}");
+    }
+    assert!(events.iter().all(|event| event["ph"] != "X" || event["name"] == "graph replay" || !tracks.contains(&track(event))));
 }
 
 #[test]

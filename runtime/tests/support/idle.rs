@@ -11,6 +11,9 @@ use smidgen_runtime::device::{
 };
 use smidgen_runtime::partition::TpcSet;
 
+/// What each graph takes.
+pub const GRAPH_BYTES: u64 = 3 << 20;
+
 /// A device that numbers what it is asked for and does nothing else. Every partition of it has the SMs of the whole GPU; of an odd number of TPCs it says so
 /// at once, as a driver's back end may.
 pub struct Idle {
@@ -195,6 +198,9 @@ impl Device for Idle {
     }
     fn replay(&self, _: GraphId, _: StreamId) -> Result<(), DeviceError> {
         Ok(())
+    }
+    fn graph_bytes(&self, _: GraphId) -> u64 {
+        GRAPH_BYTES
     }
     fn destroy_graph(&self, _: GraphId) {}
     fn now(&self) -> Duration {

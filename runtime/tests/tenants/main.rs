@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smidgen_runtime::device::sim::Fault;
 use smidgen_runtime::device::{Buffer, DeviceError, Event, Sms, Topology};
-use smidgen_runtime::launch::{CapturedGraph, Kernel, LaunchError, SeenKernel, Session};
+use smidgen_runtime::launch::{CapturedGraph, GraphLimits, Kernel, LaunchError, SeenKernel, Session, WorkId};
 use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Adjustments, DefaultSharing, Draft, Exclusive, Krisp, Policy, Slo, StaticEqual, TenantDemand, by_name};
 use smidgen_runtime::profile::ProfileStore;
@@ -18,6 +18,7 @@ mod adapting;
 #[path = "../support/mod.rs"]
 mod support;
 
+use support::idle::{GRAPH_BYTES, Idle};
 use support::{Fake, Gpu};
 
 const GEMM: Fake = Fake::new("gemm").elastic();
@@ -275,6 +276,31 @@ fn memory_is_counted_for_the_tenant_whose_session_allocates_it_and_admission_nam
     runtime.admit(TenantSpec { memory_bytes: needed, ..spec("third") }).unwrap();
     assert!(matches!(Buffer::new(small.session.device(), u64::MAX / 2), Err(DeviceError::OutOfMemory { .. })));
     assert_eq!(allocated(small.id), before);
+}
+
+#[test]
+fn what_captured_graphs_take_counts_as_their_tenant_s_until_they_are_given_back() {
+    let runtime = Runtime::new(Idle::new(), Box::new(DefaultSharing), Arc::new(ProfileStore::default()));
+    let [mut serving, other] = ["serving", "other"].map(|name| Served::new(&runtime, name));
+    let memory = |id: TenantId| {
+        let tenant = runtime.tenants().into_iter().find(|tenant| tenant.id == id).unwrap();
+        (tenant.graph_bytes, tenant.allocated_bytes)
+    };
+    request(&mut serving.session).unwrap();
+    let (before, others) = (memory(serving.id).1, memory(other.id));
+    assert_eq!(memory(serving.id).0, 0);
+    let graph = serving.session.capture(request).unwrap();
+    (0..3).for_each(|work| serving.session.capture_kept(WorkId(work), request).unwrap());
+    assert_eq!(memory(serving.id), (4 * GRAPH_BYTES, before + 4 * GRAPH_BYTES));
+    assert_eq!(memory(other.id), others);
+    let refused = runtime.admit(TenantSpec { memory_bytes: u64::MAX, ..spec("third") }).unwrap_err().to_string();
+    assert!(refused.contains(&format!("`serving` was promised 1073741824 and holds {}", before + 4 * GRAPH_BYTES)), "{refused}");
+
+    drop(graph);
+    serving.session.limit_graphs(GraphLimits { graphs: 2, ..GraphLimits::default() });
+    assert_eq!(memory(serving.id), (2 * GRAPH_BYTES, before + 2 * GRAPH_BYTES));
+    drop(serving.session);
+    assert_eq!(memory(serving.id).0, 0);
 }
 
 #[test]

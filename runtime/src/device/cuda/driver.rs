@@ -42,6 +42,7 @@ pub const SYMBOLS: &[&str] = &[
     "cuGetErrorString",
     "cuGraphDestroy",
     "cuGraphExecDestroy",
+    "cuGraphGetNodes",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
     "cuGreenCtxCreate",
@@ -669,6 +670,14 @@ pub fn graph_instantiate(graph: CapturedGraph) -> Result<ExecutableGraph, Device
     // SAFETY: the graph was captured and is alive, and `executable` is a place for one handle.
     check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph.0, flags) })?;
     Ok(Handle(executable))
+}
+
+/// How many nodes `graph` has.
+pub fn graph_nodes(graph: CapturedGraph) -> Result<usize, DeviceError> {
+    let mut nodes = 0;
+    // SAFETY: the graph was captured and is alive; without a place for nodes the driver writes their number, to a place for one.
+    check("cuGraphGetNodes", unsafe { sys::cuGraphGetNodes(graph.0, ptr::null_mut(), &mut nodes) })?;
+    Ok(nodes)
 }
 
 pub fn graph_destroy(graph: CapturedGraph) -> Result<(), DeviceError> {

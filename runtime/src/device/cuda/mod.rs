@@ -37,6 +37,7 @@ use cudarc::driver::sys;
 use parking_lot::Mutex;
 
 use self::context::PrimaryContext;
+use self::graph::Graphs;
 use self::library::Libraries;
 use self::memory::HostMemory;
 use self::partition::Partitions;
@@ -61,6 +62,7 @@ pub const MAX_CONNECTIONS: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
 pub struct CudaDevice {
     // Dropped from top to bottom: streams before the green contexts they are in, and everything before the context.
     streams: Streams,
+    graphs: Graphs,
     partitions: Partitions,
     libraries: Libraries,
     host_memory: HostMemory,
@@ -92,6 +94,7 @@ impl CudaDevice {
         let partitions = Partitions::of(device);
         Ok(Arc::new(Self {
             streams: Streams::default(),
+            graphs: Graphs::default(),
             libraries: Libraries::of(device),
             host_memory: HostMemory::of(device)?,
             priorities: PriorityLevels::of_current_context()?,
@@ -304,7 +307,7 @@ impl Device for CudaDevice {
 
     fn end_capture(&self, stream: StreamId) -> Result<GraphId, DeviceError> {
         self.context.bind()?;
-        graph::end_capture(stream.into()).map(GraphId::from)
+        self.graphs.end_capture(stream.into())
     }
 
     fn replay(&self, graph: GraphId, stream: StreamId) -> Result<(), DeviceError> {
@@ -312,8 +315,12 @@ impl Device for CudaDevice {
         driver::graph_launch(graph.into(), stream.into())
     }
 
+    fn graph_bytes(&self, graph: GraphId) -> u64 {
+        self.graphs.bytes(graph)
+    }
+
     fn destroy_graph(&self, graph: GraphId) {
-        tolerate(self.context.bind().and_then(|()| driver::executable_graph_destroy(graph.into())));
+        tolerate(self.context.bind().and_then(|()| self.graphs.destroy(graph)));
     }
 
     fn now(&self) -> Duration {

@@ -38,7 +38,8 @@ pub fn describe(status: CUresult) -> String {
     format!("{status:?}: {}", text.to_string_lossy())
 }
 
-/// Whether every later call in this context will fail too. cuda.h says of these that the process must be restarted to use CUDA again.
+/// Whether every later call in this context will fail too. cuda.h says of these that the process must be restarted to use CUDA again, or that the context
+/// cannot be used any more.
 pub fn is_sticky(status: CUresult) -> bool {
     matches!(
         status,
@@ -55,6 +56,7 @@ pub fn is_sticky(status: CUresult) -> bool {
             | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
             | CUresult::CUDA_ERROR_CONTAINED
             | CUresult::CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
             | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
             | CUresult::CUDA_ERROR_MPS_CLIENT_TERMINATED
     )
@@ -90,15 +92,39 @@ mod tests {
 
     #[test]
     fn only_statuses_that_lose_the_context_are_sticky() {
-        for lost in [CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, CUresult::CUDA_ERROR_LAUNCH_FAILED, CUresult::CUDA_ERROR_ASSERT] {
-            assert!(is_sticky(lost), "{lost:?}");
+        use CUresult::*;
+        // Numbers as in cuda.h, so that a binding that renames one is noticed.
+        let lost = [
+            (214, CUDA_ERROR_ECC_UNCORRECTABLE),
+            (220, CUDA_ERROR_NVLINK_UNCORRECTABLE),
+            (226, CUDA_ERROR_CONTAINED),
+            (700, CUDA_ERROR_ILLEGAL_ADDRESS),
+            (702, CUDA_ERROR_LAUNCH_TIMEOUT),
+            (709, CUDA_ERROR_CONTEXT_IS_DESTROYED),
+            (710, CUDA_ERROR_ASSERT),
+            (714, CUDA_ERROR_HARDWARE_STACK_ERROR),
+            (715, CUDA_ERROR_ILLEGAL_INSTRUCTION),
+            (716, CUDA_ERROR_MISALIGNED_ADDRESS),
+            (717, CUDA_ERROR_INVALID_ADDRESS_SPACE),
+            (718, CUDA_ERROR_INVALID_PC),
+            (719, CUDA_ERROR_LAUNCH_FAILED),
+            (721, CUDA_ERROR_TENSOR_MEMORY_LEAK),
+            (810, CUDA_ERROR_MPS_CLIENT_TERMINATED),
+            (911, CUDA_ERROR_EXTERNAL_DEVICE),
+        ];
+        for (number, status) in lost {
+            assert_eq!(status as u32, number, "{status:?}");
+            assert!(is_sticky(status), "{status:?}");
         }
         for harmless in [
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-            CUresult::CUDA_ERROR_INVALID_VALUE,
-            CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
-            CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
-            CUresult::CUDA_ERROR_NOT_READY,
+            CUDA_ERROR_OUT_OF_MEMORY,
+            CUDA_ERROR_INVALID_VALUE,
+            CUDA_ERROR_INVALID_HANDLE,
+            CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+            CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+            CUDA_ERROR_INVALID_CLUSTER_SIZE,
+            CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            CUDA_ERROR_NOT_READY,
         ] {
             assert!(!is_sticky(harmless), "{harmless:?}");
         }

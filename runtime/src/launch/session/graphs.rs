@@ -8,6 +8,7 @@ use super::{PROGRESSES, SeenKernel, Session};
 use crate::device::{DeviceError, Graph, GraphId};
 use crate::launch::capture::{Capture, GraphBody, GraphKernel};
 use crate::launch::{CapturedGraph, GraphLimits, LaunchError, WorkId};
+use crate::telemetry::probe::Replayable;
 
 impl Session {
     /// Runs `body` with its launches captured instead of run. Every kernel in it must have been launched before, so that nothing has to be
@@ -120,7 +121,8 @@ impl Session {
     fn run(&mut self, graph: GraphId, body: Arc<GraphBody>) -> Result<(), DeviceError> {
         let stream = self.stream();
         if self.probe.is_replay_due() {
-            self.probe.replay(&*self.device, stream, graph, &body)?;
+            let partition = self.lanes[self.current].partition;
+            self.probe.replay(&Replayable { device: &*self.device, stream, partition, graph, body: &body })?;
         } else {
             self.device.replay(graph, stream)?;
         }
