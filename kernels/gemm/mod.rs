@@ -6,7 +6,7 @@
 //! rows, a skinny kernel, whatever the SM count.
 
 use smidgen_runtime::device::{DevicePtr, Sms, Topology};
-use smidgen_runtime::launch::{Choice, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
+use smidgen_runtime::launch::{Choice, Configuration, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Work};
 
 use super::abi;
 use super::choices::print_choice;
@@ -179,6 +179,18 @@ impl Gemm {
         (self.a.0 | self.b.0).is_multiple_of(16) && (self.lda | self.ldb).is_multiple_of(8)
     }
 
+    /// A problem of the same key whose rows all begin on 16 bytes.
+    fn aligned(&self) -> Self {
+        const ALIGNED: Residual = Residual { ptr: DevicePtr::NULL, stride: 0 };
+        let epilogue = match self.epilogue {
+            Epilogue::Residual(_) => Epilogue::Residual(ALIGNED),
+            Epilogue::BiasResidual(bias, _) => Epilogue::BiasResidual(bias, ALIGNED),
+            other => other,
+        };
+        let (ptr, stride) = (DevicePtr::NULL, 0);
+        Self { a: ptr, b: ptr, c: ptr, lda: stride, ldb: stride, ldc: stride, epilogue, ..*self }
+    }
+
     fn c_columns(&self) -> u32 {
         if self.epilogue.is_gate() { self.n / 2 } else { self.n }
     }
@@ -325,12 +337,17 @@ unsafe impl Kernel for Gemm {
         Quickest::of(self, sms, gpu).to_choice()
     }
 
+    /// The shapes of the kernel's family, all of which add in the same order.
+    fn configurations(&self, sms: Sms, gpu: &Topology) -> Vec<Configuration> {
+        Quickest::configurations(self, sms, gpu)
+    }
+
     /// Strides, alignments and the workspace are looked at here: problems of one key may differ in them.
     fn configure_as(&self, choice: Choice, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         self.check()?;
         let quickest = Quickest::from_choice(choice);
         let variant = Variant::choose(self, quickest, sms, gpu);
-        print_choice(sms, || (self.key(), variant, variant.tiles(self)));
+        print_choice(sms, || (self.key(), variant.and_who_chose_it(self, sms, gpu), variant.tiles(self)));
         self.launch_of(variant, quickest.warpgroup_is_elastic, sms, gpu)
     }
 }
@@ -451,6 +468,7 @@ mod tests {
                     for epilogue in [Epilogue::NONE, Epilogue::SiluGate] {
                         let problem = Gemm { epilogue, ..gemm([m, n, k]) };
                         let _ = (problem.work(), problem.configure(Sms(0), &h200()), problem.configure(Sms(132), &h200()));
+                        let _ = (problem.configurations(Sms(0), &h200()), problem.configurations(Sms(132), &h200()));
                     }
                 }
             }

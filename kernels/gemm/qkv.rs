@@ -73,6 +73,8 @@ unsafe impl Kernel for QkvProduct {
         Work { flops: flops.saturating_add(self.rotary.work().flops), bytes }
     }
 
+    // No configurations are on offer: what comes next in a request, and not a chain of the same launches, is what `choose_rotary` looks to.
+
     fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
         let unsupported = |reason: &str| LaunchError::Unsupported { kernel: self.key().to_string(), reason: reason.to_owned() };
         self.product.check()?;

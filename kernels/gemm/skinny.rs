@@ -208,6 +208,16 @@ impl Skinny {
         self.shape().rows
     }
 
+    /// Whether the problem, which `other` does, may as well be done by this: with the same bits, however many blocks do it and how deep their rings are.
+    pub(super) fn can_stand_in_for(self, other: Self, gemm: &Gemm, gpu: &Topology) -> bool {
+        (self.rows(), self.shares_k()) == (other.rows(), other.shares_k()) && self.fits(gemm, gpu)
+    }
+
+    /// What profiles call it.
+    pub(super) fn name(self) -> &'static str {
+        self.symbol().trim_start_matches("gemm_")
+    }
+
     /// The entry point, for every epilogue.
     pub(super) const fn symbol(self) -> &'static str {
         self.symbols()[0]

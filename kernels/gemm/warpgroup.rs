@@ -134,11 +134,22 @@ impl Warpgroup {
     /// The shape with the least predicted time, or pairs where they are nearly as quick and the last round counts for little: they ask L2 for half as much, which
     /// is what neighbours have to wait for.
     pub(super) fn choose(gemm: &Gemm, sms: Sms) -> Self {
-        let cycles = |shape: &Self| shape.predicted_cycles(gemm, sms);
-        let quickest = Self::ALL.into_iter().min_by(|a, b| cycles(a).total_cmp(&cycles(b))).unwrap_or(Self::Tile64x64);
+        if Self::prefers_pairs(gemm, sms) { Self::Tile128x256 } else { Self::by_predicted_time(gemm, sms)[0] }
+    }
+
+    /// Whether pairs are chosen for the sake of neighbours, whether or not they are the quickest.
+    pub(super) fn prefers_pairs(gemm: &Gemm, sms: Sms) -> bool {
         let pairs = Self::Tile128x256;
         let many_rounds = pairs.tiles(gemm) >= MANY_ROUNDS * u64::from(sms.get() / 2);
-        if many_rounds && cycles(&pairs) <= NEARLY_AS_QUICK * cycles(&quickest) { pairs } else { quickest }
+        let quickest = Self::by_predicted_time(gemm, sms)[0];
+        many_rounds && pairs.predicted_cycles(gemm, sms) <= NEARLY_AS_QUICK * quickest.predicted_cycles(gemm, sms)
+    }
+
+    /// Every shape, the one that is predicted to be quickest first.
+    pub(super) fn by_predicted_time(gemm: &Gemm, sms: Sms) -> [Self; 8] {
+        let mut shapes = Self::ALL;
+        shapes.sort_by(|a, b| a.predicted_cycles(gemm, sms).total_cmp(&b.predicted_cycles(gemm, sms)));
+        shapes
     }
 
     /// Tiles that the launch counts: pairs of them where blocks work in pairs.

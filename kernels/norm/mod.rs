@@ -293,8 +293,11 @@ mod tests {
     fn a_norm_polls_its_grant_where_it_is_long() {
         let elastic = |rows, sms| norm(rows, 4096).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
         assert_eq!([(8, 2), (1024, 132), (1024, 8), (8192, 132)].map(|(rows, sms)| elastic(rows, sms)), [false, false, true, true]);
-        // Measured: 25.8 us on 32 SMs and 14.3 on 64.
-        let of_bert_large = |sms| norm(8192, 1024).configure(Sms(sms), &h200()).expect("a supported shape").elastic;
+        // Without a residual, measured: 25.8 us on 32 SMs and 14.3 on 64.
+        let of_bert_large = |sms| {
+            let norm = Norm { residual: DevicePtr::NULL, sum: DevicePtr::NULL, ..norm(8192, 1024) };
+            norm.configure(Sms(sms), &h200()).expect("a supported shape").elastic
+        };
         assert_eq!([26, 32, 64, 132].map(of_bert_large), [true, true, false, false]);
     }
 

@@ -12,6 +12,7 @@
 //! | `queue` | the kernels that a runtime has met and no profile holds |
 //! | `shared` | one file that several sweeps save into at once |
 //! | `measure` | one point: a kernel key on one SM count |
+//! | `trial` | which configuration of a kernel is quickest there, where it offers several |
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
 //! | [`roofline`] | what limits a kernel |
 //! | [`report`] | a profile as a table |
@@ -29,6 +30,7 @@ pub mod report;
 pub mod roofline;
 mod shared;
 pub mod sweep;
+mod trial;
 
 pub use error::SweepError;
 pub use origin::{Origin, today};

@@ -8,8 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, Priority, Sms, StreamId};
-use smidgen_runtime::launch::{Kernel, KernelKey, Launch, LaunchError, TILE_PROGRESS_BYTES, TilesArg, Work};
+use smidgen_runtime::device::{
+    Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, Priority, Sms, StreamId, Topology,
+};
+use smidgen_runtime::launch::{Choice, Kernel, KernelKey, Launch, LaunchError, TILE_PROGRESS_BYTES, TilesArg, Work};
 use smidgen_runtime::partition::{Ladder, PartitionRef, TpcSet};
 use smidgen_runtime::profile::SamplePoint;
 
@@ -84,13 +86,24 @@ impl Bench {
         Ok(Self { device: Arc::clone(device), progress, marks })
     }
 
-    /// Captures `instances`, recorded launches of one key, for the SMs of `lane`.
-    pub(crate) fn prepare(&self, lane: &Lane, instances: &[&dyn Kernel], options: &Options) -> Result<Point, SweepError> {
+    pub(crate) fn topology(&self) -> &Topology {
+        self.device.topology()
+    }
+
+    /// Captures `instances`, recorded launches of one key, for the SMs of `lane`: as `choice` says, or as each chooses itself.
+    pub(crate) fn prepare(
+        &self,
+        lane: &Lane,
+        instances: &[&dyn Kernel],
+        choice: Option<Choice>,
+        options: &Options,
+    ) -> Result<Point, SweepError> {
         let failed = |source: LaunchError| match instances.first() {
             Some(kernel) => SweepError::Kernel { key: kernel.key().to_string(), sms: lane.sms, source },
             None => SweepError::NothingRecorded,
         };
-        let configured = instances.iter().map(|kernel| self.configure(*kernel, lane.sms)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let configured =
+            instances.iter().map(|kernel| self.configure(*kernel, choice, lane.sms)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         // Eagerly once: code is loaded at a kernel's first launch, which must not fall into a capture.
         for launch in &configured {
             self.launch(lane, launch, 0).map_err(|error| failed(error.into()))?;
@@ -113,8 +126,11 @@ impl Bench {
         Ok(())
     }
 
-    fn configure(&self, kernel: &dyn Kernel, sms: Sms) -> Result<Configured, LaunchError> {
-        let launch = kernel.configure(sms, self.device.topology())?;
+    fn configure(&self, kernel: &dyn Kernel, choice: Option<Choice>, sms: Sms) -> Result<Configured, LaunchError> {
+        let launch = match choice {
+            Some(choice) => kernel.configure_as(choice, sms, self.topology())?,
+            None => kernel.configure(sms, self.topology())?,
+        };
         Ok(Configured { function: self.device.function(launch.symbol)?, launch, key: kernel.key(), work: kernel.work() })
     }
 

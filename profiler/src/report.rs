@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use smidgen_runtime::device::Sms;
-use smidgen_runtime::profile::{Bound, KernelProfile, PeakSource, Profile};
+use smidgen_runtime::profile::{Bound, KernelProfile, MeasuredConfiguration, PeakSource, Profile};
 
 use crate::roofline;
 
@@ -86,6 +86,7 @@ pub fn table(profile: &Profile) -> String {
         ));
     }
     lines.push(total(&rows, profile.provenance.sms));
+    lines.extend(overrides(profile, &rows));
     let mark = if profile.provenance.simulated { "SIMULATED  " } else { "" };
     lines.into_iter().fold(String::new(), |mut text, line| {
         // Writing to a string cannot fail.
@@ -111,6 +112,24 @@ fn heading(profile: &Profile) -> String {
         profile.peaks.flops_per_s / 1e12,
         profile.peaks.bytes_per_s / 1e12
     )
+}
+
+/// Where another configuration was quicker than a kernel's own choice.
+fn overrides(profile: &Profile, rows: &[Row<'_>]) -> Vec<String> {
+    let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0);
+    let points = rows.iter().flat_map(|row| profile.kernels[row.key].points.iter().map(move |point| (row.key, point)));
+    let others = points.filter_map(|(key, point)| Some((key, point.sms, point.configuration.as_ref()?)));
+    let lines: Vec<String> = others
+        .map(|(key, sms, MeasuredConfiguration { name, instead_of, gain })| {
+            format!(
+                "{key:width$}  on {:>3} SMs: {name}, where the kernel would choose {instead_of}: that takes {:.1}% longer",
+                sms.0,
+                gain * 100.0
+            )
+        })
+        .collect();
+    let heading = "another configuration than the kernel's own choice was quicker:".to_owned();
+    if lines.is_empty() { lines } else { [heading].into_iter().chain(lines).collect() }
 }
 
 fn total(rows: &[Row<'_>], whole: Sms) -> String {

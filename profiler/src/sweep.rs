@@ -19,7 +19,7 @@ use smidgen_runtime::partition::{Ladder, rungs};
 use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 
 use crate::measure::{Bench, FEWEST_SAMPLES, Lane, MOST_SAMPLES, Point};
-use crate::{Origin, SweepError, knee, roofline, shared};
+use crate::{Origin, SweepError, knee, roofline, shared, trial};
 
 /// How a sweep measures.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub struct Options {
     pub longest_replay: Duration,
     /// The samples of one point take about this long at most, unless 5 take longer.
     pub longest_point: Duration,
+    /// Configurations of a kernel that are tried on each SM count, its own choice among them, at least 1. With 1 nothing is tried.
+    pub configurations: u32,
     /// The rates to hold kernels against; without, the data sheet of a known GPU or else the best rates that the sweep itself reached.
     pub peaks: Option<Peaks>,
 }
@@ -55,6 +57,7 @@ impl Default for Options {
             shortest_replay: Duration::from_micros(300),
             longest_replay: Duration::from_millis(20),
             longest_point: Duration::from_millis(500),
+            configurations: 1,
             peaks: None,
         }
     }
@@ -198,7 +201,11 @@ impl Sweep<'_> {
         group: &Group<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<SamplePoint>, SweepError> {
-        let mut points = lanes.iter().map(|lane| bench.prepare(lane, &group.instances, self.options)).collect::<Result<Vec<_>, _>>()?;
+        let prepared = lanes.iter().map(|lane| {
+            let (choice, configuration) = trial::quickest(bench, lane, &group.instances, self.options)?.unzip();
+            Ok((bench.prepare(lane, &group.instances, choice, self.options)?, configuration))
+        });
+        let (mut points, configurations): (Vec<_>, Vec<_>) = prepared.collect::<Result<Vec<_>, SweepError>>()?.into_iter().unzip();
         let rounds = self.options.rounds;
         for round in 0..rounds {
             let mut sample = |point: &mut Point| {
@@ -210,8 +217,8 @@ impl Sweep<'_> {
             if round % 2 == 0 { points.iter_mut().try_for_each(&mut sample) } else { points.iter_mut().rev().try_for_each(&mut sample) }?;
         }
         let mut finished = Vec::with_capacity(points.len());
-        for point in points {
-            let point = point.finish(&group.key)?;
+        for (point, configuration) in points.into_iter().zip(configurations) {
+            let point = SamplePoint { configuration, ..point.finish(&group.key)? };
             progress.point_done(&group.key, &point);
             finished.push(point);
         }
@@ -291,6 +298,9 @@ impl Sweep<'_> {
         }
         if options.rounds == 0 || options.rounds > options.samples {
             return refuse("rounds", format!("{} rounds cannot share {} samples", options.rounds, options.samples));
+        }
+        if options.configurations == 0 {
+            return refuse("configurations", "0 are none to measure; 1 is the kernel's own choice".to_owned());
         }
         if options.shortest_replay > options.longest_replay {
             return refuse(

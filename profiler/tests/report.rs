@@ -8,7 +8,13 @@ use smidgen_runtime::launch::Work;
 use smidgen_runtime::profile::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 
 fn kernel(launches: u32, work: Work, bound: Bound, minimum: u16, points: &[(u16, f64)]) -> KernelProfile {
-    let points = points.iter().map(|&(sms, us)| SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us; 5], rejected: 0 });
+    let points = points.iter().map(|&(sms, us)| SamplePoint {
+        sms: Sms(sms),
+        median_us: us,
+        samples_us: vec![us; 5],
+        rejected: 0,
+        configuration: None,
+    });
     KernelProfile { work, launches, blocks_per_sm: 1, bound, minimum_sms: Sms(minimum), points: points.collect() }
 }
 

@@ -35,7 +35,7 @@ fn sweep(config: SimConfig) -> Profile {
 fn scaling(us: f64, knee: u16) -> KernelProfile {
     let points = rungs(SimDevice::new(SimConfig::h200()).topology()).into_iter().map(|sms| {
         let median_us = us * f64::from(knee) / f64::from(sms.0.min(knee));
-        SamplePoint { sms, median_us, samples_us: vec![median_us; 5], rejected: 0 }
+        SamplePoint { sms, median_us, samples_us: vec![median_us; 5], rejected: 0, configuration: None }
     });
     KernelProfile {
         work: Work::default(),

@@ -279,7 +279,8 @@ fn a_second_model_adds_its_kernels_and_the_first_one_stays_without_launches() {
     let mut rig = Rig::new(noisy());
     rig.origin.model = "bert-large".into();
     rig.origin.command = "smidgen profile --model bert-large --batch 1 -o p.json".into();
-    rig.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
+    rig.recording =
+        vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default(), configurations: 0 })];
     let profile = rig.sweep().run(Some(profile), &mut (), &mut |_| Ok(())).unwrap();
     let launches: BTreeMap<&str, u32> = profile.kernels.iter().map(|(key, kernel)| (key.as_str(), kernel.launches)).collect();
     assert_eq!(launches, BTreeMap::from([(GEMM_KEY, 0), (NORM_KEY, 0), ("norm[8x768]f16", 1)]));
@@ -308,7 +309,8 @@ impl Progress for Meanwhile<'_> {
 fn two_sweeps_into_one_file_at_once_keep_each_others_kernels_and_models() {
     let mut other = Rig::new(noisy());
     other.origin.model = "bert-large".into();
-    other.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
+    other.recording =
+        vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default(), configurations: 0 })];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.json");
     let profile = Rig::new(noisy()).sweep().run_into(&path, &mut Meanwhile { other: Some(&other), path: &path }).unwrap();
@@ -421,7 +423,7 @@ fn the_whole_gpu_is_measured_outside_any_partition() {
 #[test]
 fn a_kernel_that_cannot_do_its_shape_is_named() {
     let mut rig = Rig::new(noisy());
-    rig.recording.push(Box::new(ScriptedKernel { key: KernelKey::new(GEMM, []), instance: 0, work: Work::default() }));
+    rig.recording.push(Box::new(ScriptedKernel { key: KernelKey::new(GEMM, []), instance: 0, work: Work::default(), configurations: 0 }));
     let message = rig.run().unwrap_err().to_string();
     assert_eq!(message, "gemm[]f16 on 2 SMs: gemm[]f16 cannot do this shape: it has no extent");
 }
@@ -449,6 +451,7 @@ fn options_that_cannot_be_are_refused_by_name() {
         (Options { samples: u32::MAX, ..good() }, "samples"),
         (Options { rounds: 0, ..good() }, "rounds"),
         (Options { rounds: 22, ..good() }, "rounds"),
+        (Options { configurations: 0, ..good() }, "configurations"),
         (Options { longest_replay: Duration::ZERO, ..good() }, "shortest_replay"),
         (Options { rungs: vec![Sms(0)], ..good() }, "rungs"),
         (Options { rungs: vec![Sms(3)], ..good() }, "rungs"),

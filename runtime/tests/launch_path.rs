@@ -23,9 +23,9 @@ use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 
 mod support;
 
-use support::Fake;
 use support::counting::{Counting, allocations};
 use support::idle::Idle;
+use support::{Fake, Tiled};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -84,6 +84,22 @@ fn launching_a_known_kernel_allocates_nothing() -> Result<(), LaunchError> {
     request(&mut session)?;
     let mut rounds = || (0..1000).for_each(|_| request(&mut session).unwrap());
     assert_eq!(allocations(&mut rounds), 0);
+    Ok(())
+}
+
+#[test]
+fn launching_a_kernel_as_its_profile_says_allocates_nothing() -> Result<(), AdmitError> {
+    let idle = Idle::that_does(|request| assert_eq!(request.launch.symbol, "narrow"));
+    let device: Arc<dyn Device> = Arc::clone(&idle) as Arc<dyn Device>;
+    let kernel = Tiled(KERNELS[0]);
+    let profile = support::quickest_as("narrow", Sms(132), support::profile(&*device, &[(kernel.0, 100.0, 64)]));
+    let runtime = Runtime::new(Arc::clone(&device), Box::new(StaticEqual), support::store(&*device, profile));
+    let tenant = runtime.admit(TenantSpec { name: "tuned".into(), class: Class::Throughput, slo: None, memory_bytes: 1 })?;
+    let mut session = runtime.session(tenant)?;
+    session.launch(&kernel)?;
+    let mut rounds = || (0..1000).for_each(|_| session.launch(&kernel).unwrap());
+    assert_eq!(allocations(&mut rounds), 0);
+    assert_eq!(idle.launched(), 1 + 1000);
     Ok(())
 }
 

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
 use smidgen_runtime::profile::{
-    Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileError, ProfileStore, ProfileWarning, Provenance, SCHEMA_VERSION,
-    SamplePoint,
+    Bound, KernelProfile, Machine, MeasuredConfiguration, PeakSource, Peaks, Profile, ProfileError, ProfileStore, ProfileWarning,
+    Provenance, SCHEMA_VERSION, SamplePoint,
 };
 
 const GEMM: &str = "gemm_bias[1024x768x3072]f16";
 const BUILD: &str = "00c0ffee";
 
 fn point(sms: u16, us: f64) -> SamplePoint {
-    SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us, us + 0.5, us * 9.0], rejected: 1 }
+    SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us, us + 0.5, us * 9.0], rejected: 1, configuration: None }
 }
 
 fn profile() -> Profile {
@@ -117,6 +117,31 @@ fn one_measured_point_is_one_line_of_the_file() {
 }
 
 #[test]
+fn a_point_that_another_configuration_was_quicker_at_names_it_in_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    let mut written = profile();
+    let measured = MeasuredConfiguration { name: "64x96".into(), instead_of: "128x96".into(), gain: 0.0412 };
+    written.kernels.get_mut(GEMM).unwrap().points[1].configuration = Some(measured);
+    written.write(&path).unwrap();
+    assert_eq!(Profile::read(&path).unwrap(), written);
+    let end = r#""rejected": 1, "configuration": {"name": "64x96", "instead_of": "128x96", "gain": 0.0412}},"#;
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().filter(|line| line.ends_with(end)).count(), 1);
+}
+
+#[test]
+fn a_profile_from_before_configurations_were_measured_reads_and_is_written_as_it_was() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles/h200.json");
+    let profile = Profile::read(&shipped).unwrap();
+    let mut points = profile.kernels.values().flat_map(|kernel| &kernel.points);
+    assert!(points.all(|point| point.configuration.is_none()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    profile.write(&path).unwrap();
+    assert!(fs::read(&path).unwrap() == fs::read(&shipped).unwrap(), "another text");
+}
+
+#[test]
 fn writing_leaves_nothing_beside_the_file_and_replaces_it_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.json");
@@ -206,11 +231,15 @@ fn another_schema_version_is_refused_whatever_its_fields_are() {
     assert!(error.to_string().contains(&path.display().to_string()) && error.to_string().contains("version 7"), "{error}");
 }
 
+fn put_configuration(json: &mut serde_json::Value, name: &str, instead_of: &str, gain: f64) {
+    json["kernels"][GEMM]["points"][1]["configuration"] = serde_json::json!({ "name": name, "instead_of": instead_of, "gain": gain });
+}
+
 #[test]
 fn each_impossible_value_is_refused_by_the_name_of_its_field() {
     type Change = fn(&mut serde_json::Value);
     let gemm = format!(r#"kernels["{GEMM}"]"#);
-    let cases: [(Change, String); 14] = [
+    let cases: [(Change, String); 18] = [
         (|json| json["tolerance"] = 0.0.into(), "tolerance".into()),
         (|json| json["tolerance"] = 1.0.into(), "tolerance".into()),
         (|json| json["provenance"]["sms"] = 0.into(), "provenance.sms".into()),
@@ -221,6 +250,10 @@ fn each_impossible_value_is_refused_by_the_name_of_its_field() {
         (|json| json["kernels"][GEMM]["points"][1]["median_us"] = (-3.0).into(), format!("{gemm}.points[1].median_us")),
         (|json| json["kernels"][GEMM]["points"][1]["samples_us"][2] = 0.0.into(), format!("{gemm}.points[1].samples_us[2]")),
         (|json| json["kernels"][GEMM]["points"][1]["rejected"] = 3.into(), format!("{gemm}.points[1].rejected")),
+        (|json| put_configuration(json, "", "b", 0.1), format!("{gemm}.points[1].configuration.name")),
+        (|json| put_configuration(json, "a", "b c", 0.1), format!("{gemm}.points[1].configuration.instead_of")),
+        (|json| put_configuration(json, "a", "a", 0.1), format!("{gemm}.points[1].configuration.instead_of")),
+        (|json| put_configuration(json, "a", "b", 0.0), format!("{gemm}.points[1].configuration.gain")),
         (|json| json["kernels"][GEMM]["points"] = serde_json::json!([]), format!("{gemm}.points")),
         (|json| json["kernels"][GEMM]["minimum_sms"] = 64.into(), format!("{gemm}.minimum_sms")),
         (|json| json["kernels"][GEMM]["blocks_per_sm"] = 0.into(), format!("{gemm}.blocks_per_sm")),

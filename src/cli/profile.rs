@@ -53,6 +53,10 @@ pub struct ProfileArgs {
     /// SM counts to measure, such as 8,16,32; the whole GPU always is. Default: the ladder's rungs.
     #[arg(long, value_delimiter = ',')]
     sms: Vec<u16>,
+    /// Tile shapes to try on each SM count, the one that the kernel predicts to be quickest among them; a run uses another one where that was quicker. Each takes
+    /// a third of the time again for kernels that have several, as matrix products do. Points that the file has already stay as they are.
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    tiles: u32,
     /// GPU or simulator. A simulated profile says so, and no GPU accepts it.
     #[arg(long, value_enum, default_value = "cuda")]
     device: RunDevice,
@@ -63,7 +67,8 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
         RunDevice::Cuda => smidgen::cuda::open()?,
         RunDevice::Sim => SimDevice::new(SimConfig::h200()),
     };
-    let mut options = Options { rungs: rungs(device.topology()), tolerance: args.tolerance, ..Options::default() };
+    let (tolerance, configurations) = (args.tolerance, args.tiles);
+    let mut options = Options { rungs: rungs(device.topology()), tolerance, configurations, ..Options::default() };
     if !args.sms.is_empty() {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }

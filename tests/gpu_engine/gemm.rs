@@ -4,9 +4,9 @@ use half::f16;
 use proptest::prelude::*;
 use proptest::sample::select;
 use rayon::prelude::*;
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Variant, Warpgroup};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Skinny, Variant, Warpgroup};
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
-use smidgen_runtime::launch::Kernel;
+use smidgen_runtime::launch::{Configuration, Kernel};
 
 use crate::attention::f64s;
 use crate::draws::{aligned_gap, extent, for_draws, gap};
@@ -393,6 +393,36 @@ fn all_hopper_shapes_give_the_same_bits() {
                 }
             }
         }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn every_configuration_that_a_profile_may_name_gives_the_bits_of_the_choice() {
+    let gpu = Gpu::open();
+    let topology = gpu.device().topology();
+    let mut random = Random::new(12);
+    for (shape, finish) in [
+        ([1024, 768, 768], Finish::BiasResidual),
+        ([1000, 2304, 760], Finish::Bias),
+        ([128, 3072, 768], Finish::BiasGelu),
+        ([8, 2048, 8192], Finish::Residual),
+        ([13, 3000, 4096], Finish::SiluGate),
+    ] {
+        let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish);
+        for sms in gpu.sm_counts() {
+            let mut first = None;
+            for Configuration { name, choice } in problem.gemm.configurations(Sms(sms), topology) {
+                gpu.poison(&problem.c);
+                let launch = problem.gemm.configure_as(choice, Sms(sms), topology).expect("a configuration on offer");
+                gpu.enqueue(&problem.gemm, &launch, gpu.partition(sms), gpu.tiles(&launch));
+                gpu.device().synchronize(gpu.partition(sms)).expect("the kernel runs");
+                let bytes = gpu.download(&problem.c);
+                let same = *first.get_or_insert_with(|| bytes.clone()) == bytes;
+                assert!(same, "{name} on {sms} SMs differs for {}", problem.gemm.key());
+            }
+        }
+        problem.check(&gpu.download(&problem.c), &problem.reference());
     }
 }
 

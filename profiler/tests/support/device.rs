@@ -15,12 +15,14 @@ use smidgen_runtime::device::{
 use smidgen_runtime::launch::KernelKey;
 use smidgen_runtime::partition::TpcSet;
 
-use super::kernel::SYMBOL;
+use super::kernel::SYMBOLS;
 
 /// What the device shall do.
 pub struct Script {
     /// Microseconds of a kernel on an SM count.
     pub latency_us: fn(KernelKey, Sms) -> f64,
+    /// What that is multiplied by, by the kernel's configuration.
+    pub factor: fn(Sms, &'static str) -> f64,
     /// Largest relative deviation of a usual sample.
     pub noise: f64,
     /// Share of the samples that take 2 to 10 times as long.
@@ -36,7 +38,21 @@ pub struct Script {
 impl Default for Script {
     fn default() -> Self {
         let latency_us = |_, _| 10.0;
-        Self { latency_us, noise: 0.0, outliers: 0.0, most_granted: Sms(u16::MAX), fails_at: u32::MAX, simulated: false }
+        Self {
+            latency_us,
+            factor: |_, _| 1.0,
+            noise: 0.0,
+            outliers: 0.0,
+            most_granted: Sms(u16::MAX),
+            fails_at: u32::MAX,
+            simulated: false,
+        }
+    }
+}
+
+impl Script {
+    fn us(&self, key: KernelKey, sms: Sms, symbol: &'static str) -> f64 {
+        (self.latency_us)(key, sms) * (self.factor)(sms, symbol)
     }
 }
 
@@ -48,6 +64,8 @@ pub struct Seen {
     pub sms: Sms,
     /// Which of the recorded launches it is.
     pub instance: u32,
+    /// Its configuration.
+    pub symbol: &'static str,
     pub grid: u32,
     pub grant: DevicePtr,
     pub progress: DevicePtr,
@@ -193,7 +211,8 @@ impl Device for ScriptedDevice {
         Err(broken("load"))
     }
     fn function(&self, symbol: &'static str) -> Result<FunctionId, DeviceError> {
-        if symbol == SYMBOL { Ok(FunctionId(1)) } else { Err(DeviceError::UnknownSymbol { symbol: symbol.into() }) }
+        let known = SYMBOLS.iter().position(|known| *known == symbol);
+        known.map(|at| FunctionId(at as u64)).ok_or_else(|| DeviceError::UnknownSymbol { symbol: symbol.into() })
     }
     fn create_partition(&self, tpcs: TpcSet) -> Result<PartitionId, DeviceError> {
         let mut state = self.state();
@@ -223,17 +242,19 @@ impl Device for ScriptedDevice {
         let mut state = self.state();
         let stream = state.stream(stream);
         let (key, sms) = (request.key, stream.sms);
+        let us = self.script.us(key, sms, request.launch.symbol);
         let seen = Seen {
             key,
             sms,
             instance: request.launch.shared_bytes,
+            symbol: request.launch.symbol,
             grid: request.launch.grid,
             grant: request.tiles.grant,
             progress: request.tiles.progress,
         };
         match &mut stream.capture {
             Some(capture) => capture.push(seen),
-            None => stream.us += (self.script.latency_us)(key, sms),
+            None => stream.us += us,
         }
         Ok(())
     }
@@ -292,7 +313,7 @@ impl Device for ScriptedDevice {
         let is_outlier = split_mix(seed ^ 0xabcd) < self.script.outliers;
         let usual = 1.0 + self.script.noise * (2.0 * split_mix(seed) - 1.0);
         let factor = if is_outlier { 2.0 + 8.0 * split_mix(seed ^ 0x1234) } else { usual };
-        let us: f64 = launches.iter().map(|launch| (self.script.latency_us)(launch.key, launch.sms) * factor).sum();
+        let us: f64 = launches.iter().map(|launch| self.script.us(launch.key, launch.sms, launch.symbol) * factor).sum();
         state.stream(stream).us += us;
         state.replayed.push(launches);
         Ok(())

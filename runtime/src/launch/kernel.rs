@@ -19,7 +19,8 @@ const TENSOR_MAP_ALIGNMENT: usize = 64;
 /// A kernel descriptor: shapes and device pointers, nothing about SMs.
 ///
 /// Most kernels implement [`configure`](Kernel::configure) alone. One that takes long to decide (which of many tile shapes is quickest here) may
-/// put the decision into [`choose`](Kernel::choose), which sessions call once for a key and SM count.
+/// put the decision into [`choose`](Kernel::choose), which sessions call once for a key and SM count. One whose decision is a prediction may say what else
+/// it could have chosen, [`configurations`](Kernel::configurations): the profiler measures which is quicker, and sessions launch by what it found.
 ///
 /// # Safety
 /// [`configure`](Kernel::configure) and [`configure_as`](Kernel::configure_as) must return parameters of the type that the named `__global__` function takes as its first argument (its
@@ -43,7 +44,15 @@ pub unsafe trait Kernel {
         Choice::default()
     }
 
-    /// [`configure`](Kernel::configure), given what [`choose`](Kernel::choose) returned for a kernel of the same key, SM count and GPU.
+    /// What a profile may have this kernel launched as on `sms` SMs: first what [`choose`](Kernel::choose) returns, then the others, the likeliest to be quick
+    /// first. All of them give the same bits. Like a choice, they must follow from the key, the SM count and the GPU alone. None where nothing is to be chosen, or
+    /// where the choice serves something that the profiler, which measures a kernel alone, does not see.
+    fn configurations(&self, _sms: Sms, _gpu: &Topology) -> Vec<Configuration> {
+        Vec::new()
+    }
+
+    /// [`configure`](Kernel::configure), given what [`choose`](Kernel::choose) returned, or one of [`configurations`](Kernel::configurations), for a kernel of
+    /// the same key, SM count and GPU.
     ///
     /// # Errors
     /// As [`configure`](Kernel::configure).
@@ -55,6 +64,22 @@ pub unsafe trait Kernel {
 /// A kernel's own note of a decision, see [`Kernel::choose`]; the bits mean what the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Choice(pub u64);
+
+/// One of several choices that a kernel has, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Configuration {
+    /// What profiles call it. Another build may offer others, but must not use this name for another one: 1 to 64 letters, digits and `_.-`.
+    pub name: &'static str,
+    /// What [`Kernel::configure_as`] is given.
+    pub choice: Choice,
+}
+
+impl Configuration {
+    /// Whether a profile may call a configuration so.
+    pub fn is_name(name: &str) -> bool {
+        (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    }
+}
 
 /// The least that a launch must do, whatever the implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

@@ -24,7 +24,7 @@ pub use capture::CapturedGraph;
 pub use encoded_maps::{EncodedMap, EncodedMaps};
 pub use error::LaunchError;
 pub use graph_cache::{GraphLimits, WorkId};
-pub use kernel::{Choice, Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
+pub use kernel::{Choice, Configuration, Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
 pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
 pub use progress::TILE_PROGRESS_BYTES;

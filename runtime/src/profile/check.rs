@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use crate::device::Sms;
-use crate::launch::Fingerprint;
+use crate::launch::{Configuration, Fingerprint};
 
-use super::{KernelProfile, Profile, SCHEMA_VERSION, SamplePoint};
+use super::{KernelProfile, MeasuredConfiguration, Profile, SCHEMA_VERSION, SamplePoint};
 
 /// A field that holds what cannot be.
 #[derive(Debug, PartialEq)]
@@ -103,6 +103,21 @@ fn check_point(point: &SamplePoint, whole: Sms) -> Result<(), Flaw> {
     }
     if point.kept() == 0 {
         return Flaw::at("rejected", format!("{} of {} samples rejected leaves none", point.rejected, point.samples_us.len()));
+    }
+    point.configuration.as_ref().map_or(Ok(()), |measured| check_configuration(measured).map_err(|flaw| flaw.below("configuration")))
+}
+
+fn check_configuration(measured: &MeasuredConfiguration) -> Result<(), Flaw> {
+    for (field, name) in [("name", &measured.name), ("instead_of", &measured.instead_of)] {
+        if !Configuration::is_name(name) {
+            return Flaw::at(field, format!("{name:?} is no configuration: it must be 1 to 64 letters, digits and `_.-`"));
+        }
+    }
+    if measured.name == measured.instead_of {
+        return Flaw::at("instead_of", format!("`{}` in place of itself is no other choice", measured.name));
+    }
+    if !(measured.gain > 0.0 && measured.gain.is_finite()) {
+        return Flaw::at("gain", format!("{} is no gain: it must be a positive number (0.05 is 5%)", measured.gain));
     }
     Ok(())
 }

@@ -21,5 +21,5 @@ pub(crate) use correction::WINDOW;
 pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_REPLAY_US, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 pub use error::{ProfileError, ProfileWarning};
-pub use schema::{Bound, KernelProfile, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+pub use schema::{Bound, KernelProfile, MeasuredConfiguration, PeakSource, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 pub use store::{Machine, ProfileStore};

@@ -107,6 +107,21 @@ pub struct SamplePoint {
     pub samples_us: Vec<f64>,
     /// How many of them were left out of the median as outliers.
     pub rejected: u32,
+    /// What the kernel was launched as, where that was quicker than its own choice; none where its own choice ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<MeasuredConfiguration>,
+}
+
+/// A configuration that was quicker than the kernel's own choice.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredConfiguration {
+    /// Its name: a [`Configuration`](crate::launch::Configuration)'s.
+    pub name: String,
+    /// The name of the kernel's own choice.
+    pub instead_of: String,
+    /// How much longer the kernel's own choice took, as a share of what this one did.
+    pub gain: f64,
 }
 
 /// What was measured of one kernel key.

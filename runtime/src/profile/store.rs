@@ -1,11 +1,12 @@
 //! The profiles in use on one machine, merged for policies to look kernels up in.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::device::{Device, Topology};
-use crate::launch::Fingerprint;
+use crate::device::{Device, Sms, Topology};
+use crate::launch::{Choice, Configuration, Fingerprint, KernelKey};
 
 use super::{Curve, KernelProfile, Profile, ProfileError, ProfileWarning};
 
@@ -38,6 +39,16 @@ struct Entry {
     kernel: KernelProfile,
     curve: Arc<Curve>,
     simulated: bool,
+    remedy: Arc<Remedy>,
+    /// Whether it was said that this build does not know a configuration of the kernel.
+    has_warned: Arc<AtomicBool>,
+}
+
+/// Where kernels come from, and how they are measured again.
+#[derive(Debug)]
+struct Remedy {
+    path: PathBuf,
+    command: String,
 }
 
 impl ProfileStore {
@@ -53,6 +64,7 @@ impl ProfileStore {
         let mut warnings = differences(path, &profile, machine);
         let (mut replaced, mut left_out) = (0, 0);
         let simulated = profile.provenance.simulated;
+        let remedy = Arc::new(Remedy { path: path.to_owned(), command: profile.provenance.command_again(path) });
         for (key, kernel) in profile.kernels {
             // Both were checked above.
             let (Ok(fingerprint), Some(curve)) = (key.parse::<Fingerprint>(), kernel.curve()) else { continue };
@@ -63,7 +75,8 @@ impl ProfileStore {
                 }
                 replaced += usize::from(known.kernel.points != kernel.points);
             }
-            self.kernels.insert(fingerprint, Entry { kernel, curve: Arc::new(curve), simulated });
+            let (curve, remedy, has_warned) = (Arc::new(curve), Arc::clone(&remedy), Arc::default());
+            self.kernels.insert(fingerprint, Entry { kernel, curve, simulated, remedy, has_warned });
         }
         for (kernels, replaced) in [(replaced, true), (left_out, false)] {
             if kernels > 0 {
@@ -81,6 +94,24 @@ impl ProfileStore {
     /// All that was measured of a kernel; none if it was never profiled.
     pub fn kernel(&self, kernel: Fingerprint) -> Option<&KernelProfile> {
         self.kernels.get(&kernel).map(|entry| &entry.kernel)
+    }
+
+    /// Which of the configurations that a kernel `offers` on `sms` SMs was measured to be quicker than its own choice. None where none was: on this very SM
+    /// count, since waves of tiles fill another one otherwise, so that what is quicker on one says nothing of the next. A name that is not on offer counts for
+    /// nothing; a warning says so, once for each kernel.
+    pub fn choice(&self, kernel: KernelKey, sms: Sms, offers: impl FnOnce() -> Vec<Configuration>) -> Option<Choice> {
+        let entry = self.kernels.get(&kernel.fingerprint())?;
+        let name = &entry.kernel.points.iter().find(|point| point.sms == sms)?.configuration.as_ref()?.name;
+        let found = offers().into_iter().find(|offered| offered.name == name);
+        if found.is_none() && !entry.has_warned.swap(true, Ordering::Relaxed) {
+            let Remedy { path, command } = &*entry.remedy;
+            tracing::warn!(
+                "{}: {kernel} was quickest as `{name}` on {sms} SMs, which these kernels do not offer; the kernel's own choice is used: move the file away \
+                 and run `{command}`",
+                path.display()
+            );
+        }
+        found.map(|found| found.choice)
     }
 
     /// How many kernels are in the store.

@@ -108,13 +108,13 @@ impl Runtime {
     /// [`AdmitError::Unknown`] after it was dismissed; [`LaunchError::Paused`](crate::launch::LaunchError::Paused) while it is paused.
     #[tracing::instrument(level = "debug", skip_all, fields(tenant = tenant.0))]
     pub fn session(&self, tenant: TenantId) -> Result<Session, AdmitError> {
-        let (device, membership) = {
+        let (device, membership, profiles) = {
             let state = self.state.lock();
             let admitted = state.tenant(tenant)?;
-            (Arc::clone(&admitted.device), Arc::clone(&admitted.membership))
+            (Arc::clone(&admitted.device), Arc::clone(&admitted.membership), Arc::clone(&state.profiles))
         };
         let session = Session::new(&device, &self.plans, tenant, Arc::clone(membership.grant()))?;
-        Ok(session.observed(self.telemetry.probe(tenant)?).announcing(Requests::new(&self.lending, &membership)))
+        Ok(session.tuned(profiles).observed(self.telemetry.probe(tenant)?).announcing(Requests::new(&self.lending, &membership)))
     }
 
     /// What copies a tenant's inputs to the device, in turn with everybody else's.

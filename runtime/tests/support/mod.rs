@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use smidgen_runtime::device::sim::{KernelTrace, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms, Topology};
-use smidgen_runtime::launch::{Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
+use smidgen_runtime::launch::{Choice, Configuration, Kernel, KernelKey, KernelName, Launch, LaunchError, Params, Session, Work};
 use smidgen_runtime::profile::{
-    Bound, KernelProfile, Machine, PeakSource, Peaks, Profile, ProfileStore, Provenance, SCHEMA_VERSION, SamplePoint,
+    Bound, KernelProfile, Machine, MeasuredConfiguration, PeakSource, Peaks, Profile, ProfileStore, Provenance, SCHEMA_VERSION, SamplePoint,
 };
 
 /// A simulated H200, as itself and as the runtime sees it.
@@ -90,6 +90,48 @@ unsafe impl Kernel for Fake {
     }
 }
 
+/// A kernel of two tile shapes, told apart by their symbols. It predicts that the wide one is quicker.
+#[derive(Debug, Clone, Copy)]
+pub struct Tiled(pub Fake);
+
+impl Tiled {
+    /// Symbols, which are the names of its configurations too.
+    pub const SHAPES: [&str; 2] = ["wide", "narrow"];
+}
+
+// SAFETY: the simulator reads no parameters.
+unsafe impl Kernel for Tiled {
+    fn key(&self) -> KernelKey {
+        self.0.key()
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn configure(&self, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        self.configure_as(self.choose(sms, gpu), sms, gpu)
+    }
+
+    fn configurations(&self, _: Sms, _: &Topology) -> Vec<Configuration> {
+        (0..).zip(Self::SHAPES).map(|(at, name)| Configuration { name, choice: Choice(at) }).collect()
+    }
+
+    fn configure_as(&self, Choice(at): Choice, sms: Sms, gpu: &Topology) -> Result<Launch, LaunchError> {
+        Ok(Launch { symbol: Self::SHAPES[at as usize], ..self.0.configure(sms, gpu)? })
+    }
+}
+
+/// `profile`, in which every kernel was quickest as `name` on so many SMs.
+pub fn quickest_as(name: &str, sms: Sms, mut profile: Profile) -> Profile {
+    let points = profile.kernels.values_mut().flat_map(|kernel| &mut kernel.points);
+    for point in points.filter(|point| point.sms == sms) {
+        let instead_of = Tiled::SHAPES[0].to_owned();
+        point.configuration = Some(MeasuredConfiguration { name: name.to_owned(), instead_of, gain: 0.1 });
+    }
+    profile
+}
+
 /// A kernel that can do no shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Impossible;
@@ -114,7 +156,7 @@ pub fn profile(device: &dyn Device, kernels: &[(Fake, f64, u16)]) -> Profile {
     let kernel = |&(kernel, us, minimum): &(Fake, f64, u16)| {
         let point = |sms: u16| {
             let us = us * (f64::from(minimum) / f64::from(sms)).max(1.0);
-            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0 }
+            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0, configuration: None }
         };
         let points = [2, 8, 16, 32, 64, 132].map(point).to_vec();
         let (work, minimum_sms) = (kernel.work(), Sms(minimum));

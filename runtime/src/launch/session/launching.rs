@@ -111,16 +111,23 @@ impl Session {
 
     #[cold]
     fn choose(&mut self, at: usize, kernel: &dyn Kernel) -> Result<Choice, LaunchError> {
-        let mut choice = kernel.choose(self.resolved[at].sms, self.device.topology());
+        let mut choice = self.choice_on(self.resolved[at].sms, at, kernel);
         if self.resolved[at].borrows {
             self.resolved[at].polls = self.polls_where_it_borrows(at, kernel, choice)?;
             if !self.resolved[at].polls {
                 self.keep_home(at)?;
-                choice = kernel.choose(self.resolved[at].sms, self.device.topology());
+                choice = self.choice_on(self.resolved[at].sms, at, kernel);
             }
         }
         self.resolved[at].choice = Some(choice);
         Ok(choice)
+    }
+
+    /// How the kernel with this index is launched on so many SMs: as was measured to be quickest there, or else as it chooses itself.
+    fn choice_on(&self, sms: Sms, at: usize, kernel: &dyn Kernel) -> Choice {
+        let gpu = self.device.topology();
+        let measured = self.profiles.choice(self.seen[at].key, sms, || kernel.configurations(sms, gpu));
+        measured.unwrap_or_else(|| kernel.choose(sms, gpu))
     }
 
     /// Whether a launch polls the grant, or can be made to: one that is too short for it on all of its grant, where the same entry point does poll on the
@@ -133,7 +140,7 @@ impl Session {
             return Ok(borrowing.elastic);
         }
         for fewer in [self.layout.plan.default.sms, Sms(gpu.sms_per_tpc)] {
-            let longer = kernel.configure(fewer, gpu)?;
+            let longer = kernel.configure_as(self.choice_on(fewer, at, kernel), fewer, gpu)?;
             if longer.elastic && ptr::eq(longer.symbol, borrowing.symbol) {
                 return Ok(true);
             }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::device::{Buffer, Device, Event, FunctionId, PartitionId, Priority, Sms, Stream, StreamId};
 use crate::partition::PartitionRef;
+use crate::profile::ProfileStore;
 use crate::telemetry::Probe;
 use crate::tenant::TenantId;
 
@@ -136,6 +137,8 @@ pub struct Session {
     functions: Vec<(&'static str, FunctionId)>,
     grant: Arc<Grant>,
     grids: Grids,
+    /// What was measured of configurations.
+    profiles: Arc<ProfileStore>,
     /// Whether kept graphs are done without.
     eager: bool,
     /// What it announces to the runtime that made it.
@@ -209,6 +212,7 @@ impl Session {
             functions: Vec::new(),
             grant,
             grids: Grids::Persistent,
+            profiles: Arc::default(),
             eager: false,
             requests: None,
             progress: Buffer::new(device, PROGRESSES as u64 * TILE_PROGRESS_BYTES)?,
@@ -232,6 +236,13 @@ impl Session {
     pub(crate) fn observed(mut self, probe: Probe) -> Self {
         self.lanes.iter().for_each(|lane| probe.lane(lane.stream.id(), lane.partition));
         self.probe = probe;
+        self
+    }
+
+    /// The same session, launching kernels as `profiles` found them to be quickest.
+    #[must_use]
+    pub(crate) fn tuned(mut self, profiles: Arc<ProfileStore>) -> Self {
+        self.profiles = profiles;
         self
     }
 
