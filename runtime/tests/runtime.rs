@@ -161,10 +161,7 @@ fn a_tenant_that_does_not_fit_is_refused_with_the_figures_and_changes_nothing() 
     // A 64th of the GPU, of which those that the policy foresees are made.
     let (partitions, made) = (gpu.device.topology().memory_bytes / 64 / PARTITION_BYTES, gpu.sim.counts().partitions);
     assert_eq!((holders[1].promised, holders[1].allocated), (partitions * PARTITION_BYTES, made * PARTITION_BYTES));
-    assert_eq!(
-        (name.as_str(), needed, left),
-        ("second", 100_000_000_000, free - 100_000_000_000 - (partitions - made) * PARTITION_BYTES)
-    );
+    assert_eq!((name.as_str(), needed, left), ("second", 100_000_000_000, free - 100_000_000_000 - (partitions - made) * PARTITION_BYTES));
     let text = error.to_string();
     let expected =
         ["`second`", "100000000000", &left.to_string(), "`first` was promised 100000000000 and holds 0", "the runtime's partitions"];

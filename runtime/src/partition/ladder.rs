@@ -191,7 +191,9 @@ impl Ladder {
             }
             match self.make(state, tpcs) {
                 Ok(partition) => drop(state.made.insert(tpcs, Made { partition, asked, is_family: true })),
-                Err(error @ LadderError::Device(DeviceError::ShortPartition { .. })) => tracing::debug!("{tpcs:?} is no partition: {error}"),
+                Err(error @ LadderError::Device(DeviceError::ShortPartition { .. })) => {
+                    tracing::debug!("{tpcs:?} is no partition: {error}")
+                }
                 Err(error) => {
                     tracing::debug!("plans will make the other partitions when they name them: {error}");
                     break;
@@ -271,5 +273,17 @@ impl Ladder {
             }
         }
         Err(failure)
+    }
+}
+
+impl Drop for Ladder {
+    /// Sessions may outlive the ladder, and keep what they refer to; the device has the memory of all others for the next one.
+    fn drop(&mut self) {
+        let unused = self.state.get_mut().made.values().filter(|made| made.is_unused());
+        for made in unused {
+            if let Err(error) = self.device.destroy_partition(made.partition.id()) {
+                tracing::debug!("a partition stays: {error}");
+            }
+        }
     }
 }

@@ -186,6 +186,11 @@ impl Runtime {
         &self.transfers
     }
 
+    /// Device memory that partitions may take, bytes, and what those that exist take.
+    pub fn partition_bytes(&self) -> (u64, u64) {
+        self.ladder.bytes()
+    }
+
     /// Whether the device's context is lost, and who met that first. Every call of every tenant says the same from then on, at once and without
     /// reaching the driver.
     pub fn loss(&self) -> Option<&DeviceError> {

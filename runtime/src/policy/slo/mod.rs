@@ -226,7 +226,9 @@ impl Parts {
             throughput.iter().zip(parts).for_each(|(&at, part)| sizes[at] = part);
         }
         let mut ordered = throughput.clone();
-        if let [first, second] = ordered[..] && sizes[second] < sizes[first] {
+        if let [first, second] = ordered[..]
+            && sizes[second] < sizes[first]
+        {
             ordered.reverse();
         }
         let order: Vec<usize> = latency.iter().chain(&ordered).copied().collect();
