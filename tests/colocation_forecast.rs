@@ -37,6 +37,7 @@ fn forecasts_from_the_shipped_profile_are_within_a_quarter_of_what_was_measured(
         policies: policies.iter().map(|policy| policy.policy.parse().unwrap()).collect(),
         seconds: 0.5,
         profiles: vec![root.join("profiles/h200.json")],
+        partition_bytes: None,
         place: Where::Sim,
         watch: Watch::default(),
     };

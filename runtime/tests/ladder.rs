@@ -137,7 +137,7 @@ impl House {
     fn new() -> Self {
         let gpu = Gpu::h200();
         let sets = Arc::new(Mutex::new(vec![gpu.device.topology().all_tpcs()]));
-        let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
+        let options = RuntimeOptions { partition_bytes: Some(LIMIT * PARTITION_BYTES), ..RuntimeOptions::default() };
         let policy = Box::new(Dictated(Arc::clone(&sets)));
         let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()), options);
         let spec = || TenantSpec { name: "a".to_owned(), class: Class::Throughput, slo: None, memory_bytes: 0 };
@@ -274,7 +274,7 @@ impl Policy for ByMargin {
 fn plans_that_may_come_have_half_of_the_ladder_and_the_likeliest_of_them_need_no_partition_when_they_do() {
     const LIMIT: u64 = 8;
     let (gpu, slo) = (Gpu::h200(), Duration::from_millis(1));
-    let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let options = RuntimeOptions { partition_bytes: Some(LIMIT * PARTITION_BYTES), ..RuntimeOptions::default() };
     let policy = Box::new(ByMargin::default());
     let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy, Arc::new(ProfileStore::default()), options);
     let spec = TenantSpec { name: "a".to_owned(), class: Class::Latency, slo: Some(slo), memory_bytes: 0 };

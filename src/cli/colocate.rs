@@ -75,6 +75,9 @@ pub struct ColocateArgs {
     /// Write the result as one HTML page.
     #[arg(long)]
     html: Option<PathBuf>,
+    /// Device memory for partitions, MiB. Three quarters are taken when a policy starts, for those that its plans are likely to name. A 64th of the GPU's memory unless told otherwise.
+    #[arg(long, value_name = "MIB")]
+    partition_memory: Option<u32>,
     /// GPU or simulator.
     #[arg(long, value_enum, default_value = "cuda")]
     device: RunDevice,
@@ -122,7 +125,8 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
     let policies = Sharing::with_both_forms(args.policy);
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: args.profile, place, watch };
+    let partition_bytes = args.partition_memory.map(|mib| u64::from(mib) << 20);
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: args.profile, partition_bytes, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     let endpoint =
@@ -158,7 +162,8 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
     check_writable(&[&json, &html])?;
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), place, watch: Watch::default() };
+    let watch = Watch::default();
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {

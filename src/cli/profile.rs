@@ -131,7 +131,7 @@ struct Recording {
 /// Runs one request of `model`.
 fn record(device: &Arc<dyn Device>, model: &str, phase: DecoderPhase, batch: u32, seq: u32) -> anyhow::Result<Recording> {
     // The runtime makes no partition; the sweep does, beside what the request keeps in memory.
-    let options = RuntimeOptions { partition_bytes: u64::from(PARTITIONS) * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let options = RuntimeOptions { partition_bytes: Some(u64::from(PARTITIONS) * PARTITION_BYTES), ..RuntimeOptions::default() };
     let runtime = Runtime::with_options(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()), options);
     let source = ModelSource::find(model)?;
     let memory_bytes = match phase {

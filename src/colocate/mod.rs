@@ -64,6 +64,8 @@ pub struct Run {
     pub seconds: f64,
     /// Profiles to place by (and, on the simulator, to take durations from).
     pub profiles: Vec<PathBuf>,
+    /// Device memory for partitions, as in [`RuntimeOptions`](smidgen_runtime::RuntimeOptions).
+    pub partition_bytes: Option<u64>,
     /// GPU or simulator.
     pub place: Where,
     /// What it shows of itself.
@@ -257,7 +259,11 @@ impl Run {
         let trace = self.watch.timelines.is_some() && !sharing.is_baseline() && name == sharing.to_string();
         let exposition = self.watch.metrics.as_deref();
         let show = |text| exposition.iter().for_each(|exposition| exposition.show(String::clone(&text)));
-        let watch = PhaseWatch { trace, metrics: exposition.is_some().then_some(&show as &(dyn Fn(String) + Sync)) };
+        let watch = PhaseWatch {
+            trace,
+            partition_bytes: self.partition_bytes,
+            metrics: exposition.is_some().then_some(&show as &(dyn Fn(String) + Sync)),
+        };
         let (measured, shown) = match self.place {
             Where::Cuda => {
                 let (figures, shown, begun) = worker::run_phase(sharing, tenants, &self.profiles, self.seconds, &watch)

@@ -110,7 +110,8 @@ pub fn run(
     // On the simulator the times of a baseline's kernels are those of profiles, too.
     let by_profile = policy.needs_profiles() || (sharing.is_baseline() && matches!(device, PhaseDevice::Sim(_)));
     let recording = Recording { events: if watch.trace { TRACE_EVENTS } else { 0 }, ..Recording::default() };
-    let runtime = Runtime::with_options(device.device(), policy, profiles, RuntimeOptions { recording, ..RuntimeOptions::default() });
+    let runtime =
+        Runtime::with_options(device.device(), policy, profiles, RuntimeOptions { partition_bytes: watch.partition_bytes, recording });
     let mut tenancies = Vec::new();
     let mut prepared = Vec::new();
     for (process, tenant) in tenants.iter().enumerate() {

@@ -75,9 +75,11 @@ impl Watch {
     }
 }
 
-/// How one phase is watched.
+/// How one phase is watched, and what its runtime may take for itself.
 #[derive(Default)]
 pub struct PhaseWatch<'a> {
+    /// Device memory for partitions, as in [`RuntimeOptions`](smidgen_runtime::RuntimeOptions).
+    pub partition_bytes: Option<u64>,
     /// Whether it keeps a timeline.
     pub trace: bool,
     /// Hears its metrics as Prometheus text, four times a second.

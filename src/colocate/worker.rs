@@ -49,6 +49,8 @@ pub struct Job {
     pub profiles: Vec<PathBuf>,
     /// Seconds to measure.
     pub seconds: f64,
+    /// Device memory for partitions, if it is not for the runtime to say.
+    pub partition_bytes: Option<u64>,
     /// Whether a timeline is wanted.
     pub trace: bool,
     /// Whether [`Report::Metrics`] are wanted.
@@ -130,7 +132,7 @@ fn run_workers(
         let (sharing, tenants) = (sharing.clone(), group.to_vec());
         // The processes of a baseline would each have metrics of their own, which do not make one text.
         let metrics = watch.metrics.is_some() && !sharing.is_baseline();
-        let job = Job { sharing, tenants, profiles, seconds, trace: watch.trace, metrics };
+        let job = Job { sharing, tenants, profiles, seconds, partition_bytes: watch.partition_bytes, trace: watch.trace, metrics };
         workers.push(Worker::start(&job, daemon, environment)?);
     }
     for worker in &mut workers {
@@ -289,7 +291,7 @@ fn run_job(job: &Job, told: Receiver<String>) -> Result<(Vec<TenantResult>, Show
         Ok(line) => println!("{line}"),
         Err(error) => tracing::debug!("metrics were not shown: {error}"),
     };
-    let watch = PhaseWatch { trace: job.trace, metrics: job.metrics.then_some(&show) };
+    let watch = PhaseWatch { partition_bytes: job.partition_bytes, trace: job.trace, metrics: job.metrics.then_some(&show) };
     Ok(phase::run(&PhaseDevice::Cuda(device), &job.sharing, &job.tenants, profiles, job.seconds, &watch, gate)?)
 }
 

@@ -123,7 +123,7 @@ impl SoloError {
 
 /// A runtime for one tenant alone. It makes no partition and keeps no memory for any: the model may have all of it.
 pub(super) fn runtime(device: &Arc<dyn Device>) -> Runtime {
-    let options = RuntimeOptions { partition_bytes: 0, ..RuntimeOptions::default() };
+    let options = RuntimeOptions { partition_bytes: Some(0), ..RuntimeOptions::default() };
     Runtime::with_options(Arc::clone(device), Box::new(Exclusive), Arc::new(ProfileStore::default()), options)
 }
 

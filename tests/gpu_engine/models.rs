@@ -285,7 +285,7 @@ fn graphs_of_two_plans_that_take_turns_have_the_same_bits_and_are_captured_once_
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
 fn partitions_that_come_and_go_under_a_small_limit_change_no_bit() {
     let device = device();
-    let options = RuntimeOptions { partition_bytes: 6 * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let options = RuntimeOptions { partition_bytes: Some(6 * PARTITION_BYTES), ..RuntimeOptions::default() };
     let runtime = Runtime::with_options(Arc::clone(&device), Box::new(DefaultSharing), Arc::new(ProfileStore::default()), options);
     let mut tenants = tenants(&runtime);
     let eager: Vec<_> = tenants.iter_mut().map(|tenant| tenant.run_last_pass().expect("a request")).collect();

@@ -2,9 +2,9 @@
 
 use crate::status::{Failure, guard, smidgen_status};
 
-/// The version of this interface, major in the upper half and minor in the lower: 1.3. A new minor version adds functions and constants,
+/// The version of this interface, major in the upper half and minor in the lower: 1.4. A new minor version adds functions and constants,
 /// and structs with a struct_size stay as long as they are; a new major version may change anything.
-pub const SMIDGEN_ABI_VERSION: u32 = 0x0001_0003;
+pub const SMIDGEN_ABI_VERSION: u32 = 0x0001_0004;
 
 /// The version of the library, in the form of SMIDGEN_ABI_VERSION.
 #[unsafe(no_mangle)]

@@ -23,6 +23,16 @@ int main(void) {
     smidgen_device_info info = {.struct_size = sizeof info};
     EXPECT_OK(smidgen_device_describe(device, &info));
     smidgen_runtime_options options = {.struct_size = sizeof options, .policy = "default-sharing"};
+
+    // Without room for partitions all memory is the tenants'. 58 MB are ten partitions, made or kept.
+    EXPECT_OK(smidgen_runtime_create_within(device, &options, 0, &runtime));
+    EXPECT_OK(smidgen_device_describe(device, &info));
+    EXPECT_THAT(fits(info.free_bytes) && !fits(info.free_bytes + 1));
+    EXPECT_OK(smidgen_runtime_destroy(&runtime));
+    EXPECT_OK(smidgen_runtime_create_within(device, &options, 58000000, &runtime));
+    EXPECT_OK(smidgen_device_describe(device, &info));
+    EXPECT_THAT(fits(info.free_bytes - 58000000) && !fits(info.free_bytes - 57999999));
+    EXPECT_OK(smidgen_runtime_destroy(&runtime));
     EXPECT_OK(smidgen_runtime_create(device, &options, &runtime));
 
     // In eighths of the GPU, less what the runtime keeps for partitions, which is no eighth.

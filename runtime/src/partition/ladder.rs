@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -16,6 +17,9 @@ use super::TpcSet;
 
 /// Device memory that a partition takes, bytes: measured on an H200 with driver 580.
 pub const PARTITION_BYTES: u64 = 5_800_000;
+
+/// What the family may take to be made in all: 284 partitions take 0.34 s on an H200 that is idle, and two of them as much as this beside a process at work.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The SM counts at which kernels are measured and placed: dense where curves bend, whole TPCs, the last one the whole GPU.
 ///
@@ -83,8 +87,10 @@ impl PartitionRef {
 
 struct Made {
     partition: PartitionRef,
-    /// The ladder's clock when it was last asked for.
+    /// The ladder's clock when it was last asked for. Those that nobody has asked for yet have the times before the first.
     asked: u64,
+    /// Whether it was made before anybody asked for it, to be there when somebody does.
+    is_family: bool,
 }
 
 impl Made {
@@ -106,6 +112,10 @@ struct State {
 impl State {
     fn in_use(&self) -> usize {
         self.made.values().filter(|made| !made.is_unused()).count()
+    }
+
+    fn family(&self) -> usize {
+        self.made.values().filter(|made| made.is_family).count()
     }
 }
 
@@ -143,21 +153,61 @@ impl Ladder {
         if let Some(error) = state.refused.get(&tpcs) {
             return Err(error.clone().into());
         }
-        self.make_room(state)?;
-        let _span = tracing::debug_span!("create partition", ?tpcs).entered();
-        let id = self.create(tpcs).inspect_err(|error| {
-            if let DeviceError::ShortPartition { .. } = error {
-                state.refused.insert(tpcs, error.clone());
-            }
-        })?;
-        let partition = PartitionRef(Arc::new(Referenced { id, scarce: Arc::clone(&self.whole.0.scarce) }));
-        state.made.insert(tpcs, Made { partition: partition.clone(), asked: state.clock });
+        let partition = self.make(state, tpcs)?;
+        state.made.insert(tpcs, Made { partition: partition.clone(), asked: state.clock, is_family: false });
         Ok(partition)
     }
 
-    /// Whether less than half of the room is taken by partitions in use: beyond that, partitions are made only for plans in force.
+    /// Makes the *family*: partitions that somebody will ask for, the likeliest first, while nobody works whom that would hold up. Three quarters of the limit are for it
+    /// and the rest for sets that nobody foresaw, so that those make room for each other first; where that is not enough, unused members of the family do, the least likely
+    /// first. What was the family before is no more.
+    ///
+    /// It ends early where making partitions has taken [`PATIENCE`] in all, since somebody else is at work on the GPU then, and where the device makes no more, which leaves
+    /// the rest to be made when a plan names them. A set of which it made another SM count is left out.
+    pub fn make_family(&self, sets: impl IntoIterator<Item = TpcSet>) {
+        let whole = self.device.topology().all_tpcs();
+        let room = self.limit - self.limit / 4;
+        let sets: Vec<TpcSet> = sets.into_iter().filter(|&set| set != whole).take(room).collect();
+        let state = &mut *self.state.lock();
+        state.made.values_mut().for_each(|made| made.is_family = false);
+        if sets.is_empty() {
+            return;
+        }
+        let span = tracing::debug_span!("make family", wanted = sets.len(), made = tracing::field::Empty).entered();
+        let begun = self.device.now();
+        let first = state.clock + sets.len() as u64;
+        state.clock = first;
+        for (asked, tpcs) in (0..=first).rev().zip(sets) {
+            if let Some(known) = state.made.get_mut(&tpcs) {
+                known.is_family = true;
+                continue;
+            }
+            if state.refused.contains_key(&tpcs) {
+                continue;
+            }
+            if self.device.now().saturating_sub(begun) > PATIENCE {
+                tracing::debug!("the GPU is at work: plans will make the other partitions when they name them");
+                break;
+            }
+            match self.make(state, tpcs) {
+                Ok(partition) => drop(state.made.insert(tpcs, Made { partition, asked, is_family: true })),
+                Err(error @ LadderError::Device(DeviceError::ShortPartition { .. })) => {
+                    tracing::debug!("{tpcs:?} is no partition: {error}")
+                }
+                Err(error) => {
+                    tracing::debug!("plans will make the other partitions when they name them: {error}");
+                    break;
+                }
+            }
+        }
+        span.record("made", state.family());
+    }
+
+    /// Whether less than half of the room beside the family is taken by partitions in use: beyond that, partitions are made only for plans in force.
     pub fn has_room_to_spare(&self) -> bool {
-        2 * self.state.lock().in_use() < self.limit
+        let state = self.state.lock();
+        let in_use = state.made.values().filter(|made| !made.is_family && !made.is_unused()).count();
+        2 * in_use < self.limit.saturating_sub(state.family())
     }
 
     /// Device memory that its partitions may take, and take.
@@ -174,6 +224,18 @@ impl Ladder {
     /// Whether only the whole GPU is there.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Another partition, for which there is room or is made.
+    fn make(&self, state: &mut State, tpcs: TpcSet) -> Result<PartitionRef, LadderError> {
+        self.make_room(state)?;
+        let _span = tracing::debug_span!("create partition", ?tpcs).entered();
+        let id = self.create(tpcs).inspect_err(|error| {
+            if let DeviceError::ShortPartition { .. } = error {
+                state.refused.insert(tpcs, error.clone());
+            }
+        })?;
+        Ok(PartitionRef(Arc::new(Referenced { id, scarce: Arc::clone(&self.whole.0.scarce) })))
     }
 
     /// A new partition of as many SMs as `tpcs` have.
@@ -193,11 +255,11 @@ impl Ladder {
         if state.made.len() < self.limit {
             return Ok(());
         }
-        let mut unused: Vec<_> =
-            state.made.iter().filter(|(_, made)| made.is_unused()).map(|(&tpcs, made)| (made.asked, tpcs, made.partition.id())).collect();
-        unused.sort_unstable_by_key(|&(asked, ..)| asked);
+        let unused = state.made.iter().filter(|(_, made)| made.is_unused());
+        let mut unused: Vec<_> = unused.map(|(&tpcs, made)| (made.is_family, made.asked, tpcs, made.partition.id())).collect();
+        unused.sort_unstable_by_key(|&(is_family, asked, ..)| (is_family, asked));
         let mut failure = LadderError::Full { limit: self.limit };
-        for (_, tpcs, id) in unused {
+        for (.., tpcs, id) in unused {
             let _span = tracing::debug_span!("destroy partition", ?tpcs).entered();
             match self.device.destroy_partition(id) {
                 Ok(()) => state.made.remove(&tpcs),
@@ -211,5 +273,17 @@ impl Ladder {
             }
         }
         Err(failure)
+    }
+}
+
+impl Drop for Ladder {
+    /// Sessions may outlive the ladder, and keep what they refer to; the device has the memory of all others for the next one.
+    fn drop(&mut self) {
+        let unused = self.state.get_mut().made.values().filter(|made| made.is_unused());
+        for made in unused {
+            if let Err(error) = self.device.destroy_partition(made.partition.id()) {
+                tracing::debug!("a partition stays: {error}");
+            }
+        }
     }
 }

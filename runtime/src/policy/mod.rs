@@ -37,6 +37,7 @@ use crate::tenant::{Class, TenantId};
 mod default_sharing;
 mod division;
 mod exclusive;
+mod family;
 mod krisp;
 mod model_rightsize;
 mod slo;
@@ -210,6 +211,13 @@ pub trait Policy: Send + Sync {
     fn ample(&self, topology: &Topology, tenants: &[TenantDemand]) -> BTreeSet<TenantId> {
         let _ = (topology, tenants);
         BTreeSet::new()
+    }
+
+    /// The TPC sets that plans on this GPU are likely to name, those that most plans name first. The runtime makes their partitions before there are tenants, as far as there
+    /// is room. None, the default, where nobody is confined or where sets depend on the tenants in every part.
+    fn family(&self, topology: &Topology) -> Vec<TpcSet> {
+        let _ = topology;
+        Vec::new()
     }
 
     /// A draft with one entry for each tenant. Equal inputs give equal drafts; no tenant gets an empty set.

@@ -1,10 +1,11 @@
 //! `model-rightsize`: one partition per tenant, sized to its whole request.
 
 use crate::device::Topology;
-use crate::partition::rungs;
+use crate::partition::{TpcSet, rungs};
 use crate::profile::Curve;
 
 use super::division::{Claim, contiguous, proportional};
+use super::family::Family;
 use super::{DEFAULT_TOLERANCE, Draft, Policy, TenantDemand, TenantDraft, WALLED, in_order};
 
 /// Model-wise right-sizing, as GSLICE (SoCC 2020) and gpulets (ATC 2022) do it: each tenant gets the fewest TPCs on which its whole request
@@ -49,6 +50,11 @@ impl Policy for ModelRightsize {
 
     fn needs_profiles(&self) -> bool {
         true
+    }
+
+    /// Equal parts while nothing is known of the tenants; then two divide the GPU anywhere.
+    fn family(&self, topology: &Topology) -> Vec<TpcSet> {
+        Family::new(topology).equal_parts(2..=8).edges().sets()
     }
 
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {

@@ -1,8 +1,10 @@
 //! `static-equal`: the same number of TPCs to everybody, whatever they run.
 
 use crate::device::Topology;
+use crate::partition::TpcSet;
 
 use super::division::{contiguous, equal};
+use super::family::Family;
 use super::{Draft, Policy, TenantDemand, TenantDraft, WALLED, in_order};
 
 /// Disjoint runs of TPCs, equal in size; TPCs that do not divide evenly go to the first tenants, one each. Every kernel is sized to its
@@ -17,6 +19,11 @@ impl Policy for StaticEqual {
 
     fn needs_profiles(&self) -> bool {
         false
+    }
+
+    /// Equal parts of the GPU, and of what a tenant with a share leaves.
+    fn family(&self, topology: &Topology) -> Vec<TpcSet> {
+        Family::new(topology).equal_parts(2..=8).edges().halves_of_first().sets()
     }
 
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {

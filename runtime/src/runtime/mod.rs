@@ -47,19 +47,25 @@ pub use observed::Unprofiled;
 pub use tenants::{Tenancy, TenantStatus};
 
 /// What a runtime may take for itself, and records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RuntimeOptions {
-    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each. No tenant is admitted into what they have not taken of it yet. More than an eighth of
-    /// the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no partition: alone on it, or under a policy that confines nobody.
-    pub partition_bytes: u64,
+    /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each. Three quarters of it are for those that the policy foresees
+    /// ([`Policy::family`](crate::policy::Policy::family)), which are made at start, 1.2 ms each; the rest is for other sets, made when a plan first names them. No tenant is
+    /// admitted into what partitions have not taken of it yet. More than an eighth of the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no
+    /// partition: alone on it, or under a policy that confines nobody.
+    ///
+    /// `None`, the default, is a 64th of the GPU's memory, or 64 partitions if that is more: on an H200 2.2 GB, of which what `slo` foresees takes 1.6.
+    pub partition_bytes: Option<u64>,
     /// What it records of launches.
     pub recording: Recording,
 }
 
-impl Default for RuntimeOptions {
-    /// Room for 128 partitions: about 0.75 GB.
-    fn default() -> Self {
-        Self { partition_bytes: 128 * PARTITION_BYTES, recording: Recording::default() }
+impl RuntimeOptions {
+    /// How many partitions there may be on such a GPU.
+    fn partitions(&self, topology: &Topology) -> usize {
+        let usual = || (topology.memory_bytes / USUAL_FOR_PARTITIONS).max(FEWEST_USUAL * PARTITION_BYTES);
+        let bytes = self.partition_bytes.unwrap_or_else(usual).min(topology.memory_bytes / MOST_FOR_PARTITIONS);
+        usize::try_from(bytes / PARTITION_BYTES).unwrap_or(usize::MAX)
     }
 }
 
@@ -103,6 +109,9 @@ pub struct Runtime {
 
 /// The part of the GPU's memory that partitions may have at most, as a divisor: the rest is what they are there to share.
 const MOST_FOR_PARTITIONS: u64 = 8;
+/// The part that they may have unless told otherwise, and how many they may be then on a GPU with little memory: a plan of KRISP's for three tenants names about fifty.
+const USUAL_FOR_PARTITIONS: u64 = 64;
+const FEWEST_USUAL: u64 = 64;
 
 /// What a partition may take to be made for a plan that may never come.
 const FORESEEN_PATIENCE: Duration = Duration::from_millis(20);
@@ -138,9 +147,8 @@ impl Runtime {
             Watched::new(Arc::clone(&device), Arc::clone(&loss), "the runtime itself".to_owned(), Arc::default());
         let telemetry = Telemetry::new(Arc::clone(&watched), options.recording);
         let lending = Arc::new(Lending::new(&watched, &telemetry));
-        let partition_bytes = options.partition_bytes.min(device.topology().memory_bytes / MOST_FOR_PARTITIONS);
-        let partitions = usize::try_from(partition_bytes / PARTITION_BYTES).unwrap_or(usize::MAX);
-        let ladder = Ladder::new(Arc::clone(&watched), partitions);
+        let ladder = Ladder::new(Arc::clone(&watched), options.partitions(device.topology()));
+        ladder.make_family(policy.family(device.topology()));
         let plans = PlanCell::new(Plan { policy: policy.name(), ..Plan::default() });
         let transfers = Transfers::new(Arc::clone(&watched), TransferConfig::default());
         let state = State {
@@ -178,6 +186,11 @@ impl Runtime {
         &self.transfers
     }
 
+    /// Device memory that partitions may take, bytes, and what those that exist take.
+    pub fn partition_bytes(&self) -> (u64, u64) {
+        self.ladder.bytes()
+    }
+
     /// Whether the device's context is lost, and who met that first. Every call of every tenant says the same from then on, at once and without
     /// reaching the driver.
     pub fn loss(&self) -> Option<&DeviceError> {
@@ -189,7 +202,7 @@ impl Runtime {
         self.plans.current()
     }
 
-    /// Plans by another policy from here on.
+    /// Plans by another policy from here on. What that one [foresees](Policy::family) is made only while there is no tenant whom that could hold up.
     ///
     /// # Errors
     /// If a partition of the new plan cannot be made; the old plan stays in force then.
@@ -198,6 +211,9 @@ impl Runtime {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.policy, policy);
         state.take_in(Event::Changed);
+        if state.tenants.is_empty() {
+            self.ladder.make_family(state.policy.family(self.device.topology()));
+        }
         self.replan(&mut state).inspect_err(|_| {
             state.policy = before;
             let adjustments = state.replanner.adjustments();

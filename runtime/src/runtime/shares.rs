@@ -30,11 +30,12 @@ pub(super) fn ample_in(policy: &dyn Policy, topology: &Topology, region: TpcSet,
     policy.ample(&Region { topology, tpcs: region.iter().collect() }.as_topology(), tenants)
 }
 
-/// `region` with `tpcs` TPCs: cut from its end, or grown by the last of those that are `free`; none if there are not enough of them.
+/// `region` with `tpcs` TPCs: the last of its own, or grown by the last of those that are `free`, so that regions gather at the GPU's end; none if there are not enough.
 pub(super) fn resized(region: TpcSet, free: TpcSet, tpcs: u16) -> Option<TpcSet> {
     let more = tpcs.saturating_sub(region.len());
     let spare = (free - region).len().checked_sub(more)?;
-    Some(region.first(tpcs) | (free - region).iter().skip(spare as usize).collect())
+    let kept = region - region.first(region.len().saturating_sub(tpcs));
+    Some(kept | (free - region).iter().skip(spare as usize).collect())
 }
 
 /// Part of the GPU, whose TPCs a policy sees numbered from 0.

@@ -76,7 +76,7 @@ impl Policy for Moving {
 fn a_partition_that_a_launch_grew_into_makes_room_for_others_later() {
     const LIMIT: u64 = 12;
     let gpu = Gpu::h200();
-    let options = RuntimeOptions { partition_bytes: LIMIT * PARTITION_BYTES, ..RuntimeOptions::default() };
+    let options = RuntimeOptions { partition_bytes: Some(LIMIT * PARTITION_BYTES), ..RuntimeOptions::default() };
     let policy = |at: u16| Box::new(Moving(TpcSet::range(at, at + 10)));
     let runtime = Runtime::with_options(Arc::clone(&gpu.device), policy(0), Arc::new(ProfileStore::default()), options);
     let spec = TenantSpec { name: String::new(), class: Class::Throughput, slo: None, memory_bytes: 0 };

@@ -100,6 +100,7 @@ fn what_changes_a_runtime_has_a_span_of_its_own_and_what_serves_a_request_has_no
             "finish_capture",
             "learn",
             "limit_transfers",
+            "make family",
             "make foreseen partitions",
             "make runtime",
             "make stream",

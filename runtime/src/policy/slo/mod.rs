@@ -34,6 +34,7 @@ use crate::partition::TpcSet;
 use crate::tenant::TenantId;
 
 use super::division::contiguous;
+use super::family::Family;
 use super::{Draft, Policy, TenantDemand, TenantDraft};
 
 mod ablation;
@@ -179,6 +180,14 @@ impl Policy for Slo {
         self.decide(topology, tenants).into_iter().filter(|decided| decided.is_ample).map(|decided| decided.id).collect()
     }
 
+    /// Two tenants take edges, whatever their sizes. A third one is between them, beside a latency tenant that has less than half of the GPU for the most part.
+    fn family(&self, topology: &Topology) -> Vec<TpcSet> {
+        let (all, half) = (topology.all_tpcs().len(), topology.all_tpcs().len() / 2);
+        let family = Family::new(topology).equal_parts(2..=4).edges().equal_parts(5..=8);
+        let likely = family.inner_halves(1..half).inner_single_tpcs(1..half);
+        likely.inner_halves(half..all).inner_single_tpcs(half..all).sets()
+    }
+
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         self.decide(topology, tenants).into_iter().map(|decided| (decided.id, decided.draft)).collect()
     }
@@ -204,7 +213,8 @@ struct Parts {
 }
 
 impl Parts {
-    /// Latency tenants' parts first, then throughput tenants', each in the order of their numbers.
+    /// Latency tenants' parts first, then throughput tenants', each in the order of their numbers; but of two of the latter the smaller part first, as
+    /// it is among the sets that are made in advance.
     fn divided(scene: &Scene<'_>) -> Self {
         let all = 0..scene.tenants.len();
         let (latency, throughput): (Vec<usize>, Vec<usize>) = all.clone().partition(|&at| scene.tenants[at].is_latency());
@@ -215,7 +225,13 @@ impl Parts {
             let parts = throughput::sizes(scene, &throughput, &sizes, shared);
             throughput.iter().zip(parts).for_each(|(&at, part)| sizes[at] = part);
         }
-        let order: Vec<usize> = latency.iter().chain(&throughput).copied().collect();
+        let mut ordered = throughput.clone();
+        if let [first, second] = ordered[..]
+            && sizes[second] < sizes[first]
+        {
+            ordered.reverse();
+        }
+        let order: Vec<usize> = latency.iter().chain(&ordered).copied().collect();
         let mut owned = vec![TpcSet::EMPTY; sizes.len()];
         let sorted: Vec<u16> = order.iter().map(|&at| sizes[at]).collect();
         order.iter().zip(contiguous(scene.topology, &sorted)).for_each(|(&at, part)| owned[at] = part);

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | the part it owns | everybody | `L_k(n) * (1 + c(n))` |
 //! | the fewest TPCs that keep its objective, where it owns more | kernels of a latency tenant that are quicker there | `L_k(n)` |
-//! | a smaller rung inside it | kernels that lose nothing by it, or that leave SMs to others | `1.02 * L_k(n) * (1 + c(n))` |
+//! | a smaller rung inside it, at the GPU's edge if it has one | kernels that lose nothing by it, or that leave SMs to others | `1.02 * L_k(n) * (1 + c(n))` |
 //! | its window | throughput tenants, where sets overlap | `L_k(n) * (1 + c(n))` |
 //! | its grant, borrowed TPCs included | kernels of throughput tenants that poll it | 2 us, and half `L_k` there, half `L_k` on its window and 0.5 us, times `1 + c(n)` of its window |
 //!
@@ -17,6 +17,7 @@
 
 use crate::device::Priority;
 use crate::partition::TpcSet;
+use crate::policy::family::{end_of, is_edge};
 use crate::policy::{DEFAULT_TOLERANCE, DraftPlacement, TenantDraft, WALLED};
 
 use super::request::Request;
@@ -58,7 +59,7 @@ pub(super) fn place(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> (TenantD
         walls: WALLED,
     };
     let Some(request) = &scene.tenants[tenant].request else { return (draft, None) };
-    let choices = choices(scene, rooms);
+    let choices = choices(scene, tenant, rooms);
     let mut costs = Vec::with_capacity(request.kernels.len() * choices.len());
     for (kernel, demand) in request.kernels.iter().enumerate() {
         let launches = f64::from(demand.launches);
@@ -70,7 +71,7 @@ pub(super) fn place(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> (TenantD
     for (kernel, (&at, demand)) in assigned.iter().zip(&request.kernels).enumerate() {
         us += f64::from(demand.launches) * request.kernel_us(&scene.sizes, kernel, choices[at].tpcs_kept(rooms));
         if at > 0 {
-            draft.kernels.insert(demand.kernel, over(choices[at].tpcs(rooms)));
+            draft.kernels.insert(demand.kernel, over(choices[at].tpcs(scene, rooms)));
         }
     }
     (draft, Some(us))
@@ -78,14 +79,15 @@ pub(super) fn place(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> (TenantD
 
 #[derive(Debug, Clone, Copy)]
 enum Choice {
-    /// The first so many of the TPCs that the tenant owns.
+    /// So many of the TPCs that the tenant owns, at one end.
     Own(u16),
     Window,
     Grant,
 }
 
-/// The part that the tenant owns comes first: of equal choices it counts.
-fn choices(scene: &Scene<'_>, rooms: &Rooms) -> Vec<Choice> {
+/// The part that the tenant owns comes first: of equal choices it counts. Of a part that lies within the GPU and is nobody else's a throughput tenant has the whole: what
+/// smaller sets would save it is little beside what making them costs everybody while others work.
+fn choices(scene: &Scene<'_>, tenant: usize, rooms: &Rooms) -> Vec<Choice> {
     let own = rooms.owned.len();
     let mut choices = vec![Choice::Own(own)];
     if rooms.window != rooms.owned {
@@ -97,15 +99,18 @@ fn choices(scene: &Scene<'_>, rooms: &Rooms) -> Vec<Choice> {
     if rooms.need < own {
         choices.push(Choice::Own(rooms.need));
     }
-    choices.extend(scene.sizes.rungs_below(scene.topology, own).filter(|&rung| rung != rooms.need).map(Choice::Own));
+    let is_shared = rooms.window != rooms.owned;
+    if scene.tenants[tenant].is_latency() || is_shared || is_edge(scene.topology, rooms.owned) {
+        choices.extend(scene.sizes.rungs_below(scene.topology, own).filter(|&rung| rung != rooms.need).map(Choice::Own));
+    }
     choices
 }
 
 impl Choice {
-    fn tpcs(self, rooms: &Rooms) -> TpcSet {
+    fn tpcs(self, scene: &Scene<'_>, rooms: &Rooms) -> TpcSet {
         match self {
             Self::Own(tpcs) if tpcs == rooms.owned.len() => rooms.owned,
-            Self::Own(tpcs) => rooms.owned.first(tpcs),
+            Self::Own(tpcs) => end_of(scene.topology, rooms.owned, tpcs),
             Self::Window => rooms.window,
             Self::Grant => rooms.owned | rooms.window | rooms.lent,
         }
