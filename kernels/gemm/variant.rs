@@ -7,7 +7,7 @@
 use std::fmt;
 
 use smidgen_runtime::device::{Sms, Topology};
-use smidgen_runtime::launch::{Choice, Configuration, Kernel};
+use smidgen_runtime::launch::{Choice, Configuration};
 
 use super::abi::GemmEpilogue;
 use super::skinny::Skinny;
