@@ -257,6 +257,8 @@ fn outputs_have_the_same_bits_at_every_sm_count() {
         ([8, 2048, 8192], 0),
         ([13, 3000, 4096], 0),
         ([32, 2050, 1016], 0),
+        ([33, 2050, 1016], 0),
+        ([64, 2048, 8192], 0),
         ([70, 90, 333], 0),
     ] {
         for finish in [Finish::BiasGelu, Finish::Residual] {
@@ -422,6 +424,8 @@ fn normed_rows_have_the_same_bits_at_every_sm_count() {
         (Finish::Bias, [13, 3000, 3584]),
         (Finish::BiasSiluGate, [32, 9000, 1016]),
         (Finish::Bias, [32, 2050, 1016]),
+        (Finish::BiasSiluGate, [64, 9000, 1016]),
+        (Finish::Bias, [47, 2050, 1016]),
     ] {
         let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish).with_normed_rows(&gpu);
         let outputs = gpu.assert_same_bits_at_every_sm_count(&problem.gemm, &[&problem.c]);
@@ -468,6 +472,9 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
         (Finish::Bias, [9, 333, 8192]),
         (Finish::Residual, [32, 2048, 2048]),
         (Finish::Bias, [20, 129, 264]),
+        (Finish::Residual, [64, 2048, 2048]),
+        (Finish::BiasSiluGate, [33, 1046, 1160]),
+        (Finish::PlainF32, [50, 129, 264]),
         (Finish::PlainF32, [1, 8200, 96]),
         // In halves too: a last tile that is not full, one stage of each half, many rounds of a ring, and more tiles than 2 SMs have blocks.
         (Finish::PlainF32, [7, 2050, 512]),

@@ -164,7 +164,7 @@ fn queries_keys_and_values_of_few_rows_are_normed_rotated_and_cached_in_one_laun
     let gpu = Gpu::open();
     let mut random = Random::new(41);
     for heads in HEADS {
-        for rows in cases(&[1, 3, 8, 9, 16, 17, 32]) {
+        for rows in cases(&[1, 3, 8, 9, 16, 17, 32, 33, 50, 64]) {
             for hidden in cases(&[64, 264, 896, 2048]) {
                 let problem = Problem::new(&gpu, &mut random, heads, [rows, hidden], rows % 2 == 1, hidden != 264);
                 if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
@@ -189,6 +189,8 @@ fn queries_keys_and_values_have_the_same_bits_at_every_sm_count() {
         (HEADS[5], [5, 512]),
         (HEADS[5], [30, 512]),
         (HEADS[3], [32, 2048]),
+        (HEADS[0], [64, 2048]),
+        (HEADS[5], [50, 512]),
     ] {
         let problem = Problem::new(&gpu, &mut random, heads, [rows, hidden], true, true);
         if !problem.kernel.can_be_one_launch(gpu.device().topology()) {
