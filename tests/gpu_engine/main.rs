@@ -20,6 +20,7 @@ mod elastic;
 mod gemm;
 mod models;
 mod qkv;
+mod resizes;
 mod rotary;
 mod rowwise;
 mod sampling;

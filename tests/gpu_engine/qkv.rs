@@ -13,23 +13,23 @@ const EPSILON: f32 = 1e-4;
 const PAGES_PER_SEQUENCE: u32 = 3;
 
 /// A product with its operands on the host and on the GPU.
-struct Problem {
-    kernel: QkvProduct,
+pub(crate) struct Problem {
+    pub(crate) kernel: QkvProduct,
     a: Vec<f16>,
     b: Vec<f16>,
     bias: Option<Vec<f16>>,
     frequencies: Vec<f32>,
     positions: Vec<u32>,
     page_table: Vec<u32>,
-    c: Buffer,
-    keys: Buffer,
-    values: Buffer,
+    pub(crate) c: Buffer,
+    pub(crate) keys: Buffer,
+    pub(crate) values: Buffer,
     _operands: Vec<Buffer>,
 }
 
 impl Problem {
     /// Each row has a sequence of its own, with pages from the last to the first. One in seven stands beyond its cache.
-    fn new(gpu: &Gpu, random: &mut Random, heads: Heads, [rows, hidden]: [u32; 2], has_bias: bool, is_normed: bool) -> Self {
+    pub(crate) fn new(gpu: &Gpu, random: &mut Random, heads: Heads, [rows, hidden]: [u32; 2], has_bias: bool, is_normed: bool) -> Self {
         let n = heads.qkv_width();
         let mut a = random.f16s((rows * hidden) as usize, 1.0);
         if is_normed {
