@@ -1,21 +1,25 @@
 //! Rates of the GEMM kernels on the GPU: `cargo bench --bench kernels`.
 //!
 //! First a table: each shape, each kernel variant that can do it, device time, TFLOP/s or GB/s, and the share of what the GPU's data sheet
-//! promises. Then criterion's statistics of the chosen variants. A launch is one of a graph's, so that the host's launch cost does not
+//! promises. Then criterion's statistics of the chosen variants. Then another table, of products of 64 rows, on all SMs and on 32: the skinny kernels, the warpgroup ones whose
+//! tiles have as many rows, and cuBLASLt if it is in LD_LIBRARY_PATH. A word selects shapes as kernel keys name them: `cargo bench --bench kernels -- 64x`. A launch is one of a graph's, so that the host's launch cost does not
 //! count, and operands rotate through more memory than L2 holds, so that weights come from DRAM as they do in a model.
 #![cfg(feature = "cuda-13000")]
 
+#[path = "reach/cublaslt.rs"]
+mod cublaslt;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Skinny, Variant};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, Skinny, Variant, Warpgroup};
 use smidgen_runtime::device::cuda::CudaDevice;
 use smidgen_runtime::device::{Buffer, Event, Graph, Sms, StreamId, Topology};
 use smidgen_runtime::launch::{Kernel, Launch};
 
+use cublaslt::{CublasLt, Operands as LibraryOperands};
 use support::{Gpu, Random};
 
 /// What NVIDIA's data sheets promise: dense FP16 TFLOP/s and GB/s of device memory.
@@ -136,16 +140,19 @@ impl<'a> Replay<'a> {
         let stream = gpu.partition(sms);
         let configured: Vec<Launch> = case.products.iter().map(|gemm| configure(gemm, Sms(sms), gpu.device().topology())).collect();
         gpu.device().function(configured[0].symbol).expect("the kernel is in the fatbin");
-        let rounds = launches.div_ceil(configured.len() as u32);
+        Self::capture_each(gpu, case, stream, launches, |gemm, at| gpu.enqueue(gemm, &configured[at], stream, gpu.tiles(&configured[at])))
+    }
+
+    /// The same by `enqueue`, which is told which of the products it is.
+    fn capture_each(gpu: &'a Gpu, case: &Case, stream: StreamId, launches: u32, enqueue: impl Fn(&Gemm, usize)) -> Self {
+        let rounds = launches.div_ceil(case.products.len() as u32);
         gpu.device().begin_capture(stream).expect("a capture");
         for _ in 0..rounds {
-            for (gemm, launch) in case.products.iter().zip(&configured) {
-                gpu.enqueue(gemm, launch, stream, gpu.tiles(launch));
-            }
+            case.products.iter().enumerate().for_each(|(at, gemm)| enqueue(gemm, at));
         }
         let graph = Graph::end_capture(gpu.device(), stream).expect("a graph");
         let marks = [(); 2].map(|()| Event::timed(gpu.device()).expect("an event"));
-        Self { gpu, stream, graph, launches: rounds * configured.len() as u32, marks }
+        Self { gpu, stream, graph, launches: rounds * case.products.len() as u32, marks }
     }
 
     /// Device time of one launch, averaged over one replay.
@@ -167,6 +174,75 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// About 20 ms a replay at half the data sheet's rates, for clocks to settle.
+fn launches_of(gemm: &Gemm) -> u32 {
+    (1e13 / gemm.work().flops.max(300 * gemm.work().bytes) as f64).clamp(4.0, 400.0) as u32
+}
+
+/// The launch of a product by `variant`.
+fn by(variant: Variant) -> impl Fn(&Gemm, Sms, &Topology) -> Launch {
+    move |gemm, sms, gpu| gemm.configure_variant(variant, sms, gpu).expect("a variant that fits")
+}
+
+/// The launch of the variant that is chosen.
+fn chosen(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Launch {
+    gemm.configure(sms, gpu).expect("a supported shape")
+}
+
+/// Whether a word of the command line selects a shape.
+fn selects(word: &str, [m, n, k]: [u32; 3]) -> bool {
+    format!("[{m}x{n}x{k}]").contains(word)
+}
+
+/// Weights `[n, k]` of a layer and the head of Llama 3.2 1B, and of Mistral 7B.
+const WEIGHTS: [[u32; 2]; 10] = [
+    [3072, 2048],
+    [2048, 2048],
+    [16_384, 2048],
+    [2048, 8192],
+    [128_256, 2048],
+    [6144, 4096],
+    [4096, 4096],
+    [28_672, 4096],
+    [4096, 14_336],
+    [32_000, 4096],
+];
+
+/// Products of `rows` rows on `sms` SMs, by whatever kernel has tiles of about as many rows, and by cuBLASLt.
+fn compare_skinny(gpu: &Gpu, rows: u32, sms: u16, word: &str) {
+    let topology = gpu.device().topology();
+    let library = CublasLt::new(gpu.device()).inspect_err(|reason| println!("without cuBLASLt: {reason:#}")).ok();
+    for [n, k] in WEIGHTS {
+        if !selects(word, [rows, n, k]) {
+            continue;
+        }
+        let case = Case::new(gpu, [rows, n, k], |_| Epilogue::NONE);
+        let gemm = &case.products[0];
+        let launches = launches_of(gemm) / (u32::from(gpu.sms() / sms)).max(1) + 1;
+        let skinny = Skinny::ALL.into_iter().filter(|skinny| skinny.rows() == rows.next_power_of_two() && skinny.can_do(gemm, topology));
+        let warpgroup = [Warpgroup::Tile64x128, Warpgroup::Tile64x96, Warpgroup::Tile64x64].map(Variant::Warpgroup);
+        for variant in skinny.map(Variant::Skinny).chain(warpgroup) {
+            print_row(gpu, gemm, &variant.to_string(), sms, Replay::capture(gpu, &case, sms, launches, by(variant)).median());
+        }
+        print_row(gpu, gemm, "chosen", sms, Replay::capture(gpu, &case, sms, launches, chosen).median());
+        let Some(library) = &library else { continue };
+        let stream = gpu.partition(sms);
+        let times = library.proposals([rows, n, k], Sms(sms)).expect("proposals").into_iter().filter_map(|product| {
+            let enqueue = |gemm: &Gemm| library.enqueue(&product, LibraryOperands { a: gemm.a, b: gemm.b, c: gemm.c }, stream);
+            // Some do not run in partitions.
+            enqueue(gemm).ok()?;
+            gpu.device().synchronize(stream).ok()?;
+            let replay = Replay::capture_each(gpu, &case, stream, launches, |gemm, _| enqueue(gemm).expect("an algorithm that ran before"));
+            Some(replay.median())
+        });
+        let times: Vec<Duration> = times.collect();
+        if let (Some(first), Some(fastest)) = (times.first(), times.iter().min()) {
+            print_row(gpu, gemm, "cuBLASLt, first", sms, *first);
+            print_row(gpu, gemm, "cuBLASLt, best", sms, *fastest);
+        }
+    }
+}
+
 fn print_row(gpu: &Gpu, gemm: &Gemm, how: &str, sms: u16, time: Duration) {
     let seconds = time.as_secs_f64();
     let (tflops, gb) = (gemm.work().flops as f64 / seconds / 1e12, gemm.work().bytes as f64 / seconds / 1e9);
@@ -174,7 +250,7 @@ fn print_row(gpu: &Gpu, gemm: &Gemm, how: &str, sms: u16, time: Duration) {
         Some((peak_tflops, peak_gb)) => format!("{:5.1}% of FP16, {:5.1}% of DRAM", 100.0 * tflops / peak_tflops, 100.0 * gb / peak_gb),
         None => String::new(),
     };
-    println!("{:40} {how:14} {sms:4} SMs {:10.2} us {tflops:8.1} TFLOP/s {gb:8.0} GB/s  {share}", gemm.key().to_string(), seconds * 1e6);
+    println!("{:40} {how:26} {sms:4} SMs {:10.2} us {tflops:8.1} TFLOP/s {gb:8.0} GB/s  {share}", gemm.key().to_string(), seconds * 1e6);
 }
 
 fn main() {
@@ -188,17 +264,18 @@ fn main() {
         .measurement_time(Duration::from_millis(500))
         .sample_size(10)
         .configure_from_args();
+    let word = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     for (shape, epilogue) in shapes() {
+        if !selects(&word, shape) {
+            continue;
+        }
         let case = Case::new(&gpu, shape, epilogue);
         let gemm = &case.products[0];
-        // About 20 ms a replay at half the data sheet's rates, for clocks to settle.
-        let launches = (1e13 / gemm.work().flops.max(300 * gemm.work().bytes) as f64).clamp(4.0, 400.0) as u32;
+        let launches = launches_of(gemm);
         for variant in case.variants(gpu.device().topology()) {
-            let configure = |gemm: &Gemm, sms: Sms, gpu: &Topology| gemm.configure_variant(variant, sms, gpu).expect("a variant that fits");
-            let replay = Replay::capture(&gpu, &case, gpu.sms(), launches, configure);
-            print_row(&gpu, gemm, &format!("{variant:?}"), gpu.sms(), replay.median());
+            let replay = Replay::capture(&gpu, &case, gpu.sms(), launches, by(variant));
+            print_row(&gpu, gemm, &variant.to_string(), gpu.sms(), replay.median());
         }
-        let chosen = |gemm: &Gemm, sms: Sms, gpu: &Topology| gemm.configure(sms, gpu).expect("a supported shape");
         for sms in gpu.sm_counts() {
             let replay = Replay::capture(&gpu, &case, sms, launches / (u32::from(gpu.sms() / sms)).max(1) + 1, chosen);
             print_row(&gpu, gemm, "chosen", sms, replay.median());
@@ -215,4 +292,9 @@ fn main() {
         group.finish();
     }
     criterion.final_summary();
+    if gpu.device().topology().compute_capability == (9, 0) {
+        for sms in [gpu.sms(), 32] {
+            compare_skinny(&gpu, 64, sms, &word);
+        }
+    }
 }

@@ -34,6 +34,9 @@ class Heads {
 
   public:
     static constexpr int PASSES = (ROWS + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    // Passes that have instructions, and registers, of their own. Of 64 rows none has: sixteen sines each would be as much code as all the rest of the kernel, and each
+    // instruction is fetched when it is first wanted; what a thread knows of its rows is then in local memory.
+    static constexpr int UNROLLED = ROWS > 32 ? 1 : PASSES;
 
     // `bias`: [rows of B] fp16, or 0.
     __device__ Heads(const RotaryArgs *args, uint64_t bias, uint32_t thread)
@@ -41,7 +44,7 @@ class Heads {
 
     // Reads the rows' positions and places, before earlier launches have ended: past L1, as CacheRow does. gemm/qkv.rs says who may have written them.
     __device__ void begin() {
-#pragma unroll
+#pragma unroll UNROLLED
         for (int pass = 0; pass < PASSES; ++pass) {
             if (row(pass) >= args_.rows) break;
             positions_[pass] = __ldcg(reinterpret_cast<const uint32_t *>(args_.positions) + row(pass));
@@ -64,7 +67,7 @@ class Heads {
             bias_low_ = make_float2(__half2float(bias_[first]), __half2float(bias_[first + 1]));
             bias_high_ = make_float2(__half2float(bias_[first + half]), __half2float(bias_[first + half + 1]));
         }
-#pragma unroll
+#pragma unroll UNROLLED
         for (int pass = 0; pass < PASSES; ++pass) targets_[pass] = exists ? target(pass) : nullptr;
         // Most workers meet the same pairs in all of their tiles.
         if (tile_.pair == turned_pair_ || !is_turned()) return;
@@ -73,7 +76,7 @@ class Heads {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const float inverse_frequency = inverse_frequencies[i];
-#pragma unroll
+#pragma unroll UNROLLED
             for (int pass = 0; pass < PASSES; ++pass) angles_[pass][i] = angle_of(positions_[pass], inverse_frequency);
         }
     }

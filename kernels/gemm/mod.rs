@@ -375,9 +375,9 @@ mod tests {
     #[test]
     fn rows_are_normed_where_a_skinny_kernel_does_the_problem_and_refused_elsewhere() {
         let ampere = Topology { compute_capability: (8, 0), ..h200() };
-        let few = Gemm { row_norm: NORM, ..gemm([32, 6144, 4096]) };
+        let few = Gemm { row_norm: NORM, ..gemm([64, 6144, 4096]) };
         let unaligned = Gemm { a: DevicePtr(258), ..few };
-        let many = Gemm { m: 33, ..few };
+        let many = Gemm { m: 65, ..few };
         for (problem, gpu, can) in [(few, h200(), true), (unaligned, h200(), false), (many, h200(), false), (few, ampere, false)] {
             assert_eq!(problem.can_norm_rows(&gpu), can, "{problem:?}");
             for sms in [1, 2, 59, 60, 132] {

@@ -121,7 +121,7 @@ mod tests {
         let can = |rows, head_dim| qkv(rows, 2048, Heads { head_dim, ..LLAMA }).can_be_one_launch(&h200());
         assert_eq!([64, 128, 192, 256].map(|head_dim| can(8, head_dim)), [true; 4]);
         assert_eq!([32, 80, 96, 100].map(|head_dim| can(8, head_dim)), [false; 4]);
-        assert_eq!([1, 32, 33].map(|rows| can(rows, 64)), [true, true, false]);
+        assert_eq!([1, 32, 64, 65].map(|rows| can(rows, 64)), [true, true, true, false]);
         let ampere = Topology { compute_capability: (8, 0), ..h200() };
         assert!(!qkv(8, 2048, LLAMA).can_be_one_launch(&ampere));
     }
@@ -137,7 +137,7 @@ mod tests {
             (uncached, "no cache"),
             (gated, "another epilogue"),
             (qkv(8, 2048, Heads { head_dim: 96, ..LLAMA }), "multiple of 64"),
-            (qkv(40, 2048, LLAMA), "no skinny kernel"),
+            (qkv(65, 2048, LLAMA), "no skinny kernel"),
             (qkv(0, 2048, LLAMA), "at least 1"),
         ] {
             assert_unsupported(&problem, reason);

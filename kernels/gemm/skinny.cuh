@@ -1,7 +1,7 @@
 // GEMM for few rows of A (decoding: one row per sequence):  C[m, n] = epilogue(A[m, k] * B[n, k]^T), for Hopper
 //
 // Bound by reading B once, n * k * 2 bytes: what counts is bytes under way, at every moment, on every SM. B goes from memory to shared memory to the tensor
-// cores, and no register ever holds any of it: 64 of its rows are wgmma's left operand, and the rows of A, padded to 8, 16 or 32, its columns.
+// cores, and no register ever holds any of it: 64 of its rows are wgmma's left operand, and the rows of A, padded to 8, 16, 32 or 64, its columns.
 //
 //    B [64 * GROUPS rows][k]  ─┐  one producer warp: a ring of STAGES, each 64 * K_BLOCKS columns of k of both, 128-byte swizzled
 //    A [ROWS rows][k]         ─┴─> full[s], empty[s] ─> consumers, one warpgroup for each 64 rows of B: sums in registers
@@ -90,6 +90,9 @@ struct SkinnyGemm {
     static constexpr uint32_t GROUP_COLUMNS = 64 / Shape::PARTS, QUADS = GROUP_COLUMNS / 4, QUAD_ROWS = 128 / QUADS;
     // Whether a thread has its residual beforehand: it does one quad of a tile at most, and no other block makes use of the SM while it would wait.
     static constexpr bool KNOWS_RESIDUAL = !ROTATES && Shape::ROWS <= QUAD_ROWS && Shape::BLOCKS_PER_SM == 1;
+    // Whether a thread asks for the residuals of all its quads of a tile before it wants the first: of 64 rows it has eight, and would wait for each in turn.
+    static constexpr bool COLLECTS_RESIDUALS = !ROTATES && Shape::ROWS > 32;
+    static constexpr int COLLECTED = COLLECTS_RESIDUALS ? Shape::ROWS / QUAD_ROWS : 1;
     // Whether consumers rehearse: before their first round they go through a tile of whatever shared memory holds, while the launch before still runs, and drop the
     // result. An SM that ran other kernels since must fetch the instructions first, each when it is wanted. Not where columns are heads: in a decoder some of those
     // blocks find room only when the launch before has ended, and would rehearse instead of working.
@@ -486,6 +489,20 @@ struct SkinnyGemm {
         if (has_residual(args.epilogue) && rank == 0 && row < args.m && column < args.n) residual = load_residual(args, row, column);
     }
 
+    // Of whole quads. All are asked for before the first is put into local memory, from where a loop that is not unrolled can take them: straight on, without a
+    // branch between two, at the end of which the one would be waited for. Rows that A does not have stand for its last.
+    __device__ __forceinline__ void collect_residuals(uint2 (&collected)[COLLECTED], uint32_t column, uint32_t thread) const {
+        uint2 arriving[COLLECTED];
+#pragma unroll
+        for (int i = 0; i < COLLECTED; ++i) {
+            const uint32_t row = min(thread / QUADS + i * QUAD_ROWS, args.m - 1);
+            const __half *source = reinterpret_cast<const __half *>(args.residual) + static_cast<uint64_t>(row) * args.ld_residual + column;
+            arriving[i] = *reinterpret_cast<const uint2 *>(source);
+        }
+#pragma unroll
+        for (int i = 0; i < COLLECTED; ++i) collected[i] = arriving[i];
+    }
+
     // Of the quads of C that a consumer's thread does.
     static __device__ __forceinline__ uint32_t first_column(uint32_t tile, uint32_t group, uint32_t thread) {
         return tile * Shape::COLUMNS + group * GROUP_COLUMNS + thread % QUADS * 4;
@@ -497,6 +514,10 @@ struct SkinnyGemm {
         const HeadsIfAny &heads) const {
         const uint32_t lane = thread % 32, column = thread / 32 * 16 + lane / 4, row = lane % 4 * 2;
         const uint32_t place = sums_place + group * Shape::GROUP_SUMS_BYTES;
+        const uint32_t quad = thread % QUADS * 4, c_column = first_column(tile, group, thread);
+        const bool collects = COLLECTS_RESIDUALS && has_residual(args.epilogue) && args.vectorised && c_column + 4 <= args.n;
+        uint2 collected[COLLECTED];
+        if (collects) collect_residuals(collected, c_column, thread);
         // The last tile's sums, and those that landed, have been read.
         named_barrier(group);
 #pragma unroll
@@ -506,7 +527,7 @@ struct SkinnyGemm {
         }
         named_barrier(group);
         if constexpr (ROTATES) {
-#pragma unroll
+#pragma unroll HeadsIfAny::UNROLLED
             for (int pass = 0; pass < HeadsIfAny::PASSES; ++pass) {
                 const uint32_t a_row = heads.row(pass), pair = place + (a_row * Shape::SUMS_PITCH + heads.pair()) * 4;
                 if (a_row >= args.m) break;
@@ -520,7 +541,6 @@ struct SkinnyGemm {
                 heads.finish(pass, make_float2(low.x * norm, low.y * norm), make_float2(high.x * norm, high.y * norm));
             }
         } else {
-            const uint32_t quad = thread % QUADS * 4, column = first_column(tile, group, thread);
 #pragma unroll 1
             for (uint32_t a_row = thread / QUADS; a_row < args.m; a_row += QUAD_ROWS) {
                 float4 total = load_sums(place + (a_row * Shape::SUMS_PITCH + quad) * 4);
@@ -534,9 +554,10 @@ struct SkinnyGemm {
                 }
                 const auto residual_of = [&] {
                     if (KNOWS_RESIDUAL || rehearses) return residual;
-                    return load_residual(args, a_row, column);
+                    if (collects) return reinterpret_cast<const FourHalves &>(collected[a_row / QUAD_ROWS % COLLECTED]);
+                    return load_residual(args, a_row, c_column);
                 };
-                finish<ANY_EPILOGUE>(args, a_row, column, total, residual_of, rehearses);
+                finish<ANY_EPILOGUE>(args, a_row, c_column, total, residual_of, rehearses);
             }
         }
     }

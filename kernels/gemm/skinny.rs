@@ -10,14 +10,16 @@ use smidgen_runtime::device::{DevicePtr, Sms, Topology};
 use smidgen_runtime::launch::{Element, Launch, Params, Swizzle, TensorMap};
 
 use super::super::attention::Rotary;
-use super::warpgroup::{ACQUAINTANCE_BYTES, TILE_BOARD_BYTES};
+use super::warpgroup::{ACQUAINTANCE_BYTES, TILE_BOARD_BYTES, Warpgroup};
 use super::{Gemm, Variant, abi};
 
 /// Tiles up to which k is shared: with fewer, SMs would be idle.
 const MOST_SHARED_TILES: u32 = 128;
 
-/// Columns of k from which two blocks share them whatever the tiles: one would be long over its last tile.
+/// Columns of k from which two blocks share them whatever the tiles: one would be long over its last tile. Not with more rows of `A` than this, which are as
+/// many bytes as those of `B` in tiles of pairs, and half as many in the others.
 const ALWAYS_SHARED_K: u32 = 4096;
+const MOST_ROWS_ALWAYS_SHARED: u32 = 32;
 
 /// Columns of `C` up to which one block does both halves of k, of 32 columns, for sure: with more, it would have a second tile where a pair has one. Of many
 /// tiles that does not matter.
@@ -35,8 +37,8 @@ pub(super) const PAIRS_OF_TILE: u32 = 32;
 /// How long a launch must be to poll the grant, microseconds.
 const LONG_US: f64 = 25.0;
 
-/// Rates at which weights arrive, measured on an H200 (docs/kernels/skinny-gemm.md), GB/s: of one SM, and of the memory.
-const GB_PER_SECOND_OF_SM: f64 = 95.0;
+/// Rates at which operands arrive, measured on an H200 (docs/kernels/skinny-gemm.md), GB/s: of one SM, `A` included, and of the memory.
+const GB_PER_SECOND_OF_SM: f64 = 107.0;
 const GB_PER_SECOND: f64 = 4200.0;
 
 /// Bytes of `B` that a launch has asked for and not got, at most, beside other tenants: what memory delivers at its full rate within 1.4 us. With twice as many,
@@ -47,7 +49,7 @@ const BYTES_UNDER_WAY: u32 = 6_500_000;
 /// time, and Llama 1B's gate and up took 10% longer on 96 SMs of an H200, 16% on 120.
 const LEAST_STAGES_OF_SM: u32 = 3;
 
-/// A kernel of `skinny.cu`: for up to 8, 16 or 32 rows of `A`, padded with zeros.
+/// A kernel of `skinny.cu`: for up to 8, 16, 32 or 64 rows of `A`, padded with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Skinny {
     /// One block does a tile.
@@ -72,6 +74,12 @@ pub enum Skinny {
     ThirtyTwoPair,
     /// As with 8 rows.
     ThirtyTwoDeepPair,
+    /// As with 8 rows.
+    SixtyFour,
+    /// As with 8 rows.
+    SixtyFourPair,
+    /// As with 8 rows.
+    SixtyFourDeepPair,
 }
 
 /// The figures of a shape: those of its `SkinnyShape` in `skinny.cu`, in that order.
@@ -96,9 +104,9 @@ impl fmt::Display for Skinny {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rows, columns) = self.tile();
         let blocks = match self {
-            Self::Eight | Self::Sixteen | Self::ThirtyTwo => "",
-            Self::EightPair | Self::SixteenPair | Self::ThirtyTwoPair => " in pairs",
-            Self::EightDeepPair | Self::SixteenDeepPair | Self::ThirtyTwoDeepPair => " in deep pairs",
+            Self::Eight | Self::Sixteen | Self::ThirtyTwo | Self::SixtyFour => "",
+            Self::EightPair | Self::SixteenPair | Self::ThirtyTwoPair | Self::SixtyFourPair => " in pairs",
+            Self::EightDeepPair | Self::SixteenDeepPair | Self::ThirtyTwoDeepPair | Self::SixtyFourDeepPair => " in deep pairs",
             Self::EightHalves => " in halves",
             Self::EightDeepHalves => " in deep halves",
         };
@@ -108,7 +116,7 @@ impl fmt::Display for Skinny {
 
 impl Skinny {
     /// Every kernel, by rows, single blocks first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Eight,
         Self::EightPair,
         Self::EightDeepPair,
@@ -120,10 +128,17 @@ impl Skinny {
         Self::ThirtyTwo,
         Self::ThirtyTwoPair,
         Self::ThirtyTwoDeepPair,
+        Self::SixtyFour,
+        Self::SixtyFourPair,
+        Self::SixtyFourDeepPair,
     ];
 
-    /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper.
+    /// The kernel for `gemm`; none if it has too many rows, or rows that do not begin on 16 bytes, or if the GPU is no Hopper, or if the warpgroup kernels
+    /// are predicted to be as quick.
     pub(super) fn choose(gemm: &Gemm, sms: Sms, gpu: &Topology) -> Option<Self> {
+        if Self::leaves_to_warpgroups(gemm, gpu) {
+            return None;
+        }
         // A second round of a few blocks, each as long as all of the first together, and the products of a decoder would be longer on 60 SMs than on 56.
         let has_leftovers = (sms.get() + 1..=sms.get() + sms.get() / 8).contains(&gemm.n.div_ceil(32));
         Self::choose_with(gemm, sms, sms >= DEEP_FROM_SMS && !has_leftovers, gpu)
@@ -150,15 +165,27 @@ impl Skinny {
         Some(if halves { halved } else { skinny })
     }
 
+    /// Whether warpgroup kernels do as well: with as many rows of `A` as their tiles have, what is left of the differences is that two blocks may share k, and that
+    /// rows are normed on the way.
+    fn leaves_to_warpgroups(gemm: &Gemm, gpu: &Topology) -> bool {
+        gemm.m > 32 && !Self::wants_shared_k(gemm) && gemm.row_norm.is_none() && Warpgroup::can_do(gemm, gpu)
+    }
+
+    /// Whether two halves of k are added up apart.
+    fn wants_shared_k(gemm: &Gemm) -> bool {
+        let always = gemm.m <= MOST_ROWS_ALWAYS_SHARED && gemm.k >= ALWAYS_SHARED_K;
+        always || gemm.n.div_ceil(64) <= MOST_SHARED_TILES
+    }
+
     /// Without halves; `deep` as above.
     fn of_whole_tiles(gemm: &Gemm, deep: bool, gpu: &Topology) -> Option<Self> {
         let [single, pair, deep_pair] = match gemm.m {
             ..=8 => [Self::Eight, Self::EightPair, Self::EightDeepPair],
             9..=16 => [Self::Sixteen, Self::SixteenPair, Self::SixteenDeepPair],
-            _ => [Self::ThirtyTwo, Self::ThirtyTwoPair, Self::ThirtyTwoDeepPair],
+            17..=32 => [Self::ThirtyTwo, Self::ThirtyTwoPair, Self::ThirtyTwoDeepPair],
+            _ => [Self::SixtyFour, Self::SixtyFourPair, Self::SixtyFourDeepPair],
         };
-        let shares_k = gemm.n.div_ceil(64) <= MOST_SHARED_TILES || gemm.k >= ALWAYS_SHARED_K;
-        let skinny = match (shares_k, deep) {
+        let skinny = match (Self::wants_shared_k(gemm), deep) {
             (false, _) => single,
             (true, false) => pair,
             (true, true) => deep_pair,
@@ -170,7 +197,7 @@ impl Skinny {
         self.can_do(gemm, gpu) && Variant::Skinny(self).blocks_per_sm(gpu) > 0
     }
 
-    /// Whether problems like `gemm`, with columns that are heads or not, are done here, however many SMs there are.
+    /// Whether problems like `gemm`, with rows that are normed or columns that are heads, are done here, however many SMs there are.
     pub(super) fn is_chosen_at_any_sms(gemm: &Gemm, gpu: &Topology) -> bool {
         [false, true].into_iter().all(|deep| Self::of_whole_tiles(gemm, deep, gpu).is_some())
     }
@@ -194,6 +221,9 @@ impl Skinny {
             Self::ThirtyTwo => (32, 1, 2, 2, 5, 1, 1),
             Self::ThirtyTwoPair => (32, 2, 1, 2, 4, 2, 1),
             Self::ThirtyTwoDeepPair => (32, 2, 1, 4, 4, 1, 1),
+            Self::SixtyFour => (64, 1, 2, 2, 3, 1, 1),
+            Self::SixtyFourPair => (64, 2, 1, 1, 5, 2, 1),
+            Self::SixtyFourDeepPair => (64, 2, 1, 2, 6, 1, 1),
         };
         Shape { rows, pair, groups, k_blocks, stages, blocks_per_sm, parts }
     }
@@ -242,6 +272,9 @@ impl Skinny {
             Self::ThirtyTwo => with_rotary!("32x128"),
             Self::ThirtyTwoPair => with_rotary!("32x64_pair"),
             Self::ThirtyTwoDeepPair => with_rotary!("32x64_deep_pair"),
+            Self::SixtyFour => with_rotary!("64x128"),
+            Self::SixtyFourPair => with_rotary!("64x64_pair"),
+            Self::SixtyFourDeepPair => with_rotary!("64x64_deep_pair"),
         }
     }
 
@@ -370,143 +403,22 @@ impl Skinny {
             tiles,
             blocks_per_tile: self.shape().pair,
             // Of a tile to each worker none is given back.
-            elastic: predicted_us(gemm, sms) > LONG_US && tiles > workers,
+            elastic: self.predicted_us(gemm, sms) > LONG_US && tiles > workers,
             programmatic: true,
             begins_by_number: true,
             params: params.with_tensor_maps([(offset_of!(Args, a), self.stages_of_a(gemm)), (offset_of!(Args, b), b)]),
         }
     }
-}
 
-/// How long the launch will take on `sms` SMs, roughly, microseconds.
-fn predicted_us(gemm: &Gemm, sms: Sms) -> f64 {
-    let megabytes = f64::from(gemm.n) * f64::from(gemm.k) * 2e-6;
-    megabytes * 1e3 / GB_PER_SECOND.min(GB_PER_SECOND_OF_SM * f64::from(sms.get()))
+    /// How long the launch will take on `sms` SMs, roughly, microseconds.
+    fn predicted_us(self, gemm: &Gemm, sms: Sms) -> f64 {
+        let Shape { rows, groups, .. } = self.shape();
+        let share_of_b = f64::from(64 * groups) / f64::from(64 * groups + rows);
+        let megabytes = f64::from(gemm.n) * f64::from(gemm.k) * 2e-6;
+        megabytes * 1e3 / GB_PER_SECOND.min(GB_PER_SECOND_OF_SM * share_of_b * f64::from(sms.get()))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::testing::h200;
-    use super::super::Epilogue;
-    use super::*;
-
-    fn gemm(shape: [u32; 3]) -> Gemm {
-        Gemm::new(shape, DevicePtr(256), DevicePtr(512), DevicePtr(1024), Epilogue::NONE)
-    }
-
-    fn choose(shape: [u32; 3], sms: u16) -> Skinny {
-        Skinny::choose(&gemm(shape), Sms(sms), &h200()).expect("few rows")
-    }
-
-    const SHAPES: [[u32; 3]; 9] = [
-        [1, 2048, 2048],
-        [8, 3072, 2048],
-        [8, 1, 8],
-        [7, 32_000, 4096],
-        [16, 4096, 4096],
-        [32, 4096, 14_336],
-        [32, 2048, 2048],
-        [17, 28_672, 4096],
-        [32, 128_256, 2048],
-    ];
-
-    #[test]
-    fn the_order_of_additions_does_not_depend_on_the_sm_count() {
-        for shape in SHAPES {
-            let order = |sms| {
-                let skinny = choose(shape, sms);
-                (skinny.rows(), skinny.shares_k())
-            };
-            for sms in 1..=132 {
-                assert_eq!(order(sms), order(132), "{shape:?} at {sms} SMs");
-            }
-        }
-    }
-
-    #[test]
-    fn tiles_cover_every_column_and_a_grid_is_whole_pairs() {
-        for shape in SHAPES {
-            for sms in [1, 2, 8, 31, 32, 66, 131, 132] {
-                let skinny = choose(shape, sms);
-                let launch = skinny.launch(&gemm(shape), Sms(sms), &h200());
-                assert_eq!(launch.tiles, shape[1].div_ceil(skinny.tile().1), "{shape:?}");
-                assert!(launch.grid.is_multiple_of(skinny.shape().pair), "{shape:?} at {sms} SMs: {launch:?}");
-                assert!(launch.grid <= launch.tiles * skinny.shape().pair, "{shape:?} at {sms} SMs: {launch:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn few_tiles_share_k_and_many_do_not() {
-        assert_eq!(choose([8, 6144, 2048], 132), Skinny::EightDeepPair);
-        assert_eq!(choose([8, 6144, 2048], 32), Skinny::EightPair);
-        assert_eq!(choose([9, 2048, 2048], 132), Skinny::SixteenDeepPair);
-        assert_eq!(choose([8, 16_384, 2048], 132), Skinny::Eight);
-    }
-
-    #[test]
-    fn few_rows_and_columns_are_done_in_halves_where_these_are_those_of_pairs() {
-        assert_eq!(choose([8, 2048, 8192], 132), Skinny::EightDeepHalves);
-        assert_eq!(choose([1, 4096, 4096], 32), Skinny::EightHalves);
-        assert_eq!(choose([1, 4097, 4096], 32), Skinny::EightPair);
-        // On a few SMs less than it has tiles, they go two to an SM.
-        assert_eq!([58, 60, 63, 64].map(|sms| choose([8, 2048, 8192], sms)), {
-            use Skinny::{EightDeepHalves, EightHalves};
-            [EightHalves, EightHalves, EightHalves, EightDeepHalves]
-        });
-        assert_eq!(choose([1, 4096, 4096], 96), Skinny::EightDeepHalves);
-        // Two rounds of tiles, or many.
-        assert_eq!(choose([8, 6144, 4096], 132), Skinny::EightDeepPair);
-        assert_eq!(choose([8, 28_672, 4096], 132), Skinny::EightDeepHalves);
-        assert_eq!(choose([8, 28_672, 4096], 32), Skinny::EightPair);
-        // A pair's first block has 768 of these.
-        assert_eq!(choose([8, 2048, 1280], 132), Skinny::EightDeepPair);
-        for shape in SHAPES {
-            for skinny in Skinny::ALL.into_iter().filter(|skinny| skinny.shape().parts > 1) {
-                assert_eq!(skinny.can_do(&gemm(shape), &h200()), shape[0] <= 8 && shape[2].is_multiple_of(512), "{skinny} {shape:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_copy_engine_brings_both_halves_of_k_at_once() {
-        let gemm = Gemm { ldb: 2056, ..gemm([5, 2050, 2048]) };
-        let b = Skinny::EightHalves.operand(gemm.b, [gemm.n, gemm.k], gemm.ldb, 32);
-        assert_eq!((b.dimensions, b.sizes, b.strides, b.tile), (3, [1024, 2050, 2, 1], [4112, 2048, 0], [64, 32, 2, 1]));
-        let a = Skinny::EightHalves.stages_of_a(&gemm);
-        assert_eq!((a.dimensions, a.sizes, a.strides, a.tile), (4, [64, 5, 2, 16], [4096, 2048, 128], [64, 8, 2, 2]));
-        let launch = Skinny::EightHalves.launch(&gemm, Sms(132), &h200());
-        assert_eq!((launch.tiles, launch.grid, launch.blocks_per_tile), (65, 65, 1));
-    }
-
-    #[test]
-    fn columns_that_are_heads_are_added_up_as_others_are() {
-        for shape in SHAPES {
-            for sms in [1, 32, 132] {
-                let rotary = Skinny::choose_rotary(&gemm(shape), Sms(sms), &h200()).expect("few rows");
-                assert_eq!(rotary.shares_k(), choose(shape, sms).shares_k(), "{shape:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn beside_others_a_block_asks_for_no_more_than_its_part_of_what_memory_needs_under_way() {
-        let under_way = |skinny: Skinny, sms| skinny.stages_under_way(Sms(sms), &h200());
-        assert_eq!([132, 130, 100, 66, 44, 8].map(|sms| under_way(Skinny::EightDeepHalves, sms)), [5, 3, 3, 3, 5, 5]);
-        assert_eq!([132, 130, 66, 32].map(|sms| under_way(Skinny::Eight, sms)), [3, 2, 2, 3]);
-        for skinny in Skinny::ALL {
-            assert!((1..=130).all(|sms| (1..=skinny.shape().stages).contains(&under_way(skinny, sms))), "{skinny}");
-        }
-    }
-
-    #[test]
-    fn long_launches_poll_the_grant_and_short_ones_do_not() {
-        let elastic = |shape, sms| choose(shape, sms).launch(&gemm(shape), Sms(sms), &h200()).elastic;
-        assert!(elastic([8, 128_256, 2048], 132));
-        assert!(!elastic([8, 2048, 2048], 132));
-        // One tile for each SM, which takes 28 us.
-        assert!(!elastic([1, 4096, 14_336], 132));
-        assert!(elastic([1, 4096, 14_336], 32));
-        assert!(elastic([8, 2048, 2048], 2));
-    }
-}
+#[path = "skinny_tests.rs"]
+mod tests;

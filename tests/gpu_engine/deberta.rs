@@ -30,32 +30,32 @@ use crate::tiny_models::relative_error;
 
 /// What distinguishes one attention from another. `gaps` are elements between the rows of `qkv`, of the position matrices, and of the output.
 #[derive(Debug, Clone)]
-struct Batch {
-    heads: u32,
-    head_dim: u32,
-    lengths: Vec<u32>,
+pub(crate) struct Batch {
+    pub(crate) heads: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) lengths: Vec<u32>,
     /// Rows that each sequence has in a padded batch; `None` for a packed one.
-    padded_to: Option<u32>,
-    reach: u32,
-    content_to_position: bool,
-    position_to_content: bool,
-    gaps: [u32; 3],
-    spread: f32,
+    pub(crate) padded_to: Option<u32>,
+    pub(crate) reach: u32,
+    pub(crate) content_to_position: bool,
+    pub(crate) position_to_content: bool,
+    pub(crate) gaps: [u32; 3],
+    pub(crate) spread: f32,
 }
 
 /// An attention with its operands on the host and on the GPU. Padding and gaps are NaN.
-struct Attention {
+pub(crate) struct Attention {
     batch: Batch,
-    kernel: AttentionDisentangled,
+    pub(crate) kernel: AttentionDisentangled,
     starts: Vec<u32>,
     qkv: Vec<f64>,
     positions: [Vec<f64>; 2],
-    output: Buffer,
+    pub(crate) output: Buffer,
     _operands: [Buffer; 5],
 }
 
 impl Attention {
-    fn new(gpu: &Gpu, random: &mut Random, batch: Batch) -> Self {
+    pub(crate) fn new(gpu: &Gpu, random: &mut Random, batch: Batch) -> Self {
         let mut rows = 0;
         let mut starts = Vec::new();
         for length in &batch.lengths {

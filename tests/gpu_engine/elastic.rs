@@ -78,15 +78,20 @@ unsafe impl Kernel for Probe {
 }
 
 /// A grant in device memory with a stream of its own to change it on, as the runtime has it.
-struct Grant {
+pub(crate) struct Grant {
     words: Buffer,
     stream: StreamId,
 }
 
 impl Grant {
-    fn new(gpu: &Gpu, words: [u32; 8]) -> Self {
+    pub(crate) fn new(gpu: &Gpu, words: [u32; 8]) -> Self {
         let stream = gpu.create_stream(PartitionId::WHOLE, Priority::High);
         Self { words: gpu.upload_u32(&words), stream }
+    }
+
+    /// Where kernels poll it.
+    pub(crate) fn words(&self) -> DevicePtr {
+        self.words.ptr()
     }
 
     fn set(&self, gpu: &Gpu, words: [u32; 8]) {
@@ -96,7 +101,7 @@ impl Grant {
     }
 
     /// Sets random grants, every fourth of them empty, while `work` runs. The grant is empty in the end, too.
-    fn set_at_random_during(&self, gpu: &Gpu, seed: u64, work: impl FnOnce()) {
+    pub(crate) fn set_at_random_during(&self, gpu: &Gpu, seed: u64, work: impl FnOnce()) {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -115,7 +120,7 @@ impl Grant {
 }
 
 /// The epoch of the fixture's tile counter, after checking that its counts are back at zero.
-fn epoch(gpu: &Gpu) -> u32 {
+pub(crate) fn epoch(gpu: &Gpu) -> u32 {
     let [taken, epoch, finished, departed] = gpu.progress();
     assert_eq!([taken, finished, departed], [0; 3], "the counter was not reset");
     epoch

@@ -330,6 +330,8 @@ fn outputs_have_the_same_bits_at_every_sm_count() {
         ([8, 2048, 8192], 0),
         ([13, 3000, 4096], 0),
         ([32, 2050, 1016], 0),
+        ([33, 2050, 1016], 0),
+        ([64, 2048, 8192], 0),
         ([70, 90, 333], 0),
     ] {
         for finish in [Finish::BiasGelu, Finish::Residual] {

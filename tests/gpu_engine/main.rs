@@ -23,6 +23,7 @@ mod ieee754;
 mod models;
 mod pooling;
 mod qkv;
+mod resizes;
 mod rotary;
 mod rowwise;
 mod sampling;

@@ -69,18 +69,18 @@ impl Order {
 }
 
 /// `rows` rows of `vocabulary` logits and how each is drawn from, on the GPU.
-struct Batch {
+pub(crate) struct Batch {
     rows: u32,
     vocabulary: u32,
     logits: Buffer,
     params: Buffer,
-    tokens: Buffer,
-    arrivals: Buffer,
+    pub(crate) tokens: Buffer,
+    pub(crate) arrivals: Buffer,
     scratch: Buffer,
 }
 
 impl Batch {
-    fn new(gpu: &Gpu, logits: &[Vec<f32>], params: &[SampleParams]) -> Self {
+    pub(crate) fn new(gpu: &Gpu, logits: &[Vec<f32>], params: &[SampleParams]) -> Self {
         assert_eq!(logits.len(), params.len());
         let words = |params: &SampleParams| [params.temperature.to_bits(), params.top_p.to_bits(), params.top_k, params.draw.to_bits()];
         let (rows, vocabulary) = (logits.len() as u32, logits[0].len() as u32);
@@ -95,7 +95,7 @@ impl Batch {
         }
     }
 
-    fn kernel(&self) -> Sample {
+    pub(crate) fn kernel(&self) -> Sample {
         Sample {
             rows: self.rows,
             vocabulary: self.vocabulary,

@@ -53,7 +53,7 @@ fn few_normed_rows_are_right_at_every_epilogue_and_length_of_k() {
         for_draws(30, &(products_of_few_rows(finish), select(gpu.sm_counts())), |(draw, sms)| {
             let problem = draw.problem(&gpu).with_normed_rows(&gpu);
             if !problem.gemm.can_norm_rows(gpu.device().topology()) {
-                assert!(!is_hopper || problem.gemm.m > 32, "{} cannot be done", problem.gemm.key());
+                assert!(!is_hopper || problem.gemm.m > 64, "{} cannot be done", problem.gemm.key());
                 return;
             }
             gpu.run(&problem.gemm, sms);
@@ -78,6 +78,8 @@ fn normed_rows_have_the_same_bits_at_every_sm_count() {
         (Finish::Bias, [13, 3000, 3584]),
         (Finish::BiasSiluGate, [32, 9000, 1016]),
         (Finish::Bias, [32, 2050, 1016]),
+        (Finish::BiasSiluGate, [64, 9000, 1016]),
+        (Finish::Bias, [47, 2050, 1016]),
     ] {
         let problem = Problem::new(&gpu, &mut random, shape, [0; 4], finish).with_normed_rows(&gpu);
         let outputs = gpu.assert_same_bits_at_every_sm_count(&problem.gemm, &[&problem.c]);
@@ -123,6 +125,9 @@ fn every_skinny_kernel_is_right_and_those_that_share_k_alike_give_the_same_bits(
         (Finish::PlainF32, [16, 6144, 1024]),
         (Finish::Bias, [9, 333, 8192]),
         (Finish::Residual, [32, 2048, 2048]),
+        (Finish::Residual, [64, 2048, 2048]),
+        (Finish::BiasSiluGate, [33, 1046, 1160]),
+        (Finish::PlainF32, [50, 129, 264]),
         (Finish::Bias, [20, 129, 264]),
         (Finish::PlainF32, [1, 8200, 96]),
         // In halves too: a last tile that is not full, one stage of each half, many rounds of a ring, and more tiles than 2 SMs have blocks.
