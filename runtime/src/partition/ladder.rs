@@ -1,7 +1,8 @@
 //! The ladder: every partition that plans may use, made before the plan that uses it is published and never on the launch path.
 //!
-//! Partitions are kept after a plan has left them, because policies come back to the same sets. Where there is no room for another, those that
-//! nothing refers to any more go, least recently asked for first. Whoever may still launch into a partition keeps its [`PartitionRef`]: the
+//! Those that the policy foresees, the family, are made before there is a tenant; others when a plan first names them. Partitions are kept after a plan has left them, because
+//! policies come back to the same sets. Where there is no room for another, those that
+//! nothing refers to any more go, least recently asked for first, and the family last. Whoever may still launch into a partition keeps its [`PartitionRef`]: the
 //! plan in force, and sessions for what they follow and have captured.
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use super::TpcSet;
 pub const PARTITION_BYTES: u64 = 5_800_000;
 
 /// What the family may take to be made in all: 284 partitions take 0.34 s on an H200 that is idle, and two of them as much as this beside a process at work.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The SM counts at which kernels are measured and placed: dense where curves bend, whole TPCs, the last one the whole GPU.
 ///
@@ -162,7 +163,7 @@ impl Ladder {
     /// and the rest for sets that nobody foresaw, so that those make room for each other first; where that is not enough, unused members of the family do, the least likely
     /// first. What was the family before is no more.
     ///
-    /// It ends early where making partitions has taken [`PATIENCE`] in all, since somebody else is at work on the GPU then, and where the device makes no more, which leaves
+    /// It ends early where making partitions has taken a second in all, since somebody else is at work on the GPU then, and where the device makes no more, which leaves
     /// the rest to be made when a plan names them. A set of which it made another SM count is left out.
     pub fn make_family(&self, sets: impl IntoIterator<Item = TpcSet>) {
         let whole = self.device.topology().all_tpcs();

@@ -10,8 +10,8 @@
 //! |---|---|---|
 //! | edges | 130 | two tenants, divided anywhere: TPCs `0..n` for one and `n..66` for the other, and what each kernel of theirs needs of it |
 //! | equal parts | 21 more | up to eight tenants of which nothing is known, or who are alike |
-//! | halves of a rest | about 130 more | the inner one of three tenants, where it and the last are alike, and all but its part: what the last may use while the first lends |
-//! | single TPCs | about 130 more | the inner one while it has no work, and all but that TPC |
+//! | halves of a rest | 122 more | the inner one of three tenants, where it and the last are alike, and all but its part: what the last may use while the first lends |
+//! | single TPCs | 124 more | the inner one while it has no work, and all but that TPC |
 //!
 //! Three tenants that divide the GPU anywhere would need 2145 inner runs, 12 GB. Plans that need one of those make it themselves.
 
