@@ -37,7 +37,7 @@ impl Engine {
         let spec = TenantSpec { name: "chat".into(), class: Class::Throughput, slo: None, memory_bytes: 1 << 30 };
         let tenant = runtime.admit(spec).unwrap();
         let session = runtime.session(tenant).unwrap();
-        let kernel = |key, instance| ScriptedKernel { key, instance, work: Work { flops: 1 << 32, bytes: 1 << 23 } };
+        let kernel = |key, instance| ScriptedKernel { key, instance, work: Work { flops: 1 << 32, bytes: 1 << 23 }, configurations: 0 };
         let kernels = (0..3).flat_map(|instance| KEYS.map(|key| kernel(key(), instance))).collect();
         let mut engine = Self { device, runtime, tenant, session, kernels };
         engine.serve();
