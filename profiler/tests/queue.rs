@@ -1,5 +1,6 @@
 //! Kernels that ran without a profile: queued by the runtime, measured from a recorded request, planned with and queued no more.
 
+#[allow(dead_code)] // Of the kernels, not the requests that other tests make of them.
 #[path = "support/kernel.rs"]
 mod kernel;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use smidgen::colocate::queue::Queue;
 use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
@@ -14,6 +15,7 @@ use smidgen::colocate::{Run, Where, mps, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
+use smidgen_runtime::profile::quoted;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
 use super::output::{Unfinished, check_writable, print_line};
@@ -87,6 +89,9 @@ pub struct ColocateArgs {
     /// While it runs, show metrics for Prometheus and `smidgen top` at http://ADDR/metrics, such as 127.0.0.1:9464.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Write the queue of kernels that ran without a profile, by tenant: `smidgen profile --queue FILE` measures what it names.
+    #[arg(long, value_name = "FILE")]
+    queue: Option<PathBuf>,
     /// Also run the simulator on the same profiles, and print how far it is off.
     #[arg(long)]
     predict: bool,
@@ -118,7 +123,9 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     if args.predict && args.device == RunDevice::Sim {
         bail!("--predict sets the simulator beside a GPU's figures; leave it out with --device sim");
     }
-    check_writable(&args.json.iter().chain(&args.html).chain(&args.trace).map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let files =
+        Files { json: args.json.as_deref(), html: args.html.as_deref(), trace: args.trace.as_deref(), queue: args.queue.as_deref() };
+    check_writable(&files.all())?;
     let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
     let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let place = args.device.into();
@@ -144,8 +151,8 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     if args.predict {
         run.predict(&mut result)?;
     }
-    let written = write(args.json.as_deref(), args.html.as_deref(), args.trace.as_deref(), &run.watch, &result)?;
-    show(&run, &result, &written)
+    files.write(&run, &result)?;
+    show(&run, &result, &files)
 }
 
 pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
@@ -161,9 +168,9 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let policies = Sharing::with_both_forms(policies);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
-    check_writable(&[&json, &html])?;
-    let watch = Watch::default();
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch };
+    let files = Files { json: Some(&json), html: Some(&html), trace: None, queue: None };
+    check_writable(&files.all())?;
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch: Watch::default() };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
@@ -171,12 +178,12 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
         Where::Cuda => profile::make_missing(&run.tenants, &run.policies, &[])?,
     };
     let result = execute(&run, topology)?;
-    let written = write(Some(&json), Some(&html), None, &run.watch, &result)?;
-    show(&run, &result, &written)
+    files.write(&run, &result)?;
+    show(&run, &result, &files)
 }
 
 /// Prints what a run found, the command that profiles what had no profile to be placed or simulated by, and the files that were written.
-fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> {
+fn show(run: &Run, result: &RunResult, files: &Files<'_>) -> anyhow::Result<()> {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
     print_line(table::render(result).trim_end())?;
     let given: String = run.profiles.iter().map(|path| format!("--profile {} ", path.display())).collect();
@@ -192,12 +199,15 @@ fn show(run: &Run, result: &RunResult, written: &[&Path]) -> anyhow::Result<()> 
             // `smidgen profile` measures requests of one shape, and a stream's steps have others.
             Some(_) => print_line(format_args!("{unprofiled}, and of a stream's steps none is made yet: {consequence}"))?,
             None => {
-                let command = profile::command(tenant, device, "FILE");
+                let command = match files.queue {
+                    Some(queue) => format!("smidgen profile {device}--queue {} -o FILE", quoted(&queue.display().to_string())),
+                    None => profile::command(tenant, device, "FILE"),
+                };
                 print_line(format_args!("{unprofiled}: run `{command}`, then this again with `{given}--profile FILE`"))?;
             }
         }
     }
-    written.iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
+    files.all().iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
 }
 
 /// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
@@ -235,37 +245,46 @@ fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
     Ok(result?)
 }
 
-/// Writes the files that are wanted: which they are.
-fn write<'a>(
+/// The files that are wanted.
+struct Files<'a> {
     json: Option<&'a Path>,
     html: Option<&'a Path>,
     trace: Option<&'a Path>,
-    watch: &Watch,
-    result: &RunResult,
-) -> anyhow::Result<Vec<&'a Path>> {
-    let mut outputs = Vec::new();
-    if let Some(path) = json {
-        outputs.push((path, serde_json::to_string_pretty(result)?));
+    queue: Option<&'a Path>,
+}
+
+impl<'a> Files<'a> {
+    fn all(&self) -> Vec<&'a Path> {
+        [self.json, self.html, self.trace, self.queue].into_iter().flatten().collect()
     }
-    if let Some(path) = html {
-        outputs.push((path, report::render(result)));
+
+    fn write(&self, run: &Run, result: &RunResult) -> anyhow::Result<()> {
+        let mut outputs = Vec::new();
+        if let Some(path) = self.json {
+            outputs.push((path, serde_json::to_string_pretty(result)?));
+        }
+        if let Some(path) = self.html {
+            outputs.push((path, report::render(result)));
+        }
+        if let (Some(path), Some(timelines)) = (self.trace, &run.watch.timelines) {
+            let timelines = timelines.lock();
+            let phases: Vec<_> = timelines.iter().map(|(name, trace)| Phase { name, trace }).collect();
+            let mut text = Vec::new();
+            chrome::write(&phases, &mut text)?;
+            outputs.push((path, String::from_utf8(text)?));
+        }
+        if let Some(path) = self.queue {
+            outputs.push((path, serde_json::to_string_pretty(&Queue::of(run))?));
+        }
+        // All are complete before the first appears.
+        let mut complete = Vec::new();
+        for (path, text) in &outputs {
+            let mut file = Unfinished::create(path)?;
+            file.write(text.as_bytes())?;
+            complete.push(file);
+        }
+        complete.into_iter().try_for_each(Unfinished::finish)
     }
-    if let (Some(path), Some(timelines)) = (trace, &watch.timelines) {
-        let timelines = timelines.lock();
-        let phases: Vec<_> = timelines.iter().map(|(name, trace)| Phase { name, trace }).collect();
-        let mut text = Vec::new();
-        chrome::write(&phases, &mut text)?;
-        outputs.push((path, String::from_utf8(text)?));
-    }
-    // All are complete before the first appears.
-    let mut complete = Vec::new();
-    for (path, text) in &outputs {
-        let mut file = Unfinished::create(path)?;
-        file.write(text.as_bytes())?;
-        complete.push(file);
-    }
-    complete.into_iter().try_for_each(Unfinished::finish)?;
-    Ok(outputs.into_iter().map(|(path, _)| path).collect())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -1,5 +1,6 @@
 //! `smidgen profile`: the minimum SM count of every kernel of a model.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use smidgen::colocate::profiles;
+use smidgen::colocate::queue::{Queue, Queued};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::fatbin::BUILD_HASH;
@@ -32,8 +34,11 @@ const PARTITIONS: u32 = 64;
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
     /// A preset or a model directory; several add up in one file.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "queue")]
     model: Vec<String>,
+    /// In place of a model, what `smidgen colocate --queue FILE` has queued: the kernels that its tenants ran without a profile, and no others.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "batch", "seq", "phase"])]
+    queue: Option<PathBuf>,
     /// The profile to write; one that is there already is gone on with.
     #[arg(short, long)]
     output: PathBuf,
@@ -72,6 +77,9 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     if !args.sms.is_empty() {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }
+    if let Some(queue) = &args.queue {
+        return run_queue(&device, &Queue::read(queue)?, &options, &args.output);
+    }
     // A name that is none is said before the models ahead of it are measured.
     args.model.iter().try_for_each(|model| ModelSource::find(model).map(drop))?;
     for model in &args.model {
@@ -81,6 +89,44 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     }
     let mark = if device.is_simulated() { "SIMULATED  " } else { "" };
     print_line(format_args!("{mark}wrote {}", args.output.display()))
+}
+
+/// Profiles the kernels of a queue.
+fn run_queue(device: &Arc<dyn Device>, queue: &Queue, options: &Options, output: &Path) -> anyhow::Result<()> {
+    let (mark, option) = if device.is_simulated() { ("SIMULATED  ", "--device sim ") } else { ("", "") };
+    if queue.tenants.is_empty() {
+        return print_line("nothing is queued: every kernel has a profile");
+    }
+    queue.tenants.iter().try_for_each(|queued| ModelSource::find(&queued.tenant.model).map(drop))?;
+    let mut is_written = false;
+    for Queued { tenant, kernels } in &queue.tenants {
+        if tenant.stream.is_some() {
+            print_line(format_args!(
+                "{mark}{} kernels of tenant {} are left out: no profile is made of a stream's steps yet",
+                kernels.len(),
+                tenant.name
+            ))?;
+            continue;
+        }
+        let mut recording = record(device, &tenant.model, tenant.phase, tenant.batch, tenant.context())?;
+        recording.launches.retain(|kernel| kernels.contains(&kernel.key().to_string()));
+        let found: BTreeSet<_> = recording.launches.iter().map(|kernel| kernel.key().to_string()).collect();
+        if found.len() < kernels.len() {
+            let others = kernels.len() - found.len();
+            print_line(format_args!(
+                "{mark}{others} queued kernels of tenant {} are in no request of this build: run it again to queue what is",
+                tenant.name
+            ))?;
+        }
+        if !found.is_empty() {
+            // The command that measures these kernels again: the queue will have gone by then.
+            let command = command(tenant, option, &quoted(&output.display().to_string()));
+            let profile = sweep(device, &tenant.model, &recording, options, output, command)?;
+            print_line(report::table(&profile).trim_end())?;
+            is_written = true;
+        }
+    }
+    if is_written { print_line(format_args!("{mark}wrote {}", output.display())) } else { Ok(()) }
 }
 
 /// Profiles what a run's policies need and `given` does not hold, into one file for this GPU that the next run finds again.

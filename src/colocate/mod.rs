@@ -9,6 +9,7 @@
 //! | [`worker`] | runs a phase in fresh processes, as every phase on a GPU is |
 //! | [`mps`] | the MPS daemon that the baselines `mps-...` need |
 //! | [`profiles`] | the profiles that policies place by |
+//! | [`queue`] | the kernels that ran without a profile, as a file |
 //! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
 //! | `names` | names too long for their place in these |
@@ -17,6 +18,7 @@ pub mod mps;
 mod names;
 pub mod phase;
 pub mod profiles;
+pub mod queue;
 pub mod report;
 pub mod results;
 mod serving;

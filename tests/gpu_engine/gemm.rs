@@ -4,7 +4,7 @@ use half::f16;
 use proptest::prelude::*;
 use proptest::sample::select;
 use rayon::prelude::*;
-use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Skinny, Variant, Warpgroup};
+use smidgen::kernels::gemm::{Epilogue, Gemm, Residual, RowNorm, Variant, Warpgroup};
 use smidgen_runtime::device::{Buffer, DevicePtr, Sms};
 use smidgen_runtime::launch::{Configuration, Kernel};
 
