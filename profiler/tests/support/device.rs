@@ -2,6 +2,7 @@
 //!
 //! Each stream has a clock of its own; nothing runs, contends or overlaps. The noise of a sample depends on the kernel, the SM count and how
 //! often that pair was replayed before, and on nothing else, so that two sweeps that measure a point the same way see the same samples.
+#![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 
 #![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 use std::collections::HashMap;
