@@ -37,7 +37,7 @@ static void versions(void) {
     EXPECT_THAT(smidgen_abi_version() == SMIDGEN_ABI_VERSION);
     EXPECT_OK(smidgen_require_abi(SMIDGEN_ABI_VERSION));
     EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 1), VERSION, "compile it with the library's own header");
-    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.3");
+    EXPECT(smidgen_require_abi(SMIDGEN_ABI_VERSION + 0x10000), VERSION, "2.4");
     // As long as in 1.0, where pointers have 64 bits: a program that was compiled with any header of 1.x is served.
     EXPECT_THAT(sizeof(smidgen_device_info) == 112 && sizeof(smidgen_runtime_options) == 32 && sizeof(smidgen_tenant_spec) == 32);
     EXPECT_THAT(sizeof(smidgen_placement) == 16 && sizeof(smidgen_kernel) == 136 && sizeof(smidgen_opaque) == 16 && sizeof(smidgen_stats) == 32);
