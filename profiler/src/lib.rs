@@ -13,6 +13,7 @@
 //! | `measure` | one point: a kernel key on one SM count |
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
 //! | [`roofline`] | what limits a kernel |
+//! | [`power`] | what a launch takes in energy |
 //! | [`report`] | a profile as a table |
 //! | [`clocks`] | the GPU's clock and power while something is measured |
 //!
@@ -23,6 +24,7 @@ mod error;
 pub mod knee;
 mod measure;
 mod origin;
+pub mod power;
 pub mod report;
 pub mod roofline;
 mod shared;
@@ -30,4 +32,5 @@ pub mod sweep;
 
 pub use error::SweepError;
 pub use origin::{Origin, today};
+pub use power::PowerMeter;
 pub use sweep::{Options, Progress, Size, Sweep};

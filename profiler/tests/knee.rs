@@ -10,7 +10,10 @@ const RUNGS: [u16; 17] = [2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 1
 const TOLERANCE: f64 = 0.02;
 
 fn points(us: impl Fn(u16) -> f64) -> Vec<SamplePoint> {
-    RUNGS.iter().map(|&sms| SamplePoint { sms: Sms(sms), median_us: us(sms), samples_us: vec![us(sms)], rejected: 0 }).collect()
+    RUNGS
+        .iter()
+        .map(|&sms| SamplePoint { sms: Sms(sms), median_us: us(sms), samples_us: vec![us(sms)], rejected: 0, power: None })
+        .collect()
 }
 
 /// A kernel that scales until `knee` SMs and not beyond.

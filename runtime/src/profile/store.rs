@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::{Device, Topology};
 use crate::launch::Fingerprint;
 
-use super::{Curve, KernelProfile, Profile, ProfileError, ProfileWarning};
+use super::{Curve, Energy, KernelProfile, Profile, ProfileError, ProfileWarning};
 
 /// What a profile is held against before it is used.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,7 @@ impl ProfileStore {
         let mut warnings = differences(path, &profile, machine);
         let (mut replaced, mut left_out) = (0, 0);
         let simulated = profile.provenance.simulated;
+        let (power, sms) = (profile.power, profile.provenance.sms);
         for (key, kernel) in profile.kernels {
             // Both were checked above.
             let (Ok(fingerprint), Some(curve)) = (key.parse::<Fingerprint>(), kernel.curve()) else { continue };
@@ -63,7 +64,8 @@ impl ProfileStore {
                 }
                 replaced += usize::from(known.kernel.points != kernel.points);
             }
-            self.kernels.insert(fingerprint, Entry { kernel, curve: Arc::new(curve), simulated });
+            let energy = power.and_then(|power| Energy::of(&kernel, &power, sms)).map(Arc::new);
+            self.kernels.insert(fingerprint, Entry { kernel, curve: Arc::new(curve.with_energy(energy)), simulated });
         }
         for (kernels, replaced) in [(replaced, true), (left_out, false)] {
             if kernels > 0 {
@@ -73,7 +75,7 @@ impl ProfileStore {
         Ok(warnings)
     }
 
-    /// Latency by SM count of a kernel; none if it was never profiled.
+    /// Latency and, where it was measured, energy by SM count of a kernel; none if it was never profiled.
     pub fn curve(&self, kernel: Fingerprint) -> Option<Arc<Curve>> {
         self.kernels.get(&kernel).map(|entry| Arc::clone(&entry.curve))
     }
