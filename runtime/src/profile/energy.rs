@@ -63,6 +63,11 @@ impl Energy {
         self.board
     }
 
+    /// The measured points.
+    pub fn points(&self) -> &[(Sms, f64)] {
+        &self.points
+    }
+
     /// Microjoules of one launch on `sms` SMs.
     pub fn at(&self, sms: Sms) -> f64 {
         let above = self.points.partition_point(|point| point.0 < sms);

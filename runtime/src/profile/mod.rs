@@ -22,6 +22,7 @@ pub(crate) use correction::WINDOW;
 pub use correction::{Corrections, DRIFT_BOUND, DriftReport, KernelDrift, PlanDrift, SHORTEST_JUDGED_REPLAY_US, SHORTEST_JUDGED_US};
 pub use curve::Curve;
 
+pub(crate) use energy::ENERGY_BY_CLOCK;
 pub use energy::{Board, Energy};
 pub use error::{ProfileError, ProfileWarning};
 pub use schema::{BoardPower, Bound, KernelProfile, PeakSource, Peaks, PowerSample, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
