@@ -103,7 +103,7 @@ fn measure(device: &Arc<dyn Device>, engine: &mut Engine) -> Result<Profile> {
     };
     let ladder = Ladder::new(Arc::clone(device), RUNGS.len());
     let own: [Box<dyn Kernel + Send>; 1] = [Box::new(engine.bias_relu())];
-    let sweep = Sweep { device, ladder: &ladder, recording: &own, origin: &origin, options: &options };
+    let sweep = Sweep { device, ladder: &ladder, recording: &own, origin: &origin, options: &options, meter: None };
     let mut profile = sweep.run(None, &mut (), &mut |_| Ok(()))?;
 
     for product in [UP, DOWN] {

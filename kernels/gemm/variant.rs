@@ -329,7 +329,7 @@ mod tests {
     use std::collections::HashSet;
 
     use smidgen_runtime::device::DevicePtr;
-    use smidgen_runtime::launch::Launch;
+    use smidgen_runtime::launch::{Kernel as _, Launch};
 
     use super::super::super::testing::h200;
     use super::*;

@@ -1,4 +1,4 @@
-//! The GPU's clock and power while something is measured, and what held the clock back, as `nvidia-smi` reads them ten times a second.
+//! The GPU's clock and power while something is measured, and what held the clock back, as `nvidia-smi` reads them, ten times a second unless told otherwise.
 //!
 //! A GPU at its power limit lowers its clock. Then figures say how much work a joule does, and not how fast a kernel is: whoever compares two runs must know
 //! which of them were held back. Nothing is changed here, only read. Without `nvidia-smi` there are no readings.
@@ -8,6 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::power::PowerMeter;
+
+/// How often the clock and the power are read, unless told otherwise.
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// What lowers the clock under load, by its bit in `nvidia-smi`'s `clocks_event_reasons.active`. Source: NVML, `nvmlClocksEventReasons`.
 const LIMITS: [(u64, &str); 5] =
@@ -46,12 +51,17 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Starts reading.
+    /// Starts reading, ten times a second.
     pub fn start() -> Self {
+        Self::every(PERIOD)
+    }
+
+    /// Starts reading, once every `period`, which counts as a millisecond at least.
+    pub fn every(period: Duration) -> Self {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let query = "--query-gpu=clocks.sm,power.draw.instant,clocks_event_reasons.active";
         let child = Command::new("nvidia-smi")
-            .args(["--id", &first_visible(), query, "--format=csv,noheader,nounits", "-lms", "100"])
+            .args(["--id", &first_visible(), query, "--format=csv,noheader,nounits", "-lms", &period.as_millis().max(1).to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -94,6 +104,18 @@ impl Clocks {
     }
 }
 
+impl PowerMeter for Clocks {
+    fn limit_w(&self) -> Option<f64> {
+        let asked = ["--query-gpu=power.limit", "--format=csv,noheader,nounits"];
+        let told = Command::new("nvidia-smi").args(["--id", &first_visible()]).args(asked).stderr(Stdio::null()).output().ok()?;
+        watts(&String::from_utf8_lossy(&told.stdout))
+    }
+
+    fn read(&self, from: Instant, length: Duration) -> Option<Reading> {
+        self.within(from, length)
+    }
+}
+
 impl Drop for Clocks {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
@@ -128,6 +150,11 @@ impl Reading {
 fn first_visible() -> String {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
     visible.split(',').next().map(str::trim).filter(|first| !first.is_empty()).unwrap_or("0").to_owned()
+}
+
+/// A power limit; none where the figure is missing, as `[N/A]` is.
+fn watts(line: &str) -> Option<f64> {
+    line.trim().parse().ok().filter(|watts: &f64| watts.is_finite())
 }
 
 /// A line read at `at`; none where a figure is missing, as `[N/A]` is.
@@ -167,6 +194,12 @@ mod tests {
         let reading = clocks.within(clocks.started + Duration::from_millis(100), Duration::from_millis(300)).unwrap();
         let held_back_by = vec!["power limit", "temperature"];
         assert_eq!(reading, Reading { clock_mhz: 1605, power_w: 720.0, most_power_w: 740.0, held_back_by, held_back: 0.75 });
+    }
+
+    #[test]
+    fn a_limit_is_a_number_of_watts_or_there_is_none() {
+        assert_eq!(watts("700.00\n"), Some(700.0));
+        assert_eq!(["[N/A]\n", "", "No devices were found", "inf"].map(watts), [None; 4]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub fn summarize(sms: Sms, samples_us: Vec<f64>) -> Option<SamplePoint> {
     let rejected = (samples_us.len() - kept.len()) as u32;
     // Samples have four decimals, so the mean of two has five, and what lies beyond is the arithmetic's own.
     let median_us = (median(&kept)? * 1e5).round() / 1e5;
-    Some(SamplePoint { sms, median_us, samples_us, rejected, configuration: None })
+    Some(SamplePoint { sms, median_us, samples_us, rejected, configuration: None, power: None })
 }
 
 /// The fewest measured SMs within `tolerance` of the latency on the most, as [`Curve::minimum_sms`] has it; none if the points make no curve.

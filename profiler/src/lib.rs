@@ -15,6 +15,7 @@
 //! | `trial` | which configuration of a kernel is quickest there, where it offers several |
 //! | [`knee`] | from samples to a median, and from medians to the minimum SM count |
 //! | [`roofline`] | what limits a kernel |
+//! | [`power`] | what a launch takes in energy |
 //! | [`report`] | a profile as a table |
 //! | [`clocks`] | the GPU's clock and power while something is measured |
 //!
@@ -25,6 +26,7 @@ mod error;
 pub mod knee;
 mod measure;
 mod origin;
+pub mod power;
 mod queue;
 pub mod report;
 pub mod roofline;
@@ -34,5 +36,6 @@ mod trial;
 
 pub use error::SweepError;
 pub use origin::{Origin, today};
+pub use power::PowerMeter;
 pub use queue::profile_queued;
 pub use sweep::{Options, Progress, Size, Sweep};

@@ -1,4 +1,4 @@
-//! One point: the latency of one kernel key on one SM count.
+//! One point: the latency of one kernel key on one SM count, and the same launches for as long as it takes to read the board's power.
 //!
 //! The launches are captured into a graph, so that the host's launch rate does not count, and one replay holds enough of them to be long
 //! against the clock's resolution and the graph's own start. They rotate over the recorded launches of the key: the layers of a model
@@ -6,7 +6,8 @@
 //! mark, and all replays are enqueued before the first has ended, so that the GPU never waits for the host between two marks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use smidgen_runtime::device::{
     Buffer, Device, DeviceError, DevicePtr, Event, FunctionId, Graph, LaunchRequest, Priority, Sms, StreamId, Topology,
@@ -32,6 +33,10 @@ pub(crate) const MOST_SAMPLES: u32 = 10_000;
 
 /// Launches that overlap must not count on one counter.
 const PROGRESSES: u64 = 2;
+
+/// Replays that the host enqueues at a time while it keeps the GPU busy, as the time that they take, and how often it looks whether the GPU is through.
+const BATCH: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_micros(200);
 
 /// A stream inside the partition of one rung: the first TPCs in the driver's order, the same ones for every kernel.
 pub(crate) struct Lane {
@@ -66,6 +71,14 @@ pub(crate) struct Point {
     pub(crate) samples: u32,
     /// Those taken so far, microseconds.
     pub(crate) samples_us: Vec<f64>,
+}
+
+/// The part of a window that counts.
+pub(crate) struct Held {
+    pub(crate) from: Instant,
+    pub(crate) length: Duration,
+    /// Mean time of a launch, microseconds.
+    pub(crate) launch_us: f64,
 }
 
 /// One recorded launch, configured for an SM count.
@@ -126,6 +139,37 @@ impl Bench {
         Ok(())
     }
 
+    /// Keeps the partition of `point` busy for about `length`. What is told is of the time after the first one of `settling` equal parts.
+    pub(crate) fn hold(&self, point: &Point, length: Duration, settling: u32) -> Result<Held, DeviceError> {
+        // A bench has more marks than that, since no median is of so few samples.
+        let [settled, end, even, odd, ..] = &self.marks[..] else { return Ok(Held { from: Instant::now(), length, launch_us: 0.0 }) };
+        let replay_us = self.replays(point, 1, 1)?.into_iter().fold(0.0, f64::max) * f64::from(point.launches);
+        let replays_in = |time: Duration| (time.as_secs_f64() * 1e6 / replay_us.max(1.0)) as u32;
+        let batch = replays_in(BATCH).max(1);
+        let batches = (replays_in(length) / batch).max(settling.max(2));
+        let unsettled = batches / settling.max(2);
+        for number in 0..batches {
+            let mark = if number % 2 == 0 { even } else { odd };
+            // Two batches are under way, so that the GPU never waits, and not all of them, so that the host never does.
+            while number >= 2 && !self.device.query(mark.id())? {
+                thread::sleep(LOOK);
+            }
+            if number == unsettled {
+                self.device.record(settled.id(), point.stream)?;
+            }
+            for _ in 0..batch {
+                self.device.replay(point.graph.id(), point.stream)?;
+            }
+            self.device.record(mark.id(), point.stream)?;
+        }
+        self.device.record(end.id(), point.stream)?;
+        self.device.synchronize(point.stream)?;
+        let ended = Instant::now();
+        let length = self.device.elapsed(settled.id(), end.id())?;
+        let launches = f64::from((batches - unsettled) * batch) * f64::from(point.launches);
+        Ok(Held { from: ended.checked_sub(length).unwrap_or(ended), length, launch_us: microseconds(length, launches) })
+    }
+
     fn configure(&self, kernel: &dyn Kernel, choice: Option<Choice>, sms: Sms) -> Result<Configured, LaunchError> {
         let launch = match choice {
             Some(choice) => kernel.configure_as(choice, sms, self.topology())?,
@@ -170,7 +214,7 @@ impl Bench {
         }
         self.device.synchronize(point.stream)?;
         let elapsed = marks.windows(2).map(|pair| self.device.elapsed(pair[0].id(), pair[1].id()));
-        elapsed.map(|elapsed| elapsed.map(|elapsed| microseconds(elapsed, point.launches))).collect()
+        elapsed.map(|elapsed| elapsed.map(|elapsed| microseconds(elapsed, f64::from(point.launches)))).collect()
     }
 }
 
@@ -184,8 +228,8 @@ impl Point {
 }
 
 /// To a tenth of a nanosecond, below what any device's clock resolves, so that the file does not carry digits that mean nothing.
-fn microseconds(elapsed: Duration, launches: u32) -> f64 {
-    let tenths_of_ns = elapsed.as_nanos() as f64 * 10.0 / f64::from(launches);
+fn microseconds(elapsed: Duration, launches: f64) -> f64 {
+    let tenths_of_ns = elapsed.as_nanos() as f64 * 10.0 / launches;
     tenths_of_ns.round() / 1e4
 }
 

@@ -36,5 +36,7 @@ pub fn profile_queued(
     }
     let device = runtime.device();
     let ladder = Ladder::new(Arc::clone(device), options.rungs.len());
-    Sweep { device, ladder: &ladder, recording: &recorded, origin, options }.run_into(path, progress).map(Some)
+    // In an engine that runs, the board may be busy with more than these.
+    let meter = None;
+    Sweep { device, ladder: &ladder, recording: &recorded, origin, options, meter }.run_into(path, progress).map(Some)
 }

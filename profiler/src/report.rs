@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use smidgen_runtime::device::Sms;
-use smidgen_runtime::profile::{Bound, KernelProfile, MeasuredConfiguration, PeakSource, Profile};
+use smidgen_runtime::profile::{Bound, Energy, KernelProfile, MeasuredConfiguration, PeakSource, Profile};
 
 use crate::roofline;
 
@@ -28,6 +28,8 @@ pub struct Row<'a> {
     pub of_peak: f64,
     /// Share of its SM-time that the minimum SM count frees.
     pub saved: f64,
+    /// Energy of a launch above idle, at the full clock, millijoules: on the whole GPU and on the minimum SM count. None where the board's power was not read.
+    pub millijoules: Option<[f64; 2]>,
 }
 
 /// The rows of the kernels that the recorded request launched, by falling share of its time.
@@ -49,7 +51,9 @@ fn row<'a>(profile: &Profile, key: &'a str, kernel: &KernelProfile) -> Option<Ro
     let (minimum_sms, whole_sms) = (kernel.minimum_sms, profile.provenance.sms);
     let saved = 1.0 - f64::from(minimum_sms.0) * minimum_us / (f64::from(whole_sms.0) * whole_us);
     let (launches, of_peak) = (kernel.launches, compute.max(memory));
-    Some(Row { key, launches, share: 0.0, whole_us, minimum_sms, minimum_us, bound: kernel.bound, of_peak, saved })
+    let energy = profile.power.and_then(|power| Energy::of(kernel, &power, whole_sms));
+    let millijoules = energy.map(|energy| [whole_sms, minimum_sms].map(|sms| energy.at(sms) / 1e3));
+    Some(Row { key, launches, share: 0.0, whole_us, minimum_sms, minimum_us, bound: kernel.bound, of_peak, saved, millijoules })
 }
 
 impl Row<'_> {
@@ -62,17 +66,21 @@ fn request_us(rows: &[Row<'_>]) -> f64 {
     rows.iter().map(Row::total_us).sum()
 }
 
-/// The table. Each line of a simulated profile says so.
+/// The table. Each line of a simulated profile says so. Energies have their columns where there are any.
 pub fn table(profile: &Profile) -> String {
     let rows = rows(profile);
+    let has_energy = rows.iter().any(|row| row.millijoules.is_some());
     let mut lines = vec![heading(profile)];
     let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0).max("kernel".len());
     lines.push(format!(
         "{:width$}  {:>8}  {:>6}  {:>10}  {:>7}  {:>10}  {:<7}  {:>7}  {:>15}",
         "kernel", "launches", "time %", "us, all", "min SMs", "us, min", "bound", "% peak", "SM-time saved %"
     ));
+    if has_energy {
+        lines[1] += &format!("  {:>9}  {:>9}", "mJ, all", "mJ, min");
+    }
     for row in &rows {
-        lines.push(format!(
+        let mut line = format!(
             "{:width$}  {:>8}  {:>6.1}  {:>10.2}  {:>7}  {:>10.2}  {:<7}  {:>7.1}  {:>15.1}",
             row.key,
             row.launches,
@@ -83,7 +91,12 @@ pub fn table(profile: &Profile) -> String {
             bound_text(row.bound),
             row.of_peak * 100.0,
             row.saved * 100.0
-        ));
+        );
+        if has_energy {
+            let [whole, minimum] = row.millijoules.map_or_else(|| ["-", "-"].map(str::to_owned), |mj| mj.map(|mj| format!("{mj:.3}")));
+            line += &format!("  {whole:>9}  {minimum:>9}");
+        }
+        lines.push(line);
     }
     lines.push(total(&rows, profile.provenance.sms));
     lines.extend(overrides(profile, &rows));
@@ -139,13 +152,20 @@ fn total(rows: &[Row<'_>], whole: Sms) -> String {
     }
     let right_sized: f64 = rows.iter().map(|row| f64::from(row.launches) * row.minimum_us).sum();
     let sm_time: f64 = rows.iter().map(|row| f64::from(row.launches) * f64::from(row.minimum_sms.0) * row.minimum_us).sum();
+    let joules = |place: usize| {
+        let each = rows.iter().map(|row| Some(f64::from(row.launches) * row.millijoules?[place] / 1e3));
+        each.sum::<Option<f64>>()
+    };
+    let energy =
+        joules(0).zip(joules(1)).map(|(whole, minimum)| format!("; {whole:.4} J above idle on all SMs, {minimum:.4} J on their minimum"));
     format!(
-        "{} kernels, {:.3} ms in kernels on all SMs, {:.3} ms on their minimum: {:.1} SMs on average, {:.1}% of the SM-time saved",
+        "{} kernels, {:.3} ms in kernels on all SMs, {:.3} ms on their minimum: {:.1} SMs on average, {:.1}% of the SM-time saved{}",
         rows.len(),
         request / 1e3,
         right_sized / 1e3,
         sm_time / right_sized,
-        (1.0 - sm_time / (request * f64::from(whole.0))) * 100.0
+        (1.0 - sm_time / (request * f64::from(whole.0))) * 100.0,
+        energy.unwrap_or_default()
     )
 }
 

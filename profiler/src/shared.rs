@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use smidgen_runtime::profile::{KernelProfile, Profile, ProfileError};
+use smidgen_runtime::profile::{BoardPower, KernelProfile, Profile, ProfileError};
 
 use crate::knee;
 
@@ -42,9 +42,13 @@ pub(crate) fn lock(path: &Path) -> Result<File, ProfileError> {
     locked().map_err(|source| ProfileError::Write { path: path.to_owned(), source })
 }
 
-/// Adds to `profile` what `there`, of the same conditions, has and it lacks: models and commands, kernel keys and points.
+/// Adds to `profile` what `there`, of the same conditions, has and it lacks: models and commands, kernel keys, points and their power.
 pub(crate) fn take_over(profile: &mut Profile, there: Profile) {
     profile.provenance.include(&there.provenance);
+    profile.power = match (profile.power, there.power) {
+        (Some(power), Some(there)) => Some(BoardPower { clock_mhz: power.clock_mhz.max(there.clock_mhz), ..power }),
+        (power, there) => power.or(there),
+    };
     for (key, kernel) in there.kernels {
         match profile.kernels.entry(key) {
             Entry::Vacant(entry) => drop(entry.insert(KernelProfile { launches: 0, ..kernel })),
@@ -54,6 +58,10 @@ pub(crate) fn take_over(profile: &mut Profile, there: Profile) {
 }
 
 fn add_points(kernel: &mut KernelProfile, there: KernelProfile, tolerance: f64) {
+    for point in &mut kernel.points {
+        let read = there.points.iter().find(|other| other.sms == point.sms).and_then(|other| other.power);
+        point.power = point.power.or(read);
+    }
     let known: Vec<_> = kernel.points.iter().map(|point| point.sms).collect();
     kernel.points.extend(there.points.into_iter().filter(|point| !known.contains(&point.sms)));
     if kernel.points.len() > known.len() {

@@ -2,7 +2,7 @@
 //!
 //! Kernel keys are measured one after another, in the order in which the request first launches them, each on every rung. Within a key
 //! the rungs take turns: samples are taken in rounds that go up the ladder and down again, so that a clock that slows down while the GPU warms
-//! up slows all rungs, and does not look like an effect of the SM count. A key that is finished is saved before the next one begins, beside
+//! up slows all rungs, and does not look like an effect of the SM count. Then the board's [power](crate::power) is read at a few of the rungs. A key that is finished is saved before the next one begins, beside
 //! what other sweeps saved into the same file meanwhile.
 //!
 //! **Invariant:** a key is measured after those that the request launches before it. A decoder's last kernel moves every sequence on by one token
@@ -13,12 +13,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smidgen_runtime::device::{Device, Sms};
+use smidgen_runtime::device::{Device, DeviceError, Sms};
 use smidgen_runtime::launch::Kernel;
 use smidgen_runtime::partition::{Ladder, rungs};
-use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
+use smidgen_runtime::profile::{Bound, KernelProfile, Peaks, PowerSample, Profile, Provenance, SCHEMA_VERSION, SamplePoint};
 
 use crate::measure::{Bench, FEWEST_SAMPLES, Lane, MOST_SAMPLES, Point};
+use crate::power::{PowerMeter, Windows};
 use crate::{Origin, SweepError, knee, roofline, shared, trial};
 
 /// How a sweep measures.
@@ -42,6 +43,8 @@ pub struct Options {
     pub longest_point: Duration,
     /// Configurations of a kernel that are tried on each SM count, its own choice among them, at least 1. With 1 nothing is tried.
     pub configurations: u32,
+    /// How long a kernel runs at each of four SM counts while the board's power is read; zero for not at all.
+    pub power_window: Duration,
     /// The rates to hold kernels against; without, the data sheet of a known GPU or else the best rates that the sweep itself reached.
     pub peaks: Option<Peaks>,
 }
@@ -58,6 +61,7 @@ impl Default for Options {
             longest_replay: Duration::from_millis(20),
             longest_point: Duration::from_millis(500),
             configurations: 1,
+            power_window: Duration::from_millis(300),
             peaks: None,
         }
     }
@@ -72,6 +76,8 @@ pub struct Size {
     pub points: usize,
     /// How many of them an earlier sweep has finished. They are not reported again.
     pub finished: usize,
+    /// Windows in which the board's power is to be read, beside the points.
+    pub windows: usize,
 }
 
 /// Who watches a sweep, such as a progress bar. `()` does not care.
@@ -82,6 +88,8 @@ pub trait Progress {
     fn key_begun(&mut self, _key: &str) {}
     /// One point is finished. The points of a key finish close to each other, since they are measured in turns.
     fn point_done(&mut self, _key: &str, _point: &SamplePoint) {}
+    /// A window in which the board's power was read is over.
+    fn window_done(&mut self, _key: &str, _sms: Sms) {}
     /// A kernel key is finished and about to be saved.
     fn key_done(&mut self, _key: &str, _kernel: &KernelProfile) {}
 }
@@ -101,12 +109,40 @@ pub struct Sweep<'a> {
     pub origin: &'a Origin,
     /// How to measure.
     pub options: &'a Options,
+    /// What reads the board's power; nothing is read without, and never of a simulated board.
+    pub meter: Option<&'a dyn PowerMeter>,
 }
 
 /// The recorded launches of one kernel key.
 struct Group<'a> {
     key: String,
     instances: Vec<&'a dyn Kernel>,
+}
+
+/// What is yet to be measured of one kernel key.
+struct Missing {
+    /// SM counts whose latency nobody knows.
+    latency: Vec<Sms>,
+    /// SM counts at which the board's power was not read.
+    power: Vec<Sms>,
+}
+
+/// What was measured of one kernel key.
+#[derive(Default)]
+struct Measured {
+    points: Vec<SamplePoint>,
+    power: Vec<(Sms, PowerSample)>,
+}
+
+impl Measured {
+    /// The points by rising SM count, each with its power.
+    fn merged(mut self) -> Vec<SamplePoint> {
+        self.points.sort_by_key(|point| point.sms);
+        for (sms, sample) in self.power {
+            self.points.iter_mut().filter(|point| point.sms == sms).for_each(|point| point.power = Some(sample));
+        }
+        self.points
+    }
 }
 
 impl Sweep<'_> {
@@ -142,15 +178,26 @@ impl Sweep<'_> {
         let rungs = self.rungs()?;
         let mut profile = self.begin_with(earlier)?;
         count_launches(&mut profile, &groups);
-        let missing = |profile: &Profile, group: &Group<'_>| -> Vec<Sms> {
+        let unknown = |profile: &Profile, group: &Group<'_>| -> Vec<Sms> {
             let known = profile.kernels.get(&group.key);
             let is_known = |sms: Sms| known.is_some_and(|kernel| kernel.points.iter().any(|point| point.sms == sms));
             rungs.iter().copied().filter(|&sms| !is_known(sms)).collect()
         };
+        let meter = self.meter.filter(|_| !self.device.is_simulated() && !self.options.power_window.is_zero());
+        let mut windows = meter.and_then(|meter| Windows::open(meter, self.options.power_window, &rungs, profile.power));
+        if meter.is_some() && windows.is_none() {
+            tracing::warn!("the board's power cannot be read, so the profile holds no energies");
+        }
+        let missing = |profile: &Profile, group: &Group<'_>, windows: Option<&Windows<'_>>| Missing {
+            latency: unknown(profile, group),
+            power: windows.map_or(Vec::new(), |windows| windows.missing(profile.kernels.get(&group.key))),
+        };
+        let to_do = groups.iter().map(|group| missing(&profile, group, windows.as_ref()));
+        let (unmeasured, unread) =
+            to_do.fold((0, 0), |(points, windows), missing| (points + missing.latency.len(), windows + missing.power.len()));
         let points = groups.len() * rungs.len();
-        let to_do: usize = groups.iter().map(|group| missing(&profile, group).len()).sum();
-        progress.begin(Size { keys: groups.len(), points, finished: points - to_do });
-        if to_do == 0 {
+        progress.begin(Size { keys: groups.len(), points, finished: points - unmeasured, windows: unread });
+        if unmeasured + unread == 0 {
             profile.provenance.include(&self.origin.provenance(&**self.device));
             self.judge(&mut profile);
             save(&mut profile)?;
@@ -162,17 +209,16 @@ impl Sweep<'_> {
         let lanes = rungs.iter().map(|&sms| Lane::new(&**self.device, self.ladder, sms)).collect::<Result<Vec<_>, _>>()?;
         let bench = Bench::new(self.device, &lanes[0], self.options.samples)?;
         for group in &groups {
-            let missing = missing(&profile, group);
-            if missing.is_empty() {
+            let missing = missing(&profile, group, windows.as_ref());
+            if missing.latency.is_empty() && missing.power.is_empty() {
                 continue;
             }
             progress.key_begun(&group.key);
-            let lanes: Vec<&Lane> = lanes.iter().filter(|lane| missing.contains(&lane.sms)).collect();
-            let mut points = self.measure(&bench, &lanes, group, progress)?;
-            points.extend(profile.kernels.remove(&group.key).into_iter().flat_map(|kernel| kernel.points));
-            points.sort_by_key(|point| point.sms);
-            let kernel = self.kernel_profile(group, points)?;
+            let mut measured = self.measure(&bench, &lanes, group, &missing, windows.as_mut(), progress)?;
+            measured.points.extend(profile.kernels.remove(&group.key).into_iter().flat_map(|kernel| kernel.points));
+            let kernel = self.kernel_profile(group, measured.merged())?;
             profile.kernels.insert(group.key.clone(), kernel);
+            profile.power = windows.as_ref().map(|windows| windows.board).or(profile.power);
             profile.provenance = self.provenance_after(&profile.provenance);
             self.judge(&mut profile);
             progress.key_done(&group.key, &profile.kernels[&group.key]);
@@ -192,37 +238,59 @@ impl Sweep<'_> {
         Ok(profile.write(path)?)
     }
 
-    /// The points of one key on `lanes`, in rounds up and down the ladder.
+    /// What is missing of one key: latencies, in rounds up and down the ladder, and then what the board drew.
     #[tracing::instrument(level = "debug", name = "measure kernel", skip_all, fields(kernel = group.key))]
     fn measure(
         &self,
         bench: &Bench,
-        lanes: &[&Lane],
+        lanes: &[Lane],
         group: &Group<'_>,
+        missing: &Missing,
+        windows: Option<&mut Windows<'_>>,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<SamplePoint>, SweepError> {
-        let prepared = lanes.iter().map(|lane| {
-            let (choice, configuration) = trial::quickest(bench, lane, &group.instances, self.options)?.unzip();
+    ) -> Result<Measured, SweepError> {
+        let failed = |sms| move |error: DeviceError| SweepError::Kernel { key: group.key.clone(), sms, source: error.into() };
+        let wanted = |lane: &&Lane| missing.latency.contains(&lane.sms) || missing.power.contains(&lane.sms);
+        let prepare = |lane: &Lane| {
+            let is_new = missing.latency.contains(&lane.sms);
+            let tried = if is_new { trial::quickest(bench, lane, &group.instances, self.options)? } else { None };
+            let (choice, configuration) = tried.unzip();
             Ok((bench.prepare(lane, &group.instances, choice, self.options)?, configuration))
-        });
-        let (mut points, configurations): (Vec<_>, Vec<_>) = prepared.collect::<Result<Vec<_>, SweepError>>()?.into_iter().unzip();
+        };
+        let all = lanes.iter().filter(wanted).map(prepare).collect::<Result<Vec<_>, SweepError>>()?;
+        let (mut prepared, configurations): (Vec<_>, Vec<_>) = all.into_iter().unzip();
         let rounds = self.options.rounds;
         for round in 0..rounds {
             let mut sample = |point: &mut Point| {
                 // The whole of the samples, split as evenly as it goes.
                 let count = point.samples * (round + 1) / rounds - point.samples * round / rounds;
-                let sampled = bench.sample(point, count, self.options);
-                sampled.map_err(|error| SweepError::Kernel { key: group.key.clone(), sms: point.sms, source: error.into() })
+                if missing.latency.contains(&point.sms) {
+                    bench.sample(point, count, self.options).map_err(failed(point.sms))
+                } else {
+                    Ok(())
+                }
             };
-            if round % 2 == 0 { points.iter_mut().try_for_each(&mut sample) } else { points.iter_mut().rev().try_for_each(&mut sample) }?;
+            if round % 2 == 0 {
+                prepared.iter_mut().try_for_each(&mut sample)
+            } else {
+                prepared.iter_mut().rev().try_for_each(&mut sample)
+            }?;
         }
-        let mut finished = Vec::with_capacity(points.len());
-        for (point, configuration) in points.into_iter().zip(configurations) {
+        let mut measured = Measured::default();
+        if let Some(windows) = windows {
+            for point in prepared.iter().filter(|point| missing.power.contains(&point.sms)) {
+                let sample = windows.read(bench, point).map_err(failed(point.sms))?;
+                measured.power.extend(sample.map(|sample| (point.sms, sample)));
+                progress.window_done(&group.key, point.sms);
+            }
+        }
+        let finished = prepared.into_iter().zip(configurations).filter(|(point, _)| missing.latency.contains(&point.sms));
+        for (point, configuration) in finished {
             let point = SamplePoint { configuration, ..point.finish(&group.key)? };
             progress.point_done(&group.key, &point);
-            finished.push(point);
+            measured.points.push(point);
         }
-        Ok(finished)
+        Ok(measured)
     }
 
     fn kernel_profile(&self, group: &Group<'_>, points: Vec<SamplePoint>) -> Result<KernelProfile, SweepError> {
@@ -321,6 +389,7 @@ impl Sweep<'_> {
                 provenance: here,
                 tolerance: self.options.tolerance,
                 peaks,
+                power: None,
                 kernels: BTreeMap::new(),
             });
         };

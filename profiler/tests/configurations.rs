@@ -31,7 +31,7 @@ fn sweep(script: Script, configurations: u32, earlier: Option<Profile>) -> (Prof
         date: "2026-11-25".into(),
     };
     let options = Options { rungs: vec![Sms(8), Sms(32)], configurations, ..Options::default() };
-    let sweep = Sweep { device: &device, ladder: &ladder, recording: &request(3), origin: &origin, options: &options };
+    let sweep = Sweep { device: &device, ladder: &ladder, recording: &request(3), origin: &origin, options: &options, meter: None };
     (sweep.run(earlier, &mut (), &mut |_| Ok(())).unwrap(), scripted)
 }
 

@@ -12,7 +12,14 @@ const TOLERANCE: f64 = 0.02;
 fn points(us: impl Fn(u16) -> f64) -> Vec<SamplePoint> {
     RUNGS
         .iter()
-        .map(|&sms| SamplePoint { sms: Sms(sms), median_us: us(sms), samples_us: vec![us(sms)], rejected: 0, configuration: None })
+        .map(|&sms| SamplePoint {
+            sms: Sms(sms),
+            median_us: us(sms),
+            samples_us: vec![us(sms)],
+            rejected: 0,
+            configuration: None,
+            power: None,
+        })
         .collect()
 }
 

@@ -27,7 +27,7 @@ fn sweep(config: SimConfig) -> Profile {
         date: "2026-11-21".into(),
     };
     let options = Options::default();
-    let sweep = Sweep { device: &device, ladder: &ladder, recording: &request(3), origin: &origin, options: &options };
+    let sweep = Sweep { device: &device, ladder: &ladder, recording: &request(3), origin: &origin, options: &options, meter: None };
     sweep.run(None, &mut (), &mut |_| Ok(())).unwrap()
 }
 
@@ -35,7 +35,7 @@ fn sweep(config: SimConfig) -> Profile {
 fn scaling(us: f64, knee: u16) -> KernelProfile {
     let points = rungs(SimDevice::new(SimConfig::h200()).topology()).into_iter().map(|sms| {
         let median_us = us * f64::from(knee) / f64::from(sms.0.min(knee));
-        SamplePoint { sms, median_us, samples_us: vec![median_us; 5], rejected: 0, configuration: None }
+        SamplePoint { sms, median_us, samples_us: vec![median_us; 5], rejected: 0, configuration: None, power: None }
     });
     KernelProfile {
         work: Work::default(),

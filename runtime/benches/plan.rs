@@ -12,7 +12,7 @@ use smidgen_runtime::device::{Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
 use smidgen_runtime::partition::rungs;
 use smidgen_runtime::policy::{KernelDemand, TenantDemand, by_name};
-use smidgen_runtime::profile::Curve;
+use smidgen_runtime::profile::{Board, Curve, Energy};
 use smidgen_runtime::tenant::{Class, TenantId};
 
 const TENANTS: u32 = 8;
@@ -49,6 +49,25 @@ fn plan(criterion: &mut Criterion) {
         let Ok(policy) = by_name(name) else { continue };
         criterion.bench_function(&format!("{name}, 8 tenants x 200 kernels"), |bencher| bencher.iter(|| policy.plan(&gpu, &tenants)));
     }
+    let Ok(policy) = by_name("slo") else { return };
+    for (limit_w, which) in [(4000.0, "below"), (700.0, "at")] {
+        let tenants = drawing(&gpu, tenants.clone(), limit_w);
+        let name = format!("slo {which} the power limit, 8 tenants x 200 kernels");
+        criterion.bench_function(&name, |bencher| bencher.iter(|| policy.plan(&gpu, &tenants)));
+    }
+}
+
+/// The tenants with energies: each kernel draws 3 to 8 watts above idle on an SM, on a board with this limit.
+fn drawing(gpu: &Topology, mut tenants: Vec<TenantDemand>, limit_w: f64) -> Vec<TenantDemand> {
+    let board = Board { sms: gpu.sms, idle_w: 130.0, limit_w };
+    for kernel in tenants.iter_mut().flat_map(|tenant| &mut tenant.kernels) {
+        let watts = 3.0 + (kernel.kernel.0 % 6) as f64;
+        kernel.curve = kernel.curve.take().map(|curve| {
+            let points = [16, 32, 64, 132].map(|sms| (Sms(sms), watts * f64::from(sms) * curve.at(Sms(sms))));
+            Arc::new(Curve::clone(&curve).with_energy(Energy::new(board, points.to_vec()).map(Arc::new)))
+        });
+    }
+    tenants
 }
 
 criterion_group!(benches, plan);

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 use smidgen_runtime::device::{CoscheduledGroups, Sms, Topology};
 use smidgen_runtime::launch::{Fingerprint, Work};
 use smidgen_runtime::profile::{
-    Bound, KernelProfile, Machine, MeasuredConfiguration, PeakSource, Peaks, Profile, ProfileError, ProfileStore, ProfileWarning,
-    Provenance, SCHEMA_VERSION, SamplePoint,
+    Board, BoardPower, Bound, KernelProfile, Machine, MeasuredConfiguration, PeakSource, Peaks, PowerSample, Profile, ProfileError,
+    ProfileStore, ProfileWarning, Provenance, SCHEMA_VERSION, SamplePoint,
 };
 
 const GEMM: &str = "gemm_bias[1024x768x3072]f16";
 const BUILD: &str = "00c0ffee";
 
 fn point(sms: u16, us: f64) -> SamplePoint {
-    SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us, us + 0.5, us * 9.0], rejected: 1, configuration: None }
+    SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us, us + 0.5, us * 9.0], rejected: 1, configuration: None, power: None }
 }
 
 fn profile() -> Profile {
@@ -51,6 +51,7 @@ fn profile() -> Profile {
         },
         tolerance: 0.02,
         peaks: Peaks { flops_per_s: 7.9e14, bytes_per_s: 4.64e12, source: PeakSource::Given },
+        power: None,
         kernels: BTreeMap::from([(GEMM.into(), gemm), ("layer_norm[1024x768]f16".into(), norm)]),
     }
 }
@@ -102,6 +103,55 @@ fn a_written_profile_reads_back_the_same_from_a_folder_that_was_not_there() {
     written.peaks.bytes_per_s = 1_571_920_847_491.505_1;
     written.write(&path).unwrap();
     assert_eq!(Profile::read(&path).unwrap(), written);
+}
+
+/// With the board's power, and what it drew while the GEMM ran on 66 SMs.
+fn powered() -> Profile {
+    let mut powered = profile();
+    powered.power = Some(BoardPower { idle_w: 118.25, limit_w: 700.0, clock_mhz: 1980 });
+    let sample = PowerSample { board_w: 431.5, launch_us: 16.2, clock_mhz: 1965 };
+    powered.kernels.get_mut(GEMM).unwrap().points[1].power = Some(sample);
+    powered
+}
+
+#[test]
+fn power_is_read_back_as_written_on_the_line_of_its_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    powered().write(&path).unwrap();
+    assert_eq!(Profile::read(&path).unwrap(), powered());
+    let text = fs::read_to_string(&path).unwrap();
+    let end = r#""rejected": 1, "power": {"board_w": 431.5, "launch_us": 16.2, "clock_mhz": 1965}},"#;
+    assert!(text.lines().any(|line| line.starts_with(r#"        {"sms": 66, "#) && line.ends_with(end)), "{text}");
+    profile().write(&path).unwrap();
+    assert!(!fs::read_to_string(&path).unwrap().contains("power"), "a profile without energies is written as before there were any");
+}
+
+#[test]
+fn profiles_from_before_there_were_energies_are_read_and_have_none() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles/h200.json");
+    let shipped = Profile::read(&shipped).unwrap();
+    let has_power = shipped.kernels.values().flat_map(|kernel| &kernel.points).any(|point| point.power.is_some());
+    assert_eq!(has_power, shipped.power.is_some());
+    let mut json = serde_json::to_value(profile()).unwrap();
+    assert!(json.as_object_mut().unwrap().remove("power").is_none());
+    let (_, read) = read_text(&json.to_string());
+    assert_eq!(read.unwrap().power, None);
+}
+
+#[test]
+fn a_kernel_s_energy_is_what_its_board_drew_above_idle_and_stays_when_the_kernel_turns_out_slower() {
+    let (topology, path) = (h200(), Path::new("p.json"));
+    let mut store = ProfileStore::default();
+    store.add(path, powered(), &machine(&topology)).unwrap();
+    let curve = store.curve(fingerprint(GEMM)).unwrap();
+    let energy = curve.energy().unwrap();
+    assert_eq!(energy.board(), Board { sms: Sms(132), idle_w: 118.25, limit_w: 700.0 });
+    let at_full_clock = (431.5 - 118.25) * 16.2 * (1980.0_f64 / 1965.0).powf(1.3);
+    assert!((energy.at(Sms(132)) - at_full_clock).abs() < 1e-6);
+    assert_eq!(curve.scaled(1.5).energy(), curve.energy());
+    assert_eq!(curve.scaled(1.5).at(Sms(132)), 24.0);
+    assert!(store.curve(fingerprint("layer_norm[1024x768]f16")).unwrap().energy().is_none());
 }
 
 #[test]
@@ -267,6 +317,47 @@ fn each_impossible_value_is_refused_by_the_name_of_its_field() {
         assert!(message.starts_with(&format!("{}: {expected}: ", path.display())), "{message}");
         assert!(message.ends_with(&format!("smidgen profile --model bert-base -o {}`", path.display())), "{message}");
     }
+}
+
+#[test]
+fn each_impossible_power_is_refused_by_the_name_of_its_field() {
+    type Change = fn(&mut Profile);
+    let point = format!(r#"kernels["{GEMM}"].points[1].power"#);
+    fn board(profile: &mut Profile) -> &mut BoardPower {
+        profile.power.as_mut().unwrap()
+    }
+    fn sample(profile: &mut Profile) -> &mut PowerSample {
+        profile.kernels.get_mut(GEMM).unwrap().points[1].power.as_mut().unwrap()
+    }
+    let cases: [(Change, String); 13] = [
+        (|profile| board(profile).idle_w = -1.0, "power.idle_w".into()),
+        (|profile| board(profile).idle_w = f64::NAN, "power.idle_w".into()),
+        (|profile| board(profile).limit_w = f64::INFINITY, "power.limit_w".into()),
+        (|profile| board(profile).limit_w = f64::NAN, "power.limit_w".into()),
+        (|profile| board(profile).limit_w = 118.25, "power.limit_w".into()),
+        (|profile| board(profile).clock_mhz = 0, "power.clock_mhz".into()),
+        (|profile| sample(profile).board_w = -0.5, format!("{point}.board_w")),
+        (|profile| sample(profile).board_w = f64::NAN, format!("{point}.board_w")),
+        (|profile| sample(profile).launch_us = 0.0, format!("{point}.launch_us")),
+        (|profile| sample(profile).launch_us = -16.0, format!("{point}.launch_us")),
+        (|profile| sample(profile).launch_us = f64::NAN, format!("{point}.launch_us")),
+        (|profile| sample(profile).clock_mhz = 0, format!("{point}.clock_mhz")),
+        (|profile| profile.power = None, point.clone()),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.json");
+    for (change, expected) in cases {
+        let mut flawed = powered();
+        change(&mut flawed);
+        let Err(ProfileError::Field { field, .. }) = flawed.write(&path) else { panic!("{expected}: written") };
+        assert_eq!(field, expected);
+        let Err(ProfileError::Field { field, .. }) = ProfileStore::default().add(&path, flawed, &machine(&h200())) else {
+            panic!("{expected}: added")
+        };
+        assert_eq!(field, expected);
+    }
+    assert!(!path.exists());
+    powered().write(&path).unwrap();
 }
 
 #[test]

@@ -10,9 +10,9 @@ use smidgen_runtime::device::{Buffer, Device, DeviceError, Event, PartitionId, P
 use smidgen_runtime::launch::{CapturedGraph, LaunchError, Plan, Session, Walls};
 use smidgen_runtime::partition::{Ladder, LadderError, PARTITION_BYTES, TpcSet};
 use smidgen_runtime::policy::{
-    self, DefaultSharing, Draft, DraftPlacement, Exclusive, Krisp, Policy, StaticEqual, TenantDemand, TenantDraft,
+    self, DefaultSharing, Draft, DraftPlacement, Exclusive, Krisp, Policy, Slo, StaticEqual, TenantDemand, TenantDraft,
 };
-use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::profile::{BoardPower, PowerSample, ProfileStore};
 use smidgen_runtime::runtime::MemoryHolder;
 use smidgen_runtime::tenant::{Class, Share, TenantId, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
@@ -100,6 +100,38 @@ fn a_draft_that_leaves_a_tenant_out_is_refused_by_name() {
     let error = runtime.admit(tenant("second", 0)).unwrap_err();
     assert_eq!(error.to_string(), "the policy `forgetful` has no place for tenant `second`; a draft has one entry for each tenant");
     assert!(runtime.plan().tenant(first).is_ok());
+}
+
+#[test]
+fn the_power_that_a_plan_is_predicted_to_draw_is_told_while_it_is_known_of_all_tenants() {
+    let gpu = Gpu::h200();
+    let mut profile = support::profile(&*gpu.device, &[(GEMM, 100.0, 64), (NORM, 10.0, 8), (LAST, 10.0, 8)]);
+    profile.power = Some(BoardPower { idle_w: 130.0, limit_w: 700.0, clock_mhz: 1980 });
+    for point in profile.kernels.values_mut().flat_map(|kernel| &mut kernel.points) {
+        point.power = Some(PowerSample { board_w: 430.0, launch_us: point.median_us, clock_mhz: 1980 });
+    }
+    let profiles = support::store(&*gpu.device, profile);
+    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Slo::default()), profiles);
+    assert_eq!(runtime.predicted_power(), None);
+    let first = runtime.admit(tenant("first", 0)).unwrap();
+    assert_eq!(runtime.predicted_power(), None, "its kernels are not known yet");
+    let mut session = runtime.session(first).unwrap();
+    learn(&runtime, first, &mut session).unwrap();
+    let alone = runtime.predicted_power().unwrap();
+    // 300 W above idle while it is in a kernel, and nothing in the gaps.
+    assert!(alone.limit_w == 700.0 && alone.clock == 1.0 && (425.0..430.0).contains(&alone.board_w), "{alone:?}");
+    let second = runtime.admit(tenant("second", 0)).unwrap();
+    let mut other = runtime.session(second).unwrap();
+    learn(&runtime, second, &mut other).unwrap();
+    let pair = runtime.predicted_power().unwrap();
+    assert!(pair.board_w == 700.0 && pair.clock < 1.0 && pair.unlimited_w > 700.0, "{pair:?}");
+    runtime.resize(first, Share::Sms(Sms(64))).unwrap();
+    assert_eq!(runtime.predicted_power(), None, "parts of the GPU are boards of their own");
+    runtime.resize(first, Share::Planned).unwrap();
+    runtime.pause(second).unwrap();
+    assert_eq!(runtime.predicted_power(), Some(alone));
+    runtime.set_policy(Box::new(StaticEqual)).unwrap();
+    assert_eq!(runtime.predicted_power(), None);
 }
 
 #[test]

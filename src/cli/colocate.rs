@@ -170,7 +170,8 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
     let files = Files { json: Some(&json), html: Some(&html), trace: None, queue: None };
     check_writable(&files.all())?;
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch: Watch::default() };
+    let mut run =
+        Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch: Watch::default() };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
@@ -14,7 +15,8 @@ use smidgen::colocate::spec::TenantRequest;
 use smidgen::fatbin::BUILD_HASH;
 use smidgen::models::{DecoderPhase, Direct, ModelSource};
 use smidgen::serve::Workload;
-use smidgen_profiler::{Options, Origin, Progress, Size, Sweep, SweepError, report, today};
+use smidgen_profiler::clocks::Clocks;
+use smidgen_profiler::{Options, Origin, PowerMeter, Progress, Size, Sweep, SweepError, report, today};
 use smidgen_runtime::device::sim::{SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, Sms};
 use smidgen_runtime::launch::{Kernel, Session};
@@ -29,6 +31,9 @@ use super::output::print_line;
 
 /// Partitions that a sweep keeps at a time.
 const PARTITIONS: u32 = 64;
+
+/// How often the board's power is read while kernels run for it: more often than the sensor looks, so that none of its figures is missed.
+const POWER_PERIOD: Duration = Duration::from_millis(20);
 
 /// Find the fewest SMs on which each kernel of a model keeps its speed.
 #[derive(Debug, Args)]
@@ -65,6 +70,13 @@ pub struct ProfileArgs {
     /// GPU or simulator. A simulated profile says so, and no GPU accepts it.
     #[arg(long, value_enum, default_value = "cuda")]
     device: RunDevice,
+    /// Milliseconds for which each kernel runs at each of four SM counts while `nvidia-smi` reads the board's power, so that plans can count joules. At least 150: the
+    /// sensor looks ten times a second.
+    #[arg(long, default_value_t = 300, value_name = "MS", value_parser = clap::value_parser!(u64).range(150..=60_000))]
+    power_window: u64,
+    /// Read no power: about 1.2 s less for each kernel.
+    #[arg(long, conflicts_with = "power_window")]
+    no_energy: bool,
 }
 
 pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
@@ -74,6 +86,7 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     };
     let (tolerance, configurations) = (args.tolerance, args.tiles);
     let mut options = Options { rungs: rungs(device.topology()), tolerance, configurations, ..Options::default() };
+    options.power_window = if args.no_energy { Duration::ZERO } else { Duration::from_millis(args.power_window) };
     if !args.sms.is_empty() {
         options.rungs = args.sms.iter().map(|&sms| Sms(sms)).collect();
     }
@@ -208,7 +221,10 @@ fn sweep(
 ) -> anyhow::Result<Profile> {
     let ladder = Ladder::new(Arc::clone(device), PARTITIONS as usize);
     let origin = Origin { model: model.to_owned(), kernel_build: BUILD_HASH.to_owned(), command, commit: super::commit(), date: today() };
-    let sweep = Sweep { device, ladder: &ladder, recording: &recording.launches, origin: &origin, options };
+    let reads_power = !device.is_simulated() && !options.power_window.is_zero();
+    let clocks = reads_power.then(|| Clocks::every(POWER_PERIOD));
+    let meter = clocks.as_ref().map(|clocks| clocks as &dyn PowerMeter);
+    let sweep = Sweep { device, ladder: &ladder, recording: &recording.launches, origin: &origin, options, meter };
     sweep.run_into(path, &mut Bar::new(model)?).map_err(|error| match error {
         SweepError::Option { name: "rungs", reason } => anyhow!("--sms: {reason}"),
         other => other.into(),
@@ -227,7 +243,7 @@ impl Bar {
 
 impl Progress for Bar {
     fn begin(&mut self, size: Size) {
-        self.0.set_length(size.points as u64);
+        self.0.set_length((size.points + size.windows) as u64);
         self.0.set_position(size.finished as u64);
     }
 
@@ -236,6 +252,10 @@ impl Progress for Bar {
     }
 
     fn point_done(&mut self, _key: &str, _point: &SamplePoint) {
+        self.0.inc(1);
+    }
+
+    fn window_done(&mut self, _key: &str, _sms: Sms) {
         self.0.inc(1);
     }
 

@@ -40,7 +40,7 @@ use smidgen_runtime::profile::{Profile, ProfileError};
 
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
-use results::{PhaseClocks, PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+use results::{PhaseClocks, PlannedPower, PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
 use sharing::{SharesError, Sharing};
 use spec::TenantRequest;
 use watch::{PhaseWatch, Shown, Watch};
@@ -77,6 +77,7 @@ pub struct Run {
 /// What a phase brought.
 struct Measured {
     figures: Vec<TenantResult>,
+    power: Option<PlannedPower>,
     /// On a GPU, when the measured time began, and how long it was.
     window: Option<(Instant, Duration)>,
 }
@@ -172,17 +173,17 @@ impl Run {
         let mut clocks = Vec::new();
         let mut measure = |phase: &str, sharing: &Sharing, tenants: &[TenantRequest]| {
             observe(phase);
-            let Measured { figures, window } = self.phase(phase, sharing, tenants)?;
+            let Measured { figures, power, window } = self.phase(phase, sharing, tenants)?;
             let reading = gpu.as_ref().zip(window).and_then(|(gpu, (from, length))| gpu.within(from, length));
             clocks.extend(reading.map(|reading| PhaseClocks::new(phase.to_owned(), &reading)));
-            Ok::<_, RunError>(figures)
+            Ok::<_, RunError>((figures, power))
         };
         let exclusive = Sharing::Policy("exclusive".into());
         let mut alone = Vec::new();
         for tenant in &self.tenants {
             // Alone means as fast as it can: at its own rate it would only wait for requests.
             let saturated = TenantRequest { rate: None, ..tenant.clone() };
-            let measured = measure(&format!("{} alone", tenant.name), &exclusive, &[saturated])?;
+            let measured = measure(&format!("{} alone", tenant.name), &exclusive, &[saturated])?.0;
             // A stream's objective is for its tokens, which come sooner at its own rate than with all slots busy, as they are here.
             if let (Some(slo_ms), Some(result)) = (tenant.slo_ms, measured.first())
                 && result.stream.is_none()
@@ -194,14 +195,14 @@ impl Run {
         }
         let mut alone_at_rate = Vec::new();
         for tenant in self.with_rates(&alone)?.iter().filter(|tenant| tenant.rate.is_some()) {
-            alone_at_rate.extend(measure(&format!("{} alone at its rate", tenant.name), &exclusive, std::slice::from_ref(tenant))?);
+            alone_at_rate.extend(measure(&format!("{} alone at its rate", tenant.name), &exclusive, std::slice::from_ref(tenant))?.0);
         }
         let tenants = self.with_objectives(&alone, &alone_at_rate)?;
         let mut policies = Vec::new();
         for sharing in &self.policies {
             let phase = sharing.to_string();
-            let tenants = measure(&phase, sharing, &tenants)?;
-            policies.push(PolicyResult::new(phase, tenants, &alone, &alone_at_rate));
+            let (tenants, power) = measure(&phase, sharing, &tenants)?;
+            policies.push(PolicyResult { power, ..PolicyResult::new(phase, tenants, &alone, &alone_at_rate) });
         }
         Ok(RunResult { provenance, alone, alone_at_rate, policies, clocks })
     }
@@ -271,11 +272,11 @@ impl Run {
                 let (figures, shown, begun) = worker::run_phase(sharing, tenants, &self.profiles, self.seconds, &watch)
                     .map_err(|source| RunError::Worker { phase: name.to_owned(), source })?;
                 let from = begun + phase::before_window(sharing, tenants);
-                (Measured { figures, window: Some((from, Duration::from_secs_f64(self.seconds))) }, shown)
+                (Measured { figures, power: shown.power, window: Some((from, Duration::from_secs_f64(self.seconds))) }, shown)
             }
             Where::Sim => {
                 let (figures, shown) = self.simulate(name, sharing, tenants, &watch)?;
-                (Measured { figures, window: None }, shown)
+                (Measured { figures, power: shown.power, window: None }, shown)
             }
         };
         self.watch.keep(name, shown);

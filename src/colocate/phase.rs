@@ -13,7 +13,7 @@ use smidgen_runtime::telemetry::{Latencies, Recording, RequestLog};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions, Tenancy};
 
-use super::results::{StreamResult, TenantResult};
+use super::results::{PlannedPower, StreamResult, TenantResult};
 use super::serving::{self, Resident};
 use super::sharing::Sharing;
 use super::spec::{Stream, TenantRequest};
@@ -156,7 +156,11 @@ pub fn run(
     // The others were served to the end, but beside a neighbour that was not there: no measurement of these tenants together.
     let outcomes = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Nobody is dismissed before all is read: the plan would change.
-    let mut shown = Shown { trace: watch.trace.then(|| observer.trace()), ..Shown::default() };
+    let mut shown = Shown {
+        trace: watch.trace.then(|| observer.trace()),
+        power: runtime.predicted_power().map(PlannedPower::from),
+        ..Shown::default()
+    };
     if by_profile {
         let unprofiled = runtime.unprofiled().into_iter();
         shown.unprofiled = unprofiled.map(|tenant| (tenant.name, tenant.kernels.iter().map(KernelKey::to_string).collect())).collect();

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use smidgen_profiler::clocks::Reading;
 use smidgen_runtime::launch::Walls;
+use smidgen_runtime::policy::PowerForecast;
 use smidgen_runtime::tenant::Class;
 
 /// Where and how the figures were made.
@@ -100,6 +101,27 @@ pub struct PolicyResult {
     /// The simulator's prediction, where one was made from the measured profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Vec<Prediction>>,
+    /// What the board is predicted to draw, where the policy counts joules and the profiles hold the energy of every tenant's kernels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PlannedPower>,
+}
+
+/// What the board is predicted to draw while every tenant works.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PlannedPower {
+    /// Watts, at most the limit.
+    pub board_w: f64,
+    /// The board's limit, watts.
+    pub limit_w: f64,
+    /// The clock of the SMs as a share of the full one.
+    pub clock: f64,
+}
+
+impl From<PowerForecast> for PlannedPower {
+    fn from(forecast: PowerForecast) -> Self {
+        let PowerForecast { board_w, limit_w, clock, .. } = forecast;
+        Self { board_w: board_w.round(), limit_w: limit_w.round(), clock: (100.0 * clock).round() / 100.0 }
+    }
 }
 
 /// What the simulator predicted for one tenant.
@@ -195,6 +217,7 @@ impl PolicyResult {
             jain: ratio(total * total, squares * normalised.len() as f64),
             tenants,
             predicted: None,
+            power: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The figures as text, for a terminal.
 
 use super::names::cut;
-use super::results::{PhaseClocks, PolicyResult, RunResult, TenantResult};
+use super::results::{PhaseClocks, PlannedPower, PolicyResult, RunResult, TenantResult};
 use smidgen_runtime::tenant::Class;
 
 const HEAD: [&str; COLUMNS] = ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"];
@@ -46,7 +46,7 @@ pub fn render(run: &RunResult) -> String {
     clocks.extend(run.clocks.iter().map(clock_row));
     let clocks = if clocks.len() > 1 { lines(&clocks, CLOCK_WORDS, mark) } else { Vec::new() };
     let behind = run.policies.iter().flat_map(|policy| policy.tenants.iter().filter_map(|tenant| behind(&policy.policy, tenant)));
-    let predictions = run.policies.iter().flat_map(predictions);
+    let predictions = run.policies.iter().filter_map(power).chain(run.policies.iter().flat_map(predictions));
     let tables = lines(&rows, WORDS, mark).into_iter().chain(streams).chain(clocks);
     tables.chain(behind).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
 }
@@ -104,6 +104,14 @@ fn behind(policy: &str, tenant: &TenantResult) -> Option<String> {
     tenant
         .falls_behind()
         .then(|| format!("{policy}, {name}: {} requests still waited at the end; latencies are at least these", tenant.waiting))
+}
+
+/// What its plan is predicted to draw.
+fn power(policy: &PolicyResult) -> Option<String> {
+    let PlannedPower { board_w, limit_w, clock } = policy.power?;
+    let name = name(&policy.policy, LONGEST_POLICY);
+    let clock = if clock < 1.0 { format!("which leaves {clock:.2} of the full clock") } else { "at the full clock".to_owned() };
+    Some(format!("{name}: predicted to draw {board_w:.0} W of the board's {limit_w:.0} while all work, {clock}"))
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
@@ -224,6 +232,19 @@ mod tests {
         let marked: Vec<_> = text.lines().filter(|line| line.contains("SIMULATED")).collect();
         assert_eq!(marked[0], "SIMULATED prediction, model-rightsize, chat: 120.0 requests/s, +20.0% against the measured figure");
         assert_eq!(marked[1], "SIMULATED prediction, model-rightsize, a tenant… column: 120.0 requests/s, nothing was measured");
+    }
+
+    #[test]
+    fn what_a_plan_is_predicted_to_draw_stands_beside_the_limit() {
+        let mut run = run(false, ["chat", "bulk"]);
+        assert!(!render(&run).contains(" W of "));
+        let said = |run: &RunResult| render(run).lines().filter(|line| line.contains(" W of ")).collect::<Vec<_>>().join("\n");
+        run.policies[0].power = Some(PlannedPower { board_w: 652.0, limit_w: 700.0, clock: 1.0 });
+        assert_eq!(said(&run), "model-rightsize: predicted to draw 652 W of the board's 700 while all work, at the full clock");
+        run.policies[0].power = Some(PlannedPower { board_w: 700.0, limit_w: 700.0, clock: 0.77 });
+        run.provenance.simulated = true;
+        let limited = "predicted to draw 700 W of the board's 700 while all work, which leaves 0.77 of the full clock";
+        assert_eq!(said(&run), format!("SIMULATED  model-rightsize: {limited}"));
     }
 
     #[test]

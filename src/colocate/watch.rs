@@ -15,6 +15,8 @@ use smidgen_runtime::device::Topology;
 use smidgen_runtime::device::sim::{KernelTrace, SimDevice};
 use smidgen_runtime::telemetry::trace::{Event, Happening, Trace};
 
+use super::results::PlannedPower;
+
 /// The gauge that tells the phase; its labels are `phase` and `simulated`.
 pub const PHASE: &str = "smidgen_phase";
 
@@ -48,6 +50,8 @@ pub struct Shown {
     pub trace: Option<Trace>,
     /// Keys of kernels without a profile, by tenant, if its policy places by profiles or it is a simulated baseline.
     pub unprofiled: BTreeMap<String, Vec<String>>,
+    /// What the board is predicted to draw, where that is known.
+    pub power: Option<PlannedPower>,
 }
 
 impl Watch {

@@ -149,6 +149,7 @@ fn run_workers(
         results.extend(figures);
         shown.unprofiled.append(&mut more.unprofiled);
         shown.trace = shown.trace.or(more.trace);
+        shown.power = shown.power.or(more.power);
     }
     Ok((results, shown, begun))
 }

@@ -4,7 +4,6 @@
 //! often that pair was replayed before, and on nothing else, so that two sweeps that measure a point the same way see the same samples.
 #![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 
-#![allow(dead_code)] // Every test binary compiles this module and uses its own part of it.
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};

@@ -48,7 +48,7 @@ pub use exclusive::Exclusive;
 pub use krisp::Krisp;
 pub use model_rightsize::ModelRightsize;
 pub(crate) use slo::CLOSE;
-pub use slo::{Ablations, Adjustments, Event, Forecast, Observation, Replanner, Slo, UnknownAblation};
+pub use slo::{Ablations, Adjustments, Event, Forecast, Observation, PowerForecast, Replanner, Slo, UnknownAblation};
 pub use static_equal::StaticEqual;
 
 /// How much slower than on the whole GPU a right-sized kernel or request may be, unless told otherwise: 2%.
@@ -134,7 +134,7 @@ pub struct KernelDemand {
     pub launches: u32,
     /// The least it must do.
     pub work: Work,
-    /// Its measured latency by SM count; none if it was never profiled.
+    /// Its measured latency by SM count, and its energy where that was measured; none if it was never profiled.
     pub curve: Option<Arc<Curve>>,
 }
 
@@ -218,6 +218,12 @@ pub trait Policy: Send + Sync {
     fn family(&self, topology: &Topology) -> Vec<TpcSet> {
         let _ = topology;
         Vec::new()
+    }
+
+    /// What the board is predicted to draw under [`plan`](Policy::plan) while all tenants work; none where that is not known of each of them.
+    fn power(&self, topology: &Topology, tenants: &[TenantDemand]) -> Option<PowerForecast> {
+        let _ = (topology, tenants);
+        None
     }
 
     /// A draft with one entry for each tenant. Equal inputs give equal drafts; no tenant gets an empty set.

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::device::Sms;
 use crate::launch::{Configuration, Fingerprint};
 
-use super::{KernelProfile, MeasuredConfiguration, Profile, SCHEMA_VERSION, SamplePoint};
+use super::{BoardPower, KernelProfile, MeasuredConfiguration, PowerSample, Profile, SCHEMA_VERSION, SamplePoint};
 
 /// A field that holds what cannot be.
 #[derive(Debug, PartialEq)]
@@ -46,6 +46,9 @@ pub(super) fn check(profile: &Profile) -> Result<(), Flaw> {
             return Flaw::at(field, format!("{rate} is no rate"));
         }
     }
+    if let Some(power) = &profile.power {
+        check_board(power).map_err(|flaw| flaw.below("power"))?;
+    }
     let mut seen = HashMap::new();
     for (key, kernel) in &profile.kernels {
         let place = format!("kernels[{key:?}]");
@@ -57,8 +60,42 @@ pub(super) fn check(profile: &Profile) -> Result<(), Flaw> {
             return Flaw::at(place, format!("means the same kernel as `{other}`"));
         }
         check_kernel(kernel, profile.provenance.sms).map_err(|flaw| flaw.below(&place))?;
+        if profile.power.is_none()
+            && let Some(at) = kernel.points.iter().position(|point| point.power.is_some())
+        {
+            return Flaw::at(format!("{place}.points[{at}].power"), "says nothing without the board's own `power`");
+        }
     }
     Ok(())
+}
+
+/// Watts of one board: from none to that of a rack.
+const WATTS: RangeInclusive<f64> = 0.0..=1e5;
+
+fn check_board(power: &BoardPower) -> Result<(), Flaw> {
+    for (field, watts) in [("idle_w", power.idle_w), ("limit_w", power.limit_w)] {
+        if !WATTS.contains(&watts) {
+            return Flaw::at(field, format!("{watts} is no power: it must be a number from 0 to 1e5"));
+        }
+    }
+    if power.limit_w <= power.idle_w {
+        return Flaw::at("limit_w", format!("{} W is not above the {} W of an idle board", power.limit_w, power.idle_w));
+    }
+    check_clock(power.clock_mhz)
+}
+
+fn check_power(power: &PowerSample) -> Result<(), Flaw> {
+    if !WATTS.contains(&power.board_w) {
+        return Flaw::at("board_w", format!("{} is no power: it must be a number from 0 to 1e5", power.board_w));
+    }
+    if !LATENCIES_US.contains(&power.launch_us) {
+        return Flaw::at("launch_us", format!("{} is no latency: it must be a number from 1e-3 to 1e9", power.launch_us));
+    }
+    check_clock(power.clock_mhz)
+}
+
+fn check_clock(mhz: u32) -> Result<(), Flaw> {
+    if mhz == 0 { Flaw::at("clock_mhz", "0 MHz is no clock") } else { Ok(()) }
 }
 
 fn check_kernel(kernel: &KernelProfile, whole: Sms) -> Result<(), Flaw> {
@@ -104,7 +141,8 @@ fn check_point(point: &SamplePoint, whole: Sms) -> Result<(), Flaw> {
     if point.kept() == 0 {
         return Flaw::at("rejected", format!("{} of {} samples rejected leaves none", point.rejected, point.samples_us.len()));
     }
-    point.configuration.as_ref().map_or(Ok(()), |measured| check_configuration(measured).map_err(|flaw| flaw.below("configuration")))
+    point.configuration.as_ref().map_or(Ok(()), |measured| check_configuration(measured).map_err(|flaw| flaw.below("configuration")))?;
+    point.power.as_ref().map_or(Ok(()), |power| check_power(power).map_err(|flaw| flaw.below("power")))
 }
 
 fn check_configuration(measured: &MeasuredConfiguration) -> Result<(), Flaw> {

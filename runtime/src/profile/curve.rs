@@ -1,12 +1,17 @@
 //! Latency by SM count.
 
+use std::sync::Arc;
+
 use crate::device::Sms;
 
-/// Median latencies of one kernel at rising SM counts.
+use super::Energy;
+
+/// Median latencies of one kernel at rising SM counts, and what a launch takes in energy where that was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// SM count and latency in microseconds; SM counts rise strictly, latencies are positive.
     points: Vec<(Sms, f64)>,
+    energy: Option<Arc<Energy>>,
 }
 
 impl Curve {
@@ -16,7 +21,18 @@ impl Curve {
         points.sort_by_key(|point| point.0);
         let rising = points.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let sound = points.iter().all(|&(sms, us)| sms.0 > 0 && us.is_finite() && us > 0.0);
-        (!points.is_empty() && rising && sound).then_some(Self { points })
+        (!points.is_empty() && rising && sound).then_some(Self { points, energy: None })
+    }
+
+    /// The same latencies with, or without, what a launch takes in energy.
+    #[must_use]
+    pub fn with_energy(self, energy: Option<Arc<Energy>>) -> Self {
+        Self { energy, ..self }
+    }
+
+    /// What a launch takes in energy; none if that was not measured.
+    pub fn energy(&self) -> Option<&Energy> {
+        self.energy.as_deref()
     }
 
     /// The measured points.
@@ -42,10 +58,12 @@ impl Curve {
         }
     }
 
-    /// The same curve with every latency multiplied by `factor`; the curve as it is where that would make no curve.
+    /// The same curve with every latency multiplied by `factor`; the curve as it is where that would make no curve. The energy of a launch stays: what makes a kernel slower
+    /// (a lower clock, a neighbour) lowers its power, and not what it has to do.
     #[must_use]
     pub fn scaled(&self, factor: f64) -> Self {
-        Self::new(self.points.iter().map(|&(sms, us)| (sms, us * factor)).collect()).unwrap_or_else(|| self.clone())
+        let scaled = Self::new(self.points.iter().map(|&(sms, us)| (sms, us * factor)).collect());
+        scaled.map_or_else(|| self.clone(), |curve| curve.with_energy(self.energy.clone()))
     }
 
     /// The best latency anywhere on the curve, microseconds.

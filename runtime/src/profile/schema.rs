@@ -110,6 +110,9 @@ pub struct SamplePoint {
     /// What the kernel was launched as, where that was quicker than its own choice; none where its own choice ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<MeasuredConfiguration>,
+    /// What the board drew while the kernel ran at this SM count; none where nobody read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerSample>,
 }
 
 /// A configuration that was quicker than the kernel's own choice.
@@ -122,6 +125,31 @@ pub struct MeasuredConfiguration {
     pub instead_of: String,
     /// How much longer the kernel's own choice took, as a share of what this one did.
     pub gain: f64,
+}
+
+/// The board's power while one kernel ran again and again, long enough for the board to notice. At its power limit the board lowers the clock, so that a launch
+/// takes longer here than in the samples of its latency, which are too short for that.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerSample {
+    /// Mean power of the whole board, watts: what it draws idle included.
+    pub board_w: f64,
+    /// Mean time of a launch meanwhile, microseconds.
+    pub launch_us: f64,
+    /// Median clock of the SMs meanwhile.
+    pub clock_mhz: u32,
+}
+
+/// What the board draws idle, may draw, and how fast it runs below that.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoardPower {
+    /// Mean power with nothing to do, watts.
+    pub idle_w: f64,
+    /// The limit that was in force, watts.
+    pub limit_w: f64,
+    /// The highest clock at which any kernel of this profile ran while its power was read.
+    pub clock_mhz: u32,
 }
 
 /// What was measured of one kernel key.
@@ -149,6 +177,13 @@ impl SamplePoint {
     }
 }
 
+impl PowerSample {
+    /// Microjoules of one launch above what an idle board would have drawn, at the clock at which it ran; never negative.
+    pub fn above_idle_uj(&self, board: &BoardPower) -> f64 {
+        (self.board_w - board.idle_w).max(0.0) * self.launch_us
+    }
+}
+
 impl KernelProfile {
     /// The curve of the medians; `None` if the points make no curve.
     pub fn curve(&self) -> Option<Curve> {
@@ -168,6 +203,9 @@ pub struct Profile {
     pub tolerance: f64,
     /// What [`KernelProfile::bound`] was judged by.
     pub peaks: Peaks,
+    /// The board that [`SamplePoint::power`] was read on; none where nobody read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<BoardPower>,
     /// By kernel key, written as `gemm_bias[1024x768x3072]f16`.
     pub kernels: BTreeMap<String, KernelProfile>,
 }

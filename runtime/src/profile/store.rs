@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::device::{Device, Sms, Topology};
 use crate::launch::{Choice, Configuration, Fingerprint, KernelKey};
 
-use super::{Curve, KernelProfile, Profile, ProfileError, ProfileWarning};
+use super::{Curve, Energy, KernelProfile, Profile, ProfileError, ProfileWarning};
 
 /// What a profile is held against before it is used.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +65,7 @@ impl ProfileStore {
         let (mut replaced, mut left_out) = (0, 0);
         let simulated = profile.provenance.simulated;
         let remedy = Arc::new(Remedy { path: path.to_owned(), command: profile.provenance.command_again(path) });
+        let (power, sms) = (profile.power, profile.provenance.sms);
         for (key, kernel) in profile.kernels {
             // Both were checked above.
             let (Ok(fingerprint), Some(curve)) = (key.parse::<Fingerprint>(), kernel.curve()) else { continue };
@@ -75,7 +76,8 @@ impl ProfileStore {
                 }
                 replaced += usize::from(known.kernel.points != kernel.points);
             }
-            let (curve, remedy, has_warned) = (Arc::new(curve), Arc::clone(&remedy), Arc::default());
+            let energy = power.and_then(|power| Energy::of(&kernel, &power, sms)).map(Arc::new);
+            let (curve, remedy, has_warned) = (Arc::new(curve.with_energy(energy)), Arc::clone(&remedy), Arc::default());
             self.kernels.insert(fingerprint, Entry { kernel, curve, simulated, remedy, has_warned });
         }
         for (kernels, replaced) in [(replaced, true), (left_out, false)] {
@@ -86,7 +88,7 @@ impl ProfileStore {
         Ok(warnings)
     }
 
-    /// Latency by SM count of a kernel; none if it was never profiled.
+    /// Latency and, where it was measured, energy by SM count of a kernel; none if it was never profiled.
     pub fn curve(&self, kernel: Fingerprint) -> Option<Arc<Curve>> {
         self.kernels.get(&kernel).map(|entry| Arc::clone(&entry.curve))
     }

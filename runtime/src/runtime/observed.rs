@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Sms;
 use crate::launch::capture::{GraphBody, GraphKernel};
 use crate::launch::{Fingerprint, KernelKey, SeenKernel};
-use crate::policy::{Event, GAP_US, KernelDemand};
+use crate::policy::{Event, GAP_US, KernelDemand, PowerForecast};
 use crate::profile::{Corrections, Curve, DriftReport, KernelDrift, PlanDrift, ProfileStore, SHORTEST_JUDGED_US, WINDOW};
 use crate::telemetry::ReplaySample;
 use crate::tenant::TenantId;
@@ -95,6 +95,15 @@ impl Runtime {
         let topology = self.device.topology();
         let regions = state.regions(topology)?.into_iter();
         Ok(regions.flat_map(|(region, demands)| shares::slowdowns_in(&*state.policy, topology, region, &demands)).collect())
+    }
+
+    /// What the board is predicted to draw while all tenants that run work, by the plan that the policy makes of them now. None where it is not known of each of them, and
+    /// where one has a share of the GPU: what is outside of its region is planned for as a board of its own.
+    pub fn predicted_power(&self) -> Option<PowerForecast> {
+        let (state, topology) = (self.state.lock(), self.device.topology());
+        let regions = state.regions(topology).ok()?;
+        let [(region, demands)] = &regions[..] else { return None };
+        (*region == topology.all_tpcs()).then(|| state.policy.power(topology, demands)).flatten()
     }
 
     /// The tenants whose replays have come to differ from what the plan expects of them.

@@ -33,7 +33,7 @@ fn every_ablation_has_a_name_and_several_may_be_listed() {
 
 #[test]
 fn an_unknown_ablation_is_refused_with_those_that_exist() {
-    let listed = "there are no-profile, no-borrow, no-bandwidth, no-guard, no-switch-budget, no-graphs, no-elasticity";
+    let listed = "there are no-profile, no-borrow, no-bandwidth, no-power, no-guard, no-switch-budget, no-graphs, no-elasticity";
     assert_eq!(error("slo:no-borow"), format!("policy `slo` has no ablation `no-borow`; {listed}"));
     assert_eq!(error("slo:"), format!("policy `slo` has no ablation ``; {listed}"));
     assert!(error("krisp-i:no-borrow").starts_with("there is no policy `krisp-i:no-borrow`; there are exclusive,"));

@@ -3,6 +3,7 @@
 mod ablations;
 mod examples;
 mod models;
+mod power;
 mod promises;
 mod replanning;
 #[path = "../support/topologies.rs"]

@@ -156,7 +156,7 @@ pub fn profile(device: &dyn Device, kernels: &[(Fake, f64, u16)]) -> Profile {
     let kernel = |&(kernel, us, minimum): &(Fake, f64, u16)| {
         let point = |sms: u16| {
             let us = us * (f64::from(minimum) / f64::from(sms)).max(1.0);
-            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0, configuration: None }
+            SamplePoint { sms: Sms(sms), median_us: us, samples_us: vec![us], rejected: 0, configuration: None, power: None }
         };
         let points = [2, 8, 16, 32, 64, 132].map(point).to_vec();
         let (work, minimum_sms) = (kernel.work(), Sms(minimum));
@@ -178,6 +178,7 @@ pub fn profile(device: &dyn Device, kernels: &[(Fake, f64, u16)]) -> Profile {
         },
         tolerance: 0.02,
         peaks: Peaks { flops_per_s: 0.0, bytes_per_s: 0.0, source: PeakSource::Given },
+        power: None,
         kernels: kernels.iter().map(kernel).collect(),
     }
 }

@@ -14,6 +14,8 @@ pub struct Ablations {
     pub no_borrow: bool,
     /// Neighbours are predicted to cost nothing.
     pub no_bandwidth: bool,
+    /// The board's power limit is predicted to lower no clock, and joules to cost nothing.
+    pub no_power: bool,
     /// Borrowers have the priority of owners.
     pub no_guard: bool,
     /// A change of partition between two kernels is predicted to cost nothing.
@@ -34,13 +36,15 @@ pub struct UnknownAblation {
 
 impl Ablations {
     /// Every name that can stand behind `slo:`.
-    pub const NAMES: [&str; 7] = ["no-profile", "no-borrow", "no-bandwidth", "no-guard", "no-switch-budget", "no-graphs", "no-elasticity"];
+    pub const NAMES: [&str; 8] =
+        ["no-profile", "no-borrow", "no-bandwidth", "no-power", "no-guard", "no-switch-budget", "no-graphs", "no-elasticity"];
 
     fn switch(&mut self, name: &str) -> Option<&mut bool> {
         Some(match name {
             "no-profile" => &mut self.no_profile,
             "no-borrow" => &mut self.no_borrow,
             "no-bandwidth" => &mut self.no_bandwidth,
+            "no-power" => &mut self.no_power,
             "no-guard" => &mut self.no_guard,
             "no-switch-budget" => &mut self.no_switch_budget,
             "no-graphs" => &mut self.no_graphs,

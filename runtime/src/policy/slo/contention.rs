@@ -64,6 +64,15 @@ pub(super) struct Load {
     pub(super) bytes: f64,
     /// Operations it does.
     pub(super) flops: f64,
+    /// What it takes in energy at the full clock, above an idle board, microjoules: 0 where nobody knows.
+    pub(super) uj: f64,
+}
+
+impl Load {
+    /// The share of its time in which it moves bytes as fast as its SMs can.
+    pub(super) fn memory(&self) -> f64 {
+        (self.memory_us / self.us).clamp(0.0, 1.0)
+    }
 }
 
 /// What a tenant does to its neighbours while it works.
@@ -129,7 +138,7 @@ impl Contention {
         if self.ignored {
             return 1.0;
         }
-        let memory = (load.memory_us / load.us).clamp(0.0, 1.0);
+        let memory = load.memory();
         let tensor = (neighbours.flops / self.flops / L2_SATURATION).min(1.0);
         let demand = load.bytes / load.us + neighbours.traffic;
         let l2 = 1.0 - memory * L2_LOSS * tensor;
@@ -146,7 +155,7 @@ mod tests {
     /// Reads all the time on `sms` SMs.
     fn reader(sms: u16) -> Load {
         let us = 1000.0;
-        Load { us, memory_us: us, bytes: read_rate(Sms(sms)) * us, flops: 0.0 }
+        Load { us, memory_us: us, bytes: read_rate(Sms(sms)) * us, ..Load::default() }
     }
 
     fn h200() -> Contention {
@@ -176,7 +185,7 @@ mod tests {
 
     #[test]
     fn arithmetic_suffers_from_traffic_and_not_from_arithmetic() {
-        let gemm = Load { us: 1000.0, memory_us: 0.0, bytes: 0.0, flops: 320e9 };
+        let gemm = Load { us: 1000.0, flops: 320e9, ..Load::default() };
         assert_eq!(h200().slowdown(&gemm, Pressure::of(&gemm)), 1.0);
         // A GEMM on 72 SMs kept 81% of its rate beside 1.46 TB/s.
         let measured: f64 = 1.0 / 0.81;

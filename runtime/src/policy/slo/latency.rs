@@ -1,6 +1,6 @@
 //! How many TPCs each latency tenant owns.
 //!
-//! With `T(n)` a request's predicted latency on `n` TPCs, the sum of its kernels' latencies times the slowdown beside the others, and `Q(n)` that latency with
+//! With `T(n)` a request's predicted latency on `n` TPCs, the sum of its kernels' latencies times the slowdown beside the others, a lower [clock](super::power) included, and `Q(n)` that latency with
 //! its [queueing](super::queue) at the tenant's rate, where one is known:
 //! - with an SLO, the least `n` with `Q(n) <= SLO * margin`. Where the SLO is in reach and the margin is not, the least `n` with the least `Q` there is. Where the SLO
 //!   itself is out of reach, best effort: the least `n` on which `Q(n)` is within 10% of the least there is, since the last SMs buy little and the SLO is missed

@@ -6,10 +6,10 @@
 //! 1. `request`: a tenant's request on `n` SMs takes `L(n)`, the sum over its kernels of launches times measured latency. Kernels that were
 //!    never profiled count for nothing; a tenant of which nothing was profiled counts for an equal share of the GPU.
 //! 2. `contention`: beside others it takes `T(n) = L(n) * slowdown`, since disjoint SMs share L2 and DRAM. The others are taken
-//!    to work all the time, on an equal share of the rest each.
+//!    to work all the time, on an equal share of the rest each. Where all of them together draw more than the board may, the clock falls, and the slowdown holds that too (`power`).
 //! 3. `latency`: each latency tenant owns the least `n` with `T(n)` within its SLO times a margin, 0.9 by default. Where the rate of its requests is known, `T(n)`
 //!    holds their queueing (`queue`), and the margin, which stands for queues too, is divided by 0.9: 1 by default. Without an SLO it owns the `n` that is worth its SM-time.
-//! 4. `throughput`: the others divide what is left so that the product of their throughputs is greatest, within the bandwidth there is, and
+//! 4. `throughput`: the others divide what is left so that the product of their throughputs is greatest, within the bandwidth and the power there are, and
 //!    overlap only if that is predicted to be better for all together.
 //! 5. `placement` and `switches`: each kernel runs in one of few partitions of its tenant; neighbours in a request part only if that saves
 //!    more than the hop costs.
@@ -23,9 +23,9 @@
 //!
 //! **Limits.** Predictions are averages of a busy tenant: no phases of a request, no bursts beyond those of a Poisson process. The margin stands for these, and the
 //! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU of their own:
-//! its bandwidth is what so many SMs read alone, which is too much where tenants in the other regions read a lot and too little where they do not, and nothing is predicted of what
-//! regions do to each other. Power is no part of the model, since profiles do not hold energy. The
-//! contention constants were measured on an H200. docs/decisions/0014 says what was weighed.
+//! its bandwidth is what so many SMs read alone, which is too much where tenants in the other regions read a lot and too little where they do not, its power the same share of the board's as of its SMs, and
+//! nothing is predicted of what regions do to each other. Power counts where profiles hold the energy of each tenant's kernels (`power`), and what is lent counts for nothing in it. The
+//! contention constants were measured on an H200. docs/decisions/0014 says what was weighed, and 0023 of power.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +41,7 @@ mod ablation;
 mod contention;
 mod latency;
 mod placement;
+mod power;
 mod queue;
 mod replan;
 mod request;
@@ -52,7 +53,8 @@ pub use ablation::{Ablations, UnknownAblation};
 pub(crate) use replan::CLOSE;
 pub use replan::{Adjustments, Event, Observation, Replanner};
 
-use placement::{Rooms, place};
+use placement::{Placed, Rooms, place};
+use power::{Draw, Power};
 use queue::with_waiting;
 use scene::Scene;
 
@@ -84,10 +86,24 @@ pub struct Forecast {
     /// A request's latency, microseconds, the slowdown included. Where requests arrive at a known rate, the 99th percentile with their waiting for each other:
     /// infinite if more arrive than are served.
     pub latency_us: f64,
-    /// How many times longer requests take than on the same SMs alone: beside others on other SMs, and among those that overlap on these.
+    /// How many times longer requests take than on the same SMs alone: beside others on other SMs, among those that overlap on these, and at the clock that the board's power
+    /// limit leaves.
     pub slowdown: f64,
     /// What `latency_us` should be at most: the SLO times the margin, or at a known rate times the margin divided by 0.9.
     pub limit_us: Option<f64>,
+}
+
+/// What the board is predicted to draw while every tenant works and nothing is lent. Of tenants with a share of the GPU, or beside one: of what share of the board's power their SMs have.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PowerForecast {
+    /// Watts, idle ones included: at most the limit.
+    pub board_w: f64,
+    /// What it would be at the full clock.
+    pub unlimited_w: f64,
+    /// The board's limit, watts.
+    pub limit_w: f64,
+    /// The clock of the SMs as a share of the full one: below 1 where the limit binds.
+    pub clock: f64,
 }
 
 impl Slo {
@@ -115,36 +131,45 @@ impl Slo {
     }
 
     fn decide(&self, topology: &Topology, tenants: &[TenantDemand]) -> Vec<Decided> {
+        self.decide_with_power(topology, tenants).0
+    }
+
+    fn decide_with_power(&self, topology: &Topology, tenants: &[TenantDemand]) -> (Vec<Decided>, Option<Power>) {
         let scene = Scene::new(topology, tenants, &self.ablations, &self.adjustments);
         if scene.tenants.is_empty() {
-            return Vec::new();
+            return (Vec::new(), None);
         }
         let mut parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
         if self.ablations.no_borrow {
             parts.windows.clone_from(&parts.owned);
         }
-        (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts)).collect()
+        let us_per_uj = us_per_uj(&scene, &parts);
+        let decided = (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts, us_per_uj)).collect();
+        (decided, scene.power)
     }
 
-    fn decide_for(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Decided {
-        let rooms = self.rooms(scene, at, parts);
-        let (draft, us) = place(scene, at, &rooms);
+    fn decide_for(&self, scene: &Scene<'_>, at: usize, parts: &Parts, us_per_uj: f64) -> Decided {
+        let rooms = self.rooms(scene, at, parts, us_per_uj);
+        let Placed { draft, load } = place(scene, at, &rooms);
         let tenant = &scene.tenants[at];
-        let overlap = tenant.request.as_ref().map_or(1.0, |request| throughput::overlap(scene, request, at, &parts.windows));
+        let overlap = overlap(scene, at, parts);
         let slowdown = scene.slowdown(at, rooms.owned.len()) * overlap;
         let latency_us = |us: f64| with_waiting(us * slowdown, tenant.demand.rate);
         let limit_us = tenant.limit.map(|limit| limit.planned_us);
-        let forecast = us.map(|us| Forecast { latency_us: latency_us(us), slowdown, limit_us });
+        let forecast = load.map(|load| Forecast { latency_us: latency_us(load.us), slowdown, limit_us });
         let is_ample = tenant.is_latency() && parts.owned[at].len() > parts.needs[at];
-        Decided { id: tenant.demand.id, draft, forecast, is_ample }
+        let known = load.filter(|_| scene.power.is_some());
+        let draw = known.map(|load| scene.draw(at, &load, load.us * scene.contended(at, rooms.owned.len()) * overlap));
+        Decided { id: tenant.demand.id, draft, forecast, is_ample, draw: draw.unwrap_or_default() }
     }
 
-    fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts) -> Rooms {
+    fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts, us_per_uj: f64) -> Rooms {
         let priority = if scene.tenants[at].is_latency() || self.ablations.no_guard { Priority::High } else { Priority::Normal };
         let alone = Rooms::alone(parts.owned[at], priority, self.ablations.no_switch_budget);
         if scene.tenants[at].is_latency() {
             return Rooms { need: parts.needs[at].min(alone.need), ..alone };
         }
+        let alone = Rooms { us_per_uj, ..alone };
         if self.ablations.no_borrow {
             return alone;
         }
@@ -188,9 +213,36 @@ impl Policy for Slo {
         likely.inner_halves(half..all).inner_single_tpcs(half..all).sets()
     }
 
+    fn power(&self, topology: &Topology, tenants: &[TenantDemand]) -> Option<PowerForecast> {
+        let (decided, power) = self.decide_with_power(topology, tenants);
+        let power = power?;
+        let draw: Draw = decided.iter().map(|decided| decided.draw).sum();
+        let [limit_w, unlimited_w] = [power.budget_w, draw.watts].map(|watts| power.board.idle_w + watts);
+        Some(PowerForecast { board_w: unlimited_w.min(limit_w), unlimited_w, limit_w, clock: power.clock(draw) })
+    }
+
     fn plan(&self, topology: &Topology, tenants: &[TenantDemand]) -> Draft {
         self.decide(topology, tenants).into_iter().map(|decided| (decided.id, decided.draft)).collect()
     }
+}
+
+/// How many times longer than alone on its window a tenant's request takes while the others use theirs.
+fn overlap(scene: &Scene<'_>, at: usize, parts: &Parts) -> f64 {
+    scene.tenants[at].request.as_ref().map_or(1.0, |request| throughput::overlap(scene, request, at, &parts.windows))
+}
+
+/// What a microjoule of a throughput tenant costs in its time, microseconds, once these parts draw more than they may.
+fn us_per_uj(scene: &Scene<'_>, parts: &Parts) -> f64 {
+    let Some(power) = scene.power else { return 0.0 };
+    let draw = |at: usize| {
+        let tpcs = parts.windows[at].len();
+        let load = scene.load(at, tpcs)?;
+        Some(scene.draw(at, load, load.us * scene.contended(at, parts.owned[at].len()) * overlap(scene, at, parts)))
+    };
+    let draw: Draw = (0..scene.tenants.len()).filter_map(draw).sum();
+    let throughput = (0..scene.tenants.len()).filter(|&at| !scene.tenants[at].is_latency() && !scene.tenants[at].idle);
+    let memories = throughput.filter_map(|at| Some(scene.load(at, parts.windows[at].len())?.memory()));
+    power.price(draw, memories) / draw.watts.max(1.0)
 }
 
 struct Decided {
@@ -199,6 +251,8 @@ struct Decided {
     forecast: Option<Forecast>,
     /// Whether it is a latency tenant that owns more than it needs.
     is_ample: bool,
+    /// At the full clock, if it is known.
+    draw: Draw,
 }
 
 /// Who owns what, by tenant.
@@ -237,7 +291,7 @@ impl Parts {
         order.iter().zip(contiguous(scene.topology, &sorted)).for_each(|(&at, part)| owned[at] = part);
         let mut windows = owned.clone();
         let parts: Vec<TpcSet> = throughput.iter().map(|&at| owned[at]).collect();
-        throughput.iter().zip(throughput::windows(scene, &throughput, &parts)).for_each(|(&at, window)| windows[at] = window);
+        throughput.iter().zip(throughput::windows(scene, &throughput, &parts, &sizes)).for_each(|(&at, window)| windows[at] = window);
         let lent = latency.iter().filter(|&&at| scene.tenants[at].lends).fold(TpcSet::EMPTY, |lent, &at| lent | owned[at]);
         Self { owned, windows, needs, lent }
     }

@@ -6,6 +6,7 @@ use crate::policy::{GAP_US, KernelDemand, TenantDemand};
 use crate::profile::Curve;
 
 use super::contention::{Load, read_rate};
+use super::power::Energies;
 
 /// The sizes at which requests are tabulated: the ladder's rungs, and between them every whole TPC.
 #[derive(Debug)]
@@ -13,6 +14,7 @@ pub(super) struct Sizes {
     rungs: Vec<Rung>,
     /// By TPCs, from 0, which stands for no size and is never asked for.
     by_tpcs: Vec<Between>,
+    sms_by_tpcs: Vec<Sms>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +36,9 @@ struct Between {
 impl Sizes {
     pub(super) fn new(topology: &Topology) -> Self {
         let rungs: Vec<Rung> = rungs(topology).into_iter().map(|sms| Rung { sms, read: read_rate(sms) }).collect();
-        let by_tpcs = (0..=topology.all_tpcs().len()).map(|tpcs| between(&rungs, tpcs.saturating_mul(topology.sms_per_tpc))).collect();
-        Self { rungs, by_tpcs }
+        let sms_by_tpcs: Vec<Sms> = (0..=topology.all_tpcs().len()).map(|tpcs| Sms(tpcs.saturating_mul(topology.sms_per_tpc))).collect();
+        let by_tpcs = sms_by_tpcs.iter().map(|sms| between(&rungs, sms.0)).collect();
+        Self { rungs, by_tpcs, sms_by_tpcs }
     }
 
     /// The sizes in TPCs that are rungs and smaller than `tpcs`, falling.
@@ -69,11 +72,13 @@ pub(super) struct Request<'a> {
     /// The request by TPCs.
     loads: Vec<Load>,
     rungs: usize,
+    /// None where no energy of its kernels is known, or nobody asks.
+    pub(super) energies: Option<Energies>,
 }
 
 impl<'a> Request<'a> {
     /// Nothing if no kernel that the request launches was profiled.
-    pub(super) fn new(sizes: &Sizes, tenant: &'a TenantDemand) -> Option<Self> {
+    pub(super) fn new(sizes: &Sizes, tenant: &'a TenantDemand, no_power: bool) -> Option<Self> {
         let profiled = |kernel: &&KernelDemand| kernel.curve.is_some() && kernel.launches > 0;
         let kernels: Vec<_> = tenant.kernels.iter().filter(profiled).collect();
         if kernels.is_empty() {
@@ -86,8 +91,12 @@ impl<'a> Request<'a> {
         }
         let least = |row: &[f64]| sizes.rungs.iter().zip(row).map(|(rung, us)| f64::from(rung.sms.0) * us).fold(f64::INFINITY, f64::min);
         let least_sm_us = latencies.chunks_exact(rungs).map(least).collect();
-        let loads = loads(sizes, &kernels, &latencies);
-        Some(Self { kernels, least_sm_us, latencies, loads, rungs })
+        let mut loads = loads(sizes, &kernels, &latencies);
+        let energies = if no_power { None } else { Energies::new(&kernels) };
+        if let Some(energies) = &energies {
+            loads.iter_mut().zip(&sizes.sms_by_tpcs).for_each(|(load, &sms)| load.uj = energies.request(energies.place(sms)));
+        }
+        Some(Self { kernels, least_sm_us, latencies, loads, rungs, energies })
     }
 
     /// The whole request in one partition of `tpcs` TPCs.

@@ -11,6 +11,10 @@
 //! predicted product stands. Of two tenants beside others, one part lies within the GPU, where partitions are there in advance for equal parts alone: those
 //! are taken where they are predicted to be worth 2% less at most, 1% for each. Of 1568 divisions of measured models beside another they were in 59 of 100.
 //!
+//! **Power budget.** If the tenants so sized draw more than the board may, the clock falls for all ([`power`](super::power)), and a price on what each draws is tried, `- price * W_t / W`: TPCs
+//! go from tenants that take many joules for a result to those that take few. The price that fits is known to first order, and half and twice of it are tried too. Of all divisions that with the best
+//! product stands, as it is predicted at the clock that each of them leaves. All TPCs are given out whatever the price: work on more SMs at a lower clock takes less energy.
+//!
 //! **Overlap.** Instead of the parts `S_t` alone, tenants may use wider windows around them, the same number of times wider for all. A request
 //! of `t` on its window of `s` SMs takes
 //!
@@ -29,6 +33,7 @@ use crate::partition::TpcSet;
 use crate::policy::division::equal;
 
 use super::contention::Pressure;
+use super::power::{Draw, times};
 use super::request::Request;
 use super::scene::Scene;
 
@@ -43,6 +48,9 @@ const WIDTHS: [u16; 4] = [2, 3, 4, u16::MAX];
 /// Prices at which nobody would take a TPC for its bandwidth, and how finely the price is searched.
 const HIGHEST_PRICE: f64 = 8.0;
 const PRICE_STEPS: u32 = 6;
+
+/// The prices on joules that are tried, as multiples of the one that is right for small changes.
+const JOULE_PRICES: [f64; 3] = [0.5, 1.0, 2.0];
 
 /// The part of each of `members` of `tpcs` TPCs; `others` are the sizes of all tenants, 0 for members. At least 1 each: members must be fewer
 /// than TPCs, or as many.
@@ -79,30 +87,54 @@ fn divide_known(scene: &Scene<'_>, members: &[usize], sizes: &mut [u16], tpcs: u
     let traffic = |at: usize, tpcs: u16| scene.pressure(at, tpcs).traffic / scene.contention.read;
     let budget = 1.0 - (0..sizes.len()).filter(|&at| sizes[at] > 0).map(|at| traffic(at, sizes[at])).sum::<f64>();
     let asked = |parts: &[u16]| members.iter().zip(parts).map(|(&at, &part)| traffic(at, part)).sum::<f64>();
-    let at_price = |price: f64| {
-        let priced = members
-            .iter()
-            .zip(&worth)
-            .map(|(&at, worth)| worth.iter().zip(1..).map(|(worth, tpcs)| worth - price * traffic(at, tpcs)).collect());
+    let at_price = |cost: &dyn Fn(usize, u16) -> f64| {
+        let priced =
+            members.iter().zip(&worth).map(|(&at, worth)| worth.iter().zip(1..).map(|(worth, tpcs)| worth - cost(at, tpcs)).collect());
         best_division(&priced.collect::<Vec<Vec<f64>>>(), tpcs)
     };
-    let mut write = |parts: &[u16]| members.iter().zip(parts).for_each(|(&at, &part)| sizes[at] = part);
+    let with = |parts: &[u16]| {
+        let mut with = sizes.to_vec();
+        members.iter().zip(parts).for_each(|(&at, &part)| with[at] = part);
+        with
+    };
     let free = best_division(&worth, tpcs);
-    write(&free);
-    if scene.contention.is_ignored() || asked(&free) <= budget {
-        return;
+    let mut best = with(&free);
+    let mut price_of_bytes = 0.0;
+    if !scene.contention.is_ignored() && asked(&free) > budget {
+        let (mut low, mut high) = (0.0, HIGHEST_PRICE);
+        for _ in 0..PRICE_STEPS {
+            let price = f64::midpoint(low, high);
+            if asked(&at_price(&|at, tpcs| price * traffic(at, tpcs))) <= budget { high = price } else { low = price }
+        }
+        let priced = with(&at_price(&|at, tpcs| high * traffic(at, tpcs)));
+        if log_latency(scene, members, &priced) < log_latency(scene, members, &best) {
+            (best, price_of_bytes) = (priced, high);
+        }
     }
-    let (mut low, mut high) = (0.0, HIGHEST_PRICE);
-    for _ in 0..PRICE_STEPS {
-        let price = f64::midpoint(low, high);
-        if asked(&at_price(price)) <= budget { high = price } else { low = price }
+    if let Some((price, watts)) = price_of_joules(scene, members, &best) {
+        let drawn = |at: usize, tpcs: u16| {
+            let load = scene.tenants[at].request.as_ref().map(|request| request.load(tpcs));
+            load.map_or(0.0, |load| scene.draw(at, load, load.us).watts / watts)
+        };
+        let mut least = log_latency(scene, members, &best);
+        for price in JOULE_PRICES.map(|times| times * price) {
+            let priced = with(&at_price(&|at, tpcs| price_of_bytes * traffic(at, tpcs) + price * drawn(at, tpcs)));
+            let cost = log_latency(scene, members, &priced);
+            if cost < least {
+                (least, best) = (cost, priced);
+            }
+        }
     }
-    let within = at_price(high);
-    let mut priced = sizes.to_vec();
-    members.iter().zip(&within).for_each(|(&at, &part)| priced[at] = part);
-    if log_latency(scene, members, &priced) < log_latency(scene, members, sizes) {
-        sizes.copy_from_slice(&priced);
-    }
+    sizes.copy_from_slice(&best);
+}
+
+/// What joules are worth to `members` once tenants of these sizes draw more than they may, and what they draw; none while they do not.
+fn price_of_joules(scene: &Scene<'_>, members: &[usize], sizes: &[u16]) -> Option<(f64, f64)> {
+    let power = scene.power?;
+    let draw: Draw = beside_each_other(scene, sizes).filter_map(|(at, us)| Some(scene.draw(at, scene.load(at, sizes[at])?, us))).sum();
+    let memories = members.iter().filter_map(|&at| Some(scene.load(at, sizes[at])?.memory()));
+    let price = power.price(draw, memories);
+    (price > 0.0).then_some((price, draw.watts))
 }
 
 /// Two tenants beside others have equal parts, which are [made in advance](crate::policy::family), if that is predicted to cost them next to nothing.
@@ -125,14 +157,25 @@ fn worth(scene: &Scene<'_>, tenant: usize, most: u16) -> Vec<f64> {
     (1..=most).map(value).collect()
 }
 
-/// The sum of the logarithms of all members' predicted latencies with these sizes, each beside the others as they are.
+/// The sum of the logarithms of all members' predicted latencies with these sizes, each beside the others as they are, at the clock that they leave.
 fn log_latency(scene: &Scene<'_>, members: &[usize], sizes: &[u16]) -> f64 {
-    let all: Pressure = (0..sizes.len()).map(|at| scene.pressure(at, sizes[at])).sum();
-    let latency = |at: usize| {
-        let load = scene.tenants[at].request.as_ref()?.load(sizes[at]);
-        Some(load.us * scene.contention.slowdown(load, all.without(scene.pressure(at, sizes[at]))))
+    let clock = if scene.power.is_some() {
+        scene.clock(beside_each_other(scene, sizes).filter_map(|(at, us)| Some(scene.draw(at, scene.load(at, sizes[at])?, us))))
+    } else {
+        1.0
     };
-    members.iter().filter_map(|&at| latency(at)).map(f64::ln).sum()
+    let timed = beside_each_other(scene, sizes).filter(|(at, _)| members.contains(at));
+    timed.filter_map(|(at, us)| Some(us * times(scene.load(at, sizes[at])?, clock))).map(f64::ln).sum()
+}
+
+/// What a request of each known tenant takes with these sizes at the full clock, each beside the others as they are, microseconds.
+fn beside_each_other<'a>(scene: &'a Scene<'_>, sizes: &'a [u16]) -> impl Iterator<Item = (usize, f64)> + 'a {
+    let all: Pressure = (0..sizes.len()).map(|at| scene.pressure(at, sizes[at])).sum();
+    let us = move |at: usize| {
+        let load = scene.load(at, sizes[at])?;
+        Some((at, load.us * scene.contention.slowdown(load, all.without(scene.pressure(at, sizes[at])))))
+    };
+    (0..sizes.len()).filter_map(us)
 }
 
 /// The sizes, at least 1 each and all of `tpcs` together, with the most worth in sum; of equal ones those with less for later tenants.
@@ -171,24 +214,28 @@ fn best_division(worth: &[Vec<f64>], tpcs: u16) -> Vec<u16> {
 }
 
 /// What each member may use besides what is lent: its own part, or a wider window where that is predicted to be better for all that overlap together.
-/// `parts` are the members' parts, one after the other.
-pub(super) fn windows(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet]) -> Vec<TpcSet> {
+/// `parts` are the members' parts, one after the other, and `sizes` those of all tenants.
+pub(super) fn windows(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet], sizes: &[u16]) -> Vec<TpcSet> {
     let (active, _) = active_and_idle(scene, members);
     let may_overlap = |at: &usize| active.contains(at) && scene.tenants[*at].request.is_some();
     let numbers: Vec<usize> = (0..members.len()).filter(|&number| may_overlap(&members[number])).collect();
     let (overlapping, kept): (Vec<usize>, Vec<TpcSet>) = numbers.iter().map(|&number| (members[number], parts[number])).unzip();
     let mut windows = parts.to_vec();
-    numbers.into_iter().zip(best_windows(scene, &overlapping, kept)).for_each(|(number, window)| windows[number] = window);
+    let others = (0..sizes.len()).filter(|at| scene.power.is_some() && !members.contains(at)).filter_map(|at| {
+        let load = scene.load(at, sizes[at])?;
+        Some(scene.draw(at, load, load.us * scene.contention.slowdown(load, scene.neighbours(at, sizes[at]).pressure)))
+    });
+    numbers.into_iter().zip(best_windows(scene, &overlapping, kept, others.sum())).for_each(|(number, window)| windows[number] = window);
     windows
 }
 
-/// The windows of `members`, all active and known, whose parts are `disjoint`.
-fn best_windows(scene: &Scene<'_>, members: &[usize], disjoint: Vec<TpcSet>) -> Vec<TpcSet> {
+/// The windows of `members`, all active and known, whose parts are `disjoint`, beside what `others` draw.
+fn best_windows(scene: &Scene<'_>, members: &[usize], disjoint: Vec<TpcSet>, others: Draw) -> Vec<TpcSet> {
     if members.len() < 2 {
         return disjoint;
     }
     let ring: Vec<u16> = disjoint.iter().flat_map(|part| part.iter()).collect();
-    let cost = |windows: &[TpcSet]| log_contended(scene, members, &disjoint, windows);
+    let cost = |windows: &[TpcSet]| log_contended(scene, members, &disjoint, windows, others);
     let mut best = (cost(&disjoint) - OVERLAP_GAIN.ln() * members.len() as f64, None);
     for width in WIDTHS {
         let mut start = 0;
@@ -206,15 +253,17 @@ fn best_windows(scene: &Scene<'_>, members: &[usize], disjoint: Vec<TpcSet>) -> 
     best.1.unwrap_or(disjoint)
 }
 
-/// The sum of the logarithms of `R_t`, each beside the others as if they were on disjoint SMs.
-fn log_contended(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet], windows: &[TpcSet]) -> f64 {
+/// The sum of the logarithms of `R_t`, each beside the others as if they were on disjoint SMs, at the clock that they and the others leave.
+fn log_contended(scene: &Scene<'_>, members: &[usize], parts: &[TpcSet], windows: &[TpcSet], others: Draw) -> f64 {
     let contended = |(number, &at): (usize, &usize)| {
         let request = scene.tenants[at].request.as_ref()?;
         let load = request.load(windows[number].len());
-        let slowdown = scene.contention.slowdown(load, scene.neighbours(at, parts[number].len()));
-        Some(load.us * overlap(scene, request, number, windows) * slowdown)
+        let slowdown = scene.contention.slowdown(load, scene.neighbours(at, parts[number].len()).pressure);
+        Some((at, load, load.us * overlap(scene, request, number, windows) * slowdown))
     };
-    members.iter().enumerate().filter_map(contended).map(f64::ln).sum()
+    let contended: Vec<_> = members.iter().enumerate().filter_map(contended).collect();
+    let clock = scene.clock(contended.iter().map(|&(at, load, us)| scene.draw(at, load, us)).chain([others]));
+    contended.into_iter().map(|(_, load, us)| (us * times(load, clock)).ln()).sum()
 }
 
 /// How many times longer than alone on its window the request of the tenant with that `number` takes while the others use theirs: 1 where none overlap.
