@@ -144,10 +144,10 @@ fn launches_of_step(model: &str, rows: u32, kernel: &str) -> u32 {
 fn products_of_few_rows_norm_them_and_products_of_many_have_a_norm_before_them() {
     let launches = |model, rows| ["rms_norm_gemm", "rms_norm", "embed_rms_norm"].map(|kernel| launches_of_step(model, rows, kernel));
     // Two layers, each with two norms, and one before the head: the product's own where the head is not the embedding.
-    assert_eq!(launches("llama-tied", 32), [4, 5, 0]);
-    assert_eq!(launches("llama-untied", 32), [5, 5, 0]);
+    assert_eq!(launches("llama-tied", 64), [4, 5, 0]);
+    assert_eq!(launches("llama-untied", 64), [5, 5, 0]);
     // The embedding makes the first one.
-    assert_eq!(launches("llama-untied", 33), [0, 4, 1]);
+    assert_eq!(launches("llama-untied", 65), [0, 4, 1]);
     // Rows of 36 halves, which no skinny kernel takes.
     assert_eq!(launches("mistral", 1), [0, 4, 1]);
     assert_eq!(launches_of_step("gpt2", 1, "rms_norm"), 0);
@@ -156,9 +156,11 @@ fn products_of_few_rows_norm_them_and_products_of_many_have_a_norm_before_them()
 #[test]
 fn a_layer_of_few_rows_is_five_launches_where_heads_are_whole_tiles() {
     // 24 layers; the embedding, the norm before a head that is the embedding, the head, and the draw.
-    assert_eq!(launches_of_step("qwen2-0.5b", 8, ""), 24 * 5 + 4);
+    for rows in [8, 64] {
+        assert_eq!(launches_of_step("qwen2-0.5b", rows, ""), 24 * 5 + 4);
+    }
     assert_eq!(launches_of_step("qwen2-0.5b", 8, "rms_norm_gemm_bias_rotary_cached"), 24);
-    assert_eq!(launches_of_step("qwen2-0.5b", 33, ""), 24 * 8 + 3);
+    assert_eq!(launches_of_step("qwen2-0.5b", 65, ""), 24 * 8 + 3);
     // Heads of 8 columns.
     assert_eq!(launches_of_step("llama-tied", 8, "rotary_cached"), 2);
 }

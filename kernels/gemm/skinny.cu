@@ -1,5 +1,6 @@
 // The shapes of skinny GEMM, by rows of A and columns of a tile; skinny.rs says which problem takes which. On many SMs, each of which gets little of the
-// memory's rate, a block that shares k has an SM to itself ("deep"); on few, two blocks on an SM hide each other's hand-overs.
+// memory's rate, a block that shares k has an SM to itself ("deep"); on few, two blocks on an SM hide each other's hand-overs, but for 64 rows, where tiles of 128
+// columns take A's rows, which are as many bytes as 64 rows of B, half as often.
 #include "gemm/skinny.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -34,5 +35,5 @@ GEMM_SKINNY(32x128, 32, 1, 2, 2, 5, 1)
 GEMM_SKINNY(32x64_pair, 32, 2, 1, 2, 4, 2)
 GEMM_SKINNY(32x64_deep_pair, 32, 2, 1, 4, 4, 1)
 GEMM_SKINNY(64x128, 64, 1, 2, 2, 3, 1)
-GEMM_SKINNY(64x64_pair, 64, 2, 1, 1, 5, 2)
+GEMM_SKINNY(64x128_pair, 64, 2, 2, 2, 3, 1)
 GEMM_SKINNY(64x64_deep_pair, 64, 2, 1, 2, 6, 1)

@@ -76,7 +76,7 @@ pub enum Skinny {
     ThirtyTwoDeepPair,
     /// As with 8 rows.
     SixtyFour,
-    /// As with 8 rows.
+    /// As with 8 rows, in tiles of twice as many columns.
     SixtyFourPair,
     /// As with 8 rows.
     SixtyFourDeepPair,
@@ -222,7 +222,7 @@ impl Skinny {
             Self::ThirtyTwoPair => (32, 2, 1, 2, 4, 2, 1),
             Self::ThirtyTwoDeepPair => (32, 2, 1, 4, 4, 1, 1),
             Self::SixtyFour => (64, 1, 2, 2, 3, 1, 1),
-            Self::SixtyFourPair => (64, 2, 1, 1, 5, 2, 1),
+            Self::SixtyFourPair => (64, 2, 2, 2, 3, 1, 1),
             Self::SixtyFourDeepPair => (64, 2, 1, 2, 6, 1, 1),
         };
         Shape { rows, pair, groups, k_blocks, stages, blocks_per_sm, parts }
@@ -273,7 +273,7 @@ impl Skinny {
             Self::ThirtyTwoPair => with_rotary!("32x64_pair"),
             Self::ThirtyTwoDeepPair => with_rotary!("32x64_deep_pair"),
             Self::SixtyFour => with_rotary!("64x128"),
-            Self::SixtyFourPair => with_rotary!("64x64_pair"),
+            Self::SixtyFourPair => with_rotary!("64x128_pair"),
             Self::SixtyFourDeepPair => with_rotary!("64x64_deep_pair"),
         }
     }
