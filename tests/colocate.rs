@@ -379,7 +379,7 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
-        (&["a=bert-large,batch=100000"], &["`a`", "140257600000 are free", "the runtime's partitions", "smaller model, batch"]),
+        (&["a=bert-large,batch=100000"], &["`a`", "138801800000 are free", "the runtime's partitions", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=1000000,seq=131072"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=4294967295"], &["batch `4294967295`", "1000000"]),
         (&["a=llama-3.2-1b,class=latency,slo=0.1ms"], &["`a`", "0.100 ms", "isolated latency", "raise"]),
