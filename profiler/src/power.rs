@@ -43,19 +43,17 @@ pub(crate) struct Windows<'a> {
 }
 
 impl<'a> Windows<'a> {
-    /// Reads the idle board, unless `earlier` says what it draws. None if there is nothing to be read.
+    /// Waits until the meter works, and reads the idle board, unless `earlier` says what it draws. None if there is nothing to be read.
     pub(crate) fn open(meter: &'a dyn PowerMeter, window: Duration, rungs: &[Sms], earlier: Option<BoardPower>) -> Option<Self> {
         let limit_w = meter.limit_w()?;
+        let idle = (0..PATIENCE).find_map(|_| {
+            let from = Instant::now();
+            thread::sleep(window);
+            meter.read(from + window / SETTLING, window)
+        })?;
         let board = match earlier {
             Some(earlier) => BoardPower { limit_w, ..earlier },
-            None => {
-                let idle = (0..PATIENCE).find_map(|_| {
-                    let from = Instant::now();
-                    thread::sleep(window);
-                    meter.read(from + window / SETTLING, window)
-                })?;
-                BoardPower { idle_w: hundredths(idle.power_w), limit_w, clock_mhz: idle.clock_mhz.max(1) }
-            }
+            None => BoardPower { idle_w: hundredths(idle.power_w), limit_w, clock_mhz: idle.clock_mhz.max(1) },
         };
         // Nothing can be made of a limit that an idle board is at.
         (board.limit_w > board.idle_w).then_some(Self { meter, window, counts: counts(rungs), board })

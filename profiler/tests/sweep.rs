@@ -607,7 +607,7 @@ fn a_profile_without_energies_gets_them_and_keeps_its_latencies() {
 #[test]
 fn a_sweep_that_goes_on_keeps_the_idle_power_and_takes_the_limit_that_is_in_force() {
     let first = Rig::metered(noisy(), FakeMeter::steady()).run().unwrap();
-    let meter = FakeMeter { limit_w: Some(500.0), watts: vec![450.0], clocks_mhz: vec![1500], ..FakeMeter::steady() };
+    let meter = FakeMeter { limit_w: Some(500.0), watts: vec![90.0, 450.0], clocks_mhz: vec![345, 1500], ..FakeMeter::steady() };
     let mut rig = Rig::metered(noisy(), meter);
     rig.recording = vec![Box::new(ScriptedKernel { key: KernelKey::new(NORM, [8, 768]), instance: 0, work: Work::default() })];
     let profile = rig.sweep().run(Some(first), &mut (), &mut |_| Ok(())).unwrap();

@@ -50,7 +50,7 @@ fn plan(criterion: &mut Criterion) {
         criterion.bench_function(&format!("{name}, 8 tenants x 200 kernels"), |bencher| bencher.iter(|| policy.plan(&gpu, &tenants)));
     }
     let Ok(policy) = by_name("slo") else { return };
-    for (limit_w, which) in [(4000.0, "below"), (700.0, "at")] {
+    for (limit_w, which) in [(4000.0, "below"), (450.0, "at")] {
         let tenants = drawing(&gpu, tenants.clone(), limit_w);
         let name = format!("slo {which} the power limit, 8 tenants x 200 kernels");
         criterion.bench_function(&name, |bencher| bencher.iter(|| policy.plan(&gpu, &tenants)));

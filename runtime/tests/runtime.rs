@@ -106,7 +106,7 @@ fn a_draft_that_leaves_a_tenant_out_is_refused_by_name() {
 fn the_power_that_a_plan_is_predicted_to_draw_is_told_while_it_is_known_of_all_tenants() {
     let gpu = Gpu::h200();
     let mut profile = support::profile(&*gpu.device, &[(GEMM, 100.0, 64), (NORM, 10.0, 8), (LAST, 10.0, 8)]);
-    profile.power = Some(BoardPower { idle_w: 130.0, limit_w: 700.0, clock_mhz: 1980 });
+    profile.power = Some(BoardPower { idle_w: 130.0, limit_w: 600.0, clock_mhz: 1980 });
     for point in profile.kernels.values_mut().flat_map(|kernel| &mut kernel.points) {
         point.power = Some(PowerSample { board_w: 430.0, launch_us: point.median_us, clock_mhz: 1980 });
     }
@@ -119,12 +119,12 @@ fn the_power_that_a_plan_is_predicted_to_draw_is_told_while_it_is_known_of_all_t
     learn(&runtime, first, &mut session).unwrap();
     let alone = runtime.predicted_power().unwrap();
     // 300 W above idle while it is in a kernel, and nothing in the gaps.
-    assert!(alone.limit_w == 700.0 && alone.clock == 1.0 && (425.0..430.0).contains(&alone.board_w), "{alone:?}");
+    assert!(alone.limit_w == 600.0 && alone.clock == 1.0 && (425.0..430.0).contains(&alone.board_w), "{alone:?}");
     let second = runtime.admit(tenant("second", 0)).unwrap();
     let mut other = runtime.session(second).unwrap();
     learn(&runtime, second, &mut other).unwrap();
     let pair = runtime.predicted_power().unwrap();
-    assert!(pair.board_w == 700.0 && pair.clock < 1.0 && pair.unlimited_w > 700.0, "{pair:?}");
+    assert!(pair.board_w == 600.0 && pair.clock < 1.0 && pair.unlimited_w > 600.0, "{pair:?}");
     runtime.resize(first, Share::Sms(Sms(64))).unwrap();
     assert_eq!(runtime.predicted_power(), None, "parts of the GPU are boards of their own");
     runtime.resize(first, Share::Planned).unwrap();

@@ -279,22 +279,30 @@ proptest! {
     }
 
     #[test]
-    fn who_draws_more_is_forecast_to_draw_more_at_a_lower_clock(kernels in prop::collection::vec(any_request(), 1..4), times in 1.0_f64..4.0) {
-        let kernels = kernels.concat();
-        let more = |kernel: &KernelDemand| {
-            let curve = kernel.curve.as_deref().map(|curve| {
-                let scaled = |energy: &Energy| Energy::new(BOARD, energy.points().iter().map(|&(sms, uj)| (sms, uj * times)).collect());
-                Arc::new(curve.clone().with_energy(curve.energy().and_then(scaled).map(Arc::new)))
+    fn of_kernels_that_no_other_room_suits_who_draws_more_is_forecast_to_draw_more_at_a_lower_clock(
+        kernels in prop::collection::vec((1_u32..50, 20.0_f64..20_000.0, 0_u64..50_000_000, 0.0_f64..8.0), 1..4), times in 1.0_f64..4.0,
+    ) {
+        let predicted = |times: f64| {
+            let request = kernels.iter().zip(1..).map(|(&(launches, us, bytes, watts), number)| {
+                // Slower on every smaller room by more than the tolerance.
+                let plain = KernelDemand { work: Work { flops: 0, bytes }, ..kernel(number, launches, |sms| us * 132.0 / sms) };
+                drawing(vec![plain], |sms| times * watts * sms)
             });
-            KernelDemand { curve, ..kernel.clone() }
+            power(&[throughput_tenant(1, &request.collect::<Vec<_>>().concat())])
         };
-        let hungrier: Vec<KernelDemand> = kernels.iter().map(more).collect();
-        let predicted = |kernels: &[KernelDemand]| Slo::default().power(&h200(), &[throughput_tenant(1, kernels)]);
-        let (less, more) = (predicted(&kernels), predicted(&hungrier));
-        prop_assert_eq!(less.is_some(), kernels.iter().any(|kernel| kernel.curve.as_ref().is_some_and(|curve| curve.energy().is_some())));
-        let (Some(less), Some(more)) = (less, more) else { return Ok(()) };
+        let (less, more) = (predicted(1.0), predicted(times));
         prop_assert!(more.clock <= less.clock + 1e-9 && more.board_w >= less.board_w - 1e-9, "{less:?} {more:?}");
-        prop_assert!(more.board_w <= more.limit_w && less.board_w >= BOARD.idle_w);
-        prop_assert_eq!(less.clock < 1.0, less.unlimited_w > less.limit_w);
+        prop_assert!((more.unlimited_w - BOARD.idle_w - times * (less.unlimited_w - BOARD.idle_w)).abs() < 1e-6 * more.unlimited_w);
+    }
+
+    #[test]
+    fn a_forecast_is_of_no_more_than_the_limit_and_of_a_lower_clock_where_that_binds(tenants in any_tenants()) {
+        let known = |tenant: &TenantDemand| tenant.kernels.iter().any(|kernel| kernel.curve.as_ref().is_some_and(|curve| curve.energy().is_some()));
+        let forecast = Slo::default().power(&h200(), &tenants);
+        prop_assert_eq!(forecast.is_some(), tenants.iter().all(known));
+        if let Some(PowerForecast { board_w, unlimited_w, limit_w, clock }) = forecast {
+            prop_assert!(board_w <= limit_w && board_w >= BOARD.idle_w && limit_w == BOARD.limit_w);
+            prop_assert_eq!(clock < 1.0, unlimited_w > limit_w);
+        }
     }
 }

@@ -11,7 +11,7 @@
 //! predicted product stands.
 //!
 //! **Power budget.** If the tenants so sized draw more than the board may, the clock falls for all ([`power`](super::power)), and a price on what each draws is tried, `- price * W_t / W`: TPCs
-//! go from tenants that take many joules for a result to those that take few. The price that fits is known to first order, and half and twice of it are tried too. Of all divisions that with the best
+//! go from tenants that take many joules for a result to those that take few. The price that fits is known to first order; if it helps twice of it is tried too, and half of it if not. Of all divisions that with the best
 //! product stands, as it is predicted at the clock that each of them leaves. All TPCs are given out whatever the price: work on more SMs at a lower clock takes less energy.
 //!
 //! **Overlap.** Instead of the parts `S_t` alone, tenants may use wider windows around them, the same number of times wider for all. A request
@@ -45,9 +45,6 @@ const WIDTHS: [u16; 4] = [2, 3, 4, u16::MAX];
 /// Prices at which nobody would take a TPC for its bandwidth, and how finely the price is searched.
 const HIGHEST_PRICE: f64 = 8.0;
 const PRICE_STEPS: u32 = 6;
-
-/// The prices on joules that are tried, as multiples of the one that is right for small changes.
-const JOULE_PRICES: [f64; 3] = [0.5, 1.0, 2.0];
 
 /// The part of each of `members` of `tpcs` TPCs; `others` are the sizes of all tenants, 0 for members. At least 1 each: members must be fewer
 /// than TPCs, or as many.
@@ -110,13 +107,18 @@ fn divide_known(scene: &Scene<'_>, members: &[usize], sizes: &mut [u16], tpcs: u
             load.map_or(0.0, |load| scene.draw(at, load, load.us).watts / watts)
         };
         let mut least = log_latency(scene, members, &best);
-        for price in JOULE_PRICES.map(|times| times * price) {
-            let priced = with(&at_price(&|at, tpcs| price_of_bytes * traffic(at, tpcs) + price * drawn(at, tpcs)));
+        let mut is_better = |times: f64| {
+            let priced = with(&at_price(&|at, tpcs| price_of_bytes * traffic(at, tpcs) + times * price * drawn(at, tpcs)));
             let cost = log_latency(scene, members, &priced);
-            if cost < least {
+            let is_better = cost < least;
+            if is_better {
                 (least, best) = (cost, priced);
             }
-        }
+            is_better
+        };
+        // Twice the price where that was worth it, and half of it where it was not: each costs a search.
+        let other = if is_better(1.0) { 2.0 } else { 0.5 };
+        is_better(other);
     }
     sizes.copy_from_slice(&best);
 }
@@ -168,15 +170,22 @@ fn best_division(worth: &[Vec<f64>], tpcs: u16) -> Vec<u16> {
     let mut best = vec![f64::NEG_INFINITY; tpcs + 1];
     best[0] = 0.0;
     let mut chosen = Vec::with_capacity(worth.len());
-    for worth in worth {
+    for (earlier, (later, worth)) in (0..worth.len()).rev().zip(worth).enumerate() {
         let mut next = vec![f64::NEG_INFINITY; tpcs + 1];
-        let mut part = vec![1_u16; tpcs + 1];
-        for used in 1..=tpcs {
-            for (size, worth) in (1..=used).zip(worth) {
-                let sum = best[used - size] + worth;
-                if sum > next[used] {
-                    (next[used], part[used]) = (sum, size as u16);
-                }
+        let mut part = vec![1_u64; tpcs + 1];
+        // One TPC at least for each of the others, and for the last one all that are left.
+        let (fewest, most) = (if later == 0 { tpcs } else { earlier + 1 }, tpcs.saturating_sub(later));
+        for (size, worth) in (1..).zip(worth) {
+            let from = fewest.max(earlier + size);
+            if from > most {
+                break;
+            }
+            // Without a branch, so that several are done at once.
+            let sums = best[from - size..=most - size].iter().map(|best| best + worth);
+            for ((next, part), sum) in next[from..=most].iter_mut().zip(&mut part[from..=most]).zip(sums) {
+                let is_better = sum > *next;
+                *next = if is_better { sum } else { *next };
+                *part = if is_better { size as u64 } else { *part };
             }
         }
         best = next;
@@ -187,7 +196,7 @@ fn best_division(worth: &[Vec<f64>], tpcs: u16) -> Vec<u16> {
         .iter()
         .rev()
         .map(|part| {
-            let size = part[left];
+            let size = part[left] as u16;
             left = left.saturating_sub(size.into());
             size
         })
