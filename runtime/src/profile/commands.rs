@@ -39,7 +39,10 @@ pub(super) fn again(commands: &str, models: &[String], path: &Path, gpu: bool) -
                     _ => true,
                 });
                 unnamed.retain(|model| !options.iter().any(|(name, value)| *name == "--model" && value == model));
-                let options: String = options.iter().map(|(name, value)| format!(" {name} {}", quoted(value))).collect();
+                let written = |&(name, value): &(&str, &str)| {
+                    if FLAGS.contains(&name) { format!(" {name}") } else { format!(" {name} {}", quoted(value)) }
+                };
+                let options: String = options.iter().map(written).collect();
                 format!("smidgen profile{options} -o {output}")
             }
             // Others of smidgen's commands measure by the way, into a file that is theirs to name.
@@ -76,7 +79,10 @@ fn written(command: &[Word<'_>]) -> String {
     command.iter().map(|word| word.written).collect::<Vec<_>>().join(" ")
 }
 
-/// The options of a `smidgen profile`, all of which have a value; none for another command.
+/// Options of `smidgen profile` that stand alone.
+const FLAGS: [&str; 1] = ["--no-energy"];
+
+/// The options of a `smidgen profile` with their values, empty for those that stand alone; none for another command.
 fn profile_options<'a>(command: &'a [Word<'_>]) -> Option<Vec<(&'a str, &'a str)>> {
     let mut words = command.iter().map(|word| word.meant.as_str());
     if (words.next(), words.next()) != (Some("smidgen"), Some("profile")) {
@@ -87,6 +93,7 @@ fn profile_options<'a>(command: &'a [Word<'_>]) -> Option<Vec<(&'a str, &'a str)
         options.push(match (word.strip_prefix("-o"), word.split_once('=')) {
             (Some(value), _) if !value.is_empty() => ("-o", value.strip_prefix('=').unwrap_or(value)),
             (_, Some(option)) => option,
+            (_, None) if FLAGS.contains(&word) => (word, ""),
             (_, None) => (word, words.next().unwrap_or_default()),
         });
     }
@@ -161,6 +168,12 @@ mod tests {
         }
         let spaced = super::again("", &["bert-base".to_owned()], Path::new("my profile.json"), false);
         assert_eq!(spaced, "smidgen profile --model bert-base -o 'my profile.json'");
+    }
+
+    #[test]
+    fn an_option_that_stands_alone_takes_no_other_for_its_value() {
+        let command = "smidgen profile --model bert-base --no-energy -o p.json";
+        assert_eq!(again(command, &["bert-base"]), "smidgen profile --model bert-base --no-energy -o there.json");
     }
 
     #[test]
