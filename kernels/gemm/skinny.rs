@@ -19,6 +19,9 @@ const MOST_SHARED_TILES: u32 = 128;
 /// Columns of k from which two blocks share them whatever the tiles: one would be long over its last tile. Not with more rows of `A` than this, which are as
 /// many bytes as those of `B` in tiles of pairs, and half as many in the others.
 const ALWAYS_SHARED_K: u32 = 4096;
+/// Columns of k from which 33 to 64 rows are quicker here than in warpgroup tiles, where few tiles share them: measured at 2048 and 4096, where they are not, and at
+/// 8192 and 14336 (docs/kernels/skinny-gemm.md).
+const LONG_K_OF_MANY_ROWS: u32 = 8192;
 const MOST_ROWS_ALWAYS_SHARED: u32 = 32;
 
 /// Columns of `C` up to which one block does both halves of k, of 32 columns, for sure: with more, it would have a second tile where a pair has one. Of many
@@ -165,10 +168,11 @@ impl Skinny {
         Some(if halves { halved } else { skinny })
     }
 
-    /// Whether warpgroup kernels do as well: with as many rows of `A` as their tiles have, what is left of the differences is that two blocks may share k, and that
-    /// rows are normed on the way.
+    /// Whether warpgroup kernels do as well: with as many rows of `A` as their tiles have, what is left of the differences is that two blocks may share k, which
+    /// pays where k is long, and that rows are normed on the way.
     fn leaves_to_warpgroups(gemm: &Gemm, gpu: &Topology) -> bool {
-        gemm.m > 32 && !Self::wants_shared_k(gemm) && gemm.row_norm.is_none() && Warpgroup::can_do(gemm, gpu)
+        let gains_by_sharing = gemm.k >= LONG_K_OF_MANY_ROWS && Self::wants_shared_k(gemm);
+        gemm.m > 32 && !gains_by_sharing && gemm.row_norm.is_none() && Warpgroup::can_do(gemm, gpu)
     }
 
     /// Whether two halves of k are added up apart.
