@@ -208,7 +208,7 @@ impl Runtime {
     }
 
     /// Plans with other profiles from here on, such as those of kernels that were [queued](Runtime::unprofiled). What was seen against the earlier ones says nothing of
-    /// these, and is forgotten.
+    /// these, and is forgotten. Sessions that are there already go on launching kernels in the [configurations](crate::launch::Kernel::configurations) that the earlier profiles name.
     ///
     /// # Errors
     /// If no plan can be made with them: the old plan stays in force, and plans made later are made with these profiles, as after [`correct`](Runtime::correct).
