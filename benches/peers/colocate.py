@@ -15,8 +15,8 @@ prints one JSON object: for each pair and tenant requests per second, p50 and p9
 the tenant at that rate without a neighbour, its p99 is what p99 beside is set against, and `kept` is the share of requests within 1.5 times that. Requests that nobody has answered when the
 measured time is over are `waiting`, and count as misses and as latencies that are at least as long as they have waited where that is more than the objective.
 
-What fails has {"error": ...} in its place, with the end of what the process said. Processes start one after another: each has captured before the next loads. Every phase has an MPS daemon of
-its own with private folders for its pipes and logs, which is told to quit at its end. Only torch and transformers are needed.
+What fails has {"error": ...} in its place, with the end of what the process said. The tenants of a pair load and capture once; who is measured alone has the others beside it, idle. They have
+an MPS daemon of their own with private folders for its pipes and logs, which is told to quit at their end. Only torch and transformers are needed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ OBJECTIVE = 1.5
 SHOULDER = 0.3
 """Seconds of load before and after what is measured, so that nobody is measured beside an idle neighbour."""
 TO_END = 60
-"""Seconds that a process which has answered may take to end. MPS does not promise anything to the other clients of a server one of whose clients was killed."""
+"""Seconds that a process may take to end once it is asked nothing more. MPS does not promise anything to the other clients of a server one of whose clients was killed."""
 CONTROL = "nvidia-cuda-mps-control"
 
 
@@ -193,7 +193,7 @@ def measured(request, seconds, rate=None, slo_ms=None):
 
 
 def serve(tenant):
-    """Says `ready`, waits for a line of JSON that says what to measure, answers with another."""
+    """Says `ready`; then answers each line of JSON, which says what to measure, with another, to the end of its input."""
     answers, sys.stdout = sys.stdout, sys.stderr
     import torch
 
@@ -216,14 +216,10 @@ def serve(tenant):
         for _ in range(3):
             replay()
         print("ready", file=answers, flush=True)
-        job = sys.stdin.readline()
-        # Nobody wants it any more.
-        if not job:
-            return
-        result = measured(replay, **json.loads(job))
-    result["torch"] = torch.__version__
-    result["gpu"] = torch.cuda.get_device_name()
-    print(json.dumps(result), file=answers, flush=True)
+        for job in sys.stdin:
+            result = measured(replay, **json.loads(job))
+            result.update(torch=torch.__version__, gpu=torch.cuda.get_device_name())
+            print(json.dumps(result), file=answers, flush=True)
 
 
 # The coordinator.
@@ -312,53 +308,64 @@ class Tenant:
         self.messages.close()
 
 
-def measure(tenants, jobs, timeout, mps):
-    """Runs the tenants side by side, one process each, for one job each."""
-    daemon = Daemon() if mps else None
-    environment = dict(daemon.environment if daemon else os.environ)
-    for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"):
-        environment.pop(variable, None)
-    # The daemon sees the GPUs that this names, and its clients number those from 0.
-    if daemon and environment.get("CUDA_VISIBLE_DEVICES"):
-        environment["CUDA_VISIBLE_DEVICES"] = "0"
-    running = []
-    try:
-        for name in tenants:
-            running.append(Tenant(name, environment))
-            answer = running[-1].line(timeout)
-            if answer != "ready":
-                raise RuntimeError(f"{name} answered {answer!r}")
-        if daemon and not daemon.serves():
-            raise RuntimeError("the tenants did not connect to the MPS daemon")
-        for tenant, job in zip(running, jobs):
+class Tenants:
+    """Processes that have loaded and captured, under one daemon. Who is not asked anything is idle."""
+
+    def __init__(self, names, options):
+        self.names, self.timeout = names, options.timeout
+        self.running, self.daemon = [], None if options.no_mps else Daemon()
+        environment = dict(self.daemon.environment if self.daemon else os.environ)
+        for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"):
+            environment.pop(variable, None)
+        # The daemon sees the GPUs that this names, and its clients number those from 0.
+        if self.daemon and environment.get("CUDA_VISIBLE_DEVICES"):
+            environment["CUDA_VISIBLE_DEVICES"] = "0"
+        try:
+            for name in names:
+                self.running.append(Tenant(name, environment))
+            for tenant in self.running:
+                answer = tenant.line(self.timeout)
+                if answer != "ready":
+                    raise RuntimeError(f"{tenant.name} answered {answer!r}")
+            if self.daemon and not self.daemon.serves():
+                raise RuntimeError("the tenants did not connect to the MPS daemon")
+        except BaseException:
+            self.end()
+            raise
+
+    def measure(self, jobs):
+        """What the first tenants answer, each to a job of its own, while the others are idle."""
+        return self.answers(list(zip(self.running, jobs)))
+
+    def alone(self, name, job):
+        return self.answers([(self.running[self.names.index(name)], job)])[0]
+
+    def answers(self, asked):
+        for tenant, job in asked:
             tenant.ask(job)
-        return [json.loads(tenant.line(job["seconds"] + timeout)) for tenant, job in zip(running, jobs)]
-    finally:
-        for tenant in running:
+        return [json.loads(tenant.line(job["seconds"] + self.timeout)) for tenant, job in asked]
+
+    def end(self):
+        for tenant in self.running:
             tenant.end()
-        if daemon:
-            daemon.quit()
+        if self.daemon:
+            self.daemon.quit()
 
 
-def pair(tenants, options, load=None):
-    """What the tenants do alone and together; with a `load`, the first one's requests arrive at that part of the rate that it reaches alone."""
-    closed = {"seconds": options.seconds}
-
-    def alone_with(name, job):
-        return measure([name], [job], options.timeout, not options.no_mps)[0]
-
-    alone = {name: alone_with(name, closed) for name in dict.fromkeys(tenants)}
-    jobs, at_rate = [closed] * len(tenants), None
+def compared(tenants, alone, seconds, load=None):
+    """What the tenants do together beside what each does alone; with a `load`, the first one's requests arrive at that part of the rate that it reaches alone."""
+    closed = {"seconds": seconds}
+    jobs, at_rate = [closed] * len(tenants.names), None
     if load:
-        rate = load * alone[tenants[0]]["throughput"]
+        first = tenants.names[0]
+        rate = load * alone[first]["throughput"]
         if not rate:
-            raise RuntimeError(f"{tenants[0]} finished no request alone, so there is no rate to load it at; measure longer with --seconds")
-        at_rate = alone_with(tenants[0], {**closed, "rate": rate})
+            raise RuntimeError(f"{first} finished no request alone, so there is no rate to load it at; measure longer with --seconds")
+        at_rate = tenants.alone(first, {**closed, "rate": rate})
         slo_ms = OBJECTIVE * at_rate["p99_ms"] if at_rate["p99_ms"] else None
         jobs[0] = {**closed, "rate": rate, "slo_ms": slo_ms}
-    beside = measure(tenants, jobs, options.timeout, not options.no_mps)
     results = []
-    for number, (name, together) in enumerate(zip(tenants, beside)):
+    for number, (name, together) in enumerate(zip(tenants.names, tenants.measure(jobs))):
         result = {"tenant": name, "alone": alone[name], "beside": together}
         undisturbed = alone[name]
         if at_rate and number == 0:
@@ -370,6 +377,28 @@ def pair(tenants, options, load=None):
             result["p99_ratio"] = together["p99_ms"] / undisturbed["p99_ms"]
         results.append(result)
     return {"tenants": results, "total_normalised_throughput": sum(result.get("throughput_ratio", 0) for result in results)}
+
+
+FAILURES = (OSError, RuntimeError, ValueError, subprocess.SubprocessError)
+
+
+def pairs_of(names, pairs, options):
+    """The results of all `pairs` whose tenants are `names`, or why there are none."""
+    results = {}
+    try:
+        tenants = Tenants(names, options)
+    except FAILURES as error:
+        return {pair: {"error": str(error)} for pair in pairs}
+    try:
+        alone = {name: tenants.alone(name, {"seconds": options.seconds}) for name in dict.fromkeys(names)}
+        for pair in pairs:
+            results[pair] = compared(tenants, alone, options.seconds, options.load if pair.endswith(AT_A_RATE) else None)
+    except FAILURES as error:
+        # Whoever failed is not there for the other pairs either.
+        results.update({pair: {"error": str(error)} for pair in pairs if pair not in results})
+    finally:
+        tenants.end()
+    return results
 
 
 def interrupted(*_):
@@ -398,11 +427,8 @@ def main():
     for interrupt in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(interrupt, interrupted)
     results = {"sharing": "time-slice" if options.no_mps else "mps-default", "seconds": options.seconds, "pairs": {}}
-    for name in pairs:
-        try:
-            results["pairs"][name] = pair(PAIRS[name], options, options.load if name.endswith(AT_A_RATE) else None)
-        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-            results["pairs"][name] = {"error": str(error)}
+    for names in dict.fromkeys(tuple(PAIRS[pair]) for pair in pairs):
+        results["pairs"].update(pairs_of(names, [pair for pair in pairs if tuple(PAIRS[pair]) == names], options))
     print(json.dumps(results))
     return 1 if any("error" in result for result in results["pairs"].values()) else 0
 

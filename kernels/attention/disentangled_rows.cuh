@@ -106,8 +106,9 @@ struct DisentangledRows {
 #pragma unroll
             for (int i = 0; i < KEYS / 4; ++i) now = fmaxf(now, scores[i / 2][half * 2 + i % 2]);
             now = quad_max(now);
-            // Every block has a key that all rows see, so the maximum is finite but for NaN and infinite inputs.
-            const float correction = exp2_approx(highest[half] - now);
+            // Of a row that has met nothing but scores of minus infinity, all weights are 0.
+            const float reference = now == -INFINITY ? 0.0f : now;
+            const float correction = exp2_approx(highest[half] - reference);
             highest[half] = now;
             sum[half] *= correction;
 #pragma unroll
@@ -115,7 +116,7 @@ struct DisentangledRows {
 #pragma unroll
             for (int i = 0; i < KEYS / 4; ++i) {
                 float &p = scores[i / 2][half * 2 + i % 2];
-                p = exp2_approx(p - now);
+                p = exp2_approx(p - reference);
                 sum[half] += p;
             }
         }

@@ -262,6 +262,43 @@ fn what_is_no_number_reaches_the_rows_that_see_it_in_attention_with_distances() 
     }
 }
 
+/// Minus infinity is a score like another: rows whose first block of keys all have it are the sums of what comes after.
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn keys_of_minus_infinity_weigh_nothing_in_attention_with_distances_even_a_whole_block_of_them() {
+    let gpu = Gpu::open();
+    for (head_dim, gaps) in [(32, [0; 3]), (64, [0; 3]), (64, [1; 3])] {
+        let batch = Batch {
+            heads: 2,
+            head_dim,
+            lengths: vec![100, 60],
+            padded_to: None,
+            reach: 99,
+            content_to_position: true,
+            position_to_content: true,
+            gaps,
+            spread: 1.0,
+        };
+        let mut attention = Attention::new(&gpu, &mut Random::new(28), batch);
+        let (qkv_stride, position_stride) = (attention.kernel.qkv_stride as usize, attention.kernel.position_stride as usize);
+        // One column of the first head: so many keys of each sequence, and positions with which those are not plus infinity.
+        let of_keys = 2 * head_dim as usize + 3;
+        for row in (0..64).chain(100..160) {
+            attention.qkv[row * qkv_stride + of_keys] = f64::NEG_INFINITY;
+        }
+        attention.positions[1].iter_mut().skip(3).step_by(position_stride).for_each(|value| *value = value.abs());
+        let halves = |values: &[f64]| values.iter().map(|&value| f16::from_f64(value)).collect::<Vec<_>>();
+        let [qkv, position_queries] = [&attention.qkv, &attention.positions[1]].map(|values| gpu.upload_f16(&halves(values)));
+        (attention.kernel.qkv, attention.kernel.position_queries) = (qkv.ptr(), position_queries.ptr());
+        gpu.run(&attention.kernel, gpu.sms());
+        let reference = attention.reference();
+        let first_head = reference.chunks_exact(head_dim as usize).step_by(2);
+        let finite = first_head.map(|head| head.iter().all(|value| value.is_finite())).collect::<Vec<_>>();
+        assert!(finite[..100].contains(&true) && finite[..100].contains(&false) && !finite[100..].contains(&true), "{finite:?}");
+        assert_as_ieee_754_says(&format!("{:?}", attention.batch), &attention.valid(&gpu.download_f16(&attention.output)), &reference);
+    }
+}
+
 /// With no position matrix, and with matrices of zeros, the terms are nothing.
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]

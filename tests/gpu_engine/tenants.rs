@@ -1,17 +1,19 @@
-//! Tenants that come and go beside one that runs: its outputs keep their bits, and all memory comes back.
+//! Tenants that come and go beside one that runs: its outputs keep their bits, its requests go on, and all memory comes back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use smidgen_runtime::device::Device;
-use smidgen_runtime::policy::{Exclusive, StaticEqual};
+use smidgen_runtime::policy::{Exclusive, Slo, StaticEqual};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::Share;
 use smidgen_runtime::{Runtime, Tenancy};
 
 use smidgen::weights::Weights;
 
-use crate::support::{Random, device, rounds};
-use crate::tenant::{Tenant, decoder};
+use crate::support::{Random, device, is_sanitized, rounds};
+use crate::tenant::{Tenant, decoder, encoder};
 use crate::tiny_models::{fixture, fixture_ids};
 
 /// Guests that are there at most, so that three sizes of partitions are made.
@@ -19,6 +21,10 @@ const MOST_GUESTS: usize = 3;
 
 /// What the driver may keep of a stream or a graph for the next one.
 const DRIVER_KEEPS: u64 = 4 << 20;
+
+/// What a request of a tenant may take while others come and go: replans, uploads of weights, allocations and graphs of theirs must not hold it up for longer than a few
+/// partitions take to be made, 4 ms each on a GPU that is at work.
+const LONGEST_BESIDE_ADMISSIONS: Duration = Duration::from_millis(20);
 
 /// A guest, its outputs alone, and its admission.
 struct Guest<'a> {
@@ -116,4 +122,61 @@ fn a_tenant_that_is_resized_again_and_again_computes_the_same_bits() {
             assert!(tenant.run().expect("a request") == expected, "{percent}%");
         }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_tenant_s_requests_go_on_while_others_are_admitted_load_their_weights_and_leave() {
+    let device = device();
+    let runtime = Runtime::new(Arc::clone(&device), Box::new(Slo::default()), Arc::new(ProfileStore::default()));
+    let mut random = Random::new(13);
+    let mut ids = |lengths: &[u32]| -> Vec<Vec<u32>> {
+        lengths.iter().map(|&length| (0..length).map(|_| random.between(0, 4000)).collect()).collect()
+    };
+    let mut steady = Tenant::new(&runtime, &decoder(), &ids(&[128; 8]));
+    steady.run().expect("a request");
+    let expected = steady.run_last_pass().expect("a step");
+    let graph = steady.capture().expect("a step again");
+    let mut step = || {
+        let begun = Instant::now();
+        assert!(steady.replay(&graph).expect("a replay") == expected);
+        begun.elapsed()
+    };
+    let (guest_weights, guest_ids) = (encoder(), ids(&[64, 20]));
+    let visit = || {
+        let mut guest = Tenant::new(&runtime, &guest_weights, &guest_ids);
+        let _tenancy = Tenancy::new(&runtime, guest.id());
+        guest.run().expect("a request")
+    };
+    let guest_expected = visit();
+    let mut quiet: Vec<Duration> = (0..rounds(200)).map(|_| step()).collect();
+
+    let is_over = AtomicBool::new(false);
+    let mut beside = std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            device.bind_thread().expect("the GPU's context can be made current");
+            let mut times = vec![step()];
+            while !is_over.load(Ordering::Relaxed) {
+                times.push(step());
+            }
+            times
+        });
+        let guests_are_right = (0..rounds(20)).all(|_| visit() == guest_expected);
+        is_over.store(true, Ordering::Relaxed);
+        let times = server.join().expect("steps that are right");
+        assert!(guests_are_right);
+        times
+    });
+    quiet.sort_unstable();
+    beside.sort_unstable();
+    let [median, longest] = [beside.len() / 2, beside.len() - 1].map(|at| beside[at]);
+    eprintln!(
+        "a step takes {:?}, the longest of {} {:?}; beside {} guests who come and go {median:?}, the longest of {} {longest:?}",
+        quiet[quiet.len() / 2],
+        quiet.len(),
+        quiet[quiet.len() - 1],
+        rounds(20),
+        beside.len()
+    );
+    assert!(longest < LONGEST_BESIDE_ADMISSIONS || is_sanitized(), "{longest:?}");
 }

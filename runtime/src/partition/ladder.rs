@@ -196,7 +196,8 @@ impl Ladder {
                     tracing::debug!("{tpcs:?} is no partition: {error}")
                 }
                 Err(error) => {
-                    tracing::debug!("plans will make the other partitions when they name them: {error}");
+                    let made = state.family();
+                    tracing::warn!("only {made} partitions could be made at start, which launches may have to wait for later: {error}");
                     break;
                 }
             }

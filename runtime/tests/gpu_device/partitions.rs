@@ -1,9 +1,14 @@
 //! Partitions and masks name the SMs on which kernels run.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
 
 use smidgen_runtime::device::{Device, DeviceError, PartitionId, Priority};
-use smidgen_runtime::partition::TpcSet;
+use smidgen_runtime::partition::{Ladder, PARTITION_BYTES, TpcSet};
+use smidgen_runtime::policy::{Policy, Slo};
+use smidgen_runtime::profile::ProfileStore;
+use smidgen_runtime::runtime::Runtime;
 
 use crate::gpu::{Args, Gpu, launch};
 
@@ -71,6 +76,38 @@ fn the_mask_of_any_set_names_the_sms_on_which_kernels_in_its_partition_run() {
         let tpcs: TpcSet = (0..gpu.tpcs()).filter(|_| bit()).collect();
         assert_eq!(gpu.sms_used(gpu.stream(gpu.partition(tpcs))), gpu.granted(tpcs), "{tpcs:?}");
     }
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn a_runtime_of_slo_starts_with_every_partition_that_the_policy_foresees() {
+    let gpu = Gpu::open();
+    let free = || gpu.cuda.free_bytes().unwrap();
+    let (family, before, begun) = (Slo::default().family(gpu.cuda.topology()), free(), Instant::now());
+    let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Slo::default()), Arc::new(ProfileStore::default()));
+    let taken = before.saturating_sub(free());
+    eprintln!("{} partitions in {:?}, {} MB of device memory", family.len(), begun.elapsed(), taken / 1_000_000);
+    let (room, made) = runtime.partition_bytes();
+    assert_eq!(made, family.len() as u64 * PARTITION_BYTES, "of the room for {}", room / PARTITION_BYTES);
+    // Another process may have taken or left some of it.
+    assert!(taken < 2 * made, "{taken} bytes");
+}
+
+#[test]
+#[ignore = "needs a GPU: cargo xtask test --gpu"]
+fn as_many_partitions_as_slo_foresees_exist_side_by_side_and_each_has_its_own_sms() {
+    let gpu = Gpu::open();
+    let family = Slo::default().family(gpu.cuda.topology());
+    let ladder = Ladder::new(Arc::clone(&gpu.device), family.len() * 2);
+    ladder.make_family(family.iter().copied());
+    assert_eq!(ladder.len(), family.len());
+    // Each has a stream and a launch of its own; a sanitizer takes a second for each.
+    for &tpcs in family.iter().step_by(if std::env::var_os("SMIDGEN_SANITIZED").is_some() { 47 } else { 1 }) {
+        let stream = gpu.stream(ladder.partition(tpcs).unwrap().id());
+        assert_eq!(gpu.sms_used(stream), gpu.granted(tpcs), "{tpcs:?}");
+        gpu.cuda.destroy_stream(stream);
+    }
+    assert_eq!(ladder.len(), family.len(), "none was made again");
 }
 
 #[test]
