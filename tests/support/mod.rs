@@ -24,6 +24,11 @@ pub fn rounds(usual: u32) -> u32 {
     if is_sanitized() { usual.min(3) } else { usual }
 }
 
+/// The shape, and under compute-sanitizer one that is several tiles and rounds of a ring in each direction at most.
+pub fn at_most_under_a_sanitizer(shape: [u32; 3], most: [u32; 3]) -> [u32; 3] {
+    if is_sanitized() { std::array::from_fn(|at| shape[at].min(most[at])) } else { shape }
+}
+
 /// All of `cases`, and under compute-sanitizer three or four of them.
 pub fn cases<T: Copy>(cases: &[T]) -> impl Iterator<Item = T> {
     let stride = if is_sanitized() { cases.len().div_ceil(4).max(1) } else { 1 };

@@ -54,7 +54,7 @@ pub struct RuntimeOptions {
     /// admitted into what partitions have not taken of it yet. More than an eighth of the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no
     /// partition: alone on it, or under a policy that confines nobody.
     ///
-    /// `None`, the default, is a 64th of the GPU's memory, or 64 partitions if that is more: on an H200 2.2 GB, of which what `slo` foresees takes 1.6.
+    /// `None`, the default, is a 64th of the GPU's memory, or 64 partitions if that is more: on an H200 2.3 GB, of which what `slo` foresees takes 1.6.
     pub partition_bytes: Option<u64>,
     /// What it records of launches.
     pub recording: Recording,

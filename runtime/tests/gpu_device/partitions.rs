@@ -80,17 +80,17 @@ fn the_mask_of_any_set_names_the_sms_on_which_kernels_in_its_partition_run() {
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
-fn a_runtime_of_slo_starts_with_every_partition_that_the_policy_foresees() {
+fn a_runtime_of_slo_starts_with_as_many_partitions_of_those_foreseen_as_it_has_room_for() {
     let gpu = Gpu::open();
     let free = || gpu.cuda.free_bytes().unwrap();
     let (family, before, begun) = (Slo::default().family(gpu.cuda.topology()), free(), Instant::now());
     let runtime = Runtime::new(Arc::clone(&gpu.device), Box::new(Slo::default()), Arc::new(ProfileStore::default()));
     let taken = before.saturating_sub(free());
-    eprintln!("{} partitions in {:?}, {} MB of device memory", family.len(), begun.elapsed(), taken / 1_000_000);
-    let (room, made) = runtime.partition_bytes();
-    assert_eq!(made, family.len() as u64 * PARTITION_BYTES, "of the room for {}", room / PARTITION_BYTES);
+    let [room, made] = <[u64; 2]>::from(runtime.partition_bytes()).map(|bytes| bytes / PARTITION_BYTES);
+    eprintln!("{made} partitions in {:?}, {} MB of device memory", begun.elapsed(), taken / 1_000_000);
+    assert_eq!(made, (room - room / 4).min(family.len() as u64), "of {} foreseen", family.len());
     // Another process may have taken or left some of it.
-    assert!(taken < 2 * made, "{taken} bytes");
+    assert!(taken < 2 * made * PARTITION_BYTES, "{taken} bytes");
 }
 
 #[test]
