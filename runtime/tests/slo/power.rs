@@ -130,14 +130,30 @@ fn a_latency_tenant_is_sized_and_forecast_for_the_clock_that_its_neighbour_leave
 #[test]
 fn a_tenant_at_a_known_rate_draws_for_what_it_serves() {
     let chat = latency_tenant(1, Some(20_000), &scaling(4.0));
-    let at = |rate| power(&[TenantDemand { rate, ..chat.clone() }, throughput_tenant(2, &scaling(4.0))]).unlimited_w;
+    let pair = |rate| [TenantDemand { rate, ..chat.clone() }, throughput_tenant(2, &scaling(4.0))];
+    let at = |rate| without("no-borrow").power(&h200(), &pair(rate)).unwrap().unlimited_w;
     // A request takes 4 * 60,000 * 10 uJ, 2.4 J, on any number of SMs.
     let difference = at(Some(50.0)) - at(Some(20.0));
     assert!(at(Some(50.0)) < at(None));
-    let neighbour =
-        |rate| f64::from(owned(&Slo::default(), &[TenantDemand { rate, ..chat.clone() }, throughput_tenant(2, &scaling(4.0))])[1]);
+    let neighbour = |rate| f64::from(owned(&Slo::default(), &pair(rate))[1]);
     let moved = 8.0 * (neighbour(Some(50.0)) - neighbour(Some(20.0)));
     assert!((difference - moved - 30.0 * 2.4).abs() < 5.0, "{difference} W, of which the neighbour {moved}");
+}
+
+#[test]
+fn who_borrows_draws_for_what_is_lent_while_its_owner_rests() {
+    // Each SM draws 4 W for whoever works on it, and a launch in a hundred of whose time is a gap.
+    for rate in [1.0, 20.0, 50.0, 90.0] {
+        let chat = TenantDemand { rate: Some(rate), ..latency_tenant(1, Some(20_000), &scaling(4.0)) };
+        for neighbours in
+            [vec![throughput_tenant(2, &scaling(4.0))], vec![throughput_tenant(2, &scaling(4.0)), throughput_tenant(3, &scaling(4.0))]]
+        {
+            let tenants: Vec<TenantDemand> = std::iter::once(chat.clone()).chain(neighbours).collect();
+            let drawn = power(&tenants).unlimited_w - BOARD.idle_w;
+            assert!((drawn - 4.0 * 132.0).abs() < 12.0, "{drawn} W at {rate} requests a second, {} tenants", tenants.len());
+            assert!(without("no-borrow").power(&h200(), &tenants).unwrap().unlimited_w - BOARD.idle_w <= drawn);
+        }
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@
 //! **Limits.** Predictions are averages of a busy tenant: no phases of a request, no bursts beyond those of a Poisson process. The margin stands for these, and the
 //! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU of their own:
 //! its bandwidth is what so many SMs read alone, which is too much where tenants in the other regions read a lot and too little where they do not, its power the same share of the board's as of its SMs, and
-//! nothing is predicted of what regions do to each other. Power counts where profiles hold the energy of each tenant's kernels (`power`), and what is lent counts for nothing in it. The
+//! nothing is predicted of what regions do to each other. Power counts where profiles hold the energy of each tenant's kernels (`power`), and what is lent counts in what the board is forecast to draw, but has no price. The
 //! contention constants were measured on an H200. docs/decisions/0014 says what was weighed, and 0023 of power.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +93,7 @@ pub struct Forecast {
     pub limit_us: Option<f64>,
 }
 
-/// What the board is predicted to draw while every tenant works and nothing is lent. Of tenants with a share of the GPU, or beside one: of what share of the board's power their SMs have.
+/// What the board is predicted to draw on average while throughput tenants work all the time and latency tenants for the requests that come: in between others work on what these lend. Of tenants with a share of the GPU, or beside one: of what share of the board's power their SMs have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PowerForecast {
     /// Watts, idle ones included: at most the limit.
@@ -144,7 +144,10 @@ impl Slo {
             parts.windows.clone_from(&parts.owned);
         }
         let us_per_uj = us_per_uj(&scene, &parts);
-        let decided = (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts, us_per_uj)).collect();
+        let mut decided: Vec<Decided> = (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts, us_per_uj)).collect();
+        if !self.ablations.no_borrow {
+            add_loans(&scene, &parts, &mut decided);
+        }
         (decided, scene.power)
     }
 
@@ -160,7 +163,8 @@ impl Slo {
         let is_ample = tenant.is_latency() && parts.owned[at].len() > parts.needs[at];
         let known = load.filter(|_| scene.power.is_some());
         let draw = known.map(|load| scene.draw(at, &load, load.us * scene.contended(at, rooms.owned.len()) * overlap));
-        Decided { id: tenant.demand.id, draft, forecast, is_ample, draw: draw.unwrap_or_default() }
+        let busy = tenant.demand.rate.zip(load).map_or(1.0, |(rate, load)| (rate * load.us * slowdown * 1e-6).min(1.0));
+        Decided { id: tenant.demand.id, draft, forecast, is_ample, draw: draw.unwrap_or_default(), busy }
     }
 
     fn rooms(&self, scene: &Scene<'_>, at: usize, parts: &Parts, us_per_uj: f64) -> Rooms {
@@ -245,6 +249,23 @@ fn us_per_uj(scene: &Scene<'_>, parts: &Parts) -> f64 {
     power.price(draw, memories) / draw.watts.max(1.0)
 }
 
+/// Lets throughput tenants draw for the SMs that latency tenants lend while these rest, shared out evenly.
+fn add_loans(scene: &Scene<'_>, parts: &Parts, decided: &mut [Decided]) {
+    let borrowers: Vec<usize> = (0..scene.tenants.len()).filter(|&at| !scene.tenants[at].is_latency() && !scene.tenants[at].idle).collect();
+    let lent = |at: usize| f64::from((parts.owned[at] & parts.lent).len());
+    let rested: f64 = (0..decided.len()).map(|at| lent(at) * (1.0 - decided[at].busy)).sum();
+    let (all, sharers) = (f64::from(parts.lent.len()), u16::try_from(borrowers.len()).unwrap_or(u16::MAX));
+    if scene.power.is_none() || sharers == 0 || rested == 0.0 {
+        return;
+    }
+    for at in borrowers {
+        let tpcs = parts.windows[at].len() + parts.lent.len() / sharers;
+        let Some(load) = scene.load(at, tpcs) else { continue };
+        let on_loan = scene.draw(at, load, load.us * overlap(scene, at, parts));
+        decided[at].draw = decided[at].draw.mixed(on_loan, rested / all);
+    }
+}
+
 struct Decided {
     id: TenantId,
     draft: TenantDraft,
@@ -253,6 +274,8 @@ struct Decided {
     is_ample: bool,
     /// At the full clock, if it is known.
     draw: Draw,
+    /// The share of the time in which it works on requests.
+    busy: f64,
 }
 
 /// Who owns what, by tenant.

@@ -113,6 +113,12 @@ impl Draw {
         }
     }
 
+    /// The mean of both, of which the other is drawn for this share of the time.
+    pub(super) fn mixed(self, other: Self, share: f64) -> Self {
+        let mix = |one: f64, other: f64| one + share * (other - one);
+        Self { watts: mix(self.watts, other.watts), unclocked: mix(self.unclocked, other.unclocked) }
+    }
+
     /// The share whose rate no clock changes.
     pub(super) fn memory(self) -> f64 {
         if self.watts > 0.0 { (self.unclocked / self.watts).clamp(0.0, 1.0) } else { 0.0 }
