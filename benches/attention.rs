@@ -17,7 +17,7 @@ mod gpu {
     use std::time::Duration;
 
     use smidgen::fatbin::FATBIN;
-    use smidgen::kernels::attention::{AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
+    use smidgen::kernels::attention::{AttentionChunk, AttentionDecode, AttentionPrefill, Heads, KvCache, Rotary};
     use smidgen::kernels::random::{Distribution, RandomWeights};
     use smidgen_runtime::device::cuda::CudaDevice;
     use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Event, LaunchRequest, PartitionId, Priority, Sms, StreamId};
@@ -56,6 +56,19 @@ mod gpu {
             (1, 4096, 32, 32, 64, true),
         ] {
             bench.prefill(Heads { heads, kv_heads, head_dim }, sequences, length, causal)?;
+        }
+        for (chunks, length, context, heads, kv_heads, head_dim) in [
+            (1, 512, 512, 32, 8, 128),
+            (1, 512, 4096, 32, 8, 128),
+            (1, 2048, 4096, 32, 8, 128),
+            (8, 64, 4096, 32, 8, 128),
+            (1, 16, 4096, 32, 8, 128),
+            (1, 512, 4096, 32, 8, 64),
+            (1, 512, 4096, 16, 8, 256),
+        ] {
+            for on_16_bytes in [true, false] {
+                bench.chunk(Heads { heads, kv_heads, head_dim }, chunks, [length, context], on_16_bytes)?;
+            }
         }
         for (sequences, context, heads, kv_heads, head_dim) in [
             (8, 128, 32, 8, 64),
@@ -147,6 +160,48 @@ mod gpu {
             self.report(&inputs.iter().map(kernel).collect::<Vec<_>>())
         }
 
+        /// The newest `length` of `context` tokens of each sequence. Off 16 bytes are only the rows of the output, so that the kernel for any GPU has
+        /// the same to do.
+        fn chunk(&self, heads: Heads, chunks: u32, [length, context]: [u32; 2], on_16_bytes: bool) -> Result<(), Box<dyn Error>> {
+            let pages_per_sequence = KvCache::pages_for(context);
+            let pages = chunks * pages_per_sequence;
+            let pool_bytes = u64::from(pages) * KvCache::page_bytes(heads);
+            let caches = self.rotated(2 * pool_bytes)?;
+            let page_table = self.words((0..pages).map(|page| page * 7919 % pages))?;
+            let rows = chunks * length;
+            let qkv = self.random(u64::from(rows * heads.qkv_width()) * 2, 1)?;
+            let output = self.zeroed(u64::from(rows * heads.output_width()) * 2 + 16)?;
+            let starts = self.words((0..chunks).map(|chunk| chunk * length))?;
+            let lengths = self.words((0..chunks).map(|_| length))?;
+            let contexts = self.words((0..chunks).map(|_| context))?;
+            let sequence_of = self.words(0..chunks)?;
+            let kernel = |cache: &Buffer| AttentionChunk {
+                heads,
+                chunks,
+                max_length: length,
+                tokens: rows,
+                rows,
+                context,
+                window: 0,
+                scale: 1.0 / (heads.head_dim as f32).sqrt(),
+                qkv: qkv.ptr(),
+                qkv_stride: heads.qkv_width(),
+                cache: KvCache {
+                    keys: cache.ptr(),
+                    values: cache.ptr().offset(pool_bytes),
+                    page_table: page_table.ptr(),
+                    pages_per_sequence,
+                },
+                output: if on_16_bytes { output.ptr() } else { output.ptr().offset(4) },
+                output_stride: heads.output_width(),
+                starts: starts.ptr(),
+                lengths: lengths.ptr(),
+                contexts: contexts.ptr(),
+                sequence_of: sequence_of.ptr(),
+            };
+            self.report(&caches.iter().map(kernel).collect::<Vec<_>>())
+        }
+
         fn decode(&self, heads: Heads, sequences: u32, context: u32) -> Result<(), Box<dyn Error>> {
             let pages_per_sequence = KvCache::pages_for(context);
             let pool_bytes = u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(heads);
@@ -204,7 +259,7 @@ mod gpu {
             if !self.words.is_empty() && !self.words.iter().any(|word| key.contains(word.as_str())) {
                 return Ok(());
             }
-            println!("{key}");
+            println!("{key} by {}", first.configure(self.streams[0].0, self.device.topology())?.symbol);
             for &(sms, stream) in &self.streams {
                 let mut times = Vec::new();
                 for at in 0..REPEATS + 3 {

@@ -233,6 +233,14 @@ typedef struct AttentionChunkArgs {
     float scale;     // as in AttentionPrefillArgs
 } AttentionChunkArgs;
 
+// The same where the copy engine fetches the rows and the pages.
+typedef struct AttentionChunkTmaArgs {
+    TensorMap rows;   // of qkv: as in AttentionPrefillTmaArgs
+    TensorMap keys;   // f16 [pages * kv_heads, KV_PAGE_TOKENS, head_dim], in boxes of 1 head of a page, 64 rows and 64 columns, swizzled by 128 bytes
+    TensorMap values; // the same
+    AttentionChunkArgs plain;
+} AttentionChunkTmaArgs;
+
 // Dynamic shared memory of the attention kernels, bytes; the device code asserts that it is what they use.
 #define ATTENTION_PREFILL_D32_SHARED_BYTES 20496
 #define ATTENTION_PREFILL_D64_SHARED_BYTES 36880
@@ -266,6 +274,12 @@ typedef struct AttentionChunkArgs {
 #define ATTENTION_CHUNK_D96_SHARED_BYTES 53264
 #define ATTENTION_CHUNK_D128_SHARED_BYTES 69648
 #define ATTENTION_CHUNK_D256_SHARED_BYTES 101376
+#define ATTENTION_CHUNK_WGMMA_D32_SHARED_BYTES 73840
+#define ATTENTION_CHUNK_WGMMA_D64_SHARED_BYTES 73840
+#define ATTENTION_CHUNK_WGMMA_D80_SHARED_BYTES 163952
+#define ATTENTION_CHUNK_WGMMA_D96_SHARED_BYTES 163952
+#define ATTENTION_CHUNK_WGMMA_D128_SHARED_BYTES 163952
+#define ATTENTION_CHUNK_WGMMA_D256_SHARED_BYTES 196720
 
 // ---- norm/ ----
 

@@ -41,6 +41,12 @@ pub const ATTENTION_CHUNK_D80_SHARED_BYTES: u32 = 45072;
 pub const ATTENTION_CHUNK_D96_SHARED_BYTES: u32 = 53264;
 pub const ATTENTION_CHUNK_D128_SHARED_BYTES: u32 = 69648;
 pub const ATTENTION_CHUNK_D256_SHARED_BYTES: u32 = 101376;
+pub const ATTENTION_CHUNK_WGMMA_D32_SHARED_BYTES: u32 = 73840;
+pub const ATTENTION_CHUNK_WGMMA_D64_SHARED_BYTES: u32 = 73840;
+pub const ATTENTION_CHUNK_WGMMA_D80_SHARED_BYTES: u32 = 163952;
+pub const ATTENTION_CHUNK_WGMMA_D96_SHARED_BYTES: u32 = 163952;
+pub const ATTENTION_CHUNK_WGMMA_D128_SHARED_BYTES: u32 = 163952;
+pub const ATTENTION_CHUNK_WGMMA_D256_SHARED_BYTES: u32 = 196720;
 pub const SAMPLE_SEGMENT: u32 = 256;
 pub const SAMPLE_BINS: u32 = 1024;
 pub const SAMPLE_SHARED_BYTES: u32 = 71680;
@@ -543,6 +549,28 @@ const _: () = {
     ["Offset of field: AttentionChunkArgs::output_stride"][::std::mem::offset_of!(AttentionChunkArgs, output_stride) - 104usize];
     ["Offset of field: AttentionChunkArgs::window"][::std::mem::offset_of!(AttentionChunkArgs, window) - 108usize];
     ["Offset of field: AttentionChunkArgs::scale"][::std::mem::offset_of!(AttentionChunkArgs, scale) - 112usize];
+};
+#[doc = " The same where the copy engine fetches the rows and the pages."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionChunkTmaArgs {
+    #[doc = " of qkv: as in AttentionPrefillTmaArgs"]
+    pub rows: TensorMap,
+    #[doc = " f16 [pages * kv_heads, KV_PAGE_TOKENS, head_dim], in boxes of 1 head of a page, 64 rows and 64 columns, swizzled by 128 bytes"]
+    pub keys: TensorMap,
+    #[doc = " the same"]
+    pub values: TensorMap,
+    pub plain: AttentionChunkArgs,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionChunkTmaArgs"][::std::mem::size_of::<AttentionChunkTmaArgs>() - 512usize];
+    ["Alignment of AttentionChunkTmaArgs"][::std::mem::align_of::<AttentionChunkTmaArgs>() - 64usize];
+    ["Offset of field: AttentionChunkTmaArgs::rows"][::std::mem::offset_of!(AttentionChunkTmaArgs, rows) - 0usize];
+    ["Offset of field: AttentionChunkTmaArgs::keys"][::std::mem::offset_of!(AttentionChunkTmaArgs, keys) - 128usize];
+    ["Offset of field: AttentionChunkTmaArgs::values"][::std::mem::offset_of!(AttentionChunkTmaArgs, values) - 256usize];
+    ["Offset of field: AttentionChunkTmaArgs::plain"][::std::mem::offset_of!(AttentionChunkTmaArgs, plain) - 384usize];
 };
 #[doc = " Layer norm and RMS norm, see norm/norm.cu."]
 #[repr(C)]

@@ -17,6 +17,7 @@ mod cache;
 mod chunk;
 mod decode;
 mod disentangled;
+mod maps;
 mod prefill;
 mod prefill_variant;
 mod rotary;
@@ -100,6 +101,17 @@ struct CompiledSize {
 }
 
 impl CompiledSize {
+    /// A kernel of warpgroup_loop.cuh: threads and launch bounds as in its `WarpgroupShape`.
+    const fn of_warpgroup_loop(head_dim: u32, symbol: &'static str, shared_bytes: u32) -> Self {
+        let (threads, blocks_by_registers) = if head_dim <= 64 { (256, 2) } else { (384, 1) };
+        Self { head_dim, symbol, threads, shared_bytes, blocks_by_registers }
+    }
+
+    /// Queries of a tile of such a kernel: 64 for each warpgroup but the one that loads.
+    const fn queries_of_warpgroup_loop(&self) -> u32 {
+        (self.threads / 128 - 1) * 64
+    }
+
     /// The smallest of `sizes`, which are in rising order, that has room for `head_dim` columns.
     fn of(head_dim: u32, sizes: &[Self]) -> Option<&Self> {
         sizes.iter().find(|size| head_dim <= size.head_dim)

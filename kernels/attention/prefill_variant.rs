@@ -4,16 +4,14 @@
 use std::mem::offset_of;
 
 use smidgen_runtime::device::Topology;
-use smidgen_runtime::launch::{Element, Params, Swizzle, TensorMap};
+use smidgen_runtime::launch::Params;
 
-use super::super::{abi, is_aligned};
+use super::super::abi;
+use super::maps::RowsOfHeads;
 use super::{AttentionPrefill, CompiledSize};
 
 /// The longest sequence that `PrefillShort` in prefill_short.cuh takes.
 const SHORT: u32 = 128;
-
-/// Rows and columns of a box of the copy engine: `BOX_ROWS` and `BOX_COLUMNS` in warpgroup_rows.cuh.
-const BOX: [u32; 2] = [64, 64];
 
 /// A way to do prefills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,21 +39,15 @@ const MMA: [CompiledSize; 6] = {
     ]
 };
 
-/// By rising head size; threads and launch bounds as in `PrefillWgmma` in prefill_wgmma.cuh.
-const WGMMA: [CompiledSize; 6] = {
-    const fn size(head_dim: u32, symbol: &'static str, shared_bytes: u32) -> CompiledSize {
-        let (threads, blocks_by_registers) = if head_dim <= 64 { (256, 2) } else { (384, 1) };
-        CompiledSize { head_dim, symbol, threads, shared_bytes, blocks_by_registers }
-    }
-    [
-        size(32, "attention_prefill_wgmma_d32", abi::ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES),
-        size(64, "attention_prefill_wgmma_d64", abi::ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES),
-        size(80, "attention_prefill_wgmma_d80", abi::ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES),
-        size(96, "attention_prefill_wgmma_d96", abi::ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES),
-        size(128, "attention_prefill_wgmma_d128", abi::ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES),
-        size(256, "attention_prefill_wgmma_d256", abi::ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES),
-    ]
-};
+/// By rising head size.
+const WGMMA: [CompiledSize; 6] = [
+    CompiledSize::of_warpgroup_loop(32, "attention_prefill_wgmma_d32", abi::ATTENTION_PREFILL_WGMMA_D32_SHARED_BYTES),
+    CompiledSize::of_warpgroup_loop(64, "attention_prefill_wgmma_d64", abi::ATTENTION_PREFILL_WGMMA_D64_SHARED_BYTES),
+    CompiledSize::of_warpgroup_loop(80, "attention_prefill_wgmma_d80", abi::ATTENTION_PREFILL_WGMMA_D80_SHARED_BYTES),
+    CompiledSize::of_warpgroup_loop(96, "attention_prefill_wgmma_d96", abi::ATTENTION_PREFILL_WGMMA_D96_SHARED_BYTES),
+    CompiledSize::of_warpgroup_loop(128, "attention_prefill_wgmma_d128", abi::ATTENTION_PREFILL_WGMMA_D128_SHARED_BYTES),
+    CompiledSize::of_warpgroup_loop(256, "attention_prefill_wgmma_d256", abi::ATTENTION_PREFILL_WGMMA_D256_SHARED_BYTES),
+];
 
 /// By rising head size; threads and launch bounds as in `PrefillShort` in prefill_short.cuh.
 const SHORT_SIZES: [CompiledSize; 2] = {
@@ -71,10 +63,8 @@ const SHORT_SIZES: [CompiledSize; 2] = {
 impl Variant {
     /// The fastest for `prefill` on `gpu`.
     pub(super) fn choose(prefill: &AttentionPrefill, gpu: &Topology) -> Self {
-        let on_16_bytes = is_aligned(&[prefill.qkv, prefill.output])
-            && [prefill.qkv_stride, prefill.output_stride, prefill.heads.head_dim].iter().all(|halves| halves.is_multiple_of(8));
         // The machine code is sm_90a's, which no other compute capability runs.
-        if gpu.compute_capability != (9, 0) || !on_16_bytes {
+        if gpu.compute_capability != (9, 0) || !rows_of(prefill).on_16_bytes() {
             Self::Mma
         } else if prefill.max_length <= SHORT && CompiledSize::of(prefill.heads.head_dim, &SHORT_SIZES).is_some() {
             Self::Short
@@ -97,8 +87,7 @@ impl Variant {
     pub(super) fn queries(self, size: &CompiledSize) -> u32 {
         match self {
             Self::Mma => 64,
-            // 64 for each warpgroup but the one that loads.
-            Self::Wgmma => (size.threads / 128 - 1) * 64,
+            Self::Wgmma => size.queries_of_warpgroup_loop(),
             Self::Short => SHORT,
         }
     }
@@ -109,23 +98,13 @@ impl Variant {
             Self::Mma | Self::Short => Params::new(args),
             Self::Wgmma => {
                 let args = abi::AttentionPrefillTmaArgs { rows: abi::TensorMap { opaque: [0; 16] }, plain: args };
-                Params::new(args).with_tensor_maps([(offset_of!(abi::AttentionPrefillTmaArgs, rows), rows_of_heads(prefill))])
+                Params::new(args).with_tensor_maps([(offset_of!(abi::AttentionPrefillTmaArgs, rows), rows_of(prefill).map())])
             }
         }
     }
 }
 
-/// `qkv` as columns of rows of heads. Columns past a head's own read as zeros, and so do rows past the last.
-fn rows_of_heads(prefill: &AttentionPrefill) -> TensorMap {
-    let heads = prefill.heads;
-    let bytes = |elements: u32| u64::from(elements) * Element::F16.bytes();
-    TensorMap {
-        ptr: prefill.qkv,
-        element: Element::F16,
-        dimensions: 3,
-        sizes: [heads.head_dim, prefill.rows, heads.heads + 2 * heads.kv_heads, 1].map(u64::from),
-        strides: [bytes(prefill.qkv_stride), bytes(heads.head_dim), 0],
-        tile: [BOX[1], BOX[0], 1, 1],
-        swizzle: Swizzle::Bytes128,
-    }
+fn rows_of(prefill: &AttentionPrefill) -> RowsOfHeads {
+    let &AttentionPrefill { heads, rows, qkv, qkv_stride, output, output_stride, .. } = prefill;
+    RowsOfHeads { heads, rows, qkv, qkv_stride, output, output_stride }
 }

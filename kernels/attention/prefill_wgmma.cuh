@@ -1,63 +1,28 @@
-// Prefill attention for Hopper: what prefill.cuh computes, by the copy engine (TMA), mbarriers and warpgroup multiplies (wgmma).
-//
-// A tile is 64 * GROUPS queries of one head of one sequence, and a block has GROUPS + 1 warpgroups:
-//
-//   * Of the first, one thread takes tiles and has the copy engine bring queries, keys and values to shared memory, as far ahead as there are free
-//     stages. It takes the next tile while the last blocks of keys of this one are computed on.
-//   * Each of the others has 64 queries. Scores come from shared memory to registers, become weights there, and go into the second product from
-//     there, so that no score is ever stored.
-//
-// The tensor cores are kept busy during the softmax: within a warpgroup, the scores of the next block of keys and the output of this one are
-// multiplied in one go, and the softmax of the next block runs while the output is still being multiplied:
-//
-//     s = q k[0]^T, weights p
-//     for each further block:   s' = q k[next]^T  and  o += p v[this]   in flight
-//                               wait for s'; p', and the correction c of what was summed under the old maximum
-//                               wait for o;  o = c o;  p = p'
-//     o += p v[last]
-//
-// And there are two warpgroups on an SM, whether of one block or of two, each of which multiplies while the other waits.
-//
-// The copy engine knows nothing of sequences: a box may hold rows of the next one, which may hold NaN. Scores of such keys are overwritten, rows of
-// such queries not stored; such values are zeroed in shared memory before they are multiplied by their weights of 0.
-//
-// Sources: Shah et al., "FlashAttention-3", 2024, sections 3.1 and 3.2 (without its ping-pong, which made no difference here); those of flash.cuh.
+// Prefill attention for Hopper: what prefill.cuh computes, by the loop of warpgroup_loop.cuh. Queries, keys and values are rows of qkv, which one map
+// describes: columns of a head, rows, heads.
 #pragma once
-#include "attention/warpgroup_rows.cuh"
-#include "elastic.cuh"
-#include "ptx/mbarrier.cuh"
-#include "ptx/tma.cuh"
-#include "ptx/wgmma.cuh"
-#include "ptx/wgmma_rows.cuh"
+#include "attention/warpgroup_loop.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
 namespace attention {
 
 template <int D>
-struct PrefillWgmma {
-    // Up to 64 columns two blocks fit on an SM and fill each other's waits; beyond, two warpgroups share the keys that a block loads.
-    static constexpr int GROUPS = D <= 64 ? 1 : 2;
-    static constexpr int BLOCKS_PER_SM = D <= 64 ? 2 : 1;
-    static constexpr int THREADS = 128 * (GROUPS + 1);
-    static constexpr int QUERIES = 64 * GROUPS;
-    static constexpr int KEYS = D <= 128 ? 128 : 64; // of a block
-    using Rows = WarpgroupRows<D, KEYS>;
-    static constexpr int STAGES = 2;
-    static constexpr int PIECES = Rows::PIECES; // of a row
-    static constexpr int PIECE_BYTES = Rows::PIECE_BYTES;
-    // The registers of an SM: few for the warpgroup that only asks for copies, the others' for scores, weights and output.
-    static constexpr int LOADER_REGISTERS = 56;
-    static constexpr int WORKER_REGISTERS = GROUPS == 1 ? 200 : 224;
+struct PackedRows {
+    using Args = AttentionPrefillTmaArgs;
+    using Shape = WarpgroupShape<D>;
+    // The launch before this one must not write where sequences lie (prefill.rs).
+    static constexpr bool KNOWN_EARLY = true;
+    // A sequence is always cut into tiles at the same places.
+    static constexpr bool STEADY = false;
 
-    // What a tile is of. Query blocks come from the last to the first (the most keys first, where causal), and for each of them every head of every
-    // sequence.
+    // Query blocks come from the last to the first (the most keys first, where causal), and for each of them every head of every sequence.
     struct Tile {
         uint32_t head;
-        uint32_t start; // the sequence's first row
+        uint32_t start;
         int length;
         int first_query;
-        int first_key, end_key; // that any of the queries sees; a tile that ends at key 0 ends the block
+        int first_key, end_key;
 
         Tile() = default;
         __device__ Tile(const AttentionPrefillArgs &args, uint32_t tile) {
@@ -65,208 +30,39 @@ struct PrefillWgmma {
             head = tile % args.heads;
             length = reinterpret_cast<const uint32_t *>(args.lengths)[sequence];
             start = reinterpret_cast<const uint32_t *>(args.starts)[sequence];
-            first_query = (div_ceil(args.max_length, QUERIES) - 1 - tile / args.heads / args.sequences) * QUERIES;
-            const Mask mask(length, args.window, args.causal);
-            first_key = mask.first(first_query);
-            end_key = mask.end(min(first_query + QUERIES, length) - 1);
+            first_query = (div_ceil(args.max_length, Shape::QUERIES) - 1 - tile / args.heads / args.sequences) * Shape::QUERIES;
+            const Mask visible = mask(args);
+            first_key = visible.first(first_query);
+            end_key = visible.end(min(first_query + Shape::QUERIES, length) - 1);
         }
 
-        __device__ int first_block() const { return first_key / KEYS; }
-        __device__ int end_block() const { return div_ceil(end_key, KEYS); }
+        __device__ __forceinline__ Mask mask(const AttentionPrefillArgs &args) const { return Mask(length, args.window, args.causal); }
     };
 
-    struct Shared {
-        __half queries[GROUPS][PIECES][BOX_ROWS * BOX_COLUMNS];
-        __half keys[STAGES][PIECES][KEYS * BOX_COLUMNS];
-        __half values[STAGES][PIECES][KEYS * BOX_COLUMNS];
-        uint64_t queries_full, queries_empty;
-        uint64_t keys_full[STAGES], keys_empty[STAGES];
-        uint64_t values_full[STAGES], values_empty[STAGES];
-        Tile tile; // comes and goes with the queries
+    class Keys {
+      public:
+        __device__ Keys(const AttentionPrefillArgs &args, const Tile &tile)
+            : start_(tile.start), head_(args.heads + tile.head / (args.heads / args.kv_heads)), value_head_(head_ + args.kv_heads) {}
+
+        // The first row of a block.
+        __device__ uint32_t place(int block) const { return start_ + block * Shape::KEYS; }
+
+        __device__ __forceinline__ void load_keys(const Args &args, uint32_t target, uint32_t full, uint32_t column, uint32_t row, int box) const {
+            tma_load(target, args.rows, full, column, row + box * BOX_ROWS, head_);
+        }
+        __device__ __forceinline__ void load_values(const Args &args, uint32_t target, uint32_t full, uint32_t column, uint32_t row, int box) const {
+            tma_load(target, args.rows, full, column, row + box * BOX_ROWS, value_head_);
+        }
+
+      private:
+        uint32_t start_, head_, value_head_;
     };
 
-    __device__ static void prepare(Shared &shared) {
-        constexpr int WARPS = 4 * GROUPS; // that tell when they are done with a stage
-        mbarrier_init(shared_address(&shared.queries_full), 1);
-        // Every thread reads the tile, and says so itself.
-        mbarrier_init(shared_address(&shared.queries_empty), 32 * WARPS);
-        for (int stage = 0; stage < STAGES; ++stage) {
-            mbarrier_init(shared_address(&shared.keys_full[stage]), 1);
-            mbarrier_init(shared_address(&shared.keys_empty[stage]), WARPS);
-            mbarrier_init(shared_address(&shared.values_full[stage]), 1);
-            mbarrier_init(shared_address(&shared.values_empty[stage]), WARPS);
-        }
-        mbarrier_init_fence();
-    }
-
-    // Brings rows [row, end) of one head, as many boxes of 64 rows as that takes; pieces are `piece_bytes` apart.
-    __device__ static void load_rows(uint32_t target, uint32_t piece_bytes, const TensorMap &map, uint32_t full, uint32_t row, int rows, uint32_t head) {
-        const int boxes = div_ceil(rows, BOX_ROWS);
-        mbarrier_arrive_expect(full, boxes * PIECES * BOX_BYTES);
-#pragma unroll 1
-        for (int box = 0; box < boxes; ++box) {
-#pragma unroll
-            for (int piece = 0; piece < PIECES; ++piece) {
-                tma_load(target + piece * piece_bytes + box * BOX_BYTES, map, full, uint32_t(piece * BOX_COLUMNS), row + box * BOX_ROWS, head);
-            }
-        }
-    }
-
-    // One thread's part: takes tiles and has them loaded. `first` is tile blockIdx.x, which is the first one where tiles are not counted.
-    __device__ static void load(const AttentionPrefillTmaArgs &args, const Tile &first, TileQueue &queue, Shared &shared) {
-        const AttentionPrefillArgs &plain = args.plain;
-        RingPosition<STAGES> keys, values;
-        uint32_t queries_parity = 0;
-        for (uint32_t number; queue.take(number);) {
-            const Tile tile = number == blockIdx.x ? first : Tile(plain, number);
-            if (tile.first_query >= tile.length) continue;
-
-            const uint32_t key_head = plain.heads + tile.head / (plain.heads / plain.kv_heads);
-            const auto load_block = [&](RingPosition<STAGES> &position, uint64_t *full, uint64_t *empty, __half *stages, uint32_t head, int block) {
-                mbarrier_wait(shared_address(&empty[position.stage]), position.parity ^ 1);
-                load_rows(shared_address(stages) + position.stage * PIECES * PIECE_BYTES, PIECE_BYTES, args.rows, shared_address(&full[position.stage]),
-                          tile.start + block * KEYS, min(KEYS, tile.end_key - block * KEYS), head);
-                position.advance();
-            };
-            const auto load_keys = [&](int block) { load_block(keys, shared.keys_full, shared.keys_empty, &shared.keys[0][0][0], key_head, block); };
-            const auto load_values = [&](int block) {
-                load_block(values, shared.values_full, shared.values_empty, &shared.values[0][0][0], key_head + plain.kv_heads, block);
-            };
-
-            load_keys(tile.first_block());
-            mbarrier_wait(shared_address(&shared.queries_empty), queries_parity ^ 1);
-            queries_parity ^= 1;
-            shared.tile = tile;
-            // The queries of one warpgroup lie together, all their pieces: one box after another.
-            const int groups = min(GROUPS, div_ceil(tile.length - tile.first_query, BOX_ROWS));
-            const uint32_t full = shared_address(&shared.queries_full);
-            mbarrier_arrive_expect(full, groups * PIECES * BOX_BYTES);
-#pragma unroll 1
-            for (int group = 0; group < groups; ++group) {
-#pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece) {
-                    tma_load(shared_address(&shared.queries[group][piece]), args.rows, full, uint32_t(piece * BOX_COLUMNS),
-                             tile.start + tile.first_query + group * BOX_ROWS, tile.head);
-                }
-            }
-#pragma unroll 1
-            for (int block = tile.first_block(); block < tile.end_block(); ++block) {
-                if (block + 1 < tile.end_block()) load_keys(block + 1);
-                load_values(block);
-            }
-        }
-        if (!queue.is_joiner()) queue.leave();
-        mbarrier_wait(shared_address(&shared.queries_empty), queries_parity ^ 1);
-        shared.tile.end_key = 0;
-        mbarrier_arrive(shared_address(&shared.queries_full));
-    }
-
-    // Zeroes the rows from `valid` on of a block of values, which all workers hold. Every one of their threads calls it.
-    __device__ static void zero_rows(uint32_t values, int valid) {
-        constexpr int CHUNKS = 8 * PIECES; // of 16 bytes, of a row
-        for (int i = threadIdx.x - 128; i < (KEYS - valid) * CHUNKS; i += 128 * GROUPS) {
-            const int row = valid + i / CHUNKS, chunk = i % CHUNKS;
-            const uint32_t zeros[4] = {};
-            store_shared_16(values + chunk / 8 * PIECE_BYTES + row * 128 + chunk % 8 * 16, zeros);
-        }
-        fence_shared_for_async();
-        asm volatile("bar.sync %0, %1;" ::"n"(1), "n"(128 * GROUPS) : "memory");
-    }
-
-    // A worker warpgroup's part.
-    __device__ static void work(const AttentionPrefillArgs &args, Shared &shared) {
-        // Broadcast, so that the compiler knows that a warp does not part ways over them.
-        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) - 4, group = warp / 4, lane = threadIdx.x % 32;
-        const float scale_log2 = args.scale * 1.4426950408889634f;
-        const auto release = [&](uint64_t &empty) {
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(shared_address(&empty));
-        };
-
-        RingPosition<STAGES> keys, values;
-        for (uint32_t parity = 0;; parity ^= 1) {
-            mbarrier_wait(shared_address(&shared.queries_full), parity);
-            const Tile tile = shared.tile;
-            if (tile.end_key == 0) break;
-            const Mask mask(tile.length, args.window, args.causal);
-            const uint32_t queries = shared_address(&shared.queries[group]);
-            const int first_of_group = tile.first_query + group * 64, first_row = first_of_group + warp % 4 * 16 + lane / 4;
-
-            Rows rows;
-            float correction[2];
-            rows.clear();
-
-            const auto take_scores = [&](int block) {
-                wgmma_settle(rows.scores);
-                release(shared.keys_empty[keys.stage]);
-                keys.advance();
-                const int first_key = block * KEYS;
-                if (first_key < mask.first(first_of_group + 63) || first_key + KEYS > mask.end(first_of_group)) rows.hide(mask, first_key, first_row);
-                rows.exponentiate(scale_log2, correction);
-            };
-
-            mbarrier_wait(shared_address(&shared.keys_full[keys.stage]), keys.parity);
-            rows.multiply_keys(queries, shared_address(&shared.keys[keys.stage]));
-            wgmma_wait<0>();
-            take_scores(tile.first_block());
-            rows.round();
-
-            for (int block = tile.first_block() + 1; block < tile.end_block(); ++block) {
-                mbarrier_wait(shared_address(&shared.keys_full[keys.stage]), keys.parity);
-                rows.multiply_keys(queries, shared_address(&shared.keys[keys.stage]));
-                mbarrier_wait(shared_address(&shared.values_full[values.stage]), values.parity);
-                rows.multiply_values(shared_address(&shared.values[values.stage]));
-                wgmma_wait<1>();
-                take_scores(block);
-                // Before the wait, or there would be nothing to do while the output is multiplied.
-                wgmma_settle(rows.scores);
-                wgmma_wait<0>();
-                wgmma_settle(rows.output);
-                release(shared.values_empty[values.stage]);
-                values.advance();
-#pragma unroll
-                for (int i = 0; i < D / 2; ++i) rows.output[i] *= correction[i / 2 % 2];
-                rows.round();
-            }
-            mbarrier_arrive(shared_address(&shared.queries_empty));
-
-            mbarrier_wait(shared_address(&shared.values_full[values.stage]), values.parity);
-            const int valid = tile.end_key - (tile.end_block() - 1) * KEYS;
-            if (valid < KEYS) zero_rows(shared_address(&shared.values[values.stage]), valid);
-            rows.multiply_values(shared_address(&shared.values[values.stage]));
-            wgmma_wait<0>();
-            wgmma_settle(rows.output);
-            release(shared.values_empty[values.stage]);
-            values.advance();
-            rows.store(args, tile.head, tile.start, tile.length, first_row);
-        }
-    }
-
-    __device__ static void run(const AttentionPrefillTmaArgs &args, const Tiles &tiles, Shared &shared) {
-        Tile first;
-        if (threadIdx.x == 0) {
-            tma_prefetch(args.rows);
-            // Read while the launch before this one may still run, which must not write it.
-            first = Tile(args.plain, blockIdx.x);
-            prepare(shared);
-        }
-        wait_for_earlier_launches(tiles);
-        __syncthreads();
-        TileQueue queue(tiles);
-        if (threadIdx.x < 128) {
-            registers_shrink<LOADER_REGISTERS>();
-            if (threadIdx.x == 0) load(args, first, queue, shared);
-            __syncwarp();
-        } else {
-            registers_grow<WORKER_REGISTERS>();
-            work(args.plain, shared);
-        }
-        if (!queue.is_joiner()) return; // it has left
-        // Every tile's stores are ordered before the queue learns of them.
-        __syncthreads();
-        if (threadIdx.x == 0) queue.leave();
-    }
+    __device__ static void prefetch(const Args &args) { tma_prefetch(args.rows); }
 };
+
+template <int D>
+using PrefillWgmma = WarpgroupLoop<D, PackedRows<D>>;
 
 } // namespace attention
 

@@ -1,7 +1,7 @@
 //! Launches and refusals of the attention kernels, which need no GPU to be checked.
 
 use smidgen_runtime::device::{DevicePtr, Sms};
-use smidgen_runtime::launch::{Kernel, LaunchError, Work};
+use smidgen_runtime::launch::{Kernel, LaunchError, TensorMap, Work};
 
 use super::super::testing::h200;
 use super::*;
@@ -52,6 +52,7 @@ fn chunk(heads: Heads) -> AttentionChunk {
         chunks: 3,
         max_length: 100,
         tokens: 150,
+        rows: 160,
         context: 200,
         window: 0,
         scale: 0.125,
@@ -160,6 +161,41 @@ fn prefill_uses_what_the_gpu_has_and_rows_allow() {
 }
 
 #[test]
+fn chunks_use_what_the_gpu_has_and_rows_allow_whatever_their_lengths() {
+    let ampere = Topology { compute_capability: (8, 0), ..h200() };
+    let symbol = |kernel: AttentionChunk, gpu: &Topology| kernel.configure(Sms(132), gpu).unwrap().symbol;
+    for max_length in [1, 100, 5000] {
+        assert_eq!(symbol(AttentionChunk { max_length, ..chunk(LLAMA) }, &h200()), "attention_chunk_wgmma_d64");
+    }
+    assert_eq!(symbol(chunk(Heads { head_dim: 40, ..LLAMA }), &h200()), "attention_chunk_wgmma_d64");
+    for (off_16_bytes, gpu) in [
+        (chunk(LLAMA), &ampere),
+        (AttentionChunk { qkv: DevicePtr(258), ..chunk(LLAMA) }, &h200()),
+        (AttentionChunk { output: DevicePtr(2052), ..chunk(LLAMA) }, &h200()),
+        (AttentionChunk { output_stride: 2049, ..chunk(LLAMA) }, &h200()),
+        (AttentionChunk { qkv_stride: 3076, ..chunk(LLAMA) }, &h200()),
+        (chunk(Heads { head_dim: 60, ..LLAMA }), &h200()),
+    ] {
+        assert_eq!(symbol(off_16_bytes, gpu), "attention_chunk_d64");
+    }
+}
+
+#[test]
+fn the_copy_engine_reaches_every_page_of_a_pool_and_nothing_past_the_rows_of_qkv() {
+    for (heads, kv_heads, head_dim) in [(32, 8, 128), (8, 8, 8), (4, 1, 256), (64, 64, 72)] {
+        let launch = chunk(Heads { heads, kv_heads, head_dim }).configure(Sms(132), &h200()).unwrap();
+        let maps: Vec<TensorMap> = launch.params.tensor_maps().map(|(_, map)| *map).collect();
+        let [rows, keys, values] = maps[..] else { panic!("{maps:?}") };
+        assert_eq!((rows.ptr, rows.sizes[1]), (DevicePtr(256), 160));
+        assert_eq!([keys.ptr, values.ptr], [CACHE.keys, CACHE.values]);
+        // Page p, head h is part p * kv_heads + h: 64 rows side by side, and one part after another.
+        let part = 2 * 64 * u64::from(head_dim);
+        assert_eq!((keys.sizes[..2].to_vec(), keys.strides[..2].to_vec()), (vec![u64::from(head_dim), 64], vec![part / 64, part]));
+        assert!(keys.sizes[2] * part > 256 << 30 && keys.sizes[2] <= 1 << 32, "{keys:?}");
+    }
+}
+
+#[test]
 fn prefill_is_elastic_where_its_sms_are_busy_for_long() {
     let elastic = |length, sms| {
         let kernel = AttentionPrefill { max_length: length, tokens: 8 * length, rows: 8 * length, ..prefill(LLAMA) };
@@ -178,7 +214,10 @@ fn tiles_are_counted_by_the_longest_length_and_by_groups_of_query_heads() {
     assert_eq!(tiles(&prefill(LLAMA)), 8 * 32);
     assert_eq!(tiles(&AttentionPrefill { max_length: 129, ..prefill(LLAMA) }), 8 * 32 * 3);
     assert_eq!(tiles(&prefill(Heads { head_dim: 128, ..LLAMA })), 8 * 32);
+    assert_eq!(chunk(LLAMA).configure(Sms(132), &ampere).unwrap().tiles, 3 * 32 * 2);
     assert_eq!(tiles(&chunk(LLAMA)), 3 * 32 * 2);
+    assert_eq!(tiles(&chunk(Heads { head_dim: 128, ..LLAMA })), 3 * 32);
+    assert_eq!(tiles(&AttentionChunk { max_length: 129, ..chunk(Heads { head_dim: 128, ..LLAMA }) }), 3 * 32 * 2);
     // 8 pages are one chunk.
     assert_eq!(tiles(&decode(LLAMA)), 8 * 8);
     assert_eq!(tiles(&decode(Heads { heads: 40, kv_heads: 2, head_dim: 64 })), 8 * 2 * 3);
@@ -250,6 +289,7 @@ fn shapes_that_no_kernel_can_do_are_refused_with_what_would_fit() {
     assert_refused(&AttentionDecode { cache: KvCache { pages_per_sequence: 0, ..CACHE }, ..decode(LLAMA) }, "1 to 16777216 pages, not 0");
     assert_refused(&AttentionDecode { cache: KvCache { values: DevicePtr(1032), ..CACHE }, ..decode(LLAMA) }, "on 16 bytes");
     assert_refused(&AttentionChunk { chunks: 0, ..chunk(LLAMA) }, "must be a chunk");
+    assert_refused(&AttentionChunk { rows: 0, ..chunk(LLAMA) }, "must have rows");
     assert_refused(&cache_write(Heads { head_dim: 300, ..LLAMA }), "1 to 256 columns");
     assert_refused(&CacheWrite { rows: 0, ..cache_write(LLAMA) }, "no rows");
     assert_refused(&AttentionDecode { sequences: 4097, ..decode(LLAMA) }, "32776 groups of query heads");

@@ -18,7 +18,13 @@ namespace attention {
 // Rows and columns of a box that the copy engine brings: 64 columns of halves are the 128 bytes of the swizzle.
 constexpr int BOX_ROWS = 64, BOX_COLUMNS = 64, BOX_BYTES = BOX_ROWS * BOX_COLUMNS * 2;
 
-template <int D, int KEYS>
+// Columns of a head.
+__device__ __forceinline__ uint32_t head_dim(const AttentionPrefillArgs &args) { return args.head_dim; }
+__device__ __forceinline__ uint32_t head_dim(const AttentionChunkArgs &args) { return args.cache.head_dim; }
+
+// STEADY: a block of keys that a row does not see leaves its sums as they are, to the last bit. For kernels where a row may share its tile with any
+// others, so that it depends on them how many such blocks it meets.
+template <int D, int KEYS, bool STEADY = false>
 struct WarpgroupRows {
     static constexpr int PIECES = div_ceil(D, BOX_COLUMNS);
     static constexpr int PIECE_BYTES = KEYS * BOX_COLUMNS * 2; // of keys, or of values
@@ -93,8 +99,14 @@ struct WarpgroupRows {
             }
             const float now = quad_max(fmaxf(even, odd));
             // While a row has seen hidden keys only, its maximum is -inf and -inf - -inf would be NaN.
-            reference[half] = now == -INFINITY ? 0.0f : now * scale_log2;
-            correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference[half]));
+            if constexpr (STEADY) {
+                // Products rounded before they are subtracted: while the maximum stays, the correction is 2^0.
+                reference[half] = now == -INFINITY ? 0.0f : __fmul_rn(now, scale_log2);
+                correction[half] = exp2_approx(__fmul_rn(highest[half], scale_log2) - reference[half]);
+            } else {
+                reference[half] = now == -INFINITY ? 0.0f : now * scale_log2;
+                correction[half] = exp2_approx(fmaf(highest[half], scale_log2, -reference[half]));
+            }
             highest[half] = now;
         }
     }
@@ -124,9 +136,10 @@ struct WarpgroupRows {
     }
 
     // Stores output / sum as rows of halves.
-    __device__ __forceinline__ void store(const AttentionPrefillArgs &args, uint32_t head, uint32_t start, int length, int first_row) {
+    template <class Args>
+    __device__ __forceinline__ void store(const Args &args, uint32_t head, uint32_t start, int length, int first_row) {
         const int lane = threadIdx.x % 4;
-        __half *const columns = reinterpret_cast<__half *>(args.output) + size_t(head) * args.head_dim;
+        __half *const columns = reinterpret_cast<__half *>(args.output) + size_t(head) * head_dim(args);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = first_row + half * 8;
@@ -143,7 +156,7 @@ struct WarpgroupRows {
                 }
                 quad_transpose(words, lane);
                 const int column = (group + lane) * 8;
-                if (row < length && column < args.head_dim) store_global_16(to + column, words);
+                if (row < length && column < head_dim(args)) store_global_16(to + column, words);
             }
         }
     }

@@ -383,6 +383,7 @@ impl Decoder {
             chunks: mixed.chunks,
             max_length: mixed.longest,
             tokens: mixed.prefill_rows,
+            rows: mixed.decode_rows + mixed.prefill_rows,
             context: mixed.context,
             window: layer.window,
             scale: layer.scale,

@@ -192,6 +192,7 @@ fn chunk(gpu: &Gpu, random: &mut Random, spread: Spread, heads: Heads) -> Kernel
         chunks: 2,
         max_length: 200,
         tokens: 300,
+        rows: 300,
         context: 500,
         window: 0,
         scale: 1.0 / (heads.head_dim as f32).sqrt(),

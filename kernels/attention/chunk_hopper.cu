@@ -1,0 +1,9 @@
+// Attention of new rows over the cache, on Hopper.
+#include "attention/chunk_wgmma.cuh"
+
+ATTENTION_CHUNK_WGMMA(32)
+ATTENTION_CHUNK_WGMMA(64)
+ATTENTION_CHUNK_WGMMA(80)
+ATTENTION_CHUNK_WGMMA(96)
+ATTENTION_CHUNK_WGMMA(128)
+ATTENTION_CHUNK_WGMMA(256)
