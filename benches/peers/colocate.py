@@ -315,7 +315,8 @@ class Tenants:
         self.names, self.timeout = names, options.timeout
         self.running, self.daemon = [], None if options.no_mps else Daemon()
         environment = dict(self.daemon.environment if self.daemon else os.environ)
-        for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"):
+        # Whatever was set for others, such as 32 connections for each process, of which MPS has few.
+        for variable in ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY", "CUDA_DEVICE_MAX_CONNECTIONS"):
             environment.pop(variable, None)
         # The daemon sees the GPUs that this names, and its clients number those from 0.
         if self.daemon and environment.get("CUDA_VISIBLE_DEVICES"):
