@@ -214,7 +214,8 @@ impl Sweep<'_> {
                 continue;
             }
             progress.key_begun(&group.key);
-            let mut measured = self.measure(&bench, &lanes, group, &missing, windows.as_mut(), progress)?;
+            let mut measured =
+                self.measure(&bench, &lanes, group, (profile.kernels.get(&group.key), &missing), windows.as_mut(), progress)?;
             measured.points.extend(profile.kernels.remove(&group.key).into_iter().flat_map(|kernel| kernel.points));
             let kernel = self.kernel_profile(group, measured.merged())?;
             profile.kernels.insert(group.key.clone(), kernel);
@@ -238,23 +239,26 @@ impl Sweep<'_> {
         Ok(profile.write(path)?)
     }
 
-    /// What is missing of one key: latencies, in rounds up and down the ladder, and then what the board drew.
+    /// What is missing of one key of which something may be known: latencies, in rounds up and down the ladder, and then what the board drew.
     #[tracing::instrument(level = "debug", name = "measure kernel", skip_all, fields(kernel = group.key))]
     fn measure(
         &self,
         bench: &Bench,
         lanes: &[Lane],
         group: &Group<'_>,
-        missing: &Missing,
+        (known, missing): (Option<&KernelProfile>, &Missing),
         windows: Option<&mut Windows<'_>>,
         progress: &mut dyn Progress,
     ) -> Result<Measured, SweepError> {
         let failed = |sms| move |error: DeviceError| SweepError::Kernel { key: group.key.clone(), sms, source: error.into() };
         let wanted = |lane: &&Lane| missing.latency.contains(&lane.sms) || missing.power.contains(&lane.sms);
         let prepare = |lane: &Lane| {
-            let is_new = missing.latency.contains(&lane.sms);
-            let tried = if is_new { trial::quickest(bench, lane, &group.instances, self.options)? } else { None };
-            let (choice, configuration) = tried.unzip();
+            let (choice, configuration) = if missing.latency.contains(&lane.sms) {
+                trial::quickest(bench, lane, &group.instances, self.options)?.unzip()
+            } else {
+                // Its power is that of the launches whose latency is known.
+                (trial::named(bench, lane, &group.instances, known), None)
+            };
             Ok((bench.prepare(lane, &group.instances, choice, self.options)?, configuration))
         };
         let all = lanes.iter().filter(wanted).map(prepare).collect::<Result<Vec<_>, SweepError>>()?;

@@ -5,7 +5,7 @@
 //! quickest of a few samples is the luckiest, and luck does not come twice. The winner is then measured as any point is; what was sampled here only decides.
 
 use smidgen_runtime::launch::{Choice, Kernel};
-use smidgen_runtime::profile::MeasuredConfiguration;
+use smidgen_runtime::profile::{KernelProfile, MeasuredConfiguration};
 
 use crate::measure::{Bench, Lane};
 use crate::sweep::Options;
@@ -49,6 +49,14 @@ pub(crate) fn quickest(
         let gain = (gain * 1e4).round() / 1e4;
         (best.choice, MeasuredConfiguration { name: best.name.to_owned(), instead_of: own.name.to_owned(), gain })
     }))
+}
+
+/// The configuration that `known` names for the SMs of `lane`, if it names one that is still on offer.
+pub(crate) fn named(bench: &Bench, lane: &Lane, instances: &[&dyn Kernel], known: Option<&KernelProfile>) -> Option<Choice> {
+    let point = known?.points.iter().find(|point| point.sms == lane.sms)?;
+    let name = &point.configuration.as_ref()?.name;
+    let offered = instances.first()?.configurations(lane.sms, bench.topology());
+    offered.into_iter().find(|offered| offered.name == *name).map(|offered| offered.choice)
 }
 
 /// How much longer the one takes than the other, as a share of the other's time, in the round where that is least.

@@ -10,7 +10,7 @@ use smidgen_runtime::launch::{KernelKey, Work};
 use smidgen_runtime::profile::{BoardPower, KernelProfile, PowerSample, Profile, SamplePoint};
 
 use crate::support::device::Script;
-use crate::support::kernel::{NORM, ScriptedKernel};
+use crate::support::kernel::{NORM, SYMBOLS, ScriptedKernel};
 use crate::{GEMM_KEY, Meanwhile, NORM_KEY, Rig, Watcher, knees, noisy};
 
 /// A board that draws the same whatever it does: at each reading what the script says next, and the last for ever.
@@ -130,6 +130,22 @@ fn a_profile_without_energies_gets_them_and_keeps_its_latencies() {
     let again = Rig::metered(noisy(), FakeMeter::steady());
     assert_eq!(again.run_into(&path).unwrap(), after);
     assert_eq!(again.device.launches(), 0);
+}
+
+#[test]
+fn energies_that_come_later_are_those_of_the_configuration_that_the_profile_names() {
+    let third_is_quickest =
+        || Script { factor: |_, symbol| if symbol == SYMBOLS[2] { 0.5 } else { 1.0 }, latency_us: knees, ..Script::default() };
+    let mut rig = Rig::new(third_is_quickest());
+    rig.options.configurations = 4;
+    let before = rig.run().unwrap();
+    let rig = Rig::metered(third_is_quickest(), FakeMeter::steady());
+    let after = rig.sweep().run(Some(before), &mut (), &mut |_| Ok(())).unwrap();
+    for point in after.kernels[GEMM_KEY].points.iter().filter(|point| point.power.is_some()) {
+        assert_eq!(point.configuration.as_ref().map(|measured| &*measured.name), Some(SYMBOLS[2]));
+        assert_eq!(point.power.unwrap().launch_us, point.median_us, "{} SMs", point.sms);
+    }
+    assert_eq!(power_of(&after, GEMM_KEY).len(), 4);
 }
 
 #[test]
