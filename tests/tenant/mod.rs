@@ -1,6 +1,6 @@
 //! A tenant of a runtime with a model of its own, whose outputs a test compares to the bit, and a policy that puts it where the test wants it.
 
-use smidgen::config::{DecoderConfig, ModelConfig};
+use smidgen::config::{DecoderConfig, EncoderConfig, ModelConfig};
 use smidgen::models::{BuildError, Decoder, DecoderBatch, Encoder, EncoderBatch, LogitRows, Prompts};
 use smidgen::presets;
 use smidgen::weights::Weights;
@@ -11,6 +11,8 @@ use smidgen_runtime::partition::TpcSet;
 use smidgen_runtime::policy::{Draft, DraftPlacement, Policy, TenantDemand, TenantDraft};
 use smidgen_runtime::tenant::{Class, TenantId, TenantSpec};
 use smidgen_runtime::transfer::Uploader;
+
+use crate::support::is_sanitized;
 
 /// Every tenant in one partition of these TPCs, with grids of its size, behind all walls.
 pub struct OnTheFirst(pub TpcSet);
@@ -32,16 +34,23 @@ impl Policy for OnTheFirst {
     }
 }
 
+/// As many layers, or one under compute-sanitizer, where two tenants' requests would take a minute.
+fn layers(usual: usize) -> usize {
+    if is_sanitized() { 1 } else { usual }
+}
+
 /// Two layers of the width of Llama 3.2 1B, with an odd vocabulary and biases everywhere.
 pub fn decoder() -> Weights {
     let ModelConfig::Decoder(llama) = presets::LLAMA_3_2_1B else { unreachable!() };
-    let config = DecoderConfig { layers: 2, vocab: 4001, qkv_bias: true, attention_output_bias: true, mlp_bias: true, ..llama };
+    let config = DecoderConfig { layers: layers(2), vocab: 4001, qkv_bias: true, attention_output_bias: true, mlp_bias: true, ..llama };
     Weights::random(ModelConfig::Decoder(config), 3)
 }
 
 /// DistilBERT.
 pub fn encoder() -> Weights {
-    Weights::random(presets::DISTILBERT, 4)
+    let ModelConfig::Encoder(distilbert) = presets::DISTILBERT else { unreachable!() };
+    let config = EncoderConfig { layers: layers(distilbert.layers), ..distilbert };
+    Weights::random(ModelConfig::Encoder(config), 4)
 }
 
 /// A model, its inputs, and the session that runs it.
