@@ -15,7 +15,7 @@ prints one JSON object: for each pair and tenant requests per second, p50 and p9
 the tenant at that rate without a neighbour, its p99 is what p99 beside is set against, and `kept` is the share of requests within 1.5 times that. Requests that nobody has answered when the
 measured time is over are `waiting`, and count as misses and as latencies that are at least as long as they have waited where that is more than the objective.
 
-What fails has {"error": ...} in its place, with the end of what the process said. The tenants of a pair load and capture once; who is measured alone has the others beside it, idle. They have
+What fails has {"error": ...} in its place, with the end of what the process said. The tenants of a pair load and capture once, one after another; who is measured alone has the others beside it, idle. They have
 an MPS daemon of their own with private folders for its pipes and logs, which is told to quit at their end. Only torch and transformers are needed.
 """
 
@@ -324,10 +324,9 @@ class Tenants:
         try:
             for name in names:
                 self.running.append(Tenant(name, environment))
-            for tenant in self.running:
-                answer = tenant.line(self.timeout)
+                answer = self.running[-1].line(self.timeout)
                 if answer != "ready":
-                    raise RuntimeError(f"{tenant.name} answered {answer!r}")
+                    raise RuntimeError(f"{name} answered {answer!r}")
             if self.daemon and not self.daemon.serves():
                 raise RuntimeError("the tenants did not connect to the MPS daemon")
         except BaseException:
