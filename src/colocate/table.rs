@@ -111,7 +111,7 @@ fn power(policy: &PolicyResult) -> Option<String> {
     let PlannedPower { board_w, limit_w, clock } = policy.power?;
     let name = name(&policy.policy, LONGEST_POLICY);
     let clock = if clock < 1.0 { format!("which leaves {clock:.2} of the full clock") } else { "at the full clock".to_owned() };
-    Some(format!("{name}: predicted to draw {board_w:.0} W of the board's {limit_w:.0} while all work, {clock}"))
+    Some(format!("{name}: predicted to draw {board_w:.0} W of the board's {limit_w:.0} while all have work, {clock}"))
 }
 
 fn line(row: &[String], widths: &[usize], words: usize, gap: &str) -> String {
@@ -240,10 +240,10 @@ mod tests {
         assert!(!render(&run).contains(" W of "));
         let said = |run: &RunResult| render(run).lines().filter(|line| line.contains(" W of ")).collect::<Vec<_>>().join("\n");
         run.policies[0].power = Some(PlannedPower { board_w: 652.0, limit_w: 700.0, clock: 1.0 });
-        assert_eq!(said(&run), "model-rightsize: predicted to draw 652 W of the board's 700 while all work, at the full clock");
+        assert_eq!(said(&run), "model-rightsize: predicted to draw 652 W of the board's 700 while all have work, at the full clock");
         run.policies[0].power = Some(PlannedPower { board_w: 700.0, limit_w: 700.0, clock: 0.77 });
         run.provenance.simulated = true;
-        let limited = "predicted to draw 700 W of the board's 700 while all work, which leaves 0.77 of the full clock";
+        let limited = "predicted to draw 700 W of the board's 700 while all have work, which leaves 0.77 of the full clock";
         assert_eq!(said(&run), format!("SIMULATED  model-rightsize: {limited}"));
     }
 
