@@ -35,6 +35,26 @@ mod gpu {
         words: Vec<String>,
     }
 
+    /// Caches alike but for their keys and values, in pools of keys and then values, which share a page table.
+    struct Caches {
+        pools: Vec<Buffer>,
+        /// Of the keys of a pool.
+        pool_bytes: u64,
+        page_table: Buffer,
+        pages_per_sequence: u32,
+    }
+
+    impl Caches {
+        fn all(&self) -> impl Iterator<Item = KvCache> + '_ {
+            self.pools.iter().map(|pool| KvCache {
+                keys: pool.ptr(),
+                values: pool.ptr().offset(self.pool_bytes),
+                page_table: self.page_table.ptr(),
+                pages_per_sequence: self.pages_per_sequence,
+            })
+        }
+    }
+
     pub fn run() -> Result<(), Box<dyn Error>> {
         let words = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
         let device: Arc<dyn Device> = match CudaDevice::open(0) {
@@ -160,14 +180,20 @@ mod gpu {
             self.report(&inputs.iter().map(kernel).collect::<Vec<_>>())
         }
 
+        /// Caches of so many sequences, beyond L2 together. Pages are in no order: neighbours in a sequence are 7919 pages apart, modulo their number, which is a
+        /// power of two.
+        fn caches(&self, heads: Heads, sequences: u32, context: u32) -> Result<Caches, Box<dyn Error>> {
+            let pages_per_sequence = KvCache::pages_for(context);
+            let pages = sequences * pages_per_sequence;
+            let pool_bytes = u64::from(pages) * KvCache::page_bytes(heads);
+            let page_table = self.words((0..pages).map(|page| page * 7919 % pages))?;
+            Ok(Caches { pools: self.rotated(2 * pool_bytes)?, pool_bytes, page_table, pages_per_sequence })
+        }
+
         /// The newest `length` of `context` tokens of each sequence. Off 16 bytes are only the rows of the output, so that the kernel for any GPU has
         /// the same to do.
         fn chunk(&self, heads: Heads, chunks: u32, [length, context]: [u32; 2], on_16_bytes: bool) -> Result<(), Box<dyn Error>> {
-            let pages_per_sequence = KvCache::pages_for(context);
-            let pages = chunks * pages_per_sequence;
-            let pool_bytes = u64::from(pages) * KvCache::page_bytes(heads);
-            let caches = self.rotated(2 * pool_bytes)?;
-            let page_table = self.words((0..pages).map(|page| page * 7919 % pages))?;
+            let caches = self.caches(heads, chunks, context)?;
             let rows = chunks * length;
             let qkv = self.random(u64::from(rows * heads.qkv_width()) * 2, 1)?;
             let output = self.zeroed(u64::from(rows * heads.output_width()) * 2 + 16)?;
@@ -175,7 +201,7 @@ mod gpu {
             let lengths = self.words((0..chunks).map(|_| length))?;
             let contexts = self.words((0..chunks).map(|_| context))?;
             let sequence_of = self.words(0..chunks)?;
-            let kernel = |cache: &Buffer| AttentionChunk {
+            let kernel = |cache: KvCache| AttentionChunk {
                 heads,
                 chunks,
                 max_length: length,
@@ -186,12 +212,7 @@ mod gpu {
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),
                 qkv: qkv.ptr(),
                 qkv_stride: heads.qkv_width(),
-                cache: KvCache {
-                    keys: cache.ptr(),
-                    values: cache.ptr().offset(pool_bytes),
-                    page_table: page_table.ptr(),
-                    pages_per_sequence,
-                },
+                cache,
                 output: if on_16_bytes { output.ptr() } else { output.ptr().offset(4) },
                 output_stride: heads.output_width(),
                 starts: starts.ptr(),
@@ -199,21 +220,16 @@ mod gpu {
                 contexts: contexts.ptr(),
                 sequence_of: sequence_of.ptr(),
             };
-            self.report(&caches.iter().map(kernel).collect::<Vec<_>>())
+            self.report(&caches.all().map(kernel).collect::<Vec<_>>())
         }
 
         fn decode(&self, heads: Heads, sequences: u32, context: u32) -> Result<(), Box<dyn Error>> {
-            let pages_per_sequence = KvCache::pages_for(context);
-            let pool_bytes = u64::from(sequences * pages_per_sequence) * KvCache::page_bytes(heads);
-            let caches = self.rotated(2 * pool_bytes)?;
-            // Pages in no order: neighbours in a sequence are 7919 pages apart, modulo their number, which is a power of two.
-            let pages = sequences * pages_per_sequence;
-            let page_table = self.words((0..pages).map(|page| page * 7919 % pages))?;
-            let workspace = self.zeroed(AttentionDecode::workspace_bytes(heads, sequences, pages_per_sequence))?;
+            let caches = self.caches(heads, sequences, context)?;
+            let workspace = self.zeroed(AttentionDecode::workspace_bytes(heads, sequences, KvCache::pages_for(context)))?;
             let qkv = self.zeroed(u64::from(sequences * heads.qkv_width()) * 2)?;
             let output = self.zeroed(u64::from(sequences * heads.output_width()) * 2)?;
             let lengths = self.words((0..sequences).map(|_| context))?;
-            let kernel = |cache: &Buffer| AttentionDecode {
+            let kernel = |cache: KvCache| AttentionDecode {
                 heads,
                 sequences,
                 context,
@@ -221,18 +237,13 @@ mod gpu {
                 scale: 1.0 / (heads.head_dim as f32).sqrt(),
                 qkv: qkv.ptr(),
                 qkv_stride: heads.qkv_width(),
-                cache: KvCache {
-                    keys: cache.ptr(),
-                    values: cache.ptr().offset(pool_bytes),
-                    page_table: page_table.ptr(),
-                    pages_per_sequence,
-                },
+                cache,
                 output: output.ptr(),
                 output_stride: heads.output_width(),
                 lengths: lengths.ptr(),
                 workspace: workspace.ptr(),
             };
-            self.report(&caches.iter().map(kernel).collect::<Vec<_>>())
+            self.report(&caches.all().map(kernel).collect::<Vec<_>>())
         }
 
         fn rotary(&self, heads: Heads, rows: u32) -> Result<(), Box<dyn Error>> {

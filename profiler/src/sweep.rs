@@ -119,12 +119,21 @@ struct Group<'a> {
     instances: Vec<&'a dyn Kernel>,
 }
 
-/// What is yet to be measured of one kernel key.
-struct Missing {
+/// What is known of one kernel key, and what is yet to be measured.
+struct Missing<'a> {
+    known: Option<&'a KernelProfile>,
     /// SM counts whose latency nobody knows.
     latency: Vec<Sms>,
     /// SM counts at which the board's power was not read.
     power: Vec<Sms>,
+}
+
+impl<'a> Missing<'a> {
+    fn of(known: Option<&'a KernelProfile>, rungs: &[Sms], windows: Option<&Windows<'_>>) -> Self {
+        let is_known = |sms: Sms| known.is_some_and(|kernel| kernel.points.iter().any(|point| point.sms == sms));
+        let latency = rungs.iter().copied().filter(|&sms| !is_known(sms)).collect();
+        Self { known, latency, power: windows.map_or(Vec::new(), |windows| windows.missing(known)) }
+    }
 }
 
 /// What was measured of one kernel key.
@@ -178,21 +187,12 @@ impl Sweep<'_> {
         let rungs = self.rungs()?;
         let mut profile = self.begin_with(earlier)?;
         count_launches(&mut profile, &groups);
-        let unknown = |profile: &Profile, group: &Group<'_>| -> Vec<Sms> {
-            let known = profile.kernels.get(&group.key);
-            let is_known = |sms: Sms| known.is_some_and(|kernel| kernel.points.iter().any(|point| point.sms == sms));
-            rungs.iter().copied().filter(|&sms| !is_known(sms)).collect()
-        };
         let meter = self.meter.filter(|_| !self.device.is_simulated() && !self.options.power_window.is_zero());
         let mut windows = meter.and_then(|meter| Windows::open(meter, self.options.power_window, &rungs, profile.power));
         if meter.is_some() && windows.is_none() {
             tracing::warn!("the board's power cannot be read, so the profile holds no energies");
         }
-        let missing = |profile: &Profile, group: &Group<'_>, windows: Option<&Windows<'_>>| Missing {
-            latency: unknown(profile, group),
-            power: windows.map_or(Vec::new(), |windows| windows.missing(profile.kernels.get(&group.key))),
-        };
-        let to_do = groups.iter().map(|group| missing(&profile, group, windows.as_ref()));
+        let to_do = groups.iter().map(|group| Missing::of(profile.kernels.get(&group.key), &rungs, windows.as_ref()));
         let (unmeasured, unread) =
             to_do.fold((0, 0), |(points, windows), missing| (points + missing.latency.len(), windows + missing.power.len()));
         let points = groups.len() * rungs.len();
@@ -209,13 +209,12 @@ impl Sweep<'_> {
         let lanes = rungs.iter().map(|&sms| Lane::new(&**self.device, self.ladder, sms)).collect::<Result<Vec<_>, _>>()?;
         let bench = Bench::new(self.device, &lanes[0], self.options.samples)?;
         for group in &groups {
-            let missing = missing(&profile, group, windows.as_ref());
+            let missing = Missing::of(profile.kernels.get(&group.key), &rungs, windows.as_ref());
             if missing.latency.is_empty() && missing.power.is_empty() {
                 continue;
             }
             progress.key_begun(&group.key);
-            let mut measured =
-                self.measure(&bench, &lanes, group, (profile.kernels.get(&group.key), &missing), windows.as_mut(), progress)?;
+            let mut measured = self.measure(&bench, &lanes, group, &missing, windows.as_mut(), progress)?;
             measured.points.extend(profile.kernels.remove(&group.key).into_iter().flat_map(|kernel| kernel.points));
             let kernel = self.kernel_profile(group, measured.merged())?;
             profile.kernels.insert(group.key.clone(), kernel);
@@ -239,14 +238,14 @@ impl Sweep<'_> {
         Ok(profile.write(path)?)
     }
 
-    /// What is missing of one key of which something may be known: latencies, in rounds up and down the ladder, and then what the board drew.
+    /// What is missing of one key: latencies, in rounds up and down the ladder, and then what the board drew.
     #[tracing::instrument(level = "debug", name = "measure kernel", skip_all, fields(kernel = group.key))]
     fn measure(
         &self,
         bench: &Bench,
         lanes: &[Lane],
         group: &Group<'_>,
-        (known, missing): (Option<&KernelProfile>, &Missing),
+        missing: &Missing<'_>,
         windows: Option<&mut Windows<'_>>,
         progress: &mut dyn Progress,
     ) -> Result<Measured, SweepError> {
@@ -257,7 +256,7 @@ impl Sweep<'_> {
                 trial::quickest(bench, lane, &group.instances, self.options)?.unzip()
             } else {
                 // Its power is that of the launches whose latency is known.
-                (trial::named(bench, lane, &group.instances, known), None)
+                (trial::named(bench, lane, &group.instances, missing.known), None)
             };
             Ok((bench.prepare(lane, &group.instances, choice, self.options)?, configuration))
         };

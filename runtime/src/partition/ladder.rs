@@ -176,7 +176,8 @@ impl Ladder {
         }
         let span = tracing::debug_span!("make family", wanted = sets.len(), made = tracing::field::Empty).entered();
         let begun = self.device.now();
-        let first = state.clock + sets.len() as u64;
+        let wanted = sets.len();
+        let first = state.clock + wanted as u64;
         state.clock = first;
         for (asked, tpcs) in (0..=first).rev().zip(sets) {
             if let Some(known) = state.made.get_mut(&tpcs) {
@@ -197,7 +198,9 @@ impl Ladder {
                 }
                 Err(error) => {
                     let made = state.family();
-                    tracing::warn!("only {made} partitions could be made at start, which launches may have to wait for later: {error}");
+                    tracing::warn!(
+                        "only {made} of {wanted} partitions could be made at start, and launches may have to wait for the others: {error}"
+                    );
                     break;
                 }
             }

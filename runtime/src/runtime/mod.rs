@@ -50,7 +50,7 @@ pub use tenants::{Tenancy, TenantStatus};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RuntimeOptions {
     /// Device memory for partitions, bytes, at [`PARTITION_BYTES`] each. Three quarters of it are for those that the policy foresees
-    /// ([`Policy::family`]), which are made at start, 1.2 ms each; the rest is for other sets, made when a plan first names them. No tenant is
+    /// ([`Policy::family`]), which are made at start, 2 ms each; the rest is for other sets, made when a plan first names them. No tenant is
     /// admitted into what partitions have not taken of it yet. More than an eighth of the GPU's memory counts as an eighth. 0 where all work is for the whole GPU, which is no
     /// partition: alone on it, or under a policy that confines nobody.
     ///

@@ -73,6 +73,11 @@ pub struct Args {
     pub unused: [u64; 6],
 }
 
+/// Whether a sanitizer watches, to which a launch on a stream of its own takes a second.
+pub fn is_sanitized() -> bool {
+    std::env::var_os("SMIDGEN_SANITIZED").is_some()
+}
+
 /// A GPU with [`PTX`] loaded, for one test at a time: blocks of another test could keep an SM full until all of ours ran elsewhere.
 pub struct Gpu {
     pub device: Arc<dyn Device>,

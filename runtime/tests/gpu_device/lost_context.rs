@@ -16,7 +16,7 @@ use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{AdmitError, Runtime, Tenancy};
 
-use crate::gpu::{Args, Gpu};
+use crate::gpu::{Args, Gpu, is_sanitized};
 
 /// Tells the test that it is the child.
 const CHILD: &str = "SMIDGEN_TEST_LOSES_ITS_CONTEXT";
@@ -40,7 +40,7 @@ fn an_illegal_address_is_a_typed_error_for_every_tenant_and_a_wait_for_none() {
     if std::env::var_os(CHILD).is_some() {
         return lose_the_context();
     }
-    if std::env::var_os("SMIDGEN_SANITIZED").is_some() {
+    if is_sanitized() {
         println!("skipped: compute-sanitizer reports the very error that this is about");
         return;
     }

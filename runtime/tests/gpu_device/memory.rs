@@ -2,7 +2,7 @@
 
 use smidgen_runtime::device::{Buffer, Device, DeviceError, DevicePtr, Graph, PartitionId};
 
-use crate::gpu::{ECHOED, Gpu};
+use crate::gpu::{ECHOED, Gpu, is_sanitized};
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
@@ -103,7 +103,7 @@ fn what_graphs_take_is_what_becomes_of_free_memory_and_comes_back() {
     let free = || gpu.cuda.free_bytes().unwrap();
     let before = free();
     // A sanitizer makes a replay of this many launches take a second.
-    let (count, nodes) = if std::env::var_os("SMIDGEN_SANITIZED").is_some() { (4, 512) } else { (64, 512) };
+    let (count, nodes) = if is_sanitized() { (4, 512) } else { (64, 512) };
     let graphs: Vec<_> = (0..count)
         .map(|_| {
             gpu.cuda.begin_capture(stream).unwrap();

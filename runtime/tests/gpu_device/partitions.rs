@@ -10,7 +10,7 @@ use smidgen_runtime::policy::{Policy, Slo};
 use smidgen_runtime::profile::ProfileStore;
 use smidgen_runtime::runtime::Runtime;
 
-use crate::gpu::{Args, Gpu, launch};
+use crate::gpu::{Args, Gpu, is_sanitized, launch};
 
 #[test]
 #[ignore = "needs a GPU: cargo xtask test --gpu"]
@@ -48,8 +48,7 @@ fn disjoint_partitions_share_no_sm_while_both_run() {
 fn the_mask_of_each_tpc_names_the_sms_on_which_kernels_in_its_partition_run() {
     let gpu = Gpu::open();
     let mut seen = BTreeSet::new();
-    // Each has a stream and a launch of its own; a sanitizer takes a second for each.
-    let tpcs: TpcSet = (0..gpu.tpcs()).step_by(if std::env::var_os("SMIDGEN_SANITIZED").is_some() { 11 } else { 1 }).collect();
+    let tpcs: TpcSet = (0..gpu.tpcs()).step_by(if is_sanitized() { 11 } else { 1 }).collect();
     for tpc in tpcs.iter() {
         let one = TpcSet::range(tpc, tpc + 1);
         let sms = gpu.granted(one);
@@ -101,8 +100,7 @@ fn as_many_partitions_as_slo_foresees_exist_side_by_side_and_each_has_its_own_sm
     let ladder = Ladder::new(Arc::clone(&gpu.device), family.len() * 2);
     ladder.make_family(family.iter().copied());
     assert_eq!(ladder.len(), family.len());
-    // Each has a stream and a launch of its own; a sanitizer takes a second for each.
-    for &tpcs in family.iter().step_by(if std::env::var_os("SMIDGEN_SANITIZED").is_some() { 47 } else { 1 }) {
+    for &tpcs in family.iter().step_by(if is_sanitized() { 47 } else { 1 }) {
         let stream = gpu.stream(ladder.partition(tpcs).unwrap().id());
         assert_eq!(gpu.sms_used(stream), gpu.granted(tpcs), "{tpcs:?}");
         gpu.cuda.destroy_stream(stream);

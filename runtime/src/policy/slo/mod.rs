@@ -24,8 +24,8 @@
 //! **Limits.** Predictions are averages of a busy tenant: no phases of a request, no bursts beyond those of a Poisson process. The margin stands for these, and the
 //! replanner corrects it from misses. A tenant with a share of the GPU ([`Share`](crate::tenant::Share)), and those without one beside it, are each planned for as if their SMs were a GPU of their own:
 //! its bandwidth is what so many SMs read alone, which is too much where tenants in the other regions read a lot and too little where they do not, its power the same share of the board's as of its SMs, and
-//! nothing is predicted of what regions do to each other. Power counts where profiles hold the energy of each tenant's kernels (`power`), and what is lent counts in what the board is forecast to draw, but has no price. The
-//! contention constants were measured on an H200. docs/decisions/0014 says what was weighed, and 0023 of power.
+//! nothing is predicted of what regions do to each other. Power counts where profiles hold the energy of each tenant's kernels (`power`), and what is lent counts in
+//! what the board is forecast to draw, but has no price. The contention constants were measured on an H200. docs/decisions/0014 says what was weighed, and 0023 of power.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ pub(crate) use replan::CLOSE;
 pub use replan::{Adjustments, Event, Observation, Replanner};
 
 use placement::{Placed, Rooms, place};
-use power::{Draw, Power};
+use power::Draw;
 use queue::with_waiting;
 use scene::Scene;
 
@@ -93,7 +93,8 @@ pub struct Forecast {
     pub limit_us: Option<f64>,
 }
 
-/// What the board is predicted to draw on average while throughput tenants work all the time and latency tenants for the requests that come: in between others work on what these lend. Of tenants with a share of the GPU, or beside one: of what share of the board's power their SMs have.
+/// What the board is predicted to draw on average while throughput tenants work all the time and latency tenants for the requests that come: in between others
+/// work on what these lend. Of tenants with a share of the GPU, or beside one: of what share of the board's power their SMs have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PowerForecast {
     /// Watts, idle ones included: at most the limit.
@@ -131,24 +132,19 @@ impl Slo {
     }
 
     fn decide(&self, topology: &Topology, tenants: &[TenantDemand]) -> Vec<Decided> {
-        self.decide_with_power(topology, tenants).0
+        let scene = Scene::new(topology, tenants, &self.ablations, &self.adjustments);
+        if scene.tenants.is_empty() { Vec::new() } else { self.decide_in(&scene).1 }
     }
 
-    fn decide_with_power(&self, topology: &Topology, tenants: &[TenantDemand]) -> (Vec<Decided>, Option<Power>) {
-        let scene = Scene::new(topology, tenants, &self.ablations, &self.adjustments);
-        if scene.tenants.is_empty() {
-            return (Vec::new(), None);
-        }
-        let mut parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(&scene) } else { Parts::divided(&scene) };
+    /// Of a scene with tenants.
+    fn decide_in(&self, scene: &Scene<'_>) -> (Parts, Vec<Decided>) {
+        let mut parts = if scene.tenants.len() > usize::from(scene.tpcs()) { Parts::in_turn(scene) } else { Parts::divided(scene) };
         if self.ablations.no_borrow {
             parts.windows.clone_from(&parts.owned);
         }
-        let us_per_uj = us_per_uj(&scene, &parts);
-        let mut decided: Vec<Decided> = (0..scene.tenants.len()).map(|at| self.decide_for(&scene, at, &parts, us_per_uj)).collect();
-        if !self.ablations.no_borrow {
-            add_loans(&scene, &parts, &mut decided);
-        }
-        (decided, scene.power)
+        let us_per_uj = us_per_uj(scene, &parts);
+        let decided = (0..scene.tenants.len()).map(|at| self.decide_for(scene, at, &parts, us_per_uj)).collect();
+        (parts, decided)
     }
 
     fn decide_for(&self, scene: &Scene<'_>, at: usize, parts: &Parts, us_per_uj: f64) -> Decided {
@@ -218,8 +214,12 @@ impl Policy for Slo {
     }
 
     fn power(&self, topology: &Topology, tenants: &[TenantDemand]) -> Option<PowerForecast> {
-        let (decided, power) = self.decide_with_power(topology, tenants);
-        let power = power?;
+        let scene = Scene::new(topology, tenants, &self.ablations, &self.adjustments);
+        let power = scene.power?;
+        let (parts, mut decided) = self.decide_in(&scene);
+        if !self.ablations.no_borrow {
+            add_loans(&scene, &parts, &mut decided);
+        }
         let draw: Draw = decided.iter().map(|decided| decided.draw).sum();
         let [limit_w, unlimited_w] = [power.budget_w, draw.watts].map(|watts| power.board.idle_w + watts);
         Some(PowerForecast { board_w: unlimited_w.min(limit_w), unlimited_w, limit_w, clock: power.clock(draw) })
@@ -255,7 +255,7 @@ fn add_loans(scene: &Scene<'_>, parts: &Parts, decided: &mut [Decided]) {
     let lent = |at: usize| f64::from((parts.owned[at] & parts.lent).len());
     let rested: f64 = (0..decided.len()).map(|at| lent(at) * (1.0 - decided[at].busy)).sum();
     let (all, sharers) = (f64::from(parts.lent.len()), u16::try_from(borrowers.len()).unwrap_or(u16::MAX));
-    if scene.power.is_none() || sharers == 0 || rested == 0.0 {
+    if sharers == 0 || rested == 0.0 {
         return;
     }
     for at in borrowers {
