@@ -83,7 +83,8 @@ pub struct SmLoad {
 }
 
 impl SmLoad {
-    /// An idle GPU. TPCs are numbered GPC by GPC; those that `tpcs_per_gpc` leaves over form a last GPC (docs/decisions/0003).
+    /// An idle GPU. TPCs are taken to be numbered GPC by GPC, which a real one need not do (docs/decisions/0003); those that `tpcs_per_gpc` leaves over form
+    /// a last GPC.
     pub fn new(topology: &Topology) -> Self {
         let all = topology.all_tpcs();
         let mut gpcs = Vec::with_capacity(topology.tpcs_per_gpc.len() + 1);
