@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::launch::{KernelKey, Launch, TilesArg, Work};
 use crate::partition::TpcSet;
 
 #[cfg(feature = "cuda-13000")]
@@ -28,8 +27,13 @@ pub mod cuda;
 pub mod sim;
 
 mod pinned;
+pub(crate) mod request;
 
 pub use pinned::PinnedBuffer;
+pub use request::{
+    Element, EncodedMap, EncodedMaps, Fingerprint, Grids, KernelKey, KernelName, Launch, LaunchRequest, MAX_DIMENSIONS, MAX_PARAM_BYTES,
+    MAX_TENSOR_MAPS, ParamBytes, Params, ParseKeyError, Precision, Swizzle, TILE_PROGRESS_BYTES, TensorMap, TilesArg, Work,
+};
 
 /// A number of streaming multiprocessors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -179,25 +183,6 @@ impl Topology {
     pub fn tpcs_for(&self, sms: Sms) -> u16 {
         sms.0.div_ceil(self.sms_per_tpc.max(1))
     }
-}
-
-/// One launch as it leaves the interception point: everything decided, nothing left to look up.
-#[derive(Debug)]
-pub struct LaunchRequest<'a> {
-    /// Entry point, resolved once per session.
-    pub function: FunctionId,
-    /// Grid, block, shared memory and parameters.
-    pub launch: &'a Launch,
-    /// Second kernel parameter: where tiles are counted and which SMs may take them.
-    pub tiles: TilesArg,
-    /// Order among blocks that wait for an SM.
-    pub priority: Priority,
-    /// Whether the blocks may start before the launch before this one on the stream has ended. Only for [`Launch::programmatic`] kernels.
-    pub overlaps: bool,
-    /// What is launched; the simulator looks up its duration by it.
-    pub key: KernelKey,
-    /// What it costs at least.
-    pub work: Work,
 }
 
 /// A GPU, real or simulated. See the module's page for what its methods promise.

@@ -19,9 +19,9 @@ use crate::device::{Device, DeviceError, DevicePtr, Event, FunctionId, LaunchReq
 use crate::partition::{PartitionRef, TpcSet};
 
 use super::capture::GraphBody;
-use super::progress::TileProgress;
 use super::session::PROGRESSES;
 use super::{KernelKey, Launch, TilesArg, Work};
+use crate::device::request::progress::TileProgress;
 
 /// The most that one SM can do in 200 us, beyond which a launch is taken to be long: 7.5 TFLOP/s (the dense FP16 rate of an H100's data sheet over
 /// its SMs) and 120 GB/s (measured on an H200). On slower GPUs launches are longer than this says, never shorter.

@@ -6,27 +6,25 @@
 //! makes a system call on that path, once a kernel key has been seen.
 
 pub(crate) mod capture;
-mod encoded_maps;
 mod error;
 pub mod grant;
 mod graph_cache;
 mod joiner;
 mod kernel;
-mod key;
 pub mod lending;
 mod plan;
-pub(crate) mod progress;
 mod session;
-mod tensor_map;
 pub(crate) mod turn;
 
 pub use capture::CapturedGraph;
-pub use encoded_maps::{EncodedMap, EncodedMaps};
 pub use error::LaunchError;
 pub use graph_cache::{GraphLimits, WorkId};
-pub use kernel::{Choice, Configuration, Grids, Kernel, Launch, MAX_PARAM_BYTES, MAX_TENSOR_MAPS, ParamBytes, Params, TilesArg, Work};
-pub use key::{Fingerprint, KernelKey, KernelName, ParseKeyError, Precision};
+pub use kernel::{Choice, Configuration, Kernel};
 pub use plan::{Placement, Plan, PlanCell, TenantPlan, Walls};
-pub use progress::TILE_PROGRESS_BYTES;
 pub use session::{OpaqueKernel, SeenKernel, Session, SessionStats};
-pub use tensor_map::{Element, MAX_DIMENSIONS, Swizzle, TensorMap};
+
+// What descriptors are made of, beside the trait that they implement.
+pub use crate::device::{
+    Element, EncodedMap, EncodedMaps, Fingerprint, Grids, KernelKey, KernelName, Launch, MAX_DIMENSIONS, MAX_PARAM_BYTES, MAX_TENSOR_MAPS,
+    ParamBytes, Params, ParseKeyError, Precision, Swizzle, TILE_PROGRESS_BYTES, TensorMap, TilesArg, Work,
+};

@@ -27,8 +27,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{Priority, Sms, Topology};
-use crate::launch::{Fingerprint, Walls, Work};
+use crate::device::{Fingerprint, Priority, Sms, Topology, Work};
+use crate::launch::Walls;
 use crate::partition::TpcSet;
 use crate::partition::krisp::Distribution;
 use crate::profile::Curve;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-use crate::device::Sms;
-use crate::launch::{Configuration, Fingerprint};
+use crate::device::{Fingerprint, Sms};
+use crate::launch::Configuration;
 
 use super::{BoardPower, KernelProfile, MeasuredConfiguration, PowerSample, Profile, SCHEMA_VERSION, SamplePoint};
 

@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::launch::{Fingerprint, KernelKey};
+use crate::device::{Fingerprint, KernelKey};
 use crate::tenant::TenantId;
 
 /// Samples that a drift is computed from, at most: the last ones.

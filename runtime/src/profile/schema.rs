@@ -5,8 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Sms;
-use crate::launch::Work;
+use crate::device::{Sms, Work};
 
 use super::{Curve, commands};
 

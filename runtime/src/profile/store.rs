@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::device::{Device, Sms, Topology};
-use crate::launch::{Choice, Configuration, Fingerprint, KernelKey};
+use crate::device::{Device, Fingerprint, KernelKey, Sms, Topology};
+use crate::launch::{Choice, Configuration};
 
 use super::{Curve, Energy, KernelProfile, Profile, ProfileError, ProfileWarning};
 

@@ -34,8 +34,8 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use parking_lot::Mutex;
 
-use crate::device::Sms;
-use crate::launch::{Fingerprint, KernelKey, SessionStats};
+use crate::device::{Fingerprint, KernelKey, Sms};
+use crate::launch::SessionStats;
 
 /// Requests answered.
 pub const REQUESTS: &str = "smidgen_requests_total";

@@ -31,8 +31,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, Sms, StreamId};
-use crate::launch::{Fingerprint, KernelKey};
+use crate::device::{Device, DeviceError, Fingerprint, KernelKey, Sms, StreamId};
 use crate::policy::Observation;
 use crate::tenant::{TenantId, TenantSpec};
 use metrics::{RuntimeMetrics, TenantMetrics};

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::device::{Device, DeviceError, GraphId, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::device::{Device, DeviceError, Fingerprint, GraphId, KernelKey, LaunchRequest, PartitionId, Sms, StreamId};
+use crate::launch::SessionStats;
 use crate::launch::capture::GraphBody;
-use crate::launch::{Fingerprint, KernelKey, SessionStats};
 use crate::policy::{CLOSE, Observation};
 use crate::tenant::TenantId;
 

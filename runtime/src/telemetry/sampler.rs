@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::device::{Device, DeviceError, Event, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
-use crate::launch::Fingerprint;
+use crate::device::{Device, DeviceError, Event, Fingerprint, LaunchRequest, PartitionId, Priority, Sms, Stream, StreamId};
 use crate::launch::capture::GraphBody;
 use crate::tenant::TenantId;
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Sms;
-use crate::launch::Fingerprint;
+use crate::device::{Fingerprint, Sms};
 use crate::tenant::TenantId;
 
 /// Something that happened to a tenant.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::launch::Fingerprint;
+use crate::device::Fingerprint;
 
 /// Replays of a session for each request that it launches instead: few enough slow requests that the 99th percentile does not know of them.
 pub(crate) const LAUNCHED_STRIDE: u64 = 1000;

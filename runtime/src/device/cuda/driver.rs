@@ -13,8 +13,10 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::loader::NEEDED_DRIVER;
 use super::status::{check, describe, error};
-use crate::device::{DeviceError, DevicePtr, EventId, FunctionId, GraphId, StreamId};
-use crate::launch::{Element, EncodedMaps, Launch, MAX_DIMENSIONS, ParamBytes, Params, Swizzle, TensorMap, TilesArg};
+use crate::device::{
+    DeviceError, DevicePtr, Element, EncodedMaps, EventId, FunctionId, GraphId, Launch, MAX_DIMENSIONS, ParamBytes, Params, StreamId,
+    Swizzle, TensorMap, TilesArg,
+};
 
 /// Every driver function called in this room, by the name that the library exports.
 pub const SYMBOLS: &[&str] = &[

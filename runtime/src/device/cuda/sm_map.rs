@@ -13,8 +13,7 @@ use super::partition::Partitions;
 use super::status::tolerate;
 use super::stream::Streams;
 use super::{driver, memory};
-use crate::device::{DeviceError, DevicePtr, PartitionId, Sms};
-use crate::launch::{Launch, Params, TilesArg};
+use crate::device::{DeviceError, DevicePtr, Launch, Params, PartitionId, Sms, TilesArg};
 use crate::partition::TpcSet;
 
 /// One bit per SM in `%smid` order, 32 to a word.

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::device::Priority;
-use crate::launch::progress::TileProgress;
+use crate::device::request::progress::TileProgress;
 
 use super::config::SimConfig;
 use super::contention::Demand;

@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::device::{CoscheduledGroups, Sms, Topology};
-use crate::launch::Fingerprint;
+use crate::device::{CoscheduledGroups, Fingerprint, Sms, Topology};
 use crate::profile::{Curve, Profile};
 
 /// How streams of several processes share the GPU.

@@ -10,7 +10,7 @@
 //!    72 SMs keeps 90, 84 and 81% of its rate beside 0.92, 1.11 and 1.46 TB/s. A GEMM that keeps the tensor cores a third busy loses as
 //!    much: BERT-large on 66 SMs beside 1.4 TB/s of a Llama-3.2-1B decoding on the others kept 81% of the rate that its profile gives.
 //!
-//! Every byte of a kernel's [`Work`](crate::launch::Work) counts as DRAM traffic, also where a cache would have served it.
+//! Every byte of a kernel's [`Work`](crate::device::Work) counts as DRAM traffic, also where a cache would have served it.
 
 use super::config::SimConfig;
 use super::cost::{CostModel, KernelCost};

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::device::Sms;
-use crate::launch::{Fingerprint, Work};
+use crate::device::{Fingerprint, Sms, Work};
 
 use super::config::SimConfig;
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::Priority;
-use crate::launch::Fingerprint;
+use crate::device::{Fingerprint, Priority};
 
 use super::cost::KernelCost;
 use super::sm_set::{MAX_SMS, SmSet};

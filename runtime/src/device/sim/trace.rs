@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::device::StreamId;
-use crate::launch::Fingerprint;
+use crate::device::{Fingerprint, StreamId};
 use crate::partition::TpcSet;
 
 /// One kernel, from the end of its predecessors to its own end, in virtual time.

@@ -6,9 +6,8 @@ use std::ptr;
 
 use super::layouts::resolve;
 use super::{OpaqueKernel, PROGRESSES, Resolved, SeenKernel, Session};
-use crate::device::{DeviceError, DevicePtr, FunctionId, LaunchRequest, Sms, StreamId};
+use crate::device::{DeviceError, DevicePtr, FunctionId, LaunchRequest, Sms, StreamId, TILE_PROGRESS_BYTES};
 use crate::launch::joiner::{Owner, is_long, is_long_in_a_graph};
-use crate::launch::progress::TILE_PROGRESS_BYTES;
 use crate::launch::{Choice, Fingerprint, Grids, Kernel, KernelKey, Launch, LaunchError, TilesArg, Work};
 use crate::partition::TpcSet;
 use crate::telemetry::probe::Observable;

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Buffer, Device, Event, FunctionId, PartitionId, Priority, Sms, Stream, StreamId};
+use crate::device::{Buffer, Device, Event, FunctionId, PartitionId, Priority, Sms, Stream, StreamId, TILE_PROGRESS_BYTES};
 use crate::partition::PartitionRef;
 use crate::profile::ProfileStore;
 use crate::telemetry::Probe;
@@ -24,7 +24,6 @@ use super::graph_cache::GraphCache;
 use super::joiner::{Growth, JoiningPlace, Owner};
 use super::lending::Requests;
 use super::plan::{Plan, PlanCell, PlanReader};
-use super::progress::TILE_PROGRESS_BYTES;
 use super::{Choice, Grids, Kernel, KernelKey, LaunchError, TenantPlan, Work};
 
 mod graphs;
