@@ -213,6 +213,7 @@ impl Server {
 
     /// Nothing is in flight, and nothing waits.
     fn rest(&mut self) -> Result<(), LaunchError> {
+        self.log.rests();
         if self.lending == Lending::Working {
             self.lending = Lending::Idle;
             self.session.end_request()?;

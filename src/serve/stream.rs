@@ -180,6 +180,7 @@ impl<E: Executor> StreamServer<E> {
 
     /// Nothing is in flight, and nothing waits.
     fn rest(&mut self) -> Result<(), E::Error> {
+        self.log.rests();
         if self.lending == Lending::Working {
             self.lending = Lending::Idle;
             self.batching.executor_mut().end_request()?;

@@ -43,7 +43,9 @@ pub unsafe extern "C" fn smidgen_session_end_request(session: *mut smidgen_sessi
     guard(|| {
         // SAFETY: the caller's promise is passed on.
         let mut chain = unsafe { enter(session) }?;
-        Ok(chain.session.end_request()?)
+        chain.session.end_request()?;
+        chain.log.rests();
+        Ok(())
     })
 }
 

@@ -241,8 +241,9 @@ pub(super) struct Pulse {
     close: AtomicU64,
     /// Whether the request answered last missed its objective or nearly did.
     is_late: AtomicBool,
-    /// Whether the engine ever told of a request.
-    is_felt: AtomicBool,
+    has_answered: AtomicBool,
+    /// Whether the engine ever told of a request, or that it has none.
+    tells: AtomicBool,
     /// The objective now, nanoseconds; 0 for none.
     objective: AtomicU64,
 }
@@ -262,18 +263,19 @@ impl Pulse {
         self.missed.fetch_add(u64::from(spent > 1.0), Ordering::Relaxed);
         self.close.fetch_add(u64::from(spent > CLOSE), Ordering::Relaxed);
         self.is_late.store(spent > CLOSE, Ordering::Relaxed);
-        self.is_felt.store(true, Ordering::Relaxed);
+        self.has_answered.store(true, Ordering::Relaxed);
+        self.tells.store(true, Ordering::Relaxed);
     }
 
     /// Whether the next request may take somewhat longer than others. Where requests are answered in the order of their arrival it has waited no longer than
     /// the one answered last took. Of an engine that tells nothing of requests with an objective, nobody knows.
     fn can_wait(&self) -> bool {
-        self.objective().is_none() || (self.is_felt.load(Ordering::Relaxed) && !self.is_late.load(Ordering::Relaxed))
+        self.objective().is_none() || (self.has_answered.load(Ordering::Relaxed) && !self.is_late.load(Ordering::Relaxed))
     }
 
     /// What happened since the last call; whether the tenant rested or is paused is not known here. Of an engine that tells nothing, the tenant is taken to be at work.
     pub(super) fn take(&self, tenant: TenantId) -> Observation {
-        let working = !self.is_felt.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
+        let working = !self.tells.load(Ordering::Relaxed) || self.under_way.load(Ordering::Relaxed) > 0;
         let [requests, missed, close] = [&self.answered, &self.missed, &self.close].map(|count| count.swap(0, Ordering::Relaxed));
         Observation { tenant, requests, missed, close, working, rested: false, paused: false, ample: false }
     }
@@ -293,6 +295,12 @@ pub struct RequestLog {
 impl RequestLog {
     pub(super) fn new(tracing: Arc<AtomicBool>, ring: Option<Arc<Ring>>, metrics: RequestMetrics, pulse: Arc<Pulse>) -> Self {
         Self { tracing, ring, metrics: Some(metrics), pulse, begun: 0 }
+    }
+
+    /// There is no request to work on. An engine that waits for its first one should say so: of one that has told nothing, the tenant is taken to be at work,
+    /// and keeps its SMs.
+    pub fn rests(&self) {
+        self.pulse.tells.store(true, Ordering::Relaxed);
     }
 
     /// Work on a request begins. An engine whose requests may take longer than a second should say so, or a throughput tenant may be taken to be idle.
@@ -334,6 +342,16 @@ impl Drop for RequestLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_waits_for_its_first_request_is_not_at_work() {
+        let mut log = RequestLog::default();
+        let pulse = Arc::clone(&log.pulse);
+        log.rests();
+        assert!(!pulse.take(TenantId(0)).working);
+        log.begun();
+        assert!(pulse.take(TenantId(0)).working);
+    }
 
     #[test]
     fn a_request_whose_log_is_dropped_is_no_work_any_more() {

@@ -221,6 +221,23 @@ fn a_step_of_one_tenant_that_cannot_be_planned_for_keeps_no_other_from_being_hel
 }
 
 #[test]
+fn a_throughput_tenant_whose_engine_waits_for_its_first_request_gives_its_sms_up() {
+    let gpu = Gpu::h200();
+    let (runtime, [batch, silent]) = under(&gpu, Slo::default(), ["batch", "silent"].map(spec));
+    let owned = |id| runtime.plan().tenants[&id].owned.len();
+    let at_first = owned(silent);
+    let mut log = runtime.request_log(batch).unwrap();
+    log.rests();
+    for _ in 0..10 {
+        runtime.adapt().unwrap();
+    }
+    assert_eq!(owned(batch), 1);
+    assert!(owned(silent) > at_first, "of whose engine nothing is known");
+    log.begun();
+    assert!(runtime.adapt().unwrap() && owned(batch) > 1);
+}
+
+#[test]
 fn a_tenant_that_works_again_while_no_plan_can_be_made_has_its_part_back_once_one_can() {
     let gpu = Gpu::h200();
     let policy = Choosy::that_refuses(|_| false);
