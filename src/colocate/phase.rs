@@ -326,7 +326,7 @@ fn result(runtime: &Runtime, tenant: &TenantRequest, id: TenantId, served: &Serv
         waiting: served.waiting,
         rate: tenant.rate,
         slo_ms: tenant.slo_ms,
-        slo_attainment: tenant.slo_ms.map(|_| served.within_slo as f64 / latencies.count().max(1) as f64),
+        slo_attainment: tenant.slo_ms.filter(|_| latencies.count() > 0).map(|_| served.within_slo as f64 / latencies.count() as f64),
         mean_ms: latencies.mean_ms(),
         quantiles_ms: (0..=100).map(|percent| latencies.quantile_ms(f64::from(percent) / 100.0)).collect(),
         walls: mine.map_or(Walls::default(), |plan| plan.walls),

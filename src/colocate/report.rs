@@ -25,7 +25,7 @@ use super::names::cut;
 use super::results::{PhaseClocks, PolicyResult, RunResult, TenantResult};
 use charts::Charts;
 use headline::{Comparison, tenants};
-use scale::{index, milliseconds, number, positive};
+use scale::{index, milliseconds, number, percent, positive};
 use svg::Escaped;
 
 /// Characters of a tenant's name in the table of all figures.
@@ -43,6 +43,7 @@ pub fn render(run: &RunResult) -> String {
         throughput(run, &charts),
         distributions(run, &charts),
         table(run, &charts),
+        streams(run),
         clocks(run),
         predictions(run),
         READING.to_owned(),
@@ -112,9 +113,16 @@ fn cards(compared: &Comparison) -> String {
     let p99 = |policy: &PolicyResult| milliseconds(compared.p99_ms(policy).unwrap_or(f64::NAN));
     let total = |policy: &PolicyResult| index(policy.total_normalised_throughput);
     let fairness = |policy: &PolicyResult| index(policy.fairness);
+    let each = if compared.tenant.stream.is_some() { " a token" } else { "" };
+    let kept = compared.objective_ms(shown).map(|objective| {
+        let title = format!("{} within its objective of {}{} under {}", compared.tenant.name, milliseconds(objective), each, shown.policy);
+        let kept = |policy: &PolicyResult| compared.kept(policy).map_or_else(|| "–".to_owned(), percent);
+        card(&title, kept(shown), before.map(kept))
+    });
     format!(
-        "<ul class=\"cards\">\n{}{}{}</ul>\n",
+        "<ul class=\"cards\">\n{}{}{}{}</ul>\n",
         card(&format!("{}’s p99 under {}", compared.tenant.name, shown.policy), p99(shown), before.map(p99)),
+        kept.unwrap_or_default(),
         card(&format!("Normalised throughput under {}", shown.policy), total(shown), before.map(total)),
         card(&format!("Fairness under {}", shown.policy), fairness(shown), before.map(fairness)),
     )
@@ -198,7 +206,8 @@ fn group(class: &str, name: &str, totals: &str, tenants: &[TenantResult]) -> Str
 
 fn row(tenant: &TenantResult) -> String {
     let latency = |value| positive(value).map_or_else(|| "–".into(), number);
-    let within = tenant.slo_attainment.map_or_else(|| "no SLO".into(), |share| format!("{}%", number(100.0 * share)));
+    let none = || if tenant.slo_ms.is_some() { "–".into() } else { "no SLO".into() };
+    let within = tenant.slo_attainment.map_or_else(none, percent);
     let within = if tenant.falls_behind() { format!("{within}, {} still waited", tenant.waiting) } else { within };
     let figures = [
         number(tenant.throughput),
@@ -218,6 +227,37 @@ fn row(tenant: &TenantResult) -> String {
         figures.map(|figure| format!("<td>{figure}</td>")).concat(),
         walls(tenant.walls)
     )
+}
+
+/// When the tokens of streams came. Their objectives are for the time from one token to the next.
+fn streams(run: &RunResult) -> String {
+    let row = |phase: &str, tenant: &TenantResult| {
+        let stream = tenant.stream?;
+        let latency = |value| positive(value).map_or_else(|| "–".into(), number);
+        let figures =
+            [number(stream.tokens_per_second)].into_iter().chain(stream.first_token_ms.into_iter().chain(stream.per_token_ms).map(latency));
+        let objective = tenant.slo_ms.map_or_else(|| "no SLO".into(), number);
+        let cells: String = figures.chain([objective]).map(|figure| format!("<td>{figure}</td>")).collect();
+        Some(format!(
+            "<tr><th scope=\"row\">{}</th><td class=\"word\">{}</td>{cells}</tr>\n",
+            Escaped(phase),
+            Escaped(&cut(&tenant.name, LONGEST_NAME))
+        ))
+    };
+    let rows: String = run.phases().filter_map(|(phase, tenant)| row(phase, tenant)).collect();
+    if rows.is_empty() {
+        return rows;
+    }
+    let mut html = format!(
+        "<section>\n<h2>Streams, token by token</h2>\n<div class=\"scroll\">\n<table>\n<caption>{}From a request’s arrival to its first token, and from one token to \
+         the next, in milliseconds. An objective is for the latter; the latencies above are those of whole requests.</caption>\n<thead><tr>\
+         <th scope=\"col\">phase</th><th scope=\"col\" class=\"word\">tenant</th>",
+        mark(run)
+    );
+    for column in ["tokens/s", "first token p50", "p95", "p99", "per token p50", "p95", "p99", "SLO"] {
+        html += &format!("<th scope=\"col\">{column}</th>");
+    }
+    html + &format!("</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n</section>\n")
 }
 
 /// A tenant's class in a word.
@@ -289,7 +329,7 @@ const READING: &str = "<section>\n<h2>How to read this</h2>\n<dl class=\"words\"
     <dt>normalised throughput</dt><dd>Throughput divided by throughput alone; the total is the sum over tenants.</dd>\n\
     <dt>fairness</dt><dd>Smallest slowdown divided by largest: at 1 all tenants suffer alike.</dd>\n\
     <dt>Jain’s index</dt><dd>Fairness of the normalised throughputs: 1 when equal, 1/n when one of n tenants has everything.</dd>\n\
-    <dt>within SLO</dt><dd>Share of a tenant’s requests that kept its latency objective.</dd>\n\
+    <dt>within SLO</dt><dd>Share of a tenant’s requests that kept its latency objective; of a stream, by their mean time from one token to the next.</dd>\n\
     <dt>SMs</dt><dd>The most SMs that any kernel of the tenant was placed on.</dd>\n\
     <dt>time-slice, mps-default</dt><dd>Ordinary sharing, without smidgen: each tenant in a process of its own, by turns or under NVIDIA MPS.</dd>\n\
     <dt>mps-priority</dt><dd>MPS that is told to let latency tenants come first.</dd>\n\

@@ -58,7 +58,7 @@ pub struct TenantResult {
     /// The latency that its requests should keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo_ms: Option<f64>,
-    /// Share of the requests within the tenant's SLO; none without one.
+    /// Share of the requests within the tenant's SLO; none without one, or without requests.
     pub slo_attainment: Option<f64>,
     /// Mean latency.
     pub mean_ms: f64,
@@ -165,6 +165,16 @@ pub struct RunResult {
     /// Clock and power, phase by phase; none on the simulator, and where nothing reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clocks: Vec<PhaseClocks>,
+}
+
+impl RunResult {
+    /// Every tenant in every phase, in the order of the tables.
+    pub fn phases(&self) -> impl Iterator<Item = (&str, &TenantResult)> {
+        let alone = self.alone.iter().map(|tenant| ("alone", tenant));
+        let at_rate = self.alone_at_rate.iter().map(|tenant| ("alone at its rate", tenant));
+        let together = self.policies.iter().flat_map(|policy| policy.tenants.iter().map(|tenant| (policy.policy.as_str(), tenant)));
+        alone.chain(at_rate).chain(together)
+    }
 }
 
 impl PhaseClocks {

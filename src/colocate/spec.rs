@@ -111,7 +111,7 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
         load: None,
         stream: None,
     };
-    let (mut seq, mut prompt, mut generate, mut chunk) = (None, None, None, None);
+    let (mut class, mut seq, mut prompt, mut generate, mut chunk) = (None, None, None, None, None);
     let mut given = Vec::new();
     for field in fields {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("`{field}` is no key=value"))?;
@@ -120,8 +120,8 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
         }
         given.push(key);
         match key {
-            "class" if value == "latency" => tenant.class = Class::Latency,
-            "class" if value == "throughput" => tenant.class = Class::Throughput,
+            "class" if value == "latency" => class = Some(Class::Latency),
+            "class" if value == "throughput" => class = Some(Class::Throughput),
             "class" => return Err(format!("class `{value}` is neither latency nor throughput")),
             "slo" => (tenant.slo_ms, tenant.slo_times_alone) = slo(value)?,
             "batch" => tenant.batch = count(key, value)?,
@@ -135,6 +135,11 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             _ => return Err(format!("`{key}` is no property of a tenant")),
         }
     }
+    let has_objective = tenant.slo_ms.is_some() || tenant.slo_times_alone.is_some();
+    if has_objective && class == Some(Class::Throughput) {
+        return Err("a throughput tenant has no objective: leave slo out, or say class=latency".into());
+    }
+    tenant.class = class.unwrap_or(if has_objective { Class::Latency } else { Class::Throughput });
     if tenant.rate.is_some() && tenant.load.is_some() {
         return Err("rate and load say the same thing: give one of them".into());
     }
@@ -148,7 +153,7 @@ fn parse(text: &str) -> Result<TenantRequest, String> {
             if chunk < tenant.batch {
                 return Err(format!("chunk `{chunk}` has no token for each of the {} requests of a step", tenant.batch));
             }
-            if generate.get() == 1 && (tenant.slo_ms.is_some() || tenant.slo_times_alone.is_some()) {
+            if generate.get() == 1 && has_objective {
                 return Err("a stream's slo is for the time from one token to the next, and generate=1 has none".into());
             }
             tenant.stream = Some(Stream { prompt, generate, chunk });
@@ -232,6 +237,7 @@ mod tests {
         assert_eq!((tenant.phase, tenant.batch, tenant.context()), (DecoderPhase::Prefill, 1, 8192));
         let tenant: TenantRequest = "a=llama-3.2-1b,load=0.3,slo=1.5x".parse().unwrap();
         assert_eq!((tenant.load, tenant.rate, tenant.slo_ms, tenant.slo_times_alone), (Some(0.3), None, None, Some(1.5)));
+        assert_eq!(tenant.class, Class::Latency, "who has an objective is there for its latency");
     }
 
     #[test]
@@ -253,6 +259,7 @@ mod tests {
             ("a=b,slo=5", "no unit"),
             ("a=b,rate=-1/s", "rate `-1/s`"),
             ("a=b,class=best", "class `best`"),
+            ("a=b,slo=5ms,class=throughput", "no objective"),
             ("a=b,prompt=8", "both prompt and generate"),
             ("a=b,chunk=8", "both prompt and generate"),
             ("a=b,prompt=8,generate=0", "generate `0`"),

@@ -4,8 +4,9 @@ use super::names::cut;
 use super::results::{PhaseClocks, PlannedPower, PolicyResult, RunResult, TenantResult};
 use smidgen_runtime::tenant::Class;
 
-const HEAD: [&str; COLUMNS] = ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "slowdown", "total", "fairness"];
-const COLUMNS: usize = 10;
+const HEAD: [&str; COLUMNS] =
+    ["policy", "tenant", "class", "requests/s", "p50 ms", "p95 ms", "p99 ms", "in SLO", "slowdown", "total", "fairness"];
+const COLUMNS: usize = 11;
 
 const STREAM_HEAD: [&str; 7] = ["policy", "tenant", "tokens/s", "first token p50 ms", "p99 ms", "per token p50 ms", "p99 ms"];
 
@@ -31,24 +32,22 @@ pub fn render(run: &RunResult) -> String {
     let mut streams = vec![STREAM_HEAD.map(str::to_owned)];
     rows.extend(run.alone.iter().map(|tenant| row("alone", tenant, None)));
     rows.extend(run.alone_at_rate.iter().map(|tenant| row("alone at its rate", tenant, None)));
-    let alone =
-        run.alone.iter().map(|tenant| ("alone", tenant)).chain(run.alone_at_rate.iter().map(|tenant| ("alone at its rate", tenant)));
-    streams.extend(alone.filter_map(|(name, tenant)| stream_row(name, tenant)));
+    streams.extend(run.phases().filter_map(|(phase, tenant)| stream_row(phase, tenant)));
     for policy in &run.policies {
         for (at, tenant) in policy.tenants.iter().enumerate() {
             rows.push(if at == 0 { row(&policy.policy, tenant, Some(policy)) } else { row("", tenant, None) });
         }
-        streams.extend(policy.tenants.iter().filter_map(|tenant| stream_row(&policy.policy, tenant)));
     }
     let mark = if run.provenance.simulated { "SIMULATED  " } else { "" };
     let streams = if streams.len() > 1 { lines(&streams, STREAM_WORDS, mark) } else { Vec::new() };
     let mut clocks = vec![CLOCK_HEAD.map(str::to_owned)];
     clocks.extend(run.clocks.iter().map(clock_row));
     let clocks = if clocks.len() > 1 { lines(&clocks, CLOCK_WORDS, mark) } else { Vec::new() };
-    let behind = run.policies.iter().flat_map(|policy| policy.tenants.iter().filter_map(|tenant| behind(&policy.policy, tenant)));
+    let behind = run.phases().filter_map(|(phase, tenant)| behind(phase, tenant));
+    let unheard = run.phases().filter_map(|(phase, tenant)| finished_nothing(phase, tenant));
     let predictions = run.policies.iter().filter_map(power).chain(run.policies.iter().flat_map(predictions));
     let tables = lines(&rows, WORDS, mark).into_iter().chain(streams).chain(clocks);
-    tables.chain(behind).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
+    tables.chain(behind).chain(unheard).chain(predictions).map(|line| format!("{mark}{line}\n")).collect()
 }
 
 /// Rows with their columns aligned, to stand after `mark`; the first `words` columns hold words.
@@ -64,7 +63,7 @@ fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [S
         Class::Latency => "latency",
         Class::Throughput => "throughput",
     };
-    let latency = |ms: f64| if ms > 0.0 { figure(ms, 3) } else { "-".into() };
+    let latency = |ms| positive(ms, 3);
     [
         name(policy, LONGEST_POLICY),
         name(&tenant.name, LONGEST_NAME),
@@ -73,7 +72,8 @@ fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [S
         latency(tenant.p50_ms),
         latency(tenant.p95_ms),
         latency(tenant.p99_ms),
-        if tenant.slowdown > 0.0 { figure(tenant.slowdown, 2) + "x" } else { "-".into() },
+        tenant.slo_attainment.map_or_else(|| "-".into(), |share| figure(100.0 * share, 1) + "%"),
+        if tenant.slowdown > 0.0 && tenant.p50_ms > 0.0 { figure(tenant.slowdown, 2) + "x" } else { "-".into() },
         totals.map_or_else(String::new, |policy| figure(policy.total_normalised_throughput, 2)),
         totals.map_or_else(String::new, |policy| figure(policy.fairness, 2)),
     ]
@@ -81,8 +81,8 @@ fn row(policy: &str, tenant: &TenantResult, totals: Option<&PolicyResult>) -> [S
 
 fn stream_row(policy: &str, tenant: &TenantResult) -> Option<[String; STREAM_HEAD.len()]> {
     let stream = tenant.stream?;
-    let [first, _, slow_first] = stream.first_token_ms.map(|ms| figure(ms, 2));
-    let [per_token, _, slow_per_token] = stream.per_token_ms.map(|ms| figure(ms, 3));
+    let [first, _, slow_first] = stream.first_token_ms.map(|ms| positive(ms, 2));
+    let [per_token, _, slow_per_token] = stream.per_token_ms.map(|ms| positive(ms, 3));
     Some([
         name(policy, LONGEST_POLICY),
         name(&tenant.name, LONGEST_NAME),
@@ -106,6 +106,12 @@ fn behind(policy: &str, tenant: &TenantResult) -> Option<String> {
         .then(|| format!("{policy}, {name}: {} requests still waited at the end; latencies are at least these", tenant.waiting))
 }
 
+/// That there is nothing to judge a tenant by.
+fn finished_nothing(phase: &str, tenant: &TenantResult) -> Option<String> {
+    let (phase, name) = (name(phase, LONGEST_POLICY), name(&tenant.name, LONGEST_NAME));
+    (tenant.p50_ms <= 0.0).then(|| format!("{phase}, {name}: no request was finished; measure longer with --duration"))
+}
+
 /// What its plan is predicted to draw.
 fn power(policy: &PolicyResult) -> Option<String> {
     let PlannedPower { board_w, limit_w, clock } = policy.power?;
@@ -127,6 +133,11 @@ fn predictions(policy: &PolicyResult) -> impl Iterator<Item = String> {
         let (policy, tenant) = (name(&policy.policy, LONGEST_POLICY), name(&prediction.name, LONGEST_NAME));
         format!("SIMULATED prediction, {policy}, {tenant}: {} requests/s, {error}", figure(prediction.simulated_throughput, 1))
     })
+}
+
+/// A latency; a dash where there was none to measure.
+fn positive(ms: f64, digits: usize) -> String {
+    if ms > 0.0 { figure(ms, digits) } else { "-".into() }
 }
 
 /// A figure of at most 10 characters; a dash for what is none.
@@ -218,6 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn the_share_of_requests_that_kept_their_objective_has_a_column() {
+        let mut run = run(false, ["chat", "bulk"]);
+        run.policies[0].tenants[0].slo_attainment = Some(0.9942);
+        let text = render(&run);
+        let kept = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().nth(7).unwrap();
+        assert!(text.contains("p99 ms  in SLO  slowdown"), "{text}");
+        assert_eq!([kept("alone"), kept("model-rightsize")], ["-", "99.4%"], "{text}");
+    }
+
+    #[test]
     fn every_line_of_a_simulated_run_says_so() {
         assert!(render(&run(true, ["chat", "bulk"])).lines().all(|line| line.starts_with("SIMULATED  ")));
         assert!(!render(&run(false, ["chat", "bulk"])).contains("SIMULATED"));
@@ -292,6 +313,22 @@ mod tests {
         run.policies[0].tenants[0] = TenantResult { slowdown: f64::NAN, ..tenant("chat", 0.0, f64::NAN) };
         let text = render(&run);
         let line = text.lines().find(|line| line.starts_with("model-rightsize")).unwrap();
-        assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..8], ["0.0", "-", "-", "-", "-"]);
+        assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..9], ["0.0", "-", "-", "-", "-", "-"]);
+    }
+
+    #[test]
+    fn a_phase_without_a_finished_request_says_so_and_what_to_do() {
+        let mut run = run(false, ["chat", "bulk"]);
+        assert!(!render(&run).contains("--duration"));
+        run.alone[0] = tenant("chat", 0.0, 0.0);
+        let none = StreamResult { tokens_per_second: 0.0, first_token_ms: [0.0; 3], per_token_ms: [0.0; 3] };
+        run.policies[0].tenants[0] = TenantResult { stream: Some(none), ..tenant("chat", 0.0, 0.0) };
+        let text = render(&run);
+        let alone: Vec<_> = text.lines().find(|line| line.starts_with("alone")).unwrap().split_whitespace().skip(3).collect();
+        assert_eq!(alone, ["0.0", "-", "-", "-", "-", "-"]);
+        let stream: Vec<_> =
+            text.lines().skip_while(|line| !line.contains("tokens/s")).nth(1).unwrap().split_whitespace().skip(2).collect();
+        assert_eq!(stream, ["0.0", "-", "-", "-", "-"]);
+        assert!(text.contains("\nalone, chat: no request was finished; measure longer with --duration\n"), "{text}");
     }
 }

@@ -54,6 +54,16 @@ impl<'a> Comparison<'a> {
         find(&policy.tenants, &self.tenant.name).and_then(|tenant| positive(tenant.p99_ms))
     }
 
+    /// What the tenant's requests should keep under `policy`, milliseconds.
+    pub(super) fn objective_ms(&self, policy: &PolicyResult) -> Option<f64> {
+        find(&policy.tenants, &self.tenant.name)?.slo_ms.and_then(positive)
+    }
+
+    /// The share of the tenant's requests that kept it.
+    pub(super) fn kept(&self, policy: &PolicyResult) -> Option<f64> {
+        find(&policy.tenants, &self.tenant.name)?.slo_attainment
+    }
+
     /// The sentence.
     pub(super) fn headline(&self) -> String {
         let name = &self.tenant.name;

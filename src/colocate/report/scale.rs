@@ -100,6 +100,11 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     if range.1 > 0.0 { range } else { (1.0, 1.0) }
 }
 
+/// A share.
+pub(super) fn percent(share: f64) -> String {
+    format!("{}%", number(100.0 * share))
+}
+
 /// Three significant digits, without an exponent where a person would not use one; a dash for what was not measured.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();

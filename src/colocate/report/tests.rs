@@ -5,7 +5,7 @@ use smidgen_runtime::tenant::Class;
 
 use super::headline::Comparison;
 use super::render;
-use crate::colocate::results::{PhaseClocks, PolicyResult, Prediction, RunProvenance, RunResult, TenantResult};
+use crate::colocate::results::{PhaseClocks, PolicyResult, Prediction, RunProvenance, RunResult, StreamResult, TenantResult};
 
 fn tenant(name: &str, class: Class, throughput: f64, p50_ms: f64, p99_ms: f64) -> TenantResult {
     TenantResult {
@@ -137,6 +137,45 @@ fn names_from_outside_cannot_change_the_page() {
     let page = render(&run);
     assert!(!page.contains("<script") && !page.contains("alert('x')") && !page.contains("\" onload"), "{page}");
     assert!(page.contains("&lt;script&gt;") && !page.contains(['\0', '\u{1b}']));
+}
+
+#[test]
+fn the_page_opens_with_whether_an_objective_was_kept() {
+    let mut run = run(&[("mps-default", 43.0, 0.9), ("slo", 1.6, 0.7)]);
+    assert!(!render(&run).contains("within its objective"));
+    for (policy, kept) in run.policies.iter_mut().zip([Some(0.031), Some(0.994)]) {
+        (policy.tenants[0].slo_ms, policy.tenants[0].slo_attainment) = (Some(2.0), kept);
+    }
+    let page = render(&run);
+    assert!(
+        page.contains(
+            "<span>chat within its objective of 2.00 ms under slo</span><strong>99.4%</strong><span>3.10% under mps-default</span>"
+        ),
+        "{page}"
+    );
+    run.policies[0].tenants[0].slo_attainment = None;
+    let page = render(&run);
+    assert!(
+        page.contains("<span>– under mps-default</span>")
+            && !page.contains("no SLO</td><td>66</td><td class=\"word\">grid, grant</td></tr>\n<tr><th scope=\"row\" title=\"bulk"),
+        "{page}"
+    );
+}
+
+#[test]
+fn tokens_of_streams_have_a_table_of_their_own() {
+    let mut run = simulated(run(&[("slo", 1.6, 0.7)]));
+    assert!(!render(&run).contains("token by token"));
+    let stream = StreamResult { tokens_per_second: 1234.0, first_token_ms: [12.0, 20.0, 0.0], per_token_ms: [1.5, 2.5, 3.5] };
+    (run.policies[0].tenants[0].stream, run.policies[0].tenants[0].slo_ms) = (Some(stream), Some(20.0));
+    let page = render(&run);
+    let table = page.split("token by token").nth(1).unwrap().split("</table>").next().unwrap();
+    assert!(table.contains("<caption>SIMULATED: "), "{table}");
+    run.alone[0].stream = Some(stream);
+    assert!(render(&run).contains("chat within its objective of 20.0 ms a token under slo"));
+    let row = table.split("<tbody>").nth(1).unwrap();
+    let cells: Vec<_> = row.split("<td>").skip(1).map(|cell| cell.split('<').next().unwrap()).collect();
+    assert_eq!((cells.len(), &cells[..]), (8, &["1234", "12.0", "20.0", "–", "1.50", "2.50", "3.50", "20.0"][..]), "{row}");
 }
 
 #[test]
