@@ -185,6 +185,9 @@ impl<'a> Charts<'a> {
             measured.map(|(at, &latency)| (scale.at(latency), height(at as f64 / last))).collect()
         };
         let drawn: Vec<Vec<Point>> = curves.iter().map(|(.., tenant)| points(tenant)).collect();
+        if drawn.iter().all(Vec::is_empty) {
+            svg.text("minor", ((left + RIGHT) / 2.0, height(0.25)), Anchor::Middle, "no request was finished");
+        }
         for ((class, name, tenant), points) in curves.iter().zip(&drawn) {
             let [p50, p99] = [tenant.p50_ms, tenant.p99_ms].map(milliseconds);
             svg.group(class, &format!("{name}: p50 {p50}, p99 {p99}"), |svg| {

@@ -163,6 +163,17 @@ fn the_page_opens_with_whether_an_objective_was_kept() {
 }
 
 #[test]
+fn a_chart_without_a_finished_request_says_so() {
+    let mut run = run(&[("slo", 1.6, 0.7)]);
+    assert!(!render(&run).contains("no request was finished"));
+    let [alone, shared] = [&mut run.alone[0], &mut run.policies[0].tenants[0]];
+    for tenant in [alone, shared] {
+        (tenant.p50_ms, tenant.quantiles_ms) = (0.0, vec![0.0; 101]);
+    }
+    assert_eq!(render(&run).matches("no request was finished").count(), 1);
+}
+
+#[test]
 fn tokens_of_streams_have_a_table_of_their_own() {
     let mut run = simulated(run(&[("slo", 1.6, 0.7)]));
     assert!(!render(&run).contains("token by token"));
