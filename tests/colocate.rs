@@ -465,6 +465,38 @@ fn an_output_that_cannot_be_written_is_refused_before_the_run_and_neither_file_a
 }
 
 #[test]
+fn an_output_never_takes_the_place_of_what_the_run_reads() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let shipped = fs::read_to_string(profile()).unwrap();
+    fs::create_dir(folder.path().join("profiles")).unwrap();
+    write("profiles/h200.json", &shipped);
+    write("run.toml", "tenants = [\"embed=bert-large,batch=1,seq=16\"]\n");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("run.toml", folder.path().join("link")).unwrap();
+    fs::hard_link(folder.path().join("profiles/h200.json"), folder.path().join("hard")).unwrap();
+    let outputs = ["--json profiles/h200.json", "--queue ./profiles/../profiles/h200.json", "--html hard", "--trace run.toml"];
+    for output in outputs.into_iter().chain(cfg!(unix).then_some("--json link")) {
+        // The shipped profile counts, too, where none is named.
+        for named in ["--profile profiles/h200.json", ""] {
+            let args = format!("colocate --device sim --tenants run.toml --duration 0.05s --policy exclusive {named} {output}");
+            let refused = smidgen(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(2), "{args}: {stderr}");
+            names_all(&stderr, &[output.split_once(' ').unwrap().1, "this very command", "give the output another name"]);
+        }
+    }
+    assert_eq!(fs::read_to_string(profile()).unwrap(), fs::read_to_string(folder.path().join("profiles/h200.json")).unwrap());
+    assert!(fs::read_to_string(folder.path().join("run.toml")).unwrap().starts_with("tenants"));
+    // A device loses nothing.
+    #[cfg(unix)]
+    succeeded(&smidgen(
+        folder.path(),
+        &["colocate", "--device", "sim", "--tenants", "run.toml", "--duration", "0.05s", "--policy", "exclusive", "--json", "/dev/null"],
+    ));
+}
+
+#[test]
 fn an_old_result_survives_a_run_that_fails() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("out.json"), "old").unwrap();

@@ -93,6 +93,10 @@ fn a_queue_that_cannot_be_used_is_refused_by_its_file() {
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains("queue.json") && stderr.contains(part) && stderr.lines().count() == 1, "{stderr}");
     }
+    fs::write(folder.path().join("queue.json"), r#"{"schema":1,"simulated":true,"tenants":[]}"#).unwrap();
+    let onto_itself = smidgen(folder.path(), &["profile", "--device", "sim", "--queue", "queue.json", "-o", "./queue.json"]);
+    let stderr = String::from_utf8_lossy(&onto_itself.stderr);
+    assert!(onto_itself.status.code() == Some(2) && stderr.contains("give the output another name"), "{stderr}");
     let both = smidgen(folder.path(), &["profile", "--queue", "queue.json", "--model", "bert-base", "-o", "missing.json"]);
     assert_eq!(both.status.code(), Some(2));
 }

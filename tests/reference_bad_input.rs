@@ -351,6 +351,28 @@ fn an_output_that_cannot_be_written_is_refused_and_an_old_one_survives_a_failure
 }
 
 #[test]
+fn an_output_never_takes_the_place_of_the_model_or_the_ids() {
+    let model = Copy::of("bert");
+    let ids = fixture("bert").join("ids.json");
+    fs::copy(&ids, model.file("my-ids.json")).unwrap();
+    for name in ["model.safetensors", "config.json", "my-ids.json"] {
+        let before = fs::read(model.file(name)).unwrap();
+        let ids = model.file("my-ids.json");
+        let paths = [model.path(), &ids, &model.path().join(".").join(name)].map(|path| path.to_str().unwrap().to_owned());
+        let line = message(&["forward", "--device", "cpu", "--model", &paths[0], "--ids", &paths[1], "--out", &paths[2]]);
+        assert!(line.starts_with(&paths[2]) && line.contains("give the output another name"), "{line}");
+        assert_eq!(fs::read(model.file(name)).unwrap(), before);
+    }
+    // An earlier result in the model's folder is replaced, as anywhere.
+    let out = model.file("out.safetensors");
+    for _ in 0..2 {
+        let paths = [model.path(), &ids, &out].map(|path| path.to_str().unwrap());
+        let output = smidgen(&["forward", "--device", "cpu", "--model", paths[0], "--ids", paths[1], "--out", paths[2]]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_command_that_does_not_suit_the_model_names_the_one_that_does() {
     let mut messages = Messages::default();
     messages.embed("embed with a decoder", &fixture("llama-untied"));

@@ -18,6 +18,7 @@ use smidgen_runtime::policy;
 use smidgen_runtime::profile::quoted;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
+use super::inputs::model_files;
 use super::output::{Unfinished, check_writable, print_line};
 use super::{profile, progress};
 
@@ -125,15 +126,22 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     }
     let files =
         Files { json: args.json.as_deref(), html: args.html.as_deref(), trace: args.trace.as_deref(), queue: args.queue.as_deref() };
-    check_writable(&files.all())?;
-    let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
-    let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
-    let place = args.device.into();
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
+    let place = args.device.into();
+    let mut profiles = args.profile;
+    if place == Where::Sim && profiles.is_empty() {
+        // Where it is missing, that is said once all else is found right.
+        profiles.extend(find_shipped_profile("").ok());
+    }
+    let models = tenants.iter().flat_map(|tenant| model_files(&tenant.model));
+    let inputs: Vec<_> = profiles.iter().cloned().chain(args.tenants).chain(models).collect();
+    check_writable(&files.all(), &inputs)?;
+    let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
+    let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let policies = Sharing::with_both_forms(args.policy);
     let partition_bytes = args.partition_memory.map(|mib| u64::from(mib) << 20);
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: args.profile, partition_bytes, place, watch };
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles, partition_bytes, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     let endpoint =
@@ -142,10 +150,11 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
         let mark = if place == Where::Sim { "SIMULATED  " } else { "" };
         eprintln!("{mark}metrics at http://{}/metrics", endpoint.address());
     }
-    match place {
-        Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
-        Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile("; or name a profile with --profile")?),
-        Where::Sim => (),
+    if run.profiles.is_empty() && place == Where::Sim {
+        run.profiles.push(find_shipped_profile("; or name a profile with --profile")?);
+    }
+    if place == Where::Cuda {
+        run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?);
     }
     let mut result = execute(&run, topology)?;
     if args.predict {
@@ -169,7 +178,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
     let files = Files { json: Some(&json), html: Some(&html), trace: None, queue: None };
-    check_writable(&files.all())?;
+    check_writable(&files.all(), &[])?;
     let mut run =
         Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch: Watch::default() };
     let topology = run.inspect()?;

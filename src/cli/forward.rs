@@ -11,6 +11,7 @@ use smidgen::config::ModelConfig;
 use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
+use super::inputs::model_files;
 use super::output::{Unfinished, check_writable};
 use super::{ComputeDevice, progress};
 
@@ -36,7 +37,9 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let sequences = read_ids(&args.ids)?;
     let source = ModelSource::find(&args.model)?;
     let batch = RaggedBatch::new(&sequences, source.config()).with_context(|| args.ids.display().to_string())?;
-    check_writable(&[&args.out])?;
+    let mut inputs = model_files(&args.model);
+    inputs.push(args.ids.clone());
+    check_writable(&[&args.out], &inputs)?;
     let spinner = progress::spinner(&format!("loading {}", args.model))?;
     let running = || spinner.set_message(format!("{} tokens through {}", batch.ids().len(), args.model));
     let values = match ComputeDevice::open(args.device)? {

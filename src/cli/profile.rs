@@ -27,7 +27,8 @@ use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions};
 
 use super::colocate::RunDevice;
-use super::output::print_line;
+use super::inputs::model_files;
+use super::output::{check_not_read, print_line};
 
 /// Partitions that a sweep keeps at a time.
 const PARTITIONS: u32 = 64;
@@ -80,6 +81,8 @@ pub struct ProfileArgs {
 }
 
 pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
+    let models = args.model.iter().flat_map(|model| model_files(model));
+    check_not_read(&args.output, &args.queue.iter().cloned().chain(models).collect::<Vec<_>>())?;
     let device: Arc<dyn Device> = match args.device {
         RunDevice::Cuda => smidgen::cuda::open()?,
         RunDevice::Sim => SimDevice::new(SimConfig::h200()),
