@@ -79,6 +79,28 @@ fn a_queue_is_only_a_part_of_what_a_request_launches_and_the_file_keeps_the_rest
     assert_eq!(missing["kernels"].as_object().unwrap().len(), rest.len() + 1);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_output_that_can_be_no_profile_is_refused_before_anything_is_measured() {
+    let folder = TempDir::new().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for (output, part) in [
+        ("/dev/full", "is a device or a pipe; name a plain file"),
+        ("/dev/null", "is a device or a pipe; name a plain file"),
+        (fifo.to_str().unwrap(), "is a device or a pipe; name a plain file"),
+        (".", "is a folder; name a plain file"),
+        ("missing/p.json", "give a file in a folder that exists"),
+    ] {
+        let refused = smidgen(folder.path(), &["profile", "--device", "sim", "--model", "bert-base", "-o", output]);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{stderr}");
+        assert!(stderr.starts_with(&format!("error: {output}: ")) && stderr.contains(part) && stderr.lines().count() == 1, "{stderr}");
+        assert!(refused.stdout.is_empty());
+    }
+    assert!(!folder.path().join("missing").exists());
+}
+
 #[test]
 fn a_queue_that_cannot_be_used_is_refused_by_its_file() {
     let folder = TempDir::new().unwrap();

@@ -28,7 +28,7 @@ use smidgen_runtime::{Runtime, RuntimeOptions};
 
 use super::colocate::RunDevice;
 use super::inputs::model_files;
-use super::output::{check_not_read, print_line};
+use super::output::{check_not_read, check_writable, print_line};
 
 /// Partitions that a sweep keeps at a time.
 const PARTITIONS: u32 = 64;
@@ -82,7 +82,13 @@ pub struct ProfileArgs {
 
 pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
     let models = args.model.iter().flat_map(|model| model_files(model));
-    check_not_read(&args.output, &args.queue.iter().cloned().chain(models).collect::<Vec<_>>())?;
+    let inputs: Vec<_> = args.queue.iter().cloned().chain(models).collect();
+    check_not_read(&args.output, &inputs)?;
+    if args.output.exists() {
+        // What is there must be one to go on with.
+        Profile::read(&args.output)?;
+    }
+    check_writable(&[&args.output], &[])?;
     let device: Arc<dyn Device> = match args.device {
         RunDevice::Cuda => smidgen::cuda::open()?,
         RunDevice::Sim => SimDevice::new(SimConfig::h200()),

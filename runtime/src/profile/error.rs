@@ -23,6 +23,14 @@ pub enum ProfileError {
         /// What the system says.
         source: io::Error,
     },
+    /// There is something else than a file, which may have no end, or nobody at the other one.
+    #[error("{}: is {}; name a plain file, since a profile is read and saved several times", path.display(), if *is_folder { "a folder" } else { "a device or a pipe" })]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// Whether it is a folder.
+        is_folder: bool,
+    },
     /// The file cannot be written. What was there before is unharmed.
     #[error("{}: cannot be written: {source}; name a file in a folder that you may write to with `-o`", path.display())]
     Write {

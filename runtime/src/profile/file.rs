@@ -30,9 +30,10 @@ impl Profile {
     /// Reads and checks a profile file.
     ///
     /// # Errors
-    /// [`ProfileError::Read`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    /// [`ProfileError::Read`], [`ProfileError::NotAFile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
     #[tracing::instrument(level = "debug", name = "read profile", skip_all, fields(path = %path.display()))]
     pub fn read(path: &Path) -> Result<Self, ProfileError> {
+        refuse_others_than_files(path)?;
         let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
         let malformed = |error| malformed(path, &error);
         // The version first: another version's fields are not flaws of this one's.
@@ -48,11 +49,12 @@ impl Profile {
     /// Checks the profile and puts it in `path`, whose folders are made if they are not there. The file appears, or is replaced, in one step.
     ///
     /// # Errors
-    /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::Write`] with what the system says. A file that was
+    /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::NotAFile`], [`ProfileError::Write`] with what the system says. A file that was
     /// there before is unharmed then.
     #[tracing::instrument(level = "debug", name = "write profile", skip_all, fields(path = %path.display()))]
     pub fn write(&self, path: &Path) -> Result<(), ProfileError> {
         self.checked(path)?;
+        refuse_others_than_files(path)?;
         let text = to_json(self).map_err(io::Error::from);
         text.and_then(|text| replace(path, &text)).map_err(|source| ProfileError::Write { path: path.to_owned(), source })
     }
@@ -64,6 +66,14 @@ impl Profile {
             reason: flaw.reason,
             command: self.provenance.command_again(path),
         })
+    }
+}
+
+fn refuse_others_than_files(path: &Path) -> Result<(), ProfileError> {
+    match fs::metadata(path) {
+        Ok(there) if !there.is_file() => Err(ProfileError::NotAFile { path: path.to_owned(), is_folder: there.is_dir() }),
+        // What cannot be looked at says why when it is opened.
+        _ => Ok(()),
     }
 }
 
