@@ -379,7 +379,7 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
-        (&["a=bert-large,batch=100000"], &["`a`", "138801800000 are free", "the runtime's partitions", "smaller model, batch"]),
+        (&["a=bert-large,batch=100000"], &["`a`", "138.80 GB are free", "the runtime's partitions", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=1000000,seq=131072"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=4294967295"], &["batch `4294967295`", "1000000"]),
         (&["a=llama-3.2-1b,class=latency,slo=0.1ms"], &["`a`", "0.100 ms", "isolated latency", "raise"]),
@@ -425,7 +425,11 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
     let sound = fs::read_to_string(profile()).unwrap();
     let cases: [(&str, Option<String>, &[&str]); 6] = [
         ("missing.json", None, &["cannot be read", "smidgen profile"]),
-        ("gpu.json", Some(sound.replace("\"NVIDIA H200\"", "\"NVIDIA A100\"")), &["NVIDIA A100", "NVIDIA H200", "smidgen profile"]),
+        (
+            "gpu.json",
+            Some(sound.replace("\"NVIDIA H200\"", "\"NVIDIA A100\"")),
+            &["NVIDIA A100", "NVIDIA H200", "smidgen profile --device sim"],
+        ),
         ("sms.json", Some(sound.replacen("\"sms\": 132", "\"sms\": 144", 1)), &["144", "132", "smidgen profile"]),
         ("schema.json", Some(sound.replacen("\"schema\": 1", "\"schema\": 99", 1)), &["schema", "99", "smidgen profile"]),
         ("zero.json", Some(sound.replacen("{\"sms\": 2,", "{\"sms\": 0,", 1)), &["points[0]", "sms"]),
@@ -443,9 +447,25 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
         names_all(&line, &[path]);
         names_all(&line, parts);
     }
+    // What is no profile at all is nothing to delete.
+    let config = profiles.path().join("config.json");
+    fs::write(&config, "{\"model_type\": \"bert\"}").unwrap();
+    let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--profile", config.to_str().unwrap()];
+    let line = refused(folder.path(), &smidgen(folder.path(), &args));
+    names_all(&line, &["config.json: is no profile"]);
+    assert!(!line.contains("delete"), "{line}");
     // Without --profile the shipped one is taken, which is not in this folder.
     let line = refused(folder.path(), &smidgen(folder.path(), &["colocate", "--device", "sim", "--tenant", EMBED]));
     names_all(&line, &["profiles/h200.json", "--profile"]);
+}
+
+#[test]
+fn partitions_without_memory_are_refused_with_the_option_that_gives_it() {
+    let folder = TempDir::new().unwrap();
+    let profile = profile();
+    let args = ["--tenant", EMBED, "--tenant", CHAT, "--policy", "static-equal", "--partition-memory", "0", "--duration", "0.05s"];
+    let args = [&["colocate", "--device", "sim", "--profile", profile.to_str().unwrap()], &args[..]].concat();
+    names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["no room for any partition", "raise `--partition-memory`"]);
 }
 
 #[test]
@@ -520,6 +540,15 @@ fn a_run_on_a_gpu_that_is_not_there_is_refused_with_the_remedy() {
         let line = refused(folder.path(), &without_gpu(folder.path(), &args));
         names_all(&line, &["no NVIDIA GPU", "driver", "--device sim"]);
     }
+}
+
+#[test]
+fn the_demo_without_mps_names_no_option_that_it_has_not() {
+    let folder = TempDir::new().unwrap();
+    let output = without_gpu(folder.path(), &["demo", "--device", "cuda"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    names_all(&stdout, &["without MPS", "nvidia-compute-utils"]);
+    assert!(!stdout.contains("--policy"), "{stdout}");
 }
 
 #[test]

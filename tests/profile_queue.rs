@@ -79,6 +79,20 @@ fn a_queue_is_only_a_part_of_what_a_request_launches_and_the_file_keeps_the_rest
     assert_eq!(missing["kernels"].as_object().unwrap().len(), rest.len() + 1);
 }
 
+#[test]
+fn a_measured_profile_is_not_gone_on_with_by_a_simulated_run_and_stays() {
+    let folder = TempDir::new().unwrap();
+    let (shipped, path) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/h200.json"), folder.path().join("mine.json"));
+    fs::copy(&shipped, &path).unwrap();
+    let refused = smidgen(folder.path(), &["profile", "--device", "sim", "--model", "bert-base", "-o", "mine.json"]);
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(
+        (refused.status.code(), &*stderr),
+        (Some(2), "error: mine.json: it holds measured figures, and this run is SIMULATED; name another file with `-o`\n")
+    );
+    assert_eq!(fs::read(shipped).unwrap(), fs::read(path).unwrap());
+}
+
 #[cfg(unix)]
 #[test]
 fn an_output_that_can_be_no_profile_is_refused_before_anything_is_measured() {

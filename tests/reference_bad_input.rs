@@ -232,6 +232,15 @@ fn weights_that_do_not_fit_are_refused_by_file_and_tensor() {
 }
 
 #[test]
+fn a_folder_in_the_place_of_weights_is_called_one() {
+    let model = Copy::of("bert");
+    fs::remove_file(model.file("model.safetensors")).unwrap();
+    fs::create_dir(model.file("model.safetensors")).unwrap();
+    let line = message(&["embed", "--device", "cpu", "--model", model.path().to_str().unwrap(), "a cat"]);
+    assert!(line.contains("model.safetensors: cannot be read (it is a folder)"), "{line}");
+}
+
+#[test]
 fn shards_that_do_not_fit_are_refused_by_file_and_tensor() {
     let mut messages = Messages::default();
     let sharded = |file: &str, extra: &str| {

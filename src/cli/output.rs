@@ -50,7 +50,11 @@ impl Unfinished {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // The error's own text names the temporary, which nobody asked for.
         let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
-            anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
+            let why = match error.kind() {
+                io::ErrorKind::NotFound => "its folder is not there".to_owned(),
+                other => other.to_string(),
+            };
+            anyhow!("{}: cannot be written ({why}); give a file in a folder that exists and is writable", path.display())
         })?;
         Ok(Self { path: path.to_owned(), place: Place::Beside(file, held, target) })
     }

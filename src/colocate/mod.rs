@@ -135,7 +135,7 @@ pub enum RunError {
     #[error(transparent)]
     Shares(#[from] SharesError),
     /// A policy needs MPS, which is not there.
-    #[error(transparent)]
+    #[error("{}{}", .0, if matches!(.0, MpsError::Missing) { ", or leave those whose names begin with mps- out of --policy" } else { "" })]
     Mps(#[from] MpsError),
 }
 

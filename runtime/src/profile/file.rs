@@ -30,12 +30,12 @@ impl Profile {
     /// Reads and checks a profile file.
     ///
     /// # Errors
-    /// [`ProfileError::Read`], [`ProfileError::NotAFile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    /// [`ProfileError::Read`], [`ProfileError::NotAFile`], [`ProfileError::NotAProfile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
     #[tracing::instrument(level = "debug", name = "read profile", skip_all, fields(path = %path.display()))]
     pub fn read(path: &Path) -> Result<Self, ProfileError> {
         refuse_others_than_files(path)?;
         let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
-        let malformed = |error| malformed(path, &error);
+        let malformed = |error| malformed(path, &text, &error);
         // The version first: another version's fields are not flaws of this one's.
         let Versioned { schema } = serde_json::from_slice(&text).map_err(malformed)?;
         if schema != u64::from(SCHEMA_VERSION) {
@@ -77,11 +77,19 @@ fn refuse_others_than_files(path: &Path) -> Result<(), ProfileError> {
     }
 }
 
-fn malformed(path: &Path, error: &serde_json::Error) -> ProfileError {
+/// A field that nothing but a profile has, near the beginning, so that a profile that was cut short still has it.
+const TELLTALE: &[u8] = b"\"kernel_build\"";
+
+fn malformed(path: &Path, contents: &[u8], error: &serde_json::Error) -> ProfileError {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let reason = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text).to_owned();
-    ProfileError::Malformed { path: path.to_owned(), line, column, reason }
+    let path = path.to_owned();
+    if contents.windows(TELLTALE.len()).any(|window| window == TELLTALE) {
+        ProfileError::Malformed { path, line, column, reason }
+    } else {
+        ProfileError::NotAProfile { path, line, column, reason }
+    }
 }
 
 /// Writes beside the target and renames over it, which the system does in one step within a folder.
