@@ -375,7 +375,7 @@ fn what_is_asked_for_twice_is_refused() {
 
 #[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
-    let cases: [(&[&str], &[&str]); 22] = [
+    let cases: [(&[&str], &[&str]); 23] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
@@ -393,6 +393,7 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=bert-large,phase=prefill"], &["`a`", "only decoders", "`phase`"]),
         (&["a=llama-3.2-1b,phase=prefill,seq=131073,batch=1"], &["`a`", "131073", "131072", "smaller `seq`"]),
         (&["a=llama-3.2-1b,phase=prefill,seq=131072,batch=64"], &["`a`", "device memory", "smaller model, batch"]),
+        (&["a=llama-3.2-1b,seq=131072,batch=1"], &["`a`", "131072 of `seq`", "a decode step adds one", "at most 131071"]),
         (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
         (&["a=bert-large,batch=1,batch=2"], &["`batch` is given twice"]),
         (&["a=llama-3.2-1b", "b=no-such-model"], &["`b`", "no-such-model", "llama-3.2-1b"]),

@@ -258,7 +258,7 @@ fn a_decode_step_reaches_beyond_the_sliding_window_to_the_last_position() {
     let mut session = runtime.session(runtime.admit(spec).unwrap()).unwrap();
     source.workload(&mut session, &mut Direct, 2, 191).unwrap();
     let Err(error) = source.workload(&mut session, &mut Direct, 2, 192) else { panic!("a step beyond the last position was accepted") };
-    assert!(matches!(error, BuildError::TooLong { asked: 193, limit: 192, .. }), "{error}");
+    assert!(matches!(error, BuildError::NoRoomToDecode { asked: 192, limit: 192, .. }), "{error}");
 }
 
 /// The simulator draws token 0 always, so that only the number of tokens tells anything.
