@@ -351,6 +351,15 @@ fn a_reader_who_has_seen_enough_takes_no_file_away() {
 }
 
 #[test]
+fn a_duration_has_the_units_of_an_objective() {
+    for duration in ["0.1", "0.1s", "100ms", "100000us"] {
+        let folder = TempDir::new().unwrap();
+        succeeded(&colocate_for(duration, folder.path(), &["embed=bert-large,batch=8,seq=128"], "exclusive"));
+        assert_eq!(number(&json(folder.path())["provenance"], "seconds"), 0.1, "{duration}");
+    }
+}
+
+#[test]
 fn what_waiting_does_to_a_tenant_by_itself_is_no_slowdown() {
     let folder = TempDir::new().unwrap();
     succeeded(&colocate_for("1s", folder.path(), &["chat=llama-3.2-1b,class=latency,load=0.9"], "static-equal"));
@@ -411,7 +420,7 @@ fn a_policy_or_a_duration_that_does_not_exist_is_refused_with_those_that_do() {
     let folder = TempDir::new().unwrap();
     names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "krisp-i,fair")), &["`fair`", "krisp-i", "mps-default"]);
     names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "slo:no-borow")), &["`no-borow`", "no-borrow", "no-graphs"]);
-    for duration in ["0", "1e9s", "NaN", "soon"] {
+    for duration in ["0", "49ms", "1e9s", "NaN", "soon"] {
         let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--duration", duration];
         names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["--duration", duration, "10s"]);
     }

@@ -298,6 +298,11 @@ impl<'a> Files<'a> {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('s').unwrap_or(text).parse::<f64>().ok();
-    number.filter(|seconds| (0.05..=3600.0).contains(seconds)).ok_or_else(|| "write seconds from 0.05s to 3600s, such as 10s".into())
+    let (number, per_second) = match (text.strip_suffix("us"), text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _, _) => (number, 1e6),
+        (_, Some(number), _) => (number, 1e3),
+        (_, _, number) => (number.unwrap_or(text), 1.0),
+    };
+    let seconds = number.parse().ok().map(|number: f64| number / per_second);
+    seconds.filter(|seconds| (0.05..=3600.0).contains(seconds)).ok_or_else(|| "write a time from 50ms to 3600s, such as 10s".into())
 }
