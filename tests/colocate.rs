@@ -351,6 +351,29 @@ fn a_reader_who_has_seen_enough_takes_no_file_away() {
 }
 
 #[test]
+fn the_simulator_runs_in_any_folder_by_the_profile_that_is_built_in_and_says_so() {
+    let folder = TempDir::new().unwrap();
+    let common = ["colocate", "--device", "sim", "--tenant", EMBED, "--policy", "krisp-i", "--duration", "0.1s", "--json", "out.json"];
+    let stdout = succeeded(&smidgen(folder.path(), &common));
+    names_all(&stdout, &["SIMULATED  profiles/h200.json is not in this folder: the one built into smidgen is used"]);
+    let built_in = json(folder.path());
+    names_all(built_in["provenance"]["command"].as_str().unwrap(), &["smidgen colocate", "profiles/h200.json", "built into smidgen"]);
+    // It is the shipped one.
+    let stdout = succeeded(&smidgen(folder.path(), &[&common[..], &["--profile", profile().to_str().unwrap()]].concat()));
+    assert!(!stdout.contains("built into"), "{stdout}");
+    assert_eq!(json(folder.path())["policies"], built_in["policies"]);
+    // The demo too, and where it has the file it says nothing.
+    names_all(
+        &succeeded(&smidgen(folder.path(), &["demo", "--device", "sim", "--duration", "0.1s"])),
+        &["built into smidgen", "demo.html"],
+    );
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = folder.path().join("out");
+    let stdout = succeeded(&smidgen(here, &["demo", "--device", "sim", "--duration", "0.1s", "--out", out.to_str().unwrap()]));
+    assert!(!stdout.contains("built into"), "{stdout}");
+}
+
+#[test]
 fn a_duration_has_the_units_of_an_objective() {
     for duration in ["0.1", "0.1s", "100ms", "100000us"] {
         let folder = TempDir::new().unwrap();
@@ -464,9 +487,6 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
     let line = refused(folder.path(), &smidgen(folder.path(), &args));
     names_all(&line, &["config.json: is no profile"]);
     assert!(!line.contains("delete"), "{line}");
-    // Without --profile the shipped one is taken, which is not in this folder.
-    let line = refused(folder.path(), &smidgen(folder.path(), &["colocate", "--device", "sim", "--tenant", EMBED]));
-    names_all(&line, &["profiles/h200.json", "--profile"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
-use smidgen::colocate::{Run, Where, mps, report, table, tenants_file};
+use smidgen::colocate::{Run, Where, mps, profiles, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
 use smidgen_runtime::policy;
@@ -117,9 +117,6 @@ const DEMO_TENANTS: [&str; 2] =
     ["chat=llama-3.2-1b,class=latency,slo=1.5x,batch=8,seq=128,load=0.1", "embed=bert-large,class=throughput,batch=64,seq=128"];
 const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
-/// Measured on an H200 and shipped, so that the demo runs where there is no GPU.
-pub const SHIPPED_PROFILE: &str = "profiles/h200.json";
-
 pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     if args.predict && args.device == RunDevice::Sim {
         bail!("--predict sets the simulator beside a GPU's figures; leave it out with --device sim");
@@ -129,19 +126,18 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
     let place = args.device.into();
-    let mut profiles = args.profile;
-    if place == Where::Sim && profiles.is_empty() {
-        // Where it is missing, that is said once all else is found right.
-        profiles.extend(find_shipped_profile("").ok());
+    let mut given = args.profile;
+    if place == Where::Sim && given.is_empty() {
+        given.push(find_shipped_profile());
     }
     let models = tenants.iter().flat_map(|tenant| model_files(&tenant.model));
-    let inputs: Vec<_> = profiles.iter().cloned().chain(args.tenants).chain(models).collect();
+    let inputs: Vec<_> = given.iter().cloned().chain(args.tenants).chain(models).collect();
     check_writable(&files.all(), &inputs)?;
     let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
     let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let policies = Sharing::with_both_forms(args.policy);
     let partition_bytes = args.partition_memory.map(|mib| u64::from(mib) << 20);
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles, partition_bytes, place, watch };
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: given, partition_bytes, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     let endpoint =
@@ -149,9 +145,6 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     if let Some(endpoint) = &endpoint {
         let mark = if place == Where::Sim { "SIMULATED  " } else { "" };
         eprintln!("{mark}metrics at http://{}/metrics", endpoint.address());
-    }
-    if run.profiles.is_empty() && place == Where::Sim {
-        run.profiles.push(find_shipped_profile("; or name a profile with --profile")?);
     }
     if place == Where::Cuda {
         run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?);
@@ -184,7 +177,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
-        Where::Sim => vec![find_shipped_profile("")?],
+        Where::Sim => vec![find_shipped_profile()],
         Where::Cuda => profile::make_missing(&run.tenants, &run.policies, &[])?,
     };
     let result = execute(&run, topology)?;
@@ -196,6 +189,9 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
 fn show(run: &Run, result: &RunResult, files: &Files<'_>) -> anyhow::Result<()> {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
     print_line(table::render(result).trim_end())?;
+    if let Some(built_in) = built_in(run) {
+        print_line(format_args!("{mark}{built_in}"))?;
+    }
     let given: String = run.profiles.iter().map(|path| format!("--profile {} ", path.display())).collect();
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
     let consequence = match run.place {
@@ -220,21 +216,23 @@ fn show(run: &Run, result: &RunResult, files: &Files<'_>) -> anyhow::Result<()> 
     files.all().iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
 }
 
-/// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
-fn find_shipped_profile(or_else: &str) -> anyhow::Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIPPED_PROFILE)));
-    let places = [Some(PathBuf::from(SHIPPED_PROFILE)), beside];
-    match places.into_iter().flatten().find(|path| path.is_file()) {
-        Some(path) => Ok(path),
-        None => {
-            bail!("{SHIPPED_PROFILE} is missing: run from the project's root or from an unpacked bundle{or_else}")
-        }
-    }
+/// The shipped profile: in the working directory, beside the binary (as `cargo xtask bundle` lays it out), or else the one that is built in, which has the name of the first.
+fn find_shipped_profile() -> PathBuf {
+    let here = PathBuf::from(profiles::SHIPPED);
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(profiles::SHIPPED)));
+    beside.filter(|beside| !here.is_file() && beside.is_file()).unwrap_or(here)
+}
+
+/// Says of profiles that are not there that those built in are used.
+fn built_in(run: &Run) -> Option<String> {
+    let path = run.profiles.iter().find(|path| profiles::is_built_in(path))?;
+    Some(format!("{} is not in this folder: the one built into smidgen is used", path.display()))
 }
 
 fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
     let provenance = RunProvenance {
-        command: super::command_line(),
+        // As a comment, so that it can be typed again.
+        command: super::command_line() + &built_in(run).map_or(String::new(), |built_in| format!("  # {built_in}")),
         commit: super::commit(),
         gpu: topology.name,
         sms: topology.sms.0,

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use smidgen_profiler::clocks::Clocks;
 use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, DeviceError, Topology};
-use smidgen_runtime::profile::{Profile, ProfileError};
+use smidgen_runtime::profile::ProfileError;
 
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
@@ -290,7 +290,7 @@ impl Run {
         tenants: &[TenantRequest],
         watch: &PhaseWatch<'_>,
     ) -> Result<(Vec<TenantResult>, Shown), RunError> {
-        let read = self.profiles.iter().map(|path| Profile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let read = self.profiles.iter().map(|path| profiles::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut config = SimConfig::h200().with_profiles(&read);
         if matches!(sharing, Sharing::TimeSlice) {
             config.sharing = sim::Sharing::time_sliced();

@@ -35,13 +35,21 @@ impl Profile {
     pub fn read(path: &Path) -> Result<Self, ProfileError> {
         refuse_others_than_files(path)?;
         let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
-        let malformed = |error| malformed(path, &text, &error);
+        Self::parse(path, &text)
+    }
+
+    /// The profile that `text` holds, and checks it. Errors name it `path`.
+    ///
+    /// # Errors
+    /// [`ProfileError::NotAProfile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, ProfileError> {
+        let malformed = |error| malformed(path, text, &error);
         // The version first: another version's fields are not flaws of this one's.
-        let Versioned { schema } = serde_json::from_slice(&text).map_err(malformed)?;
+        let Versioned { schema } = serde_json::from_slice(text).map_err(malformed)?;
         if schema != u64::from(SCHEMA_VERSION) {
             return Err(ProfileError::Schema { path: path.to_owned(), found: schema });
         }
-        let profile: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        let profile: Self = serde_json::from_slice(text).map_err(malformed)?;
         profile.checked(path)?;
         Ok(profile)
     }
