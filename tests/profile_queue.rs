@@ -56,8 +56,11 @@ fn kernels_without_a_profile_are_queued_profiled_by_one_command_and_placed_by_it
     let (stdout, queue) = colocate(folder.path(), &["missing.json"]);
     assert!(!stdout.contains("have no profile"), "{stdout}");
     assert_eq!(queue["tenants"].as_array().map(Vec::len), Some(0));
+    let before = fs::read(folder.path().join("missing.json")).unwrap();
     let nothing = succeeded(&profile(folder.path()));
-    assert!(nothing.contains("nothing is queued"), "{nothing}");
+    assert!(nothing.starts_with("SIMULATED  nothing is queued") && nothing.contains("missing.json was not written"), "{nothing}");
+    assert_eq!(nothing.lines().count(), 1);
+    assert_eq!(fs::read(folder.path().join("missing.json")).unwrap(), before);
 }
 
 #[test]
@@ -113,6 +116,19 @@ fn an_output_that_can_be_no_profile_is_refused_before_anything_is_measured() {
         assert!(refused.stdout.is_empty());
     }
     assert!(!folder.path().join("missing").exists());
+}
+
+#[test]
+fn a_queue_of_which_nothing_can_be_measured_says_that_no_file_was_written() {
+    let folder = TempDir::new().unwrap();
+    colocate(folder.path(), &[]);
+    let path = folder.path().join("queue.json");
+    let mut queue: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    queue["tenants"][0]["kernels"] = vec!["of_another_build[1]f16"].into();
+    fs::write(&path, queue.to_string()).unwrap();
+    let said = succeeded(&profile(folder.path()));
+    assert!(said.ends_with("SIMULATED  nothing was measured, and missing.json was not written\n"), "{said}");
+    assert!(!folder.path().join("missing.json").exists());
 }
 
 #[test]

@@ -117,7 +117,10 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
 fn run_queue(device: &Arc<dyn Device>, queue: &Queue, options: &Options, output: &Path) -> anyhow::Result<()> {
     let (mark, option) = if device.is_simulated() { ("SIMULATED  ", "--device sim ") } else { ("", "") };
     if queue.tenants.is_empty() {
-        return print_line("nothing is queued: every kernel has a profile");
+        return print_line(format_args!(
+            "{mark}nothing is queued: every kernel has a profile, so that nothing was measured and {} was not written",
+            output.display()
+        ));
     }
     queue.tenants.iter().try_for_each(|queued| ModelSource::find(&queued.tenant.model).map(drop))?;
     let mut is_written = false;
@@ -148,7 +151,11 @@ fn run_queue(device: &Arc<dyn Device>, queue: &Queue, options: &Options, output:
             is_written = true;
         }
     }
-    if is_written { print_line(format_args!("{mark}wrote {}", output.display())) } else { Ok(()) }
+    if is_written {
+        print_line(format_args!("{mark}wrote {}", output.display()))
+    } else {
+        print_line(format_args!("{mark}nothing was measured, and {} was not written", output.display()))
+    }
 }
 
 /// Profiles what a run's policies need and `given` does not hold, into one file for this GPU that the next run finds again.
