@@ -12,10 +12,10 @@
 //! | [`queue`] | the kernels that ran without a profile, as a file |
 //! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
-//! | `names` | names too long for their place in these |
+//! | [`names`] | names too long for their place in these, or of several lines |
 
 pub mod mps;
-mod names;
+pub mod names;
 pub mod phase;
 pub mod profiles;
 pub mod queue;
