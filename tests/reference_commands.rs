@@ -221,6 +221,21 @@ fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
 }
 
 #[test]
+fn a_filter_for_the_log_that_is_none_is_said_to_be_ignored() {
+    let (model, ids) = (fixture("bert"), fixture("bert").join("ids.json"));
+    let run = |filter: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+        command.args(["forward", "--device", "cpu", "--model", text(&model), "--ids", text(&ids), "--out", "/dev/null"]);
+        let output = command.env("SMIDGEN_LOG", filter).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let stderr = run("smidgen=loud");
+    assert!(stderr.starts_with("warning: SMIDGEN_LOG is ignored") && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(run("warn"), "");
+}
+
+#[test]
 fn a_command_that_may_take_long_shows_what_it_does_on_a_terminal_and_nowhere_else() {
     let folder = tempfile::tempdir().unwrap();
     let (bert, out) = (fixture("bert"), folder.path().join("out.safetensors"));
