@@ -216,8 +216,8 @@ fn embed_makes_texts_lower_case_where_the_models_own_files_say_so() {
 fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
     let (lines, stderr) = embed(&fixture("bert"), &["cat", &"a".repeat(60)]);
     assert_eq!(lines.len(), 2);
-    assert!(stderr.contains("text 1 has more than 40 tokens"), "{stderr}");
-    assert!(!stderr.contains("text 0"), "{stderr}");
+    assert!(stderr.contains("text 2 has more than 40 tokens"), "{stderr}");
+    assert!(!stderr.contains("text 1"), "{stderr}");
 }
 
 #[test]

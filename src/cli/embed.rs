@@ -100,7 +100,7 @@ fn encode(tokenizer: &Tokenizer, recipe: &EmbeddingRecipe, texts: &[String]) -> 
     for (index, text) in texts.iter().enumerate() {
         let encoded = tokenizer.encode(&recipe.prepare(text))?;
         if encoded.truncated {
-            tracing::warn!("text {index} has more than {} tokens; what is beyond them is left out", tokenizer.max_tokens());
+            tracing::warn!("text {} has more than {} tokens; what is beyond them is left out", index + 1, tokenizer.max_tokens());
         }
         ids.push(encoded.ids);
     }
