@@ -13,7 +13,12 @@ use super::inputs::is_same_file;
 
 /// Prints `text` and ends the line. Where nobody reads any more, that is an error like another, and no panic.
 pub fn print_line(text: impl Display) -> anyhow::Result<()> {
-    writeln!(io::stdout().lock(), "{text}").context("standard output cannot be written; check where it leads")
+    to_stdout(writeln!(io::stdout().lock(), "{text}"))
+}
+
+/// What came of writing to standard output, by its name where that has failed.
+pub fn to_stdout(written: io::Result<()>) -> anyhow::Result<()> {
+    written.context("standard output cannot be written; check where it leads")
 }
 
 /// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails or an interrupt comes.
