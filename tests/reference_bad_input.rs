@@ -475,3 +475,27 @@ fn damaged_weights_are_no_result() {
     let line = message(&["embed", "--device", "cpu", "--model", model, "a cat"]);
     assert!(line.starts_with(model) && line.contains("not finite") && line.contains("download"), "{line}");
 }
+
+#[test]
+fn a_result_without_a_finite_number_comes_with_one_warning() {
+    let damaged = |name: &str| {
+        Copy::of(name).edit_tensors(|all| all.iter().map(|tensor| tensor.encoded(Dtype::F32, |_| f32::NAN.to_le_bytes())).collect())
+    };
+    let (bert, llama, folder) = (damaged("bert"), damaged("llama-untied"), tempfile::tempdir().unwrap());
+    let (ids, out, prompts) = (fixture("bert").join("ids.json"), folder.path().join("out"), folder.path().join("prompts"));
+    fs::write(&prompts, "the cat\nthe dog\n").unwrap();
+    let [bert, llama, ids, out, prompts] = [bert.path(), llama.path(), &ids, &out, &prompts].map(|path| path.to_str().unwrap());
+    let sound = fixture("bert");
+    let commands: [(&[&str], usize); 4] = [
+        (&["forward", "--model", bert, "--ids", ids, "--out", out], 1),
+        (&["generate", "--model", llama, "--max-tokens", "4", "the cat"], 1),
+        (&["generate", "--model", llama, "--max-tokens", "4", "--requests", prompts], 1),
+        (&["forward", "--model", sound.to_str().unwrap(), "--ids", ids, "--out", out], 0),
+    ];
+    for (command, warnings) in commands {
+        let output = smidgen(&[command, &["--device", "cpu"]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{command:?}: {stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.contains("holds no finite number")).count(), warnings, "{command:?}: {stderr}");
+    }
+}

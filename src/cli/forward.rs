@@ -8,6 +8,7 @@ use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 use smidgen::batch::RaggedBatch;
 use smidgen::config::ModelConfig;
+use smidgen::generate::warn_of_no_number;
 use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
@@ -55,6 +56,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         }
     };
     spinner.finish_and_clear();
+    values.chunks_exact(source.config().output_width()).for_each(warn_of_no_number);
     let name = match source.config() {
         ModelConfig::Encoder(_) => "last_hidden_state",
         // No batch of token ids is for a vision model.
