@@ -76,7 +76,7 @@ pub fn check_sequence(index: usize, tokens: &[u32], before: usize, config: &Mode
     }
 }
 
-/// Why a model cannot run an input. Sequences and positions count from 0.
+/// Why a model cannot run an input. Messages count sequences and positions from 1, as people do, and fields from 0.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
     /// There is nothing to run.
@@ -86,13 +86,13 @@ pub enum InputError {
     #[error("this is a vision model, which takes images and no token ids; use `smidgen classify`")]
     NotText,
     /// A sequence has no token.
-    #[error("sequence {index} is empty; give each sequence at least one token id")]
+    #[error("sequence {} is empty; give each sequence at least one token id", index + 1)]
     EmptySequence {
         /// Which sequence.
         index: usize,
     },
     /// A sequence is longer than the model allows.
-    #[error("sequence {index} has {length} tokens but the model's {field} is {limit}; shorten or split it")]
+    #[error("sequence {} has {length} tokens but the model's {field} is {limit}; shorten or split it", index + 1)]
     TooLong {
         /// Which sequence.
         index: usize,
@@ -105,7 +105,9 @@ pub enum InputError {
     },
     /// A token id is not in the vocabulary.
     #[error(
-        "sequence {index}, position {position}: token id {id} is not below the model's vocab_size ({vocab}); use this model's tokenizer"
+        "sequence {}, position {}: token id {id} is not below the model's vocab_size ({vocab}); use this model's tokenizer",
+        index + 1,
+        position + 1
     )]
     UnknownId {
         /// Which sequence.

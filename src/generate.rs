@@ -4,6 +4,7 @@
 //! same text wherever the arithmetic agrees.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::DecoderConfig;
 use crate::splitmix::SplitMix64;
@@ -41,6 +42,17 @@ pub trait Continue {
     /// # Errors
     /// What the device says; the sequence cannot be continued then.
     fn next(&mut self, tokens: &[u32], sampling: &Sampling, uniform: f32) -> Result<u32, Self::Error>;
+}
+
+/// Warns, once in a process, of `logits`, or another row of a model's output, without a finite number among them: whatever is made of it means nothing. Looks at the
+/// first number only where that is finite.
+pub fn warn_of_no_number(logits: &[f32]) {
+    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    if !logits.iter().any(|logit| logit.is_finite()) && !HAS_WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            "the model's output holds no finite number, so that the result means nothing: its weights are damaged; download them again"
+        );
+    }
 }
 
 /// The random numbers of a generation: number `i` (from 0) is the top 24 bits of SplitMix64's output `i` for this seed, times 2^-24.

@@ -63,11 +63,23 @@ impl Command {
     }
 }
 
+/// Whether `smidgen colocate` has started this process, and speaks for it.
+fn is_worker() -> bool {
+    std::env::args_os().any(|argument| argument == worker::SUBCOMMAND)
+}
+
 /// Warnings; with `SMIDGEN_LOG`, what it asks for, each line with the time since the start and each span with how long it took.
 fn log_to_stderr() {
-    let (asked, filter) = match EnvFilter::try_from_env("SMIDGEN_LOG") {
-        Ok(filter) => (true, filter),
-        Err(_) => (false, EnvFilter::new("warn")),
+    let text = std::env::var_os("SMIDGEN_LOG");
+    let asked = text.as_ref().map(|text| EnvFilter::try_new(text.to_string_lossy()));
+    if let Some(Err(error)) = &asked
+        && !is_worker()
+    {
+        eprintln!("warning: SMIDGEN_LOG is ignored, because it is no filter ({error}); write it like `debug` or `smidgen=debug,warn`");
+    }
+    let (asked, filter) = match asked {
+        Some(Ok(filter)) => (true, filter),
+        _ => (false, EnvFilter::new("warn")),
     };
     // https://no-color.org
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -85,7 +97,7 @@ fn main() -> ExitCode {
     {
         let (name, value) = smidgen_runtime::device::cuda::MAX_CONNECTIONS;
         // A worker has been told what suits its phase.
-        if std::env::var_os(name).is_none() || !std::env::args().any(|argument| argument == worker::SUBCOMMAND) {
+        if std::env::var_os(name).is_none() || !is_worker() {
             // SAFETY: no other thread runs yet.
             unsafe { std::env::set_var(name, value) };
         }

@@ -351,6 +351,38 @@ fn a_reader_who_has_seen_enough_takes_no_file_away() {
 }
 
 #[test]
+fn the_simulator_runs_in_any_folder_by_the_profile_that_is_built_in_and_says_so() {
+    let folder = TempDir::new().unwrap();
+    let common = ["colocate", "--device", "sim", "--tenant", EMBED, "--policy", "krisp-i", "--duration", "0.1s", "--json", "out.json"];
+    let stdout = succeeded(&smidgen(folder.path(), &common));
+    names_all(&stdout, &["SIMULATED  profiles/h200.json is not in this folder: the one built into smidgen is used"]);
+    let built_in = json(folder.path());
+    names_all(built_in["provenance"]["command"].as_str().unwrap(), &["smidgen colocate", "profiles/h200.json", "built into smidgen"]);
+    // It is the shipped one.
+    let stdout = succeeded(&smidgen(folder.path(), &[&common[..], &["--profile", profile().to_str().unwrap()]].concat()));
+    assert!(!stdout.contains("built into"), "{stdout}");
+    assert_eq!(json(folder.path())["policies"], built_in["policies"]);
+    // The demo too, and where it has the file it says nothing.
+    names_all(
+        &succeeded(&smidgen(folder.path(), &["demo", "--device", "sim", "--duration", "0.1s"])),
+        &["built into smidgen", "demo.html"],
+    );
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = folder.path().join("out");
+    let stdout = succeeded(&smidgen(here, &["demo", "--device", "sim", "--duration", "0.1s", "--out", out.to_str().unwrap()]));
+    assert!(!stdout.contains("built into"), "{stdout}");
+}
+
+#[test]
+fn a_duration_has_the_units_of_an_objective() {
+    for duration in ["0.1", "0.1s", "100ms", "100000us"] {
+        let folder = TempDir::new().unwrap();
+        succeeded(&colocate_for(duration, folder.path(), &["embed=bert-large,batch=8,seq=128"], "exclusive"));
+        assert_eq!(number(&json(folder.path())["provenance"], "seconds"), 0.1, "{duration}");
+    }
+}
+
+#[test]
 fn what_waiting_does_to_a_tenant_by_itself_is_no_slowdown() {
     let folder = TempDir::new().unwrap();
     succeeded(&colocate_for("1s", folder.path(), &["chat=llama-3.2-1b,class=latency,load=0.9"], "static-equal"));
@@ -375,11 +407,11 @@ fn what_is_asked_for_twice_is_refused() {
 
 #[test]
 fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
-    let cases: [(&[&str], &[&str]); 22] = [
+    let cases: [(&[&str], &[&str]); 23] = [
         (&["a=no-such-model"], &["no-such-model", "llama-3.2-1b"]),
         (&[EMBED, EMBED], &["`embed`", "--tenant", "a name of its own"]),
         (&["a=bert-large,seq=513"], &["`a`", "513", "512", "smaller `seq`"]),
-        (&["a=bert-large,batch=100000"], &["`a`", "138801800000 are free", "the runtime's partitions", "smaller model, batch"]),
+        (&["a=bert-large,batch=100000"], &["`a`", "138.80 GB are free", "the runtime's partitions", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=1000000,seq=131072"], &["`a`", "device memory", "smaller model, batch"]),
         (&["a=llama-3.2-1b,batch=4294967295"], &["batch `4294967295`", "1000000"]),
         (&["a=llama-3.2-1b,class=latency,slo=0.1ms"], &["`a`", "0.100 ms", "isolated latency", "raise"]),
@@ -393,6 +425,7 @@ fn a_tenant_that_cannot_run_is_refused_by_field_with_the_remedy() {
         (&["a=bert-large,phase=prefill"], &["`a`", "only decoders", "`phase`"]),
         (&["a=llama-3.2-1b,phase=prefill,seq=131073,batch=1"], &["`a`", "131073", "131072", "smaller `seq`"]),
         (&["a=llama-3.2-1b,phase=prefill,seq=131072,batch=64"], &["`a`", "device memory", "smaller model, batch"]),
+        (&["a=llama-3.2-1b,seq=131072,batch=1"], &["`a`", "131072 of `seq`", "a decode step adds one", "at most 131071"]),
         (&["a=bert-large,class=best"], &["class `best`", "latency", "throughput"]),
         (&["a=bert-large,batch=1,batch=2"], &["`batch` is given twice"]),
         (&["a=llama-3.2-1b", "b=no-such-model"], &["`b`", "no-such-model", "llama-3.2-1b"]),
@@ -410,7 +443,7 @@ fn a_policy_or_a_duration_that_does_not_exist_is_refused_with_those_that_do() {
     let folder = TempDir::new().unwrap();
     names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "krisp-i,fair")), &["`fair`", "krisp-i", "mps-default"]);
     names_all(&refused(folder.path(), &colocate(folder.path(), &[EMBED], "slo:no-borow")), &["`no-borow`", "no-borrow", "no-graphs"]);
-    for duration in ["0", "1e9s", "NaN", "soon"] {
+    for duration in ["0", "49ms", "1e9s", "NaN", "soon"] {
         let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--duration", duration];
         names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["--duration", duration, "10s"]);
     }
@@ -425,7 +458,11 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
     let sound = fs::read_to_string(profile()).unwrap();
     let cases: [(&str, Option<String>, &[&str]); 6] = [
         ("missing.json", None, &["cannot be read", "smidgen profile"]),
-        ("gpu.json", Some(sound.replace("\"NVIDIA H200\"", "\"NVIDIA A100\"")), &["NVIDIA A100", "NVIDIA H200", "smidgen profile"]),
+        (
+            "gpu.json",
+            Some(sound.replace("\"NVIDIA H200\"", "\"NVIDIA A100\"")),
+            &["NVIDIA A100", "NVIDIA H200", "smidgen profile --device sim"],
+        ),
         ("sms.json", Some(sound.replacen("\"sms\": 132", "\"sms\": 144", 1)), &["144", "132", "smidgen profile"]),
         ("schema.json", Some(sound.replacen("\"schema\": 1", "\"schema\": 99", 1)), &["schema", "99", "smidgen profile"]),
         ("zero.json", Some(sound.replacen("{\"sms\": 2,", "{\"sms\": 0,", 1)), &["points[0]", "sms"]),
@@ -443,9 +480,22 @@ fn a_profile_that_does_not_suit_is_refused_by_file_and_field() {
         names_all(&line, &[path]);
         names_all(&line, parts);
     }
-    // Without --profile the shipped one is taken, which is not in this folder.
-    let line = refused(folder.path(), &smidgen(folder.path(), &["colocate", "--device", "sim", "--tenant", EMBED]));
-    names_all(&line, &["profiles/h200.json", "--profile"]);
+    // What is no profile at all is nothing to delete.
+    let config = profiles.path().join("config.json");
+    fs::write(&config, "{\"model_type\": \"bert\"}").unwrap();
+    let args = ["colocate", "--device", "sim", "--tenant", EMBED, "--profile", config.to_str().unwrap()];
+    let line = refused(folder.path(), &smidgen(folder.path(), &args));
+    names_all(&line, &["config.json: is no profile"]);
+    assert!(!line.contains("delete"), "{line}");
+}
+
+#[test]
+fn partitions_without_memory_are_refused_with_the_option_that_gives_it() {
+    let folder = TempDir::new().unwrap();
+    let profile = profile();
+    let args = ["--tenant", EMBED, "--tenant", CHAT, "--policy", "static-equal", "--partition-memory", "0", "--duration", "0.05s"];
+    let args = [&["colocate", "--device", "sim", "--profile", profile.to_str().unwrap()], &args[..]].concat();
+    names_all(&refused(folder.path(), &smidgen(folder.path(), &args)), &["no room for any partition", "raise `--partition-memory`"]);
 }
 
 #[test]
@@ -462,6 +512,38 @@ fn an_output_that_cannot_be_written_is_refused_before_the_run_and_neither_file_a
         let outputs = ["--profile", profile.to_str().unwrap(), "--json", json, "--html", html];
         names_all(&refused(folder.path(), &smidgen(folder.path(), &[&args[..], &outputs].concat())), &[part]);
     }
+}
+
+#[test]
+fn an_output_never_takes_the_place_of_what_the_run_reads() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let shipped = fs::read_to_string(profile()).unwrap();
+    fs::create_dir(folder.path().join("profiles")).unwrap();
+    write("profiles/h200.json", &shipped);
+    write("run.toml", "tenants = [\"embed=bert-large,batch=1,seq=16\"]\n");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("run.toml", folder.path().join("link")).unwrap();
+    fs::hard_link(folder.path().join("profiles/h200.json"), folder.path().join("hard")).unwrap();
+    let outputs = ["--json profiles/h200.json", "--queue ./profiles/../profiles/h200.json", "--html hard", "--trace run.toml"];
+    for output in outputs.into_iter().chain(cfg!(unix).then_some("--json link")) {
+        // The shipped profile counts, too, where none is named.
+        for named in ["--profile profiles/h200.json", ""] {
+            let args = format!("colocate --device sim --tenants run.toml --duration 0.05s --policy exclusive {named} {output}");
+            let refused = smidgen(folder.path(), &args.split_whitespace().collect::<Vec<_>>());
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(2), "{args}: {stderr}");
+            names_all(&stderr, &[output.split_once(' ').unwrap().1, "this very command", "give the output another name"]);
+        }
+    }
+    assert_eq!(fs::read_to_string(profile()).unwrap(), fs::read_to_string(folder.path().join("profiles/h200.json")).unwrap());
+    assert!(fs::read_to_string(folder.path().join("run.toml")).unwrap().starts_with("tenants"));
+    // A device loses nothing.
+    #[cfg(unix)]
+    succeeded(&smidgen(
+        folder.path(),
+        &["colocate", "--device", "sim", "--tenants", "run.toml", "--duration", "0.05s", "--policy", "exclusive", "--json", "/dev/null"],
+    ));
 }
 
 #[test]
@@ -488,6 +570,15 @@ fn a_run_on_a_gpu_that_is_not_there_is_refused_with_the_remedy() {
         let line = refused(folder.path(), &without_gpu(folder.path(), &args));
         names_all(&line, &["no NVIDIA GPU", "driver", "--device sim"]);
     }
+}
+
+#[test]
+fn the_demo_without_mps_names_no_option_that_it_has_not() {
+    let folder = TempDir::new().unwrap();
+    let output = without_gpu(folder.path(), &["demo", "--device", "cuda"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    names_all(&stdout, &["without MPS", "nvidia-compute-utils"]);
+    assert!(!stdout.contains("--policy"), "{stdout}");
 }
 
 #[test]

@@ -232,6 +232,15 @@ fn weights_that_do_not_fit_are_refused_by_file_and_tensor() {
 }
 
 #[test]
+fn a_folder_in_the_place_of_weights_is_called_one() {
+    let model = Copy::of("bert");
+    fs::remove_file(model.file("model.safetensors")).unwrap();
+    fs::create_dir(model.file("model.safetensors")).unwrap();
+    let line = message(&["embed", "--device", "cpu", "--model", model.path().to_str().unwrap(), "a cat"]);
+    assert!(line.contains("model.safetensors: cannot be read (it is a folder)"), "{line}");
+}
+
+#[test]
 fn shards_that_do_not_fit_are_refused_by_file_and_tensor() {
     let mut messages = Messages::default();
     let sharded = |file: &str, extra: &str| {
@@ -351,6 +360,28 @@ fn an_output_that_cannot_be_written_is_refused_and_an_old_one_survives_a_failure
 }
 
 #[test]
+fn an_output_never_takes_the_place_of_the_model_or_the_ids() {
+    let model = Copy::of("bert");
+    let ids = fixture("bert").join("ids.json");
+    fs::copy(&ids, model.file("my-ids.json")).unwrap();
+    for name in ["model.safetensors", "config.json", "my-ids.json"] {
+        let before = fs::read(model.file(name)).unwrap();
+        let ids = model.file("my-ids.json");
+        let paths = [model.path(), &ids, &model.path().join(".").join(name)].map(|path| path.to_str().unwrap().to_owned());
+        let line = message(&["forward", "--device", "cpu", "--model", &paths[0], "--ids", &paths[1], "--out", &paths[2]]);
+        assert!(line.starts_with(&paths[2]) && line.contains("give the output another name"), "{line}");
+        assert_eq!(fs::read(model.file(name)).unwrap(), before);
+    }
+    // An earlier result in the model's folder is replaced, as anywhere.
+    let out = model.file("out.safetensors");
+    for _ in 0..2 {
+        let paths = [model.path(), &ids, &out].map(|path| path.to_str().unwrap());
+        let output = smidgen(&["forward", "--device", "cpu", "--model", paths[0], "--ids", paths[1], "--out", paths[2]]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_command_that_does_not_suit_the_model_names_the_one_that_does() {
     let mut messages = Messages::default();
     messages.embed("embed with a decoder", &fixture("llama-untied"));
@@ -443,4 +474,28 @@ fn damaged_weights_are_no_result() {
     let model = damaged.path().to_str().unwrap();
     let line = message(&["embed", "--device", "cpu", "--model", model, "a cat"]);
     assert!(line.starts_with(model) && line.contains("not finite") && line.contains("download"), "{line}");
+}
+
+#[test]
+fn a_result_without_a_finite_number_comes_with_one_warning() {
+    let damaged = |name: &str| {
+        Copy::of(name).edit_tensors(|all| all.iter().map(|tensor| tensor.encoded(Dtype::F32, |_| f32::NAN.to_le_bytes())).collect())
+    };
+    let (bert, llama, folder) = (damaged("bert"), damaged("llama-untied"), tempfile::tempdir().unwrap());
+    let (ids, out, prompts) = (fixture("bert").join("ids.json"), folder.path().join("out"), folder.path().join("prompts"));
+    fs::write(&prompts, "the cat\nthe dog\n").unwrap();
+    let [bert, llama, ids, out, prompts] = [bert.path(), llama.path(), &ids, &out, &prompts].map(|path| path.to_str().unwrap());
+    let sound = fixture("bert");
+    let commands: [(&[&str], usize); 4] = [
+        (&["forward", "--model", bert, "--ids", ids, "--out", out], 1),
+        (&["generate", "--model", llama, "--max-tokens", "4", "the cat"], 1),
+        (&["generate", "--model", llama, "--max-tokens", "4", "--requests", prompts], 1),
+        (&["forward", "--model", sound.to_str().unwrap(), "--ids", ids, "--out", out], 0),
+    ];
+    for (command, warnings) in commands {
+        let output = smidgen(&[command, &["--device", "cpu"]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{command:?}: {stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.contains("holds no finite number")).count(), warnings, "{command:?}: {stderr}");
+    }
 }

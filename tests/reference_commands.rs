@@ -1,6 +1,6 @@
 //! The commands `forward`, `generate` and `embed` on the CPU, as a user runs them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -216,8 +216,48 @@ fn embed_makes_texts_lower_case_where_the_models_own_files_say_so() {
 fn embed_cuts_a_text_at_the_models_limit_and_says_so() {
     let (lines, stderr) = embed(&fixture("bert"), &["cat", &"a".repeat(60)]);
     assert_eq!(lines.len(), 2);
-    assert!(stderr.contains("text 1 has more than 40 tokens"), "{stderr}");
-    assert!(!stderr.contains("text 0"), "{stderr}");
+    assert!(stderr.contains("text 2 has more than 40 tokens"), "{stderr}");
+    assert!(!stderr.contains("text 1"), "{stderr}");
+}
+
+#[test]
+fn a_filter_for_the_log_that_is_none_is_said_to_be_ignored() {
+    let (model, ids) = (fixture("bert"), fixture("bert").join("ids.json"));
+    let run = |filter: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+        command.args(["forward", "--device", "cpu", "--model", text(&model), "--ids", text(&ids), "--out", "/dev/null"]);
+        let output = command.env("SMIDGEN_LOG", filter).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let stderr = run("smidgen=loud");
+    assert!(stderr.starts_with("warning: SMIDGEN_LOG is ignored") && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(run("warn"), "");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_find_no_room_are_an_error_that_names_standard_output() {
+    let (bert, llama, vit, folder) = (fixture("bert"), fixture("llama-untied"), fixture("vit"), tempfile::tempdir().unwrap());
+    let (prompts, image) = (folder.path().join("prompts"), fixture("vit").join("image.png"));
+    fs::write(&prompts, "the cat\n").unwrap();
+    let commands: [&[&str]; 4] = [
+        &["embed", "--model", text(&bert), "a cat"],
+        &["generate", "--model", text(&llama), "--max-tokens", "4", "the cat"],
+        &["generate", "--model", text(&llama), "--max-tokens", "4", "--requests", text(&prompts)],
+        &["classify", "--model", text(&vit), text(&image)],
+    ];
+    for command in commands {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let args = [command, &["--device", "cpu"]].concat();
+        let output = Command::new(env!("CARGO_BIN_EXE_smidgen")).args(args).stdout(full).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
+        assert!(
+            stderr.starts_with("error: standard output cannot be written; check where it leads: No space left"),
+            "{command:?}: {stderr}"
+        );
+    }
 }
 
 #[test]

@@ -51,9 +51,7 @@ pub enum SweepError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The profile to go on with was measured under other conditions.
-    #[error(
-        "{field}: the profile to go on with has `{found}`, this run `{here}`; one file holds one condition: delete it, or name another with `-o`"
-    )]
+    #[error("{field}: the profile to go on with has `{found}`, this run `{here}`; one file holds one condition: name another with `-o`")]
     OtherConditions {
         /// The field of the profile.
         field: &'static str,
@@ -61,6 +59,15 @@ pub enum SweepError {
         found: String,
         /// Its value here.
         here: String,
+    },
+    /// What is measured and what is simulated would be in one file.
+    #[error(
+        "{}; name another file with `-o`",
+        if *simulated { "it holds measured figures, and this run is SIMULATED" } else { "it is SIMULATED, and this run measures" }
+    )]
+    MeasuredAndSimulated {
+        /// Whether it is this run that is simulated.
+        simulated: bool,
     },
     /// Something is wrong with going on with this file.
     #[error("{}: {source}", path.display())]

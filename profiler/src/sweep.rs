@@ -162,7 +162,9 @@ impl Sweep<'_> {
     /// As [`run`](Sweep::run), and [`SweepError::Profile`] for a file that is there but cannot be used.
     pub fn run_into(&self, path: &Path, progress: &mut dyn Progress) -> Result<Profile, SweepError> {
         self.run(shared::read(path)?, progress, &mut |profile| self.save(profile, path)).map_err(|error| match error {
-            SweepError::OtherConditions { .. } => SweepError::File { path: path.to_owned(), source: Box::new(error) },
+            SweepError::OtherConditions { .. } | SweepError::MeasuredAndSimulated { .. } => {
+                SweepError::File { path: path.to_owned(), source: Box::new(error) }
+            }
             other => other,
         })
     }
@@ -397,13 +399,15 @@ impl Sweep<'_> {
             });
         };
         let there = &earlier.provenance;
+        if there.simulated != here.simulated {
+            return Err(SweepError::MeasuredAndSimulated { simulated: here.simulated });
+        }
         let conditions = [
             ("schema", earlier.schema.to_string(), SCHEMA_VERSION.to_string()),
             ("provenance.gpu", there.gpu.clone(), here.gpu),
             ("provenance.sms", there.sms.to_string(), here.sms.to_string()),
             ("provenance.driver", there.driver.clone(), here.driver),
             ("provenance.kernel_build", there.kernel_build.clone(), here.kernel_build),
-            ("provenance.simulated", there.simulated.to_string(), here.simulated.to_string()),
             ("tolerance", earlier.tolerance.to_string(), self.options.tolerance.to_string()),
         ];
         match conditions.into_iter().find(|(_, there, here)| there != here) {

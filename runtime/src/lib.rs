@@ -20,6 +20,7 @@
 //! The crate knows nothing of transformers, and it builds and tests with no GPU, no CUDA and no kernels.
 
 mod atomics;
+mod bytes;
 pub mod device;
 pub mod launch;
 pub mod partition;

@@ -225,8 +225,8 @@ fn a_write_that_fails_names_the_file_and_leaves_what_was_there() {
     let taken = folder.path().join("taken");
     fs::create_dir(&taken).unwrap();
     let error = profile().write(&taken).unwrap_err();
-    assert!(matches!(error, ProfileError::Write { .. }));
-    assert!(error.to_string().starts_with(&format!("{}: cannot be written", taken.display())), "{error}");
+    assert!(matches!(error, ProfileError::NotAFile { is_folder: true, .. }));
+    assert!(error.to_string().starts_with(&format!("{}: is a folder", taken.display())), "{error}");
     let file = folder.path().join("file");
     fs::write(&file, "kept").unwrap();
     assert!(matches!(profile().write(&file.join("p.json")), Err(ProfileError::Write { .. })));
@@ -257,11 +257,7 @@ fn a_missing_file_names_the_command_that_makes_it() {
 fn malformed_text_is_located_by_line_and_column() {
     let good = serde_json::to_string_pretty(&profile()).unwrap();
     for (text, line) in [
-        (String::new(), 1),
-        ("{\n  \"schema\": ?".into(), 2),
         (good[..good.len() / 2].to_owned(), good[..good.len() / 2].lines().count()),
-        ("[]".into(), 1),
-        ("{\"schema\": 1}".into(), 1),
         (good.replacen("\"tolerance\"", "\"tolerence\"", 1), 1 + good.lines().position(|line| line.contains("tolerance")).unwrap()),
     ] {
         let (path, read) = read_text(&text);
@@ -270,6 +266,18 @@ fn malformed_text_is_located_by_line_and_column() {
         let message = read.as_ref().unwrap_err().to_string();
         assert!(message.starts_with(&format!("{}, line {found}, column {column}: ", path.display())), "{message}");
         assert!(message.contains("smidgen profile"), "{message}");
+    }
+}
+
+#[test]
+fn a_file_that_is_something_else_is_said_to_be_and_never_to_be_deleted() {
+    for (text, line) in [("", 1), ("{\n  \"schema\": ?", 2), ("[]", 1), ("{\"schema\": 1}", 1), ("{\"model_type\": \"bert\"}", 1)] {
+        let (path, read) = read_text(text);
+        let Err(ProfileError::NotAProfile { line: found, .. }) = &read else { panic!("{text}: {read:?}") };
+        assert_eq!(*found, line, "{text}");
+        let message = read.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{}: is no profile", path.display())), "{message}");
+        assert!(!message.contains("delete") && !message.contains("move it away"), "{message}");
     }
 }
 
@@ -440,8 +448,12 @@ fn a_simulated_profile_is_measured_again_where_it_is_wanted() {
     assert!(refused.contains("run `smidgen profile --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
     let other = Topology { name: "NVIDIA A100".into(), ..h200() };
     let simulator = Machine { simulated: true, ..machine(&other) };
-    let refused = ProfileStore::default().add(path, simulated, &simulator).unwrap_err().to_string();
-    assert!(refused.contains("run `smidgen profile --device sim --model bert-base --batch 4 -o a/p.json` here"), "{refused}");
+    // Also one that was measured, where there is no GPU to measure again on.
+    let measured = profile();
+    for (other, options) in [(simulated, "--device sim --model bert-base --batch 4"), (measured, "--device sim --model bert-base")] {
+        let refused = ProfileStore::default().add(path, other, &simulator).unwrap_err().to_string();
+        assert!(refused.contains(&format!("run `smidgen profile {options} -o a/p.json` here")), "{refused}");
+    }
 }
 
 #[test]
@@ -501,7 +513,7 @@ fn remedies_quote_a_path_that_a_shell_would_take_apart() {
     let remedy = format!("`smidgen profile --model MODEL -o '{}'`", path.display());
     let missing = Profile::read(&path).unwrap_err().to_string();
     assert!(missing.ends_with(&remedy), "{missing}");
-    std::fs::write(&path, "{").unwrap();
+    std::fs::write(&path, "{\"schema\": 1, \"kernel_build\"").unwrap();
     let malformed = Profile::read(&path).unwrap_err().to_string();
     assert!(malformed.ends_with(&remedy), "{malformed}");
 }

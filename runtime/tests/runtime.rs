@@ -195,8 +195,15 @@ fn a_tenant_that_does_not_fit_is_refused_with_the_figures_and_changes_nothing() 
     assert_eq!((holders[1].promised, holders[1].allocated), (partitions * PARTITION_BYTES, made * PARTITION_BYTES));
     assert_eq!((name.as_str(), needed, left), ("second", 100_000_000_000, free - 100_000_000_000 - (partitions - made) * PARTITION_BYTES));
     let text = error.to_string();
-    let expected =
-        ["`second`", "100000000000", &left.to_string(), "`first` was promised 100000000000 and holds 0", "the runtime's partitions"];
+    let left_gb = format!("{:.2} GB are free", left as f64 / 1e9);
+    let expected = [
+        "`second`",
+        "needs 100.00 GB",
+        &left_gb,
+        "`first` was promised 100.00 GB and holds nothing",
+        "the runtime's partitions",
+        "fewer tenants",
+    ];
     assert!(expected.iter().all(|part| text.contains(part)), "{text}");
     // What nobody was promised counts too, beside what the first has yet to allocate.
     let held = Buffer::new(&gpu.device, 5_000_000_000).unwrap();

@@ -11,6 +11,7 @@ use smidgen::images::ImageProcessor;
 use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
+use super::output::to_stdout;
 use super::{ComputeDevice, finite, progress};
 
 /// Images in one batch: enough to fill the device, few enough that the first labels come soon.
@@ -74,7 +75,7 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
         let pixels = paths.iter().map(|path| processor.read(path)).collect::<Result<Vec<_>, _>>()?;
         for (path, logits) in paths.iter().zip(classifier.classify(&pixels)?) {
             let classes = most_probable(config, finite(&args.model, &logits)?, args.top as usize);
-            bar.suspend(|| print(&mut out, args, path, &classes))?;
+            to_stdout(bar.suspend(|| print(&mut out, args, path, &classes)))?;
         }
         bar.inc(paths.len() as u64);
     }
@@ -111,11 +112,11 @@ fn most_probable<'a>(config: &'a VisionConfig, logits: &[f32], top: usize) -> Ve
     order.into_iter().take(top).map(class).collect()
 }
 
-fn print(out: &mut impl Write, args: &ClassifyArgs, image: &Path, classes: &[Class<'_>]) -> anyhow::Result<()> {
+fn print(out: &mut impl Write, args: &ClassifyArgs, image: &Path, classes: &[Class<'_>]) -> io::Result<()> {
     if args.json {
         let classes = classes.iter().map(|class| Class { label: class.label.clone(), ..*class }).collect();
         serde_json::to_writer(&mut *out, &Line { image, classes })?;
-        return Ok(writeln!(out)?);
+        return writeln!(out);
     }
     if args.images.len() > 1 {
         writeln!(out, "{}", image.display())?;

@@ -11,13 +11,14 @@ use smidgen::colocate::results::{RunProvenance, RunResult};
 use smidgen::colocate::sharing::Sharing;
 use smidgen::colocate::spec::TenantRequest;
 use smidgen::colocate::watch::{Endpoint, Exposition, Watch};
-use smidgen::colocate::{Run, Where, mps, report, table, tenants_file};
+use smidgen::colocate::{Run, Where, mps, profiles, report, table, tenants_file};
 use smidgen_profiler::today;
 use smidgen_runtime::device::Topology;
-use smidgen_runtime::policy;
+use smidgen_runtime::policy::{self, Ablations};
 use smidgen_runtime::profile::quoted;
 use smidgen_runtime::telemetry::chrome::{self, Phase};
 
+use super::inputs::model_files;
 use super::output::{Unfinished, check_writable, print_line};
 use super::{profile, progress};
 
@@ -44,8 +45,9 @@ fn policy_help() -> String {
     format!(
         "Policies and baselines, in the order they run: {}. mps-percent gives every tenant an equal percentage of the SMs, mps-percent:40/60 given ones. \
          Each mps- baseline runs twice, the second time with kernels that have one thread block for each tile; mps-default:tiles is that form alone. slo:no-borrow+no-bandwidth is slo without two \
-         of its parts",
-        Sharing::names().collect::<Vec<_>>().join(", ")
+         of its parts, of which there are {}",
+        Sharing::names().collect::<Vec<_>>().join(", "),
+        Ablations::NAMES.join(", ")
     )
 }
 
@@ -116,24 +118,27 @@ const DEMO_TENANTS: [&str; 2] =
     ["chat=llama-3.2-1b,class=latency,slo=1.5x,batch=8,seq=128,load=0.1", "embed=bert-large,class=throughput,batch=64,seq=128"];
 const DEMO_POLICIES: [&str; 3] = ["mps-default", "static-equal", policy::DEFAULT];
 
-/// Measured on an H200 and shipped, so that the demo runs where there is no GPU.
-pub const SHIPPED_PROFILE: &str = "profiles/h200.json";
-
 pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
     if args.predict && args.device == RunDevice::Sim {
         bail!("--predict sets the simulator beside a GPU's figures; leave it out with --device sim");
     }
     let files =
         Files { json: args.json.as_deref(), html: args.html.as_deref(), trace: args.trace.as_deref(), queue: args.queue.as_deref() };
-    check_writable(&files.all())?;
-    let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
-    let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
-    let place = args.device.into();
     let mut tenants = args.tenants.as_deref().map_or(Ok(Vec::new()), tenants_file::read)?;
     tenants.extend(args.tenant);
+    let place = args.device.into();
+    let mut given = args.profile;
+    if place == Where::Sim && given.is_empty() {
+        given.push(find_shipped_profile());
+    }
+    let models = tenants.iter().flat_map(|tenant| model_files(&tenant.model));
+    let inputs: Vec<_> = given.iter().cloned().chain(args.tenants).chain(models).collect();
+    check_writable(&files.all(), &inputs)?;
+    let exposition = args.metrics.is_some().then(Arc::<Exposition>::default);
+    let watch = Watch { timelines: args.trace.is_some().then(Arc::default), metrics: exposition.clone(), ..Watch::default() };
     let policies = Sharing::with_both_forms(args.policy);
     let partition_bytes = args.partition_memory.map(|mib| u64::from(mib) << 20);
-    let mut run = Run { tenants, policies, seconds: args.duration, profiles: args.profile, partition_bytes, place, watch };
+    let mut run = Run { tenants, policies, seconds: args.duration, profiles: given, partition_bytes, place, watch };
     let topology = run.inspect()?;
     run.check()?;
     let endpoint =
@@ -142,10 +147,8 @@ pub fn run(args: ColocateArgs) -> anyhow::Result<()> {
         let mark = if place == Where::Sim { "SIMULATED  " } else { "" };
         eprintln!("{mark}metrics at http://{}/metrics", endpoint.address());
     }
-    match place {
-        Where::Cuda => run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?),
-        Where::Sim if run.profiles.is_empty() => run.profiles.push(find_shipped_profile("; or name a profile with --profile")?),
-        Where::Sim => (),
+    if place == Where::Cuda {
+        run.profiles.extend(profile::make_missing(&run.tenants, &run.policies, &run.profiles)?);
     }
     let mut result = execute(&run, topology)?;
     if args.predict {
@@ -169,13 +172,13 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}; choose another --out", args.out.display()))?;
     let (json, html) = (args.out.join("demo.json"), args.out.join("demo.html"));
     let files = Files { json: Some(&json), html: Some(&html), trace: None, queue: None };
-    check_writable(&files.all())?;
+    check_writable(&files.all(), &[])?;
     let mut run =
         Run { tenants, policies, seconds: args.duration, profiles: Vec::new(), partition_bytes: None, place, watch: Watch::default() };
     let topology = run.inspect()?;
     run.check()?;
     run.profiles = match place {
-        Where::Sim => vec![find_shipped_profile("")?],
+        Where::Sim => vec![find_shipped_profile()],
         Where::Cuda => profile::make_missing(&run.tenants, &run.policies, &[])?,
     };
     let result = execute(&run, topology)?;
@@ -187,6 +190,9 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
 fn show(run: &Run, result: &RunResult, files: &Files<'_>) -> anyhow::Result<()> {
     let mark = if run.place == Where::Sim { "SIMULATED  " } else { "" };
     print_line(table::render(result).trim_end())?;
+    if let Some(built_in) = built_in(run) {
+        print_line(format_args!("{mark}{built_in}"))?;
+    }
     let given: String = run.profiles.iter().map(|path| format!("--profile {} ", path.display())).collect();
     let device = if run.place == Where::Sim { "--device sim " } else { "" };
     let consequence = match run.place {
@@ -211,21 +217,23 @@ fn show(run: &Run, result: &RunResult, files: &Files<'_>) -> anyhow::Result<()> 
     files.all().iter().try_for_each(|path| print_line(format_args!("{mark}wrote {}", path.display())))
 }
 
-/// The shipped profile, from the working directory or beside the binary (as `cargo xtask bundle` lays it out). `or_else` is another remedy where it is missing.
-fn find_shipped_profile(or_else: &str) -> anyhow::Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(SHIPPED_PROFILE)));
-    let places = [Some(PathBuf::from(SHIPPED_PROFILE)), beside];
-    match places.into_iter().flatten().find(|path| path.is_file()) {
-        Some(path) => Ok(path),
-        None => {
-            bail!("{SHIPPED_PROFILE} is missing: run from the project's root or from an unpacked bundle{or_else}")
-        }
-    }
+/// The shipped profile: in the working directory, beside the binary (as `cargo xtask bundle` lays it out), or else the one that is built in, which has the name of the first.
+fn find_shipped_profile() -> PathBuf {
+    let here = PathBuf::from(profiles::SHIPPED);
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(profiles::SHIPPED)));
+    beside.filter(|beside| !here.is_file() && beside.is_file()).unwrap_or(here)
+}
+
+/// Says of profiles that are not there that those built in are used.
+fn built_in(run: &Run) -> Option<String> {
+    let path = run.profiles.iter().find(|path| profiles::is_built_in(path))?;
+    Some(format!("{} is not in this folder: the one built into smidgen is used", path.display()))
 }
 
 fn execute(run: &Run, topology: Topology) -> anyhow::Result<RunResult> {
     let provenance = RunProvenance {
-        command: super::command_line(),
+        // As a comment, so that it can be typed again.
+        command: super::command_line() + &built_in(run).map_or(String::new(), |built_in| format!("  # {built_in}")),
         commit: super::commit(),
         gpu: topology.name,
         sms: topology.sms.0,
@@ -289,6 +297,11 @@ impl<'a> Files<'a> {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('s').unwrap_or(text).parse::<f64>().ok();
-    number.filter(|seconds| (0.05..=3600.0).contains(seconds)).ok_or_else(|| "write seconds from 0.05s to 3600s, such as 10s".into())
+    let (number, per_second) = match (text.strip_suffix("us"), text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _, _) => (number, 1e6),
+        (_, Some(number), _) => (number, 1e3),
+        (_, _, number) => (number.unwrap_or(text), 1.0),
+    };
+    let seconds = number.parse().ok().map(|number: f64| number / per_second);
+    seconds.filter(|seconds| (0.05..=3600.0).contains(seconds)).ok_or_else(|| "write a time from 50ms to 3600s, such as 10s".into())
 }

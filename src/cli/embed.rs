@@ -12,6 +12,7 @@ use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
+use super::output::to_stdout;
 use super::{ComputeDevice, finite, progress, text_directory};
 
 /// Texts in one batch: enough to fill the device, few enough that the first vectors come soon.
@@ -72,7 +73,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     for (texts, ids) in texts.chunks(BATCH).zip(ids.chunks(BATCH)) {
         for (text, vector) in texts.iter().zip(embedder.embed(ids)?) {
             finite(&args.model, &vector)?;
-            bar.suspend(|| printer.print(text, vector))?;
+            to_stdout(bar.suspend(|| printer.print(text, vector)))?;
         }
         bar.inc(texts.len() as u64);
     }
@@ -100,7 +101,7 @@ fn encode(tokenizer: &Tokenizer, recipe: &EmbeddingRecipe, texts: &[String]) -> 
     for (index, text) in texts.iter().enumerate() {
         let encoded = tokenizer.encode(&recipe.prepare(text))?;
         if encoded.truncated {
-            tracing::warn!("text {index} has more than {} tokens; what is beyond them is left out", tokenizer.max_tokens());
+            tracing::warn!("text {} has more than {} tokens; what is beyond them is left out", index + 1, tokenizer.max_tokens());
         }
         ids.push(encoded.ids);
     }

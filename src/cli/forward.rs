@@ -8,9 +8,11 @@ use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 use smidgen::batch::RaggedBatch;
 use smidgen::config::ModelConfig;
+use smidgen::generate::warn_of_no_number;
 use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 
+use super::inputs::model_files;
 use super::output::{Unfinished, check_writable};
 use super::{ComputeDevice, progress};
 
@@ -36,7 +38,9 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     let sequences = read_ids(&args.ids)?;
     let source = ModelSource::find(&args.model)?;
     let batch = RaggedBatch::new(&sequences, source.config()).with_context(|| args.ids.display().to_string())?;
-    check_writable(&[&args.out])?;
+    let mut inputs = model_files(&args.model);
+    inputs.push(args.ids.clone());
+    check_writable(&[&args.out], &inputs)?;
     let spinner = progress::spinner(&format!("loading {}", args.model))?;
     let running = || spinner.set_message(format!("{} tokens through {}", batch.ids().len(), args.model));
     let values = match ComputeDevice::open(args.device)? {
@@ -52,6 +56,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
         }
     };
     spinner.finish_and_clear();
+    values.chunks_exact(source.config().output_width()).for_each(warn_of_no_number);
     let name = match source.config() {
         ModelConfig::Encoder(_) => "last_hidden_state",
         // No batch of token ids is for a vision model.

@@ -14,6 +14,7 @@ use smidgen::models::{ModelSource, Solo, Work};
 use smidgen::reference::Reference;
 use smidgen::tokenizer::Tokenizer;
 
+use super::output::to_stdout;
 use super::requests::{self, ServingArgs};
 use super::{ComputeDevice, text_directory};
 
@@ -105,10 +106,11 @@ where
     let mut tokens = 0;
     for token in generation.by_ref() {
         tokens += 1;
-        out.write_all(text.push(token?)?.as_bytes())?;
-        out.flush()?;
+        let piece = text.push(token?)?;
+        to_stdout(out.write_all(piece.as_bytes()).and_then(|()| out.flush()))?;
     }
-    writeln!(out, "{}", text.finish()?)?;
+    let rest = text.finish()?;
+    to_stdout(writeln!(out, "{rest}"))?;
     if io::stderr().is_terminal() {
         let end = match generation.stop() {
             Some(Stop::EndOfSequence) => "the model ended the text",

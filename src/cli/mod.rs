@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod embed;
 pub mod forward;
 pub mod generate;
+mod inputs;
 pub mod output;
 pub mod profile;
 mod progress;

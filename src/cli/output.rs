@@ -9,9 +9,16 @@ use anyhow::{Context, anyhow, bail};
 use smidgen::interrupts::{self, Held};
 use tempfile::NamedTempFile;
 
+use super::inputs::is_same_file;
+
 /// Prints `text` and ends the line. Where nobody reads any more, that is an error like another, and no panic.
 pub fn print_line(text: impl Display) -> anyhow::Result<()> {
-    writeln!(io::stdout().lock(), "{text}").context("standard output cannot be written; check where it leads")
+    to_stdout(writeln!(io::stdout().lock(), "{text}"))
+}
+
+/// What came of writing to standard output, by its name where that has failed.
+pub fn to_stdout(written: io::Result<()>) -> anyhow::Result<()> {
+    written.context("standard output cannot be written; check where it leads")
 }
 
 /// A file that appears under its name only when it is whole; until then it is a temporary beside it, gone if anything fails or an interrupt comes.
@@ -48,7 +55,11 @@ impl Unfinished {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // The error's own text names the temporary, which nobody asked for.
         let file = builder.prefix(".smidgen-").tempfile_in(folder).map_err(|error| {
-            anyhow!("{}: cannot be written ({}); give a file in a folder that exists and is writable", path.display(), error.kind())
+            let why = match error.kind() {
+                io::ErrorKind::NotFound => "its folder is not there".to_owned(),
+                other => other.to_string(),
+            };
+            anyhow!("{}: cannot be written ({why}); give a file in a folder that exists and is writable", path.display())
         })?;
         Ok(Self { path: path.to_owned(), place: Place::Beside(file, held, target) })
     }
@@ -82,15 +93,25 @@ impl Unfinished {
     }
 }
 
-/// Refuses paths that cannot be written, or of which two are one, so that a long run does not end there.
-pub fn check_writable(paths: &[&Path]) -> anyhow::Result<()> {
-    for (at, path) in paths.iter().enumerate() {
-        if paths[..at].iter().any(|other| place(other) == place(path)) {
+/// Refuses outputs that cannot be written, of which two are one, or that would take the place of one of the `inputs`, so that a long run does not end there.
+pub fn check_writable(outputs: &[&Path], inputs: &[PathBuf]) -> anyhow::Result<()> {
+    for (at, path) in outputs.iter().enumerate() {
+        if outputs[..at].iter().any(|other| place(other) == place(path)) {
             bail!("{}: two outputs cannot be one file; give each a name of its own", path.display());
         }
+        check_not_read(path, inputs)?;
         Unfinished::create(path)?.check_not_interrupted()?;
     }
     Ok(())
+}
+
+/// Refuses an output that would take the place of one of the `inputs`.
+pub fn check_not_read(output: &Path, inputs: &[PathBuf]) -> anyhow::Result<()> {
+    match inputs.iter().find(|input| is_same_file(input, output)) {
+        Some(input) if input == output => bail!("{}: is read by this very command; give the output another name", output.display()),
+        Some(input) => bail!("{}: is {}, which this very command reads; give the output another name", output.display(), input.display()),
+        None => Ok(()),
+    }
 }
 
 /// Where a file is, however its path is written; the file itself may not be there yet.
@@ -144,9 +165,9 @@ mod tests {
         let [plain, roundabout, other] = ["out", "./out", "other"].map(|name| folder.path().join(name));
         let roundabout =
             folder.path().join(format!("../{}", folder.path().file_name().unwrap().display())).join(roundabout.file_name().unwrap());
-        assert!(check_writable(&[&plain, &other]).is_ok());
+        assert!(check_writable(&[&plain, &other], &[]).is_ok());
         for twice in [&plain, &roundabout] {
-            assert!(check_writable(&[&plain, twice]).unwrap_err().to_string().contains("one file"), "{}", twice.display());
+            assert!(check_writable(&[&plain, twice], &[]).unwrap_err().to_string().contains("one file"), "{}", twice.display());
         }
     }
 
@@ -173,7 +194,7 @@ mod tests {
         let _writing = WRITING.lock();
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
-        check_writable(&[&one, &other]).unwrap();
-        assert!(check_writable(&[&one, &one]).unwrap_err().to_string().contains("a name of its own"));
+        check_writable(&[&one, &other], &[]).unwrap();
+        assert!(check_writable(&[&one, &one], &[]).unwrap_err().to_string().contains("a name of its own"));
     }
 }

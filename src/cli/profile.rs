@@ -27,7 +27,8 @@ use smidgen_runtime::tenant::{Class, TenantSpec};
 use smidgen_runtime::{Runtime, RuntimeOptions};
 
 use super::colocate::RunDevice;
-use super::output::print_line;
+use super::inputs::model_files;
+use super::output::{check_not_read, check_writable, print_line};
 
 /// Partitions that a sweep keeps at a time.
 const PARTITIONS: u32 = 64;
@@ -80,6 +81,14 @@ pub struct ProfileArgs {
 }
 
 pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
+    let models = args.model.iter().flat_map(|model| model_files(model));
+    let inputs: Vec<_> = args.queue.iter().cloned().chain(models).collect();
+    check_not_read(&args.output, &inputs)?;
+    if args.output.exists() {
+        // What is there must be one to go on with.
+        Profile::read(&args.output)?;
+    }
+    check_writable(&[&args.output], &[])?;
     let device: Arc<dyn Device> = match args.device {
         RunDevice::Cuda => smidgen::cuda::open()?,
         RunDevice::Sim => SimDevice::new(SimConfig::h200()),
@@ -108,7 +117,10 @@ pub fn run(args: ProfileArgs) -> anyhow::Result<()> {
 fn run_queue(device: &Arc<dyn Device>, queue: &Queue, options: &Options, output: &Path) -> anyhow::Result<()> {
     let (mark, option) = if device.is_simulated() { ("SIMULATED  ", "--device sim ") } else { ("", "") };
     if queue.tenants.is_empty() {
-        return print_line("nothing is queued: every kernel has a profile");
+        return print_line(format_args!(
+            "{mark}nothing is queued: every kernel has a profile, so that nothing was measured and {} was not written",
+            output.display()
+        ));
     }
     queue.tenants.iter().try_for_each(|queued| ModelSource::find(&queued.tenant.model).map(drop))?;
     let mut is_written = false;
@@ -139,7 +151,11 @@ fn run_queue(device: &Arc<dyn Device>, queue: &Queue, options: &Options, output:
             is_written = true;
         }
     }
-    if is_written { print_line(format_args!("{mark}wrote {}", output.display())) } else { Ok(()) }
+    if is_written {
+        print_line(format_args!("{mark}wrote {}", output.display()))
+    } else {
+        print_line(format_args!("{mark}nothing was measured, and {} was not written", output.display()))
+    }
 }
 
 /// Profiles what a run's policies need and `given` does not hold, into one file for this GPU that the next run finds again.

@@ -23,6 +23,7 @@ use smidgen::tokenizer::Tokenizer;
 use smidgen_runtime::telemetry::Latencies;
 
 use super::generate::{GenerateArgs, encode};
+use super::output::to_stdout;
 use super::{ComputeDevice, progress};
 
 /// How many requests are served at once, and from how much memory.
@@ -103,8 +104,8 @@ pub fn serve(
     };
     let mut out = io::stdout().lock();
     for (prompt, answer) in prompts.iter().zip(&answers) {
-        serde_json::to_writer(&mut out, &line(prompt, answer, tokenizer)?)?;
-        writeln!(out)?;
+        let line = line(prompt, answer, tokenizer)?;
+        to_stdout(serde_json::to_writer(&mut out, &line).map_err(io::Error::from).and_then(|()| writeln!(out)))?;
     }
     eprintln!("{}", summary(&answers, elapsed, preemptions));
     Ok(())

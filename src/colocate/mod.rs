@@ -12,10 +12,10 @@
 //! | [`queue`] | the kernels that ran without a profile, as a file |
 //! | [`watch`] | what a run shows of itself: timelines, metrics over HTTP |
 //! | [`results`], [`table`], [`report`] | the figures as JSON, as text and as one HTML page |
-//! | `names` | names too long for their place in these |
+//! | [`names`] | names too long for their place in these, or of several lines |
 
 pub mod mps;
-mod names;
+pub mod names;
 pub mod phase;
 pub mod profiles;
 pub mod queue;
@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use smidgen_profiler::clocks::Clocks;
 use smidgen_runtime::device::sim::{self, SimConfig, SimDevice};
 use smidgen_runtime::device::{Device, DeviceError, Topology};
-use smidgen_runtime::profile::{Profile, ProfileError};
+use smidgen_runtime::profile::ProfileError;
 
 use mps::MpsError;
 use phase::{PhaseDevice, PhaseError};
@@ -135,7 +135,7 @@ pub enum RunError {
     #[error(transparent)]
     Shares(#[from] SharesError),
     /// A policy needs MPS, which is not there.
-    #[error(transparent)]
+    #[error("{}{}", .0, if matches!(.0, MpsError::Missing) { ", or leave those whose names begin with mps- out of --policy" } else { "" })]
     Mps(#[from] MpsError),
 }
 
@@ -290,7 +290,7 @@ impl Run {
         tenants: &[TenantRequest],
         watch: &PhaseWatch<'_>,
     ) -> Result<(Vec<TenantResult>, Shown), RunError> {
-        let read = self.profiles.iter().map(|path| Profile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let read = self.profiles.iter().map(|path| profiles::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut config = SimConfig::h200().with_profiles(&read);
         if matches!(sharing, Sharing::TimeSlice) {
             config.sharing = sim::Sharing::time_sliced();

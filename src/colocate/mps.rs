@@ -16,7 +16,7 @@ const CONTROL: &str = "nvidia-cuda-mps-control";
 pub enum MpsError {
     /// The program is not on the PATH.
     #[error(
-        "`{CONTROL}` is not on the PATH: policies such as mps-default need it; it comes with the NVIDIA driver (package nvidia-compute-utils), or leave those whose names begin with mps- out of --policy"
+        "`{CONTROL}` is not on the PATH: policies such as mps-default need it; it comes with the NVIDIA driver (package nvidia-compute-utils)"
     )]
     Missing,
     /// It did not start.
@@ -139,6 +139,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = find_in(folder.path().as_os_str()).unwrap_err().to_string();
         assert!(["mps-default", "PATH", "nvidia-compute-utils"].iter().all(|part| error.contains(part)), "{error}");
+        assert!(!error.contains("--policy"), "not every command has it: {error}");
+        let run = crate::colocate::RunError::from(MpsError::Missing).to_string();
+        assert!(run.starts_with(&error) && run.ends_with("out of --policy"), "{run}");
         std::fs::write(folder.path().join(CONTROL), "").unwrap();
         assert_eq!(find_in(folder.path().as_os_str()).unwrap(), folder.path().join(CONTROL));
     }

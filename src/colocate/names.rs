@@ -1,4 +1,9 @@
-//! Names that are too long for their place, in tables and on pages.
+//! Names that are too long for their place, in tables and on pages, or that would break a line.
+
+/// `name` on one line: names are whatever somebody has typed.
+pub fn on_one_line(name: &str) -> String {
+    name.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
 
 /// `name` in at most `most` characters. It is cut in the middle: names of tenants that serve one model differ at the end, if at all.
 pub(super) fn cut(name: &str, most: usize) -> String {

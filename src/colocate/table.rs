@@ -1,6 +1,6 @@
 //! The figures as text, for a terminal.
 
-use super::names::cut;
+use super::names::{cut, on_one_line};
 use super::results::{PhaseClocks, PlannedPower, PolicyResult, RunResult, TenantResult};
 use smidgen_runtime::tenant::Class;
 
@@ -152,7 +152,7 @@ fn figure(value: f64, digits: usize) -> String {
 
 /// A name on one line, cut if it is long.
 fn name(text: &str, longest: usize) -> String {
-    cut(text, longest).chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    on_one_line(&cut(text, longest))
 }
 
 #[cfg(test)]

@@ -49,6 +49,19 @@ pub enum BuildError {
         /// Its limit.
         limit: usize,
     },
+    /// Caches that fill the model's positions, so that none is left for the token of a decode step.
+    #[error(
+        "`{model}` takes sequences of up to {limit} tokens, and a decode step adds one to the {asked} of `seq`; use a `seq` of at most {}",
+        limit - 1
+    )]
+    NoRoomToDecode {
+        /// The preset or directory.
+        model: String,
+        /// Tokens in each cache.
+        asked: u32,
+        /// Its limit.
+        limit: usize,
+    },
     /// A sequence to be continued that has no token.
     #[error("a prompt is empty; give each sequence at least one token")]
     EmptyPrompt,
@@ -121,8 +134,11 @@ impl ModelSource {
                 workload::encoder(config, &self.weights, session, bulk, batch, seq)
             }
             ModelConfig::Decoder(config) => {
-                // The token of the step comes after those in the cache.
-                self.check_length(seq.saturating_add(1))?;
+                self.check_length(seq)?;
+                let limit = config.max_sequence();
+                if seq as usize == limit {
+                    return Err(BuildError::NoRoomToDecode { model: self.name.clone(), asked: seq, limit });
+                }
                 workload::decoder(config, &self.weights, session, bulk, batch, seq)
             }
             ModelConfig::Vision(config) => workload::vision(config, &self.weights, session, bulk, batch),

@@ -13,7 +13,7 @@ use smidgen_runtime::{AdmitError, Runtime, RuntimeOptions};
 use super::decoder::{LogitRows, sample_params};
 use super::{BuildError, Decoder, DecoderBatch, Direct, Encoder, ModelSource, Prompts, Vision};
 use crate::config::ModelConfig;
-use crate::generate::{Continue, Sampling};
+use crate::generate::{Continue, Sampling, warn_of_no_number};
 use crate::kernels::pooling::MeanPool;
 
 /// Rows computed at once by [`Solo::forward`] and [`Solo::embed`]: of logits, at 128256 tokens, 2 GB.
@@ -300,7 +300,12 @@ impl Continue for DeviceSequence {
                 batch.stand_at(session, &[tokens.len() as u32])?;
                 decoder.sample(session, batch, false).map_err(BuildError::from)?;
                 // The prompt's buffers must outlive the launches that read them.
-                session.device().synchronize(session.stream()).map(|()| Some(Stage::Prefilled)).map_err(LaunchError::from)
+                session.device().synchronize(session.stream()).map_err(BuildError::from)?;
+                // Of the first token only: each step would be slower by this, and its logits are no numbers either where these are none.
+                let mut logits = vec![0; decoder.vocabulary() * 4];
+                let read = session.device().download(session.stream(), batch.logits(), &mut logits);
+                warn_of_no_number(&logits.as_chunks().0.iter().map(|&logit| f32::from_le_bytes(logit)).collect::<Vec<_>>());
+                read.map(|()| Some(Stage::Prefilled)).map_err(LaunchError::from)
             }
             Stage::Prefilled => step(session).map(|()| Some(Stage::Stepped)),
             Stage::Stepped => session.capture(step).and_then(|graph| session.replay(&graph).map(|()| Some(Stage::Captured(graph)))),

@@ -3,7 +3,7 @@
 
 use crate::batch::{self, InputError, RaggedBatch};
 use crate::config::{DecoderConfig, DecoderNorm, ModelConfig, Positions};
-use crate::generate::{Continue, Sampling};
+use crate::generate::{Continue, Sampling, warn_of_no_number};
 use crate::weights::{LayerParameter as L, Parameter, Weights, WeightsError};
 
 use super::matrix::{self, Linear, Matrix};
@@ -249,6 +249,8 @@ impl Continue for Sequence<'_> {
     type Error = InputError;
 
     fn next(&mut self, tokens: &[u32], sampling: &Sampling, uniform: f32) -> Result<u32, InputError> {
-        Ok(sample(&self.extend(tokens)?, sampling, uniform))
+        let logits = self.extend(tokens)?;
+        warn_of_no_number(&logits);
+        Ok(sample(&logits, sampling, uniform))
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::batch::{self, InputError};
+use crate::generate::warn_of_no_number;
 use crate::serve::batching::{Draw, Executor, Limits, NewPages, StepPlan};
 
 use super::decoder::{Cache, Decoder, LayerCache};
@@ -115,6 +116,7 @@ impl Executor for PagedBatch<'_> {
             self.scatter(slot, start, cache);
         }
         let draw = |(row, (slot, draw)): (usize, (u32, Draw))| {
+            warn_of_no_number(logits.row(row));
             let token = sample(logits.row(row), &draw.sampling, draw.uniform);
             self.drawn[slot as usize] = token;
             token

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use half::{bf16, f16};
@@ -164,6 +165,10 @@ impl Checkpoint {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, WeightsError> {
         let unreadable = |source| WeightsError::Unreadable { path: path.clone(), source };
+        // To map a folder is no such device to the system.
+        if path.is_dir() {
+            return Err(unreadable(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
+        }
         let file = File::open(&path).map_err(unreadable)?;
         // SAFETY: the map is only read. That nobody truncates the file meanwhile is the usual contract of a model directory: the process
         // would get SIGBUS, as every program does that maps its weights.

@@ -71,7 +71,7 @@ static void devices(smidgen_device *device) {
     EXPECT_THAT(info.simulated == 1 && info.sms == 132 && info.sms_per_tpc == 2 && strstr(info.name, "H200"));
 
     uint64_t address = 1;
-    EXPECT(smidgen_device_allocate(device, UINT64_MAX / 2, &address), NO_MEMORY, "bytes free");
+    EXPECT(smidgen_device_allocate(device, UINT64_MAX / 2, &address), NO_MEMORY, "free; use a smaller batch");
     EXPECT_THAT(address == 0);
     EXPECT(smidgen_device_allocate(device, 1, NULL), NULL, "`address` is null");
     EXPECT_OK(smidgen_device_free(device, 0));
@@ -330,7 +330,7 @@ static void memory(smidgen_session *session) {
     EXPECT_THAT(address == 0);
     EXPECT(smidgen_session_allocate(session, 1, NULL), NULL, "`address` is null");
     address = 1;
-    EXPECT(smidgen_session_allocate(session, UINT64_MAX / 2, &address), NO_MEMORY, "bytes free");
+    EXPECT(smidgen_session_allocate(session, UINT64_MAX / 2, &address), NO_MEMORY, "free; use a smaller batch");
     EXPECT_THAT(address == 0);
     EXPECT_OK(smidgen_session_allocate(session, 0, &address));
     EXPECT_THAT(address != 0);

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::readable;
 use crate::partition::TpcSet;
 
 #[cfg(feature = "cuda-13000")]
@@ -477,7 +478,11 @@ pub enum DeviceError {
         symbol: String,
     },
     /// Device memory is used up.
-    #[error("out of device memory: {asked} bytes asked, {free} bytes free; use a smaller batch, sequence or model, or dismiss a tenant")]
+    #[error(
+        "out of device memory: {} asked, {} free; use a smaller batch, sequence or model, or fewer tenants",
+        readable(*asked),
+        readable(*free)
+    )]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,

@@ -55,9 +55,9 @@ pub enum LadderError {
 
 fn full(limit: usize) -> String {
     match limit {
-        0 => "there is no room for any partition, which takes about 6 MB of device memory; raise `RuntimeOptions::partition_bytes` or use `default-sharing`".into(),
+        0 => "there is no room for any partition, which takes about 6 MB of device memory; raise `--partition-memory` (`RuntimeOptions::partition_bytes`) or use `default-sharing`".into(),
         _ => format!(
-            "{limit} partitions are in use, by plans and captured graphs, and each takes about 6 MB of device memory; raise the limit or use a coarser policy"
+            "{limit} partitions are in use, by plans and captured graphs, and each takes about 6 MB of device memory; raise `--partition-memory` (`RuntimeOptions::partition_bytes`) or use a coarser policy"
         ),
     }
 }

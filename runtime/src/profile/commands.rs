@@ -24,9 +24,19 @@ pub(super) fn union(commands: &str, more: &str) -> String {
     all.iter().map(|command| written(command)).collect::<Vec<_>>().join(AND)
 }
 
-/// The commands by which `models` are measured into `path` again: `commands` with another output, and without the device that they name where it is a `gpu`
-/// that they shall run on. Models that none of them names, as in a file of which only the last command is known, are measured at the default shapes.
-pub(super) fn again(commands: &str, models: &[String], path: &Path, gpu: bool) -> String {
+/// Where commands are to measure again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum On {
+    /// On the device that they name.
+    TheSame,
+    Gpu,
+    Simulator,
+}
+
+/// The commands by which `models` are measured into `path` again: `commands` with another output, and `on` another device. Models that none of them names, as in a
+/// file of which only the last command is known, are measured at the default shapes.
+pub(super) fn again(commands: &str, models: &[String], path: &Path, on: On) -> String {
+    let device = if on == On::Simulator { " --device sim" } else { "" };
     let output = quoted(&path.display().to_string());
     let mut unnamed: Vec<&str> = models.iter().map(String::as_str).collect();
     let mut all: Vec<String> = Vec::new();
@@ -35,7 +45,7 @@ pub(super) fn again(commands: &str, models: &[String], path: &Path, gpu: bool) -
             Some(mut options) => {
                 options.retain(|(name, _)| match *name {
                     "-o" | "--output" => false,
-                    "--device" => !gpu,
+                    "--device" => on == On::TheSame,
                     _ => true,
                 });
                 unnamed.retain(|model| !options.iter().any(|(name, value)| *name == "--model" && value == model));
@@ -43,7 +53,7 @@ pub(super) fn again(commands: &str, models: &[String], path: &Path, gpu: bool) -
                     if FLAGS.contains(&name) { format!(" {name}") } else { format!(" {name} {}", quoted(value)) }
                 };
                 let options: String = options.iter().map(written).collect();
-                format!("smidgen profile{options} -o {output}")
+                format!("smidgen profile{device}{options} -o {output}")
             }
             // Others of smidgen's commands measure by the way, into a file that is theirs to name.
             None if command.first().is_some_and(|program| program.meant == "smidgen") => continue,
@@ -61,7 +71,7 @@ pub(super) fn again(commands: &str, models: &[String], path: &Path, gpu: bool) -
     }
     if !unnamed.is_empty() {
         let models: String = unnamed.iter().map(|model| format!(" --model {}", quoted(model))).collect();
-        all.push(format!("smidgen profile{models} -o {output}"));
+        all.push(format!("smidgen profile{device}{models} -o {output}"));
     }
     all.join(AND)
 }
@@ -147,7 +157,7 @@ mod tests {
 
     fn again(commands: &str, models: &[&str]) -> String {
         let models: Vec<String> = models.iter().map(|&model| model.to_owned()).collect();
-        super::again(commands, &models, Path::new("there.json"), false)
+        super::again(commands, &models, Path::new("there.json"), On::TheSame)
     }
 
     #[test]
@@ -166,7 +176,7 @@ mod tests {
             let command = format!("smidgen profile --model {} -o p.json", quoted(model));
             assert_eq!(again(&command, &[model]), command.replace("p.json", "there.json"));
         }
-        let spaced = super::again("", &["bert-base".to_owned()], Path::new("my profile.json"), false);
+        let spaced = super::again("", &["bert-base".to_owned()], Path::new("my profile.json"), On::TheSame);
         assert_eq!(spaced, "smidgen profile --model bert-base -o 'my profile.json'");
     }
 

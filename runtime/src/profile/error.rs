@@ -23,6 +23,14 @@ pub enum ProfileError {
         /// What the system says.
         source: io::Error,
     },
+    /// There is something else than a file, which may have no end, or nobody at the other one.
+    #[error("{}: is {}; name a plain file, since a profile is read and saved several times", path.display(), if *is_folder { "a folder" } else { "a device or a pipe" })]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// Whether it is a folder.
+        is_folder: bool,
+    },
     /// The file cannot be written. What was there before is unharmed.
     #[error("{}: cannot be written: {source}; name a file in a folder that you may write to with `-o`", path.display())]
     Write {
@@ -31,9 +39,24 @@ pub enum ProfileError {
         /// What the system says.
         source: io::Error,
     },
-    /// The file is not JSON, or its fields are not those of a profile.
+    /// The file is something else, so that it is nothing to be measured anew.
     #[error(
-        "{}, line {line}, column {column}: {reason}; restore the file, or delete it and run `{}`",
+        "{}: is no profile (line {line}, column {column}: {reason}); name a file that `smidgen profile` wrote, or a new one for it to write",
+        path.display()
+    )]
+    NotAProfile {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// Column, counted from 1.
+        column: usize,
+        /// What is there in place of a profile.
+        reason: String,
+    },
+    /// The file is a damaged profile: not JSON, or its fields are not those of a profile.
+    #[error(
+        "{}, line {line}, column {column}: {reason}; restore the file, or move it away and run `{}`",
         path.display(),
         measure_into(path)
     )]
@@ -49,7 +72,7 @@ pub enum ProfileError {
     },
     /// The file was written by another version of smidgen.
     #[error(
-        "{}: schema: version {found}, but this build reads version {SCHEMA_VERSION}; delete the file and run `{}`",
+        "{}: schema: version {found}, but this build reads version {SCHEMA_VERSION}; move it away and run `{}`",
         path.display(),
         measure_into(path)
     )]
@@ -60,7 +83,7 @@ pub enum ProfileError {
         found: u64,
     },
     /// A field holds what cannot be.
-    #[error("{}: {field}: {reason}; correct it, or delete the file and run `{command}`", path.display())]
+    #[error("{}: {field}: {reason}; correct it, or move the file away and run `{command}`", path.display())]
     Field {
         /// The file.
         path: PathBuf,

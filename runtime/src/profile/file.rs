@@ -30,17 +30,26 @@ impl Profile {
     /// Reads and checks a profile file.
     ///
     /// # Errors
-    /// [`ProfileError::Read`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    /// [`ProfileError::Read`], [`ProfileError::NotAFile`], [`ProfileError::NotAProfile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
     #[tracing::instrument(level = "debug", name = "read profile", skip_all, fields(path = %path.display()))]
     pub fn read(path: &Path) -> Result<Self, ProfileError> {
+        refuse_others_than_files(path)?;
         let text = fs::read(path).map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
-        let malformed = |error| malformed(path, &error);
+        Self::parse(path, &text)
+    }
+
+    /// The profile that `text` holds, and checks it. Errors name it `path`.
+    ///
+    /// # Errors
+    /// [`ProfileError::NotAProfile`], [`ProfileError::Malformed`], [`ProfileError::Schema`] or [`ProfileError::Field`].
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, ProfileError> {
+        let malformed = |error| malformed(path, text, &error);
         // The version first: another version's fields are not flaws of this one's.
-        let Versioned { schema } = serde_json::from_slice(&text).map_err(malformed)?;
+        let Versioned { schema } = serde_json::from_slice(text).map_err(malformed)?;
         if schema != u64::from(SCHEMA_VERSION) {
             return Err(ProfileError::Schema { path: path.to_owned(), found: schema });
         }
-        let profile: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        let profile: Self = serde_json::from_slice(text).map_err(malformed)?;
         profile.checked(path)?;
         Ok(profile)
     }
@@ -48,11 +57,12 @@ impl Profile {
     /// Checks the profile and puts it in `path`, whose folders are made if they are not there. The file appears, or is replaced, in one step.
     ///
     /// # Errors
-    /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::Write`] with what the system says. A file that was
+    /// [`ProfileError::Field`] for a profile that could not be read back, [`ProfileError::NotAFile`], [`ProfileError::Write`] with what the system says. A file that was
     /// there before is unharmed then.
     #[tracing::instrument(level = "debug", name = "write profile", skip_all, fields(path = %path.display()))]
     pub fn write(&self, path: &Path) -> Result<(), ProfileError> {
         self.checked(path)?;
+        refuse_others_than_files(path)?;
         let text = to_json(self).map_err(io::Error::from);
         text.and_then(|text| replace(path, &text)).map_err(|source| ProfileError::Write { path: path.to_owned(), source })
     }
@@ -67,11 +77,27 @@ impl Profile {
     }
 }
 
-fn malformed(path: &Path, error: &serde_json::Error) -> ProfileError {
+fn refuse_others_than_files(path: &Path) -> Result<(), ProfileError> {
+    match fs::metadata(path) {
+        Ok(there) if !there.is_file() => Err(ProfileError::NotAFile { path: path.to_owned(), is_folder: there.is_dir() }),
+        // What cannot be looked at says why when it is opened.
+        _ => Ok(()),
+    }
+}
+
+/// A field that nothing but a profile has, near the beginning, so that a profile that was cut short still has it.
+const TELLTALE: &[u8] = b"\"kernel_build\"";
+
+fn malformed(path: &Path, contents: &[u8], error: &serde_json::Error) -> ProfileError {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let reason = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text).to_owned();
-    ProfileError::Malformed { path: path.to_owned(), line, column, reason }
+    let path = path.to_owned();
+    if contents.windows(TELLTALE.len()).any(|window| window == TELLTALE) {
+        ProfileError::Malformed { path, line, column, reason }
+    } else {
+        ProfileError::NotAProfile { path, line, column, reason }
+    }
 }
 
 /// Writes beside the target and renames over it, which the system does in one step within a folder.

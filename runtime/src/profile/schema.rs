@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Sms, Work};
 
-use super::{Curve, commands};
+use super::Curve;
+use super::commands::{self, On};
 
 /// The version of this schema. A file of another version is refused.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -39,12 +40,17 @@ pub struct Provenance {
 impl Provenance {
     /// The commands that measure the same again: into `path`, or where it was not `smidgen profile` that measured, as they were noted.
     pub fn command_again(&self, path: &Path) -> String {
-        commands::again(&self.command, &self.models, path, false)
+        commands::again(&self.command, &self.models, path, On::TheSame)
     }
 
     /// As [`command_again`](Self::command_again), on a GPU also where it was the simulator that measured.
     pub(super) fn command_on_gpu(&self, path: &Path) -> String {
-        commands::again(&self.command, &self.models, path, true)
+        commands::again(&self.command, &self.models, path, On::Gpu)
+    }
+
+    /// As [`command_again`](Self::command_again), on the simulator also where it was a GPU that was measured.
+    pub(super) fn command_on_simulator(&self, path: &Path) -> String {
+        commands::again(&self.command, &self.models, path, On::Simulator)
     }
 
     /// Adds the models and the commands of `other` that this lacks, as for one file that both measured into.

@@ -132,7 +132,8 @@ fn refuse_mismatch(path: &Path, profile: &Profile, machine: &Machine<'_>) -> Res
     if provenance.simulated && !machine.simulated {
         return Err(ProfileError::Simulated { path: path.to_owned(), command: provenance.command_on_gpu(path) });
     }
-    let (path, command) = (path.to_owned(), provenance.command_again(path));
+    let command = if machine.simulated { provenance.command_on_simulator(path) } else { provenance.command_again(path) };
+    let path = path.to_owned();
     if provenance.gpu != topology.name {
         return Err(ProfileError::GpuMismatch { path, found: provenance.gpu.clone(), here: topology.name.clone(), command });
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::bytes::readable;
 use crate::device::{DeviceError, Sms};
 use crate::launch::LaunchError;
 use crate::partition::{Ladder, LadderError};
@@ -36,7 +37,9 @@ impl MemoryHolder {
 pub enum AdmitError {
     /// It does not fit.
     #[error(
-        "tenant `{name}` needs {needed} bytes of device memory and {free} are free{}; use a smaller model, batch or sequence, or dismiss a tenant",
+        "tenant `{name}` needs {} of device memory and {} are free{}; use a smaller model, batch or sequence, or fewer tenants",
+        readable(*needed),
+        readable(*free),
         listed(holders)
     )]
     NoMemory {
@@ -109,6 +112,8 @@ pub enum AdmitError {
 }
 
 fn listed(holders: &[MemoryHolder]) -> String {
-    let held = |holder: &MemoryHolder| format!("`{}` was promised {} and holds {}", holder.name, holder.promised, holder.allocated);
+    let held = |holder: &MemoryHolder| {
+        format!("`{}` was promised {} and holds {}", holder.name, readable(holder.promised), readable(holder.allocated))
+    };
     if holders.is_empty() { String::new() } else { format!(" ({})", holders.iter().map(held).collect::<Vec<_>>().join(", ")) }
 }

@@ -4,6 +4,7 @@ use ratatui::Frame;
 use ratatui::layout::Constraint;
 use ratatui::style::Style;
 use ratatui::widgets::{Block, Cell, Row, Table};
+use smidgen::colocate::names::on_one_line;
 
 use super::scrape::{Status, TenantStatus};
 
@@ -40,7 +41,7 @@ pub fn draw(frame: &mut Frame<'_>, status: &Status, address: &str) {
 fn title(status: &Status) -> String {
     let drift = if status.drift_reports > 0.0 { format!(", {} reports of drifted profiles", status.drift_reports) } else { String::new() };
     let nobody = if status.tenants.is_empty() { ", no tenant is served yet" } else { "" };
-    format!("{}{drift}{nobody}", status.phase)
+    format!("{}{drift}{nobody}", on_one_line(&status.phase))
 }
 
 fn rows(status: &Status) -> impl Iterator<Item = [String; COLUMNS]> + '_ {
@@ -54,8 +55,9 @@ fn rows(status: &Status) -> impl Iterator<Item = [String; COLUMNS]> + '_ {
             Some(_) if tenant.requests > 0.0 => format!("{:.1}%", (1.0 - tenant.misses / tenant.requests) * 100.0),
             _ => "-".to_owned(),
         };
+        let name = on_one_line(name);
         [
-            if several { format!("{name} (runtime {runtime})") } else { name.clone() },
+            if several { format!("{name} (runtime {runtime})") } else { name },
             format!("{:.0}", tenant.requests),
             latency(tenant.p50),
             latency(tenant.p99),
@@ -111,6 +113,16 @@ mod tests {
         let text = text(&status);
         let names: Vec<_> = text.lines().skip(2).map(|line| line.split("  ").next().unwrap()).collect();
         assert_eq!(names, ["chat (runtime 0)", "embed (runtime 0)", "chat (runtime 1)"]);
+    }
+
+    #[test]
+    fn a_name_of_several_lines_is_one_row() {
+        let mut status = Status { phase: "chat\nbot alone".into(), ..status(true) };
+        status.tenants.insert(("0".to_owned(), "chat\nbot\t".to_owned()), TenantStatus::default());
+        let text = text(&status);
+        assert!(text.starts_with("SIMULATED  chat bot alone"), "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.contains("SIMULATED  chat bot  ") && !text.contains('\t'), "{text}");
     }
 
     #[test]
