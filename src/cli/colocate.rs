@@ -57,7 +57,7 @@ pub struct ColocateArgs {
     /// A tenant: NAME=MODEL[,class=latency|throughput,slo=5ms,batch=8,seq=128,rate=200/s]; MODEL is a preset or a model directory. With
     /// prompt=128,generate=64[,chunk=512] in place of seq, a decoder serves whole requests by continuous batching; with phase=prefill, a request is
     /// the prefill of prompts of seq tokens in place of a decode step. load=0.3 is a rate of 0.3 times what the tenant does alone, slo=1.5x an
-    /// objective of 1.5 times its p99 alone at that load: both are measured first.
+    /// objective of 1.5 times its p99 alone at that load: both are measured first. With slo, class=latency need not be said.
     #[arg(long, required_unless_present = "tenants")]
     tenant: Vec<TenantRequest>,
     /// A TOML file of tenants: tenants = ["NAME=MODEL,...", ...].

@@ -297,8 +297,8 @@ impl RequestLog {
         Self { tracing, ring, metrics: Some(metrics), pulse, begun: 0 }
     }
 
-    /// There is no request to work on. An engine that waits for its first one should say so: of one that has told nothing, the tenant is taken to be at work,
-    /// and keeps its SMs.
+    /// The engine waits for requests, and tells of each. To be said before the first one: of an engine that has told nothing the tenant is taken to be at work, and
+    /// keeps its SMs. What has begun and was not answered is under way all the same.
     pub fn rests(&self) {
         self.pulse.tells.store(true, Ordering::Relaxed);
     }
